@@ -1,0 +1,18 @@
+//! What processes and people say to each other: requests and replies of every client, the views of
+//! SURFACE.md section 4, and the messages of the internal channels. CLI, HTTP and control socket
+//! speak these types and no others.
+//!
+//! On every stream a message is one frame of `os::channel`: a JSON head, and bytes or a passed
+//! descriptor beside it where the type says so.
+
+mod hooks;
+mod logger;
+mod people;
+mod tree;
+mod view;
+
+pub use hooks::*;
+pub use logger::*;
+pub use people::*;
+pub use tree::*;
+pub use view::*;

@@ -1,0 +1,260 @@
+//! What clients ask of the supervisor, over `control.sock` and people channels.
+//!
+//! On `control.sock` a client sends one [`Ask`] frame; the supervisor answers with frames of
+//! [`Said`]: any number of `Progress` and stream items, then one `Done` or `Refused`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, Status, StepView};
+use crate::domain::{
+    config::Role,
+    model::{AppName, At, DeliveryId, DeployId, InstanceId, ReleaseId, Signal},
+};
+
+/// One question.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ask {
+    /// Names the question on this channel.
+    pub ticket: u64,
+    /// People channels only: the bearer token. On `control.sock` the peer's uid counts.
+    pub token: Option<String>,
+    /// People channels only: the client's address.
+    pub address: Option<String>,
+    /// Answer when the end state is reached (or surely missed), not when the change is begun.
+    pub wait: bool,
+    /// Give up waiting after this; the work goes on.
+    pub timeout: Option<Duration>,
+    pub request: Request,
+}
+
+/// Apps and instances that a request is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    App(AppName),
+    Instance(InstanceId),
+    All,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Status {
+        apps: Vec<Target>,
+    },
+    Events {
+        app: Option<AppName>,
+        n: u32,
+        since: Option<At>,
+        follow: bool,
+    },
+    History {
+        app: Option<AppName>,
+        n: u32,
+    },
+    Deploy {
+        id: DeployId,
+    },
+    Deliveries {
+        app: Option<AppName>,
+        n: u32,
+    },
+    Delivery {
+        id: DeliveryId,
+    },
+    Audit {
+        since: Option<At>,
+        n: u32,
+    },
+    /// The supervisor hands the client's own socket to the logger, which sends [`super::LogLine`]
+    /// frames and closes it. Only on `control.sock`.
+    Logs(LogsRequest),
+    /// Last lines of a deploy's log.
+    DeployLog {
+        id: DeployId,
+        n: u32,
+    },
+    Start {
+        apps: Vec<Target>,
+    },
+    /// `confirmed`: the client knows whom it hurts.
+    Stop {
+        apps: Vec<Target>,
+        confirmed: bool,
+    },
+    Restart {
+        apps: Vec<Target>,
+    },
+    Signal {
+        app: Target,
+        signal: Signal,
+    },
+    /// Answers when the app is in this state.
+    WaitFor {
+        app: Target,
+        state: InstanceState,
+    },
+    DeployApp {
+        app: AppName,
+        rev: Option<String>,
+    },
+    Rollback {
+        app: AppName,
+        to: Option<ReleaseId>,
+    },
+    /// What a reload of this config text would do. The text is the client's reading of the file.
+    Plan,
+    Reload,
+    Shutdown {
+        now: bool,
+    },
+}
+
+impl Request {
+    /// The word of SURFACE.md for the audit and for messages.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Status { .. } => "status",
+            Self::Events { .. } => "events",
+            Self::History { .. } | Self::Deploy { .. } => "history",
+            Self::Deliveries { .. } | Self::Delivery { .. } => "deliveries",
+            Self::Audit { .. } => "audit",
+            Self::Logs(_) | Self::DeployLog { .. } => "logs",
+            Self::Start { .. } => "start",
+            Self::Stop { .. } => "stop",
+            Self::Restart { .. } => "restart",
+            Self::Signal { .. } => "signal",
+            Self::WaitFor { .. } => "wait",
+            Self::DeployApp { .. } => "deploy",
+            Self::Rollback { .. } => "rollback",
+            Self::Plan => "check",
+            Self::Reload => "reload",
+            Self::Shutdown { .. } => "shutdown",
+        }
+    }
+
+    /// The role it needs; for requests about apps, in each of these apps.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Start { .. } | Self::Stop { .. } | Self::Restart { .. } | Self::Signal { .. } => Role::Operator,
+            Self::DeployApp { .. } | Self::Rollback { .. } => Role::Deployer,
+            Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } => Role::Admin,
+            _ => Role::Viewer,
+        }
+    }
+
+    /// Does it change something? Then it stands in the audit.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        self.role() >= Role::Operator && !matches!(self, Self::Plan | Self::Audit { .. })
+    }
+}
+
+/// Which output to show.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogsRequest {
+    /// Empty: all apps.
+    pub apps: Vec<Target>,
+    pub follow: bool,
+    /// Last lines of each stream; `None` with `previous`: all of that run.
+    pub n: Option<u32>,
+    /// The run before the current one.
+    pub previous: bool,
+    /// The error stream alone.
+    pub stderr: bool,
+}
+
+/// From the supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Said {
+    pub ticket: u64,
+    pub what: Saying,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Saying {
+    /// A line for whoever waits.
+    Progress(Progress),
+    /// One item of a followed stream.
+    Event(EventView),
+    Done(Reply),
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// An instance went into another state.
+    Instance(EventView),
+    /// A deploy went on: the whole of it, as far as it is.
+    Deploy(Box<DeployView>),
+    /// A step of it began or ended.
+    Step { deploy: DeployId, step: StepView },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Status(Box<Status>),
+    Events(Vec<EventView>),
+    Deploys(Vec<DeployView>),
+    /// One deploy and the last lines of its log.
+    Deploy {
+        deploy: Box<DeployView>,
+        log: Vec<String>,
+    },
+    Deliveries(Vec<DeliveryView>),
+    Delivery(Box<DeliveryView>),
+    Audit(Vec<AuditView>),
+    Lines(Vec<String>),
+    /// A change was begun (or, with `wait`, is so now); `deploy` where one was queued.
+    Changed {
+        deploy: Option<DeployId>,
+        message: String,
+    },
+    /// What a reload would do, or did, a line each.
+    Plan {
+        lines: Vec<String>,
+    },
+}
+
+/// A request that was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// One sentence: what was wrong and what to do.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// The token is unknown: HTTP 401.
+    Unknown,
+    /// The role is too low: HTTP 403, exit 5.
+    Forbidden,
+    /// No such app, deploy, release, delivery: HTTP 404, exit 4.
+    NotFound,
+    /// Tried or refused, and not so: HTTP 409, exit 1.
+    Failed,
+    /// `stop` would hurt others and was not confirmed: exit 2 without a terminal.
+    NeedsConfirmation,
+    /// HTTP 400, exit 2.
+    BadRequest,
+    /// Exit 6.
+    TimedOut,
+    /// The supervisor is shutting down: HTTP 503.
+    Unavailable,
+}
+
+impl Refusal {
+    #[must_use]
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}

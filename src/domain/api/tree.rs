@@ -1,0 +1,91 @@
+//! What the tree helper is asked to do, as JSON on its command line, and what it answers, as JSON
+//! on the descriptor that [`RESULT_FD`] names. Exit 0: an answer is there; anything else: the last
+//! lines of stderr say why.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::model::{CommitId, DeployId};
+
+/// Where the helper writes its answer.
+pub const RESULT_FD: i32 = 3;
+
+/// `everhook tree '<this as JSON>'`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TreeTask {
+    /// As the fetch user: bring the mirror up to date and judge what is asked for. Answer: [`Fetched`].
+    Fetch(Fetch),
+    /// As the fetch user: the remote's tip of a ref without fetching. Answer: [`Tip`].
+    LsRemote { repo: String, mirror: PathBuf, wanted: Wanted },
+    /// As the app's user: fill `release` (made, empty, its own) from the mirror. Answer: none.
+    Checkout { mirror: PathBuf, release: PathBuf, commit: CommitId },
+    /// As the app's user: make `paths` in `release` links into `shared`, carrying over what the live
+    /// release replaced by a file. Answer: none.
+    Share { release: PathBuf, shared: PathBuf, previous: Option<PathBuf>, paths: Vec<PathBuf> },
+    /// As the app's user: flush the file system below `release`. Answer: none.
+    Sync { release: PathBuf },
+    /// As the app's user: remove everything in this folder (the folder itself is root's to remove). Answer: none.
+    Empty { path: PathBuf },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fetch {
+    pub deploy: DeployId,
+    /// URL or absolute path.
+    pub repo: String,
+    /// A folder of the fetch user's; made into a bare repository when it is none.
+    pub mirror: PathBuf,
+    pub wanted: Wanted,
+    /// The commit to judge; `None`: the tip.
+    pub commit: Option<CommitId>,
+    /// By hand: any name or (short) commit of the allowed refs, instead of `commit`.
+    pub rev: Option<String>,
+    /// What is live now.
+    pub live: Option<CommitId>,
+}
+
+/// Which refs are fetched and which one is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Branch globs of the config; empty: the remote's default branch.
+    pub branches: Vec<String>,
+    /// The full ref that was pushed, `refs/heads/…`; `None`: the one branch that `branches` names.
+    pub ref_name: Option<String>,
+}
+
+/// What a fetch found out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    pub verdict: Verdict,
+    /// The full ref.
+    pub ref_name: String,
+    pub commit: Option<CommitId>,
+    pub subject: Option<String>,
+    /// `Name <mail>`.
+    pub author: Option<String>,
+    /// Bytes of the commit's tree, for the free-space check.
+    pub tree_bytes: Option<u64>,
+}
+
+/// DESIGN.md section 7, "what is deployed".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It is the tip, or reachable from it and no ancestor of what is live.
+    Deploy,
+    /// It is what is live, or an ancestor of it.
+    Older,
+    /// It is not reachable from its ref any more.
+    Gone,
+    /// The ref is none that is deployed (the remote's default branch is another).
+    NotWanted { reason: String },
+}
+
+/// A ref and where it points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tip {
+    pub ref_name: String,
+    pub commit: CommitId,
+}

@@ -1,0 +1,309 @@
+//! The JSON of SURFACE.md section 4. Absent is `null`, never missing; moments are RFC 3339 in UTC.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::model::{AppName, At, CommitId, DeliveryId, DeployId, Exit, InstanceId, ReleaseId};
+
+/// `status --json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    pub supervisor: SupervisorView,
+    pub apps: Vec<AppView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SupervisorView {
+    pub pid: u32,
+    pub version: String,
+    pub since: At,
+    pub config: String,
+    /// The file on disk says something else than what runs.
+    pub config_differs: bool,
+    pub state_dir: String,
+    pub listeners: Vec<ListenerView>,
+    pub logger: LoggerView,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListenerView {
+    /// The address really bound.
+    pub bind: String,
+    pub serve: Vec<String>,
+    pub state: InstanceState,
+    pub pid: Option<u32>,
+    pub restarts: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoggerView {
+    pub pid: Option<u32>,
+    pub restarts: u64,
+}
+
+/// State of an instance, and of an app (which adds `deployed`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    Stopped,
+    Waiting,
+    Starting,
+    Ready,
+    Stopping,
+    Backoff,
+    Failed,
+    Done,
+    Draining,
+    /// Of an app without a command that has a release.
+    Deployed,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AppView {
+    pub name: AppName,
+    pub state: InstanceState,
+    pub release: Option<ReleaseId>,
+    pub commit: Option<CommitId>,
+    pub behind: Option<u64>,
+    pub frozen: Option<String>,
+    pub instances: Vec<InstanceView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InstanceView {
+    pub name: InstanceId,
+    pub state: InstanceState,
+    pub pid: Option<u32>,
+    pub since: At,
+    pub restarts: u64,
+    /// Why it is not ready, in a sentence.
+    pub reason: Option<String>,
+    pub status: Option<String>,
+    pub last_exit: Option<ExitView>,
+    pub next_start_at: Option<At>,
+    pub release: Option<ReleaseId>,
+    pub sockets: BTreeMap<String, String>,
+    pub memory_bytes: Option<u64>,
+    pub cpu_s: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitView {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub oom: bool,
+    pub at: At,
+}
+
+/// One object of `events --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    pub id: i64,
+    pub at: At,
+    pub app: Option<AppName>,
+    pub instance: Option<InstanceId>,
+    pub kind: EventKind,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    pub cause: Option<String>,
+    pub detail: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    Instance,
+    App,
+    Deploy,
+    Delivery,
+    Listener,
+    Logger,
+    Reload,
+    Supervisor,
+}
+
+/// One deploy of `history --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeployView {
+    pub id: DeployId,
+    pub app: AppName,
+    pub state: DeployState,
+    /// The step that runs, or that failed.
+    pub step: Option<String>,
+    pub reason: Option<String>,
+    pub commit: Option<CommitId>,
+    pub previous_commit: Option<CommitId>,
+    #[serde(rename = "ref")]
+    pub ref_name: Option<String>,
+    pub subject: Option<String>,
+    pub author: Option<String>,
+    pub by: By,
+    pub release: Option<ReleaseId>,
+    pub superseded_by: Option<DeployId>,
+    pub queued_at: At,
+    pub started_at: Option<At>,
+    pub ended_at: Option<At>,
+    pub steps: Vec<StepView>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeployState {
+    Accepted,
+    Queued,
+    AwaitingApproval,
+    Fetching,
+    Checking,
+    Building,
+    Switching,
+    Verifying,
+    Live,
+    Failed,
+    RolledBack,
+    Superseded,
+    Cancelled,
+    Skipped,
+}
+
+impl DeployState {
+    /// Has it ended?
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        use DeployState::{Cancelled, Failed, Live, RolledBack, Skipped, Superseded};
+        matches!(self, Live | Failed | RolledBack | Superseded | Cancelled | Skipped)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepView {
+    /// `fetch check build before_switch switch verify after_live`.
+    pub name: String,
+    pub command: Option<String>,
+    pub state: StepState,
+    pub duration_s: Option<f64>,
+    pub exit: Option<StepExit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    Running,
+    Done,
+    Failed,
+    TimedOut,
+    Cancelled,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepExit {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+impl From<Exit> for StepExit {
+    fn from(exit: Exit) -> Self {
+        Self { code: exit.code(), signal: exit.signal() }
+    }
+}
+
+/// Who asked for something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum By {
+    Delivery {
+        id: DeliveryId,
+    },
+    Local {
+        uid: u32,
+        user: Option<String>,
+    },
+    Token {
+        name: String,
+    },
+    First,
+    CatchUp,
+    /// A signal to the supervisor; sender as far as the kernel tells.
+    Signal {
+        pid: Option<u32>,
+        uid: Option<u32>,
+    },
+    /// A request that proved nothing; only in the audit.
+    Nobody,
+}
+
+/// One of `deliveries --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeliveryView {
+    pub id: DeliveryId,
+    pub sender_id: Option<String>,
+    pub at: At,
+    pub app: Option<String>,
+    pub dialect: Option<String>,
+    pub event: Option<String>,
+    #[serde(rename = "ref")]
+    pub ref_name: Option<String>,
+    pub commit: Option<CommitId>,
+    pub sender: Option<String>,
+    pub address: String,
+    pub state: DeliveryState,
+    pub reason: Option<String>,
+    pub deploys: Vec<DeployId>,
+    pub duplicate_of: Option<DeliveryId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryState {
+    Accepted,
+    Skipped,
+    Duplicate,
+    Refused,
+}
+
+/// One of `audit --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditView {
+    pub id: i64,
+    pub at: At,
+    pub by: By,
+    pub address: Option<String>,
+    pub action: String,
+    pub app: Option<String>,
+    /// `done` or `refused`.
+    pub outcome: String,
+    pub reason: Option<String>,
+}
+
+/// One object of `logs --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// `null` in raw files.
+    pub at: Option<At>,
+    pub instance: String,
+    /// `out` or `err`.
+    pub stream: String,
+    pub line: String,
+}
+
+/// The wire's spelling of a state, for tables and events.
+macro_rules! spelled {
+    ($($kind:ty),*) => {$(
+        impl std::fmt::Display for $kind {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                // A unit variant always serializes to a string.
+                match serde_json::to_value(self) {
+                    Ok(serde_json::Value::String(text)) => f.write_str(&text),
+                    _ => f.write_str("?"),
+                }
+            }
+        }
+        impl std::str::FromStr for $kind {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| format!("{text:?} is no state"))
+            }
+        }
+    )*};
+}
+spelled!(InstanceState, DeployState, StepState, DeliveryState, EventKind);

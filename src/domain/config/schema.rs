@@ -1,0 +1,343 @@
+//! The config as the rest of the house uses it: every default filled in, every path absolute, every
+//! name resolved. `load` makes it out of the file's text.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use globset::GlobMatcher;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::model::{AppName, Exit, Signal, Size};
+
+/// The whole of `supervisor.ron`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file it came from, absolute.
+    pub path: PathBuf,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub http: Vec<Http>,
+    pub tokens: Vec<Token>,
+    /// Unix group, or `*` for everybody, to role.
+    pub local: BTreeMap<String, Role>,
+    pub log: Log,
+    /// App output on everhook's own stdout; `None`: on a terminal and as PID 1.
+    pub echo: Option<bool>,
+    pub deploys: Deploys,
+    pub apps: BTreeMap<AppName, App>,
+}
+
+/// One entry of `http`: one listener process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    pub bind: SocketAddr,
+    pub serve: Vec<Serve>,
+}
+
+/// What a listener serves. The dashboard and metrics come later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub enum Serve {
+    Hooks,
+    Api,
+}
+
+/// A bearer token of the config file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    pub name: String,
+    pub secret: SecretRef,
+    pub role: Role,
+    /// The apps it may see and touch; `None`: all.
+    pub apps: Option<Vec<AppName>>,
+}
+
+/// What somebody may do; each role may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    Viewer,
+    Operator,
+    Deployer,
+    Admin,
+}
+
+/// Where a secret's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SecretRef {
+    /// An absolute path. Made at start when it is missing and lies in `state_dir`.
+    File(PathBuf),
+    /// A variable of the supervisor's own environment.
+    Env(String),
+    /// A file in `$CREDENTIALS_DIRECTORY`, as systemd and podman provide it.
+    Credential(String),
+}
+
+/// The supervisor's own log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    pub format: LogFormat,
+    /// Daily files that are kept.
+    pub keep: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What holds for all deploys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deploys {
+    /// Deploys of different apps that may run at once.
+    pub parallel: u32,
+    /// Who fetches: the account of `fetch_user`; `None`: each app's own user.
+    pub fetch_as: Option<Identity>,
+    /// Compare the branch's tip at every start?
+    pub catch_up: bool,
+}
+
+/// Who a process runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Of the user database; a bare number has none.
+    pub name: Option<String>,
+    pub home: PathBuf,
+    pub shell: PathBuf,
+}
+
+/// One app.
+#[derive(Debug, Clone, PartialEq)]
+pub struct App {
+    pub name: AppName,
+    /// `None`: only deployed, never run.
+    pub command: Option<Command>,
+    /// `None`: the release where there is `deploy`, else the config's folder (already filled in then).
+    pub directory: Option<PathBuf>,
+    /// Whom instances run as.
+    pub run_as: Identity,
+    /// Whom git's checkout, steps and release files belong to: never root.
+    pub work_as: Identity,
+    pub env: BTreeMap<String, String>,
+    /// Absolute paths, later ones win.
+    pub env_file: Vec<PathBuf>,
+    pub port: Option<u16>,
+    pub enabled: bool,
+    pub after: Vec<AppName>,
+    pub ready: Ready,
+    pub restart: Restart,
+    pub stop: Stop,
+    pub logs: Logs,
+    pub deploy: Option<Deploy>,
+    /// What keeps this app alone from running (an unknown user, say), with its place in the file.
+    /// The app is `failed` with this reason and the others run.
+    pub problem: Option<String>,
+}
+
+/// How a main process is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Executed as it is; `everhook` as the first word is the running binary.
+    List(Vec<String>),
+    /// For `/bin/sh -c`, `exec` already put before a single simple command.
+    Shell(String),
+}
+
+/// How an instance shows that it is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    Immediate,
+    /// It has run for this long.
+    After(Duration),
+    Http(HttpProbe),
+    Tcp(TcpProbe),
+}
+
+impl Ready {
+    /// How long it may take, where that is limited.
+    #[must_use]
+    pub fn within(&self) -> Option<Duration> {
+        match self {
+            Self::Immediate | Self::After(_) => None,
+            Self::Http(probe) => Some(probe.within),
+            Self::Tcp(probe) => Some(probe.within),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// Where to connect: a literal address, or `localhost`.
+    pub address: ProbeAddress,
+    /// The `Host` header.
+    pub host: String,
+    /// Path and query, starting with `/`.
+    pub target: String,
+    /// The status that counts as ready.
+    pub expect: u16,
+    pub within: Duration,
+    /// The `url` as it was written, for messages.
+    pub url: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpProbe {
+    pub address: ProbeAddress,
+    pub within: Duration,
+}
+
+/// An address that a probe connects to; names other than `localhost` are refused, since a probe
+/// asks no DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeAddress {
+    Socket(SocketAddr),
+    /// Both families are tried.
+    Localhost(u16),
+}
+
+/// When and how an ended instance starts again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Restart {
+    pub policy: Policy,
+    /// Exit codes that are no failure.
+    pub success: Vec<i32>,
+    pub first: Duration,
+    pub factor: f64,
+    pub max: Duration,
+    /// Share of the delay that chance may add or take, 0 to 1.
+    pub jitter: f64,
+    /// Backoff starts over after an instance was ready for this long.
+    pub reset_after: Duration,
+    pub give_up: GiveUp,
+    /// A failed instance is tried again after this; `None`: by a person or a deploy only.
+    pub retry_after: Option<Duration>,
+}
+
+impl Restart {
+    /// Is this exit a success by the config?
+    #[must_use]
+    pub fn is_success(&self, exit: Exit) -> bool {
+        exit.code().is_some_and(|code| self.success.contains(&code))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Policy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// More than `restarts` restarts within `within` and the instance is `failed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GiveUp {
+    pub restarts: u32,
+    pub within: Duration,
+}
+
+/// How a tree is ended: each stage's signal, then its time; after the last, KILL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// At least one.
+    pub stages: Vec<StopStage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopStage {
+    pub signal: Signal,
+    pub timeout: Duration,
+}
+
+impl Stop {
+    /// The longest a stop may take before KILL.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.stages.iter().map(|stage| stage.timeout).sum()
+    }
+}
+
+/// Where an instance's output is cut into files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logs {
+    pub rotate: Size,
+    /// Rotated files that are kept beside the current one.
+    pub keep: u32,
+}
+
+/// How an app gets new commits.
+#[derive(Debug, Clone)]
+pub struct Deploy {
+    /// URL, or absolute path.
+    pub repo: String,
+    /// Releases that were live and are kept.
+    pub keep: u32,
+    /// Empty: the remote's default branch.
+    pub on: Vec<Trigger>,
+    pub secret: Option<SecretRef>,
+    pub previous_secret: Option<SecretRef>,
+    pub check: Vec<Step>,
+    pub build: Vec<Step>,
+    /// The steps' own variables.
+    pub env: BTreeMap<String, String>,
+    /// Paths inside a release, relative, no `..`, that are links into `shared/`.
+    pub shared: Vec<PathBuf>,
+    /// Limit of a whole deploy up to the switch, and of each step that names none.
+    pub timeout: Duration,
+    /// How long a new release must stay healthy after it was ready.
+    pub settle: Duration,
+}
+
+/// What starts a deploy.
+#[derive(Debug, Clone)]
+pub enum Trigger {
+    /// A push to a branch whose full name after `refs/heads/` fits.
+    Push(BranchGlob),
+}
+
+/// A glob over branch names: `*` stops at `/`, `**` does not.
+#[derive(Debug, Clone)]
+pub struct BranchGlob {
+    pub text: String,
+    pub matcher: GlobMatcher,
+}
+
+impl BranchGlob {
+    /// The one branch that fits, where there is no wildcard.
+    #[must_use]
+    pub fn single(&self) -> Option<&str> {
+        (!self.text.contains(['*', '?', '[', '{', '\\'])).then_some(self.text.as_str())
+    }
+}
+
+impl PartialEq for Trigger {
+    fn eq(&self, other: &Self) -> bool {
+        let (Self::Push(a), Self::Push(b)) = (self, other);
+        a.text == b.text
+    }
+}
+
+impl PartialEq for Deploy {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |d: &Self| {
+            (
+                (d.repo.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
+                (d.check.clone(), d.build.clone(), d.env.clone(), d.shared.clone(), d.timeout, d.settle),
+            )
+        };
+        self.on == other.on && key(self) == key(other)
+    }
+}
+
+/// One command of the gate or the build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// For `/bin/sh -e -c`.
+    pub run: String,
+    /// Shown instead of the command; `None`: the command.
+    pub name: Option<String>,
+    pub timeout: Option<Duration>,
+}

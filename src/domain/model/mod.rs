@@ -1,0 +1,22 @@
+//! Plain words that every room speaks: names, ids, secrets, exits, signals, sizes, durations, times.
+//! Each is parsed once at the edge and carries its rule from then on.
+
+mod exit;
+mod facts;
+mod ids;
+mod name;
+mod secret;
+mod signal;
+mod size;
+pub mod span;
+mod time;
+
+pub use exit::Exit;
+pub use facts::{Account, Facts, Group};
+pub use ids::{CommitId, DeliveryId, DeployId, ReleaseId};
+pub use name::{AppName, InstanceId, nearest};
+pub use secret::Secret;
+pub use signal::Signal;
+pub use size::Size;
+pub use span::{parse_span, show_span};
+pub use time::{At, Now};
