@@ -302,10 +302,7 @@ impl App {
             self.instance.cease(spec, "disabled in the config", now, out);
         } else if self.spec.problem.is_some() {
             self.instance.cease(spec, "the config has a problem", now, out);
-        } else if (restart || matches!(self.instance.state(), State::Failed { .. }))
-            && self.rests().is_none()
-            && spec.command.is_some()
-        {
+        } else if (restart || matches!(self.instance.state(), State::Failed { .. })) && self.may_run() {
             self.instance.restart(spec, "the config has changed", now, out);
         }
     }
