@@ -8,6 +8,8 @@
 
 mod app;
 mod deploy;
+mod describe;
+mod diff;
 mod finding;
 mod identity;
 mod judge;
@@ -21,6 +23,8 @@ mod shell;
 
 use std::path::{Path, PathBuf};
 
+pub use describe::describe;
+pub use diff::{Plan, diff};
 pub use finding::{Faults, Finding, Severity};
 pub use schema::*;
 
