@@ -106,7 +106,8 @@ impl Entry<'_> {
         let base = program.as_deref().and_then(|path| path.rsplit('/').next());
         if let Some(wrapper) = base.filter(|name| ["npm", "npx", "yarn", "pnpm", "nodemon"].contains(name)) {
             let message = format!(
-                "{wrapper} stands between everhook and the app; run the app itself, such as [\"node\", \"server.js\"]"
+                "app \"{}\": {wrapper} stands between everhook and the app; run the app itself, such as [\"node\", \"server.js\"]",
+                self.name
             );
             judge.warn(&keys, message);
         }

@@ -20,7 +20,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
     let repo = read.and_then(|text| repo(&judge.base, text));
     let repo = judge.take(&keys("repo"), repo, String::new());
     if has_password(&repo) {
-        let message = "the password in this URL can be read in the config, in lists of processes and in logs";
+        let message = format!("app \"{name}\": the password in `repo` can be read in lists of processes and in logs");
         judge.warn(&keys("repo"), message);
     }
     let keep = match &raw.layout {

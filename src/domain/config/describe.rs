@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{App, Command, Config, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop};
+use super::{App, Command, Config, Deploy, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger};
 use crate::domain::model::show_span;
 
 /// Delays that are counted at most; with a factor just above 1 they would go on for long.
@@ -53,7 +53,7 @@ impl Config {
     }
 }
 
-/// Two lines for each app that runs, one for each that is only deployed.
+/// Per app: how it runs, how it restarts and stops, and how it is deployed, as far as it is.
 #[must_use]
 pub fn describe(config: &Config) -> Vec<String> {
     config.apps.values().flat_map(app).collect()
@@ -61,8 +61,13 @@ pub fn describe(config: &Config) -> Vec<String> {
 
 fn app(app: &App) -> Vec<String> {
     let name = &app.name;
+    if let Some(problem) = &app.problem {
+        return vec![format!("{name}: cannot run: {problem}")];
+    }
+    let deployed = app.deploy.as_ref().map(|how| format!("{name}: {}", deploys(how)));
     let Some(command) = &app.command else {
-        return vec![format!("{name}: only deployed, as {}", user(app))];
+        let only = format!("{name}: only deployed, as {}", user(app));
+        return [Some(only), deployed].into_iter().flatten().collect();
     };
     let command = match command {
         Command::List(words) => format!("{words:?}"),
@@ -73,10 +78,23 @@ fn app(app: &App) -> Vec<String> {
         None => "its release".into(),
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
-    vec![
-        format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready)),
-        format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop)),
-    ]
+    let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
+    let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
+    [Some(runs), Some(ends), deployed].into_iter().flatten().collect()
+}
+
+fn deploys(deploy: &Deploy) -> String {
+    let branches: Vec<&str> = deploy.on.iter().map(|Trigger::Push(glob)| glob.text.as_str()).collect();
+    let on = if branches.is_empty() { "the default branch".into() } else { branches.join(" or ") };
+    format!(
+        "deploys {} on a push to {on} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
+        deploy.repo,
+        deploy.check.len(),
+        deploy.build.len(),
+        show_span(deploy.timeout),
+        show_span(deploy.settle),
+        deploy.keep,
+    )
 }
 
 fn user(app: &App) -> String {
@@ -172,7 +190,7 @@ mod tests {
     #[test]
     fn what_never_gives_up_is_known() {
         assert!(restart(100, 2.0, 30_000, 10, 300).gives_up());
-        assert!(!restart(100, 2.0, 60_000, 10, 120).gives_up());
+        assert!(!restart(100, 2.0, 60_000, 10, 60).gives_up());
         assert!(!restart(1_000, 1.0, 1_000, u32::MAX, 300).gives_up());
     }
 }

@@ -28,6 +28,8 @@ pub struct Finding {
     pub message: String,
     /// The lines of the text with a mark; empty where no place is known.
     pub shown: String,
+    /// Byte of the place, to tell in the order of the text.
+    pub(super) at: usize,
 }
 
 impl fmt::Display for Finding {
@@ -81,10 +83,16 @@ impl Source<'_> {
     pub fn finding(&self, severity: Severity, message: String, marks: &[Mark]) -> Finding {
         let path = self.path.display();
         let Some(first) = marks.first() else {
-            return Finding { severity, place: path.to_string(), message, shown: String::new() };
+            return Finding { severity, place: path.to_string(), message, shown: String::new(), at: 0 };
         };
         let (line, column) = self.position(first.span.start);
-        Finding { severity, place: format!("{path}:{line}:{column}"), message, shown: self.show(marks) }
+        Finding {
+            severity,
+            place: format!("{path}:{line}:{column}"),
+            message,
+            shown: self.show(marks),
+            at: first.span.start,
+        }
     }
 
     /// Line and column of a byte, counted from 1, columns in characters.

@@ -10,7 +10,7 @@ use super::{
     Config, Deploys, Finding, Http, Log, LogFormat, Places, Role, SecretRef, Serve, Severity, Token, app,
     finding::{Mark, Source},
     identity,
-    parse::meant,
+    parse::{meant, of},
     raw,
     scan::Node,
 };
@@ -63,8 +63,8 @@ impl Judge<'_> {
         self.findings.push(finding);
     }
 
-    pub fn error(&mut self, keys: &[&str], message: impl Into<String>) {
-        self.report(Severity::Error, keys, message.into());
+    pub fn error(&mut self, keys: &[&str], message: impl AsRef<str>) {
+        self.report(Severity::Error, keys, format!("{}{}", of(keys), message.as_ref()));
     }
 
     pub fn warn(&mut self, keys: &[&str], message: impl Into<String>) {
@@ -205,10 +205,9 @@ fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
         serve.dedup();
         if serve.len() > 1 && !bind.ip().is_loopback() {
             let serve_keys = ["http", &i, "serve"];
-            judge.warn(
-                &serve_keys,
-                "Hooks and Api share a process that others can reach: give each an entry of its own",
-            );
+            let message =
+                format!("{bind} serves Hooks and Api from one process that others can reach: give each its entry");
+            judge.warn(&serve_keys, message);
         }
         if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
             judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));

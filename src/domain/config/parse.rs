@@ -82,31 +82,33 @@ fn explain(code: &Ron, at: usize, keys: &[&str], root: Option<&Node>) -> (String
             (message, Mark::new(place.unwrap_or(at..at), one_of(expected)))
         }
         Ron::NoSuchEnumVariant { expected, found, .. } => {
-            let message = format!("unknown value `{found}`{}{}", of(keys), meant(found, expected.iter().copied()));
+            let message = format!("{}unknown value `{found}`{}", of(keys), meant(found, expected.iter().copied()));
             (message, Mark::new(here, one_of(expected)))
         }
         Ron::InvalidValueForType { expected, found } => {
-            (format!("expected {expected}{}, found {found}", of(keys)), Mark::new(here, format!("expected {expected}")))
+            (format!("{}expected {expected}, found {found}", of(keys)), Mark::new(here, format!("expected {expected}")))
         }
-        Ron::Message(text) => (format!("{text}{}", of(keys)), Mark::new(here, "")),
-        Ron::ExpectedString
-        | Ron::ExpectedBoolean
-        | Ron::ExpectedInteger
-        | Ron::ExpectedFloat
-        | Ron::ExpectedArray
-        | Ron::ExpectedMap
-        | Ron::IntegerOutOfBounds
-            if value.is_some() =>
-        {
-            let expected = lower_first(&code.to_string());
-            (format!("{expected}{}", of(keys)), Mark::new(here, expected))
-        }
-        Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) if value.is_some() => {
-            let expected = "expected fields in round brackets: `(name: value, …)`";
-            (format!("{expected}{}", of(keys)), Mark::new(here, expected))
-        }
-        other => (lower_first(&other.to_string()), Mark::new(at..at, "")),
+        Ron::Message(text) => (format!("{}{text}", of(keys)), Mark::new(here, "")),
+        other => match expected(other).filter(|_| value.is_some()) {
+            Some(expected) => (format!("{}{expected}", of(keys)), Mark::new(here, expected)),
+            None => (lower_first(&other.to_string()), Mark::new(at..at, "")),
+        },
     }
+}
+
+/// For a value of the wrong kind.
+fn expected(code: &Ron) -> Option<&'static str> {
+    Some(match code {
+        Ron::ExpectedString => "expected a string, in quotes",
+        Ron::ExpectedBoolean => "expected true or false",
+        Ron::ExpectedInteger => "expected a whole number",
+        Ron::ExpectedFloat => "expected a number",
+        Ron::IntegerOutOfBounds => "expected a smaller number, or one that is not negative",
+        Ron::ExpectedArray => "expected a list: `[first, second, …]`",
+        Ron::ExpectedMap => "expected a map: `{\"name\": value, …}`",
+        Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => "expected fields: `(name: value, …)`",
+        _ => return None,
+    })
 }
 
 fn keys(path: &Keys) -> Vec<String> {
@@ -130,8 +132,9 @@ fn unknown_key(root: &Node, keys: &[&str], found: &str) -> Option<std::ops::Rang
     longest.get(found).map(|entry| entry.key_span.clone())
 }
 
-fn of(keys: &[&str]) -> String {
-    if keys.is_empty() { String::new() } else { format!(" for {}", dotted(keys)) }
+/// What stands before a message about the value at this path.
+pub fn of(keys: &[&str]) -> String {
+    if keys.is_empty() { String::new() } else { format!("{}: ", dotted(keys)) }
 }
 
 fn within(keys: &[&str]) -> String {
@@ -139,7 +142,7 @@ fn within(keys: &[&str]) -> String {
 }
 
 /// A path for people: `apps.blog.ready`, items of lists as `after[0]`.
-pub fn dotted(keys: &[&str]) -> String {
+fn dotted(keys: &[&str]) -> String {
     keys.iter().fold(String::new(), |path, key| match key.parse::<usize>() {
         Ok(index) => format!("{path}[{index}]"),
         Err(_) if path.is_empty() => (*key).to_owned(),

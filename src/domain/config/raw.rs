@@ -181,6 +181,7 @@ pub struct Step {
 
 /// A length of time.
 #[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(transparent)]
 pub struct Span(#[serde(with = "span")] pub Duration);
 
 impl App {
