@@ -44,7 +44,7 @@ impl Entry<'_> {
         let (who, problem) = identity::of_app(judge, self.name, raw);
         let (command, program) = raw.command.as_ref().map(|words| self.command(judge, words)).unzip();
         if raw.command.is_none() && raw.deploy.is_none() {
-            judge.error(&self.keys(&[]), format!("app \"{name}\" needs a `command`, or a `deploy`, or both"));
+            judge.error(&self.keys(&[]), "it needs a `command`, or a `deploy`, or both");
         }
         judge.env(&self.keys(&["env"]), &raw.env);
         judge.require(raw.port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
@@ -69,12 +69,12 @@ impl Entry<'_> {
             problem: None,
         };
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
-        app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, message));
+        app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app
     }
 
     /// Notes what keeps this app from running, and says it with its place.
-    fn problem(&self, judge: &mut Judge<'_>, name: &AppName, field: &str, message: String) -> String {
+    fn problem(&self, judge: &mut Judge<'_>, name: &AppName, field: &str, message: &str) -> String {
         let told = format!("app \"{name}\": {message}");
         judge.report(Severity::AppProblem(name.clone()), &self.keys(&[field]), told);
         let place = judge.findings.last().map(|finding| finding.place.clone()).unwrap_or_default();
@@ -158,12 +158,13 @@ impl Entry<'_> {
     fn restart(&self, judge: &mut Judge<'_>) -> Restart {
         let raw = &self.raw.restart;
         let time = |span: &Option<raw::Span>, default: u64| span.map_or(Duration::from_millis(default), |span| span.0);
+        let first = time(&raw.first, 100);
         let restart = Restart {
             policy: raw.policy.unwrap_or(Policy::Always),
             success: raw.success.clone().unwrap_or_else(|| vec![0]),
-            first: time(&raw.first, 100),
+            first,
             factor: raw.factor.unwrap_or(2.0),
-            max: time(&raw.max, 30_000),
+            max: raw.max.map_or(first.max(Duration::from_secs(30)), |span| span.0),
             jitter: raw.jitter.unwrap_or(0.1),
             reset_after: time(&raw.reset_after, 10_000),
             give_up: GiveUp {

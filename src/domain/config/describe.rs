@@ -123,7 +123,7 @@ fn restarts(restart: &Restart) -> String {
     let when = match restart.policy {
         Policy::Never => return "never restarts by itself".into(),
         Policy::Always => "restarts after",
-        Policy::OnFailure => "after a failure restarts after",
+        Policy::OnFailure => "restarts a failure after",
     };
     let give_up = &restart.give_up;
     let end = if give_up.restarts == 0 {

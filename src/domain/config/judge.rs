@@ -34,14 +34,16 @@ impl Judge<'_> {
 
     /// The value at this path, or the nearest parent that stands in the file.
     fn mark(&self, keys: &[&str]) -> Vec<Mark> {
-        let parents = (1..=keys.len()).rev().map(|length| (length, self.root.find(&keys[..length])));
-        let found = parents.into_iter().find_map(|(length, entry)| Some((length, entry?)));
-        let span = found.map(
-            |(length, entry)| {
-                if length == keys.len() { entry.value.span.clone() } else { entry.key_span.clone() }
-            },
-        );
-        span.map(|span| Mark::new(span, "")).into_iter().collect()
+        let mut parents = (1..=keys.len()).rev().map(|length| (length, self.root.find(&keys[..length])));
+        let found = parents.find_map(|(length, entry)| Some((length, entry?)));
+        found
+            .map(|(length, entry)| {
+                // An app's name says more than the whole of its entry.
+                let named = length < keys.len() || matches!(keys, ["apps", _]);
+                let span = if named { &entry.key_span } else { &entry.value.span };
+                vec![Mark::new(span.clone(), "")]
+            })
+            .unwrap_or_default()
     }
 
     /// For an app's field the value may stand in `defaults`.

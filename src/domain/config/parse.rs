@@ -89,7 +89,7 @@ fn explain(code: &Ron, at: usize, keys: &[&str], root: Option<&Node>) -> (String
             (format!("{}expected {expected}, found {found}", of(keys)), Mark::new(here, format!("expected {expected}")))
         }
         Ron::Message(text) => (format!("{}{text}", of(keys)), Mark::new(here, "")),
-        other => match expected(other).filter(|_| value.is_some()) {
+        other => match expected(other) {
             Some(expected) => (format!("{}{expected}", of(keys)), Mark::new(here, expected)),
             None => (lower_first(&other.to_string()), Mark::new(at..at, "")),
         },
