@@ -2,5 +2,11 @@
 //! `unsafe`; each block says why it is sound. Speaks plain words (`domain::model`), knows no app.
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod alone;
 pub mod channel;
+pub mod identity;
+pub mod pidfd;
+pub mod reap;
+pub mod record;
 pub mod spawn;
