@@ -5,8 +5,14 @@
 #[cfg(test)]
 mod alone;
 pub mod channel;
+pub mod clock;
+pub mod fifo;
 pub mod identity;
+pub mod lock;
+pub mod memfd;
 pub mod pidfd;
 pub mod reap;
 pub mod record;
+pub mod socket;
 pub mod spawn;
+pub mod users;
