@@ -6,7 +6,7 @@
 
 mod child;
 mod clone;
-mod raw;
+pub(super) mod raw;
 #[cfg(test)]
 mod tests;
 

@@ -18,7 +18,7 @@ const SET_SIZE: usize = 8;
 
 /// An error number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Errno(pub c_int);
+pub(in crate::os) struct Errno(pub c_int);
 
 fn checked(result: c_long) -> Result<c_long, Errno> {
     if result >= 0 {
@@ -162,7 +162,7 @@ pub(super) fn prctl(operation: c_int, argument: c_int) -> Result<(), Errno> {
 
 /// Without it nobody can be given a capability by exec. Only root may; others without capabilities
 /// and with no_new_privs get none either.
-pub(super) fn drop_bounding_set() -> Result<(), Errno> {
+pub(in crate::os) fn drop_bounding_set() -> Result<(), Errno> {
     for capability in 0..=63 {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
             Err(Errno(libc::EINVAL | libc::EPERM)) => return Ok(()),
@@ -173,7 +173,7 @@ pub(super) fn drop_bounding_set() -> Result<(), Errno> {
 }
 
 /// Empties the effective, permitted and inheritable sets, and with them the ambient one.
-pub(super) fn drop_capabilities() -> Result<(), Errno> {
+pub(in crate::os) fn drop_capabilities() -> Result<(), Errno> {
     /// `_LINUX_CAPABILITY_VERSION_3`, of ourselves.
     const HEADER: [u32; 2] = [0x2008_0522, 0];
     const NONE: [u32; 6] = [0; 6];

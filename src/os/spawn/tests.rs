@@ -372,3 +372,27 @@ fn the_record_is_there_before_the_program() {
     assert!(living.is_alive_and_same().is_none(), "a zombie is not alive");
     wait(&spawned);
 }
+
+#[test]
+fn it_is_born_in_its_cgroup() {
+    alone("os::spawn::tests::it_is_born_in_its_cgroup", || {
+        let Some(base) = crate::os::cgroup::find_base() else { return };
+        let cgroup = base.make(&format!("everhook-test-{}-born", std::process::id())).unwrap();
+        let mut spawner = Spawner::new().unwrap();
+        for clone3 in [true, false] {
+            spawner.clone3 = clone3;
+            let credentials = nobody().filter(|_| is_root());
+            let record = RecordFile { file: file(tempfile::tempfile().unwrap()), everhook_boot: "x".into() };
+            let mut spec = shell("grep ^0:: /proc/self/cgroup; ls /proc/self/fd");
+            (spec.credentials, spec.cgroup, spec.record) = (credentials, Some(cgroup.folder()), Some(record));
+            let text = output(&mut spawner, spec);
+            let (group, descriptors) = text.split_once('\n').unwrap();
+            assert!(group.ends_with(cgroup.path().file_name().unwrap().to_str().unwrap()), "{text}");
+            assert_eq!(descriptors, "0\n1\n2\n3\n");
+        }
+        cgroup.remove().unwrap();
+        spawner.clone3 = true;
+        let gone = spawner.spawn(&SpawnSpec { cgroup: Some(cgroup.folder()), ..shell("") }).unwrap_err();
+        assert_eq!(gone.step, "making a process for \"/bin/sh\"");
+    });
+}
