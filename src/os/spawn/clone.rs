@@ -3,7 +3,6 @@
 use std::{
     ffi::{c_int, c_long, c_void},
     io,
-    mem::size_of,
     os::fd::{FromRawFd, OwnedFd, RawFd},
     ptr,
 };
