@@ -2,5 +2,6 @@
 //! `unsafe`; each block says why it is sound. Speaks plain words (`domain::model`), knows no app.
 #![allow(unsafe_code)]
 
+pub mod capture;
 pub mod channel;
 pub mod spawn;
