@@ -77,6 +77,8 @@ pub(super) struct Logger {
     deadline: Option<Instant>,
     /// A reader could go on at once.
     more: bool,
+    /// Something was captured since the readers last went on.
+    captured: bool,
 }
 
 impl Logger {
@@ -116,6 +118,7 @@ impl Logger {
             next: FIRST,
             deadline: None,
             more: false,
+            captured: false,
         })
     }
 
@@ -138,7 +141,7 @@ impl Logger {
                     token => most = most.max(self.ready(token, event.events())),
                 }
             }
-            if most > 0 || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if self.captured || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.step_clients();
             }
             if most > 0 && most < BUSY && !self.more && !self.finished {
@@ -205,6 +208,7 @@ impl Logger {
                 return 0;
             }
         };
+        self.captured = true;
         if source.is_app && self.echo.is_on() {
             self.echo.push(&source.name, &mut source.lines, self.capture.last());
         }
@@ -315,6 +319,7 @@ impl Logger {
 
     fn step_clients(&mut self) {
         self.more = false;
+        self.captured = false;
         self.deadline = None;
         let tokens: Vec<u64> = self.clients.keys().copied().collect();
         for token in tokens {
