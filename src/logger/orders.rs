@@ -30,7 +30,7 @@ impl Logger {
                     if e.kind() != io::ErrorKind::UnexpectedEof {
                         eprintln!("everhook logger: the supervisor's channel is broken: {e}");
                     }
-                    self.channel = None;
+                    self.lose_channel();
                     return;
                 }
             }
@@ -49,13 +49,19 @@ impl Logger {
     fn send(&mut self) {
         let Some(channel) = &mut self.channel else { return };
         let Ok(done) = channel.flush() else {
-            self.channel = None;
+            self.lose_channel();
             return;
         };
         let room = if done { EpollFlags::empty() } else { EpollFlags::EPOLLOUT };
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN | room, CHANNEL);
         if let Err(error) = self.epoll.modify(&*channel, &mut event) {
             eprintln!("everhook logger: the supervisor's channel: {error}");
+        }
+    }
+
+    fn lose_channel(&mut self) {
+        if let Some(channel) = self.channel.take() {
+            self.forget(&channel);
         }
     }
 

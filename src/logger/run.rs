@@ -166,7 +166,7 @@ impl Logger {
     fn ready(&mut self, token: u64, flags: EpollFlags) -> usize {
         if self.clients.contains_key(&token) {
             if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
-                self.clients.remove(&token);
+                self.dismiss(token);
             } else {
                 self.step_client(token);
             }
@@ -204,7 +204,9 @@ impl Logger {
             Ok(taken) => taken,
             Err(error) => {
                 eprintln!("everhook logger: {} {}: {error}", source.name, source.stream.as_str());
-                self.sources.remove(&token);
+                if let Some(source) = self.sources.remove(&token) {
+                    self.forget(&source.fifo);
+                }
                 return 0;
             }
         };
@@ -283,6 +285,7 @@ impl Logger {
         let gone: Vec<u64> = self.sources.iter().filter(|(_, s)| which(s)).map(|(token, _)| *token).collect();
         for token in gone {
             if let Some(mut source) = self.sources.remove(&token) {
+                self.forget(&source.fifo);
                 self.echo.finish_source(&source.name, &mut source.lines);
                 if Some(&source.sink) != stays {
                     self.leave(&source.name, &source.sink);
@@ -332,17 +335,28 @@ impl Logger {
         let Some(client) = self.clients.get_mut(&token) else { return };
         let progress = client.step(Instant::now());
         match progress {
-            Ok(Progress::Done) | Err(_) => {
-                self.clients.remove(&token);
-                return;
-            }
+            Ok(Progress::Done) | Err(_) => return self.dismiss(token),
             Ok(Progress::More) => self.more = true,
             Ok(Progress::Waiting(Some(at))) => self.deadline = Some(self.deadline.map_or(at, |d| d.min(at))),
             Ok(Progress::Waiting(None) | Progress::Blocked) => {}
         }
         let room = if client.wants_write() { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
         if self.epoll.modify(client.as_fd(), &mut EpollEvent::new(room, token)).is_err() {
-            self.clients.remove(&token);
+            self.dismiss(token);
+        }
+    }
+
+    fn dismiss(&mut self, token: u64) {
+        if let Some(client) = self.clients.remove(&token) {
+            self.forget(&client);
+        }
+    }
+
+    /// Stops watching what is about to be closed. Closing alone does not: whoever passed the descriptor
+    /// may have it open still, and epoll watches what is behind it.
+    pub fn forget(&self, fd: impl AsFd) {
+        if let Err(error) = self.epoll.delete(fd) {
+            eprintln!("everhook logger: a descriptor cannot be forgotten: {error}");
         }
     }
 

@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     thread,
+    time::Duration,
 };
 
 use everhook::domain::api::{FromLogger, RefusalKind, Sink, Stream, ToLogger};
@@ -187,6 +188,42 @@ fn a_fifo_without_writers_is_heard_again() {
         drop(write);
         wait_for(|| fs::read_to_string(room.log("out")).is_ok_and(|text| text.lines().count() == round));
     }
+    logger.terminate();
+}
+
+/// Ticks of processor time that a process has used, and how often it slept.
+fn work_of(pid: u32) -> (u64, u64) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let ticks = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).map(|t| t.parse::<u64>().unwrap());
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let sleeps = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    (ticks.sum(), sleeps.trim().parse().unwrap())
+}
+
+#[test]
+fn idle_means_idle_whatever_others_hold_open() {
+    let room = Room::new();
+    let (mut closed, hung_up) = (room.fifo(), room.fifo());
+    let mut logger = room.start();
+    logger.open(&closed, Stream::Out, room.sink("out", 1 << 20, 3));
+    logger.send(&ToLogger::Close { source: "blog.1".into() }, None);
+    logger.open(&hung_up, Stream::Err, room.sink("err", 1 << 20, 3));
+    drop(hung_up.write);
+    logger.serve(&room, true, Some(1), false);
+    logger.tail(&room.log("err"), 1).unwrap();
+    closed.write.write_all(b"nobody reads this").unwrap();
+    let pid = logger.child.id();
+    let mut before = work_of(pid);
+    // It settles: hang-ups of FIFO, reader and channel are told once.
+    logger.channel = None;
+    let quiet = Duration::from_millis(300);
+    wait_for(|| {
+        thread::sleep(quiet);
+        let now = work_of(pid);
+        let idle = now.1 == before.1 && now.0 <= before.0 + 2;
+        before = now;
+        idle
+    });
     logger.terminate();
 }
 

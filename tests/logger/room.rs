@@ -45,6 +45,8 @@ pub struct Room {
 pub struct Logger {
     pub child: Child,
     pub channel: Option<Channel>,
+    /// The logger's own end: held open as by a supervisor that does not close it.
+    _channel_of_the_logger: OwnedFd,
     tickets: u64,
 }
 
@@ -92,11 +94,11 @@ impl Room {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", r#"exec "$0" "$@" 3<&0 </dev/null"#, env!("CARGO_BIN_EXE_everhook"), "logger"]);
         command.arg("--buffer").arg(self.dir.path().join("buffer")).arg("--logs").arg(self.logs());
-        command.stdin(theirs).stdout(stdout);
+        command.stdin(theirs.try_clone().unwrap()).stdout(stdout);
         if let Some(uid) = uid {
             command.uid(uid).gid(uid);
         }
-        Logger { child: command.spawn().unwrap(), channel: Some(channel), tickets: 0 }
+        Logger { child: command.spawn().unwrap(), channel: Some(channel), _channel_of_the_logger: theirs, tickets: 0 }
     }
 }
 
