@@ -6,6 +6,7 @@
 mod alone;
 pub mod beneath;
 pub mod cgroup;
+pub mod capture;
 pub mod channel;
 pub mod clock;
 pub mod fifo;
