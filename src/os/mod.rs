@@ -3,4 +3,6 @@
 #![allow(unsafe_code)]
 
 pub mod channel;
+pub mod inherited;
 pub mod spawn;
+pub mod watched;
