@@ -34,6 +34,9 @@ const HEAD_SIZE: usize = 16 * 1024;
 const BUFFER: usize = 64 * 1024;
 /// A peer that takes nothing of an answer for this long is given up.
 const WRITE_TIME_MS: u32 = 30_000;
+/// Between the last accept and the closing of what is idle: whoever was let in last has sent its
+/// request by then, and gets an answer.
+const LAST_CALL: Duration = Duration::from_millis(100);
 /// How long requests under way may take once the doors close.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a peer that still sends is listened to after the answer, so that it can read it.
@@ -65,6 +68,7 @@ pub(super) async fn open<D: Desk + 'static>(listener: TcpListener, desk: Rc<D>, 
         }
     }
     drop(listener);
+    sleep(LAST_CALL).await;
     closing.send_replace(());
     // Whoever is not done by then is cut off.
     let _ = timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
@@ -116,6 +120,7 @@ async fn attend<D: Desk + 'static>(
         .serve_connection(TokioIo::new(stream), service);
     let outcome = loop {
         let outcome = tokio::select! {
+            biased;
             outcome = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(outcome),
             _ = closed.changed() => None,
         };
