@@ -22,3 +22,5 @@ pub mod socket;
 pub mod spawn;
 pub mod tree;
 pub mod users;
+pub mod inherited;
+pub mod watched;
