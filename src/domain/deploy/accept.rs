@@ -251,5 +251,4 @@ pub fn outcome(judged: Vec<(AppName, Judgement)>) -> Outcome {
 }
 
 #[cfg(test)]
-#[path = "accept_tests.rs"]
 mod tests;

@@ -42,7 +42,7 @@ struct Inbox {
     commands: Mutex<Vec<Command>>,
     /// Readable while there may be commands.
     wake: EventFd,
-    /// Commits so far that wrote something.
+    /// Transactions so far.
     #[cfg(test)]
     commits: std::sync::atomic::AtomicU64,
 }
