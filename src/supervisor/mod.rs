@@ -1,1 +1,3 @@
 //! supervisor
+
+pub mod ledger;
