@@ -8,6 +8,13 @@
 //! Each step is persisted and acted on only when that is durable: so whatever a crash leaves behind
 //! was announced before, and [`resume`] knows what to do with it.
 
+mod pipeline;
+mod queue;
+mod record;
+
+pub use queue::Deploys;
+pub use record::{Resumption, resume};
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::domain::{
@@ -29,6 +36,14 @@ pub struct Queued {
     /// The app as it was configured then: the deploy keeps it over reloads.
     pub app: Arc<config::App>,
     pub places: Places,
+}
+
+impl Queued {
+    /// Does it go back to a release that another deploy made?
+    #[must_use]
+    pub fn is_rollback(&self) -> bool {
+        self.view.release.as_ref().is_some_and(|release| release.deploy != self.view.id)
+    }
 }
 
 /// The folders that a deploy works in.
@@ -140,15 +155,4 @@ pub enum Who {
 pub enum StepKind {
     Check,
     Build,
-}
-
-/// What becomes of a deploy that the last supervisor left unfinished.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Resumption {
-    /// It had made it: store it as live.
-    Live(Box<DeployView>),
-    /// Queue it again.
-    Requeue(Box<DeployView>),
-    /// It was interrupted too often: store it as failed.
-    Failed(Box<DeployView>),
 }
