@@ -84,7 +84,7 @@ const REACH: &[&str] = &[
 
 fn missing(repo: &str, user: u32) -> String {
     let shown = git::shown(repo);
-    match git::local(repo).map(|path| path.read_dir()) {
+    match git::local(repo).map(std::path::Path::read_dir) {
         Some(Ok(_)) => {
             format!("{shown} is no git repository that uid {user} can read: check `repo` and who may read it")
         }

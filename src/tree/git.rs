@@ -153,7 +153,7 @@ impl Done {
     pub(super) fn last_words(&self) -> String {
         let complaint = |line: &&str| ["fatal:", "error:", "ERROR:"].iter().any(|p| line.starts_with(p));
         let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
-        let line = lines().filter(complaint).last().or_else(|| lines().last());
+        let line = lines().rfind(complaint).or_else(|| lines().next_back());
         match line {
             Some(line) => line.split_once(": ").filter(|_| complaint(&line)).map_or(line, |(_, rest)| rest).to_owned(),
             None => format!("git ended with {:?}", self.code),
