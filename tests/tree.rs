@@ -1,4 +1,5 @@
 //! The tree helper on real repositories: what it answers, what it writes, and what it does not touch.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     fs::{self, File},

@@ -11,6 +11,8 @@
 mod pipeline;
 mod queue;
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub use queue::Deploys;
 pub use record::{Resumption, resume};
