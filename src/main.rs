@@ -1,13 +1,13 @@
-//! Which process am I? One match, then into its room.
+//! One match: which process am I?
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
+
+use everhook::tree;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["listener", ..] => everhook::listener::main(&args[1..]),
-        ["serve", dir] => everhook::listener::serve(Path::new(dir), None),
-        ["serve", dir, "--bind", bind] => everhook::listener::serve(Path::new(dir), bind.parse().ok()),
+    match args.first().map(String::as_str) {
+        Some("tree") => tree::main(&args[1..]),
         _ => ExitCode::from(2),
     }
 }
