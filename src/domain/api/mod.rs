@@ -8,11 +8,13 @@
 mod hooks;
 mod logger;
 mod people;
+mod places;
 mod tree;
 mod view;
 
 pub use hooks::*;
 pub use logger::*;
 pub use people::*;
+pub use places::*;
 pub use tree::*;
 pub use view::*;

@@ -1,0 +1,77 @@
+use super::{
+    client::{change, strange},
+    failure::{Code, Failure},
+    find::Place,
+    progress::Teller,
+    screen::{Screen, complain, visible},
+    words::{Waiting, deploy_end},
+};
+use crate::domain::{
+    api::{DeployState, DeployView, Reply, Request},
+    model::AppName,
+};
+
+/// Deploy the newest commit, or the one that is named
+#[derive(Debug, clap::Args)]
+pub struct Deploy {
+    app: AppName,
+    /// A commit, branch or tag of the refs that the app allows
+    #[arg(long, value_name = "REV")]
+    rev: Option<String>,
+    /// Return as soon as it is queued
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+impl Deploy {
+    pub fn run(&self, place: &Place) -> Result<(), Failure> {
+        let request = Request::DeployApp { app: self.app.clone(), rev: self.rev.clone() };
+        let no_wait = self.waiting.no_wait || self.detach;
+        carry_out(place, request, &Waiting { no_wait, ..self.waiting.clone() })
+    }
+}
+
+/// For `deploy` and `rollback`: shows the pipeline live, and when it ends otherwise than live the
+/// last lines of its log.
+///
+/// # Errors
+/// When it ends otherwise than live, or as the supervisor says.
+pub fn carry_out(place: &Place, request: Request, waiting: &Waiting) -> Result<(), Failure> {
+    let mut screen = Screen::stdout();
+    let mut teller = Teller::default();
+    let told = change(place, &mut screen, request, waiting, |screen, said| teller.tell(screen, said));
+    screen.flush()?;
+    match told {
+        Ok(Reply::Deploy { deploy, log }) => ended(&mut screen, &deploy, &log),
+        Ok(Reply::Changed { message, .. }) => {
+            screen.line(&visible(&message))?;
+            Ok(screen.flush()?)
+        }
+        Ok(_) => Err(strange()),
+        Err(mut failure) => {
+            if let (Code::Interrupted | Code::TimedOut, Some(id)) = (failure.code, teller.deploy_id()) {
+                failure.message.push_str(&format!("; see it with `everhook history show {id}`"));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn ended(screen: &mut Screen, deploy: &DeployView, log: &[String]) -> Result<(), Failure> {
+    let end = format!("deploy {} of {}: {}", deploy.id, deploy.app, deploy_end(deploy));
+    // What was asked for is so, when the commit that was skipped is the live one.
+    let already_live =
+        deploy.state == DeployState::Skipped && deploy.commit.is_some() && deploy.commit == deploy.previous_commit;
+    if deploy.state == DeployState::Live || already_live {
+        let release = deploy.release.as_ref().map(|release| format!(", release {release}")).unwrap_or_default();
+        screen.line(&visible(&format!("{end}{release}")))?;
+        return Ok(screen.flush()?);
+    }
+    if !log.is_empty() {
+        complain("the last lines of its log:");
+        log.iter().for_each(|line| complain(&format!("  {line}")));
+    }
+    Err(Failure::new(Code::Failed, end))
+}

@@ -1,0 +1,70 @@
+use std::io;
+
+use super::{
+    client::{Client, look, strange},
+    failure::Failure,
+    find::Place,
+    progress::transition,
+    screen::{DIM, Screen, visible},
+    words::{local_time, since},
+};
+use crate::domain::{
+    api::{EventView, Reply, Request, Saying},
+    model::{AppName, At},
+};
+
+/// Every transition, with its cause
+#[derive(Debug, clap::Args)]
+pub struct Events {
+    /// Of this app alone
+    app: Option<AppName>,
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    follow: bool,
+    /// How many of the latest
+    #[arg(short, value_name = "N", default_value_t = 50)]
+    n: u32,
+    /// From this moment on: RFC 3339, or how long ago (1h)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<At>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Events {
+    pub fn run(&self, place: &Place) -> Result<(), Failure> {
+        let mut screen = Screen::stdout();
+        let request = Request::Events { app: self.app.clone(), n: self.n, since: self.since, follow: self.follow };
+        if self.follow {
+            return self.follow(place, &mut screen, request);
+        }
+        let Reply::Events(events) = look(place, &mut screen, request)? else { return Err(strange()) };
+        events.iter().try_for_each(|event| self.show(&mut screen, event))?;
+        Ok(screen.flush()?)
+    }
+
+    fn follow(&self, place: &Place, screen: &mut Screen, request: Request) -> Result<(), Failure> {
+        let mut client = Client::connect(place)?;
+        client.ask(request, false, None);
+        loop {
+            match client.hear(screen)? {
+                Saying::Event(event) => self.show(screen, &event)?,
+                Saying::Done(Reply::Events(events)) => events.iter().try_for_each(|event| self.show(screen, event))?,
+                _ => return Err(strange()),
+            }
+        }
+    }
+
+    fn show(&self, screen: &mut Screen, event: &EventView) -> io::Result<()> {
+        if self.json {
+            return screen.object(event);
+        }
+        let instance = event.instance.as_ref().map(ToString::to_string);
+        let who = instance.or_else(|| event.app.as_ref().map(ToString::to_string)).unwrap_or_else(|| "-".into());
+        let at = screen.paint(DIM, &local_time(event.at));
+        let what = format!("{who:<14}  {:<10}  {:<22}", event.kind.to_string(), visible(&transition(event)));
+        let why: Vec<String> = [&event.cause, &event.detail].into_iter().flatten().map(|text| visible(text)).collect();
+        screen.line(format!("{at}  {what}  {}", why.join("; ")).trim_end())
+    }
+}

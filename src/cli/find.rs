@@ -1,0 +1,82 @@
+//! Where the supervisor is: SURFACE.md section 1.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    failure::{Code, Failure},
+    screen::complain,
+};
+use crate::domain::api::{CONTROL_SOCKET, note_folder, note_name};
+
+/// Looked for in this order where neither option nor variable names one.
+const CONFIGS: [&str; 2] = ["supervisor.ron", "/etc/everhook/supervisor.ron"];
+
+/// Which supervisor is meant.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Place {
+    /// The config [default: ./supervisor.ron, else /etc/everhook/supervisor.ron]
+    #[arg(short, long, global = true, value_name = "PATH", env = "EVERHOOK_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// The supervisor's socket [default: control.sock in the config's run_dir]
+    #[arg(long, global = true, value_name = "PATH", env = "EVERHOOK_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+}
+
+impl Place {
+    /// The config's absolute path. One that was named need not exist.
+    ///
+    /// # Errors
+    /// When none is named and none is at the usual places.
+    pub fn config(&self) -> Result<PathBuf, Failure> {
+        let named = self.config.as_deref().filter(|path| !path.as_os_str().is_empty());
+        let found = named.or_else(|| CONFIGS.iter().map(Path::new).find(|path| path.exists()));
+        let Some(path) = found else {
+            let message = "no config: neither ./supervisor.ron nor /etc/everhook/supervisor.ron exists; \
+                           name one with --config or $EVERHOOK_CONFIG";
+            return Err(Failure::new(Code::Failed, message));
+        };
+        std::path::absolute(path).map_err(|e| Failure::new(Code::Failed, format!("{}: {e}", path.display())))
+    }
+
+    /// The socket to connect to.
+    ///
+    /// # Errors
+    /// When nothing tells where it is; the sentence says how to start a supervisor.
+    pub fn socket(&self) -> Result<PathBuf, Failure> {
+        if let Some(socket) = self.socket.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+            return Ok(socket.to_owned());
+        }
+        let config = self.config().map_err(|failure| Failure::new(Code::NoSupervisor, failure.message))?;
+        noted(&config, &format!("{} does not tell where it is", config.display()))
+    }
+
+    /// The command that starts the supervisor meant here.
+    pub fn how_to_start(&self) -> String {
+        match &self.config {
+            Some(path) => format!("everhook run --config {}", path.display()),
+            None => "everhook run".into(),
+        }
+    }
+}
+
+/// The socket by the note that the supervisor of this config left, since the config says nothing now.
+fn noted(config: &Path, fault: &str) -> Result<PathBuf, Failure> {
+    let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    // Root's supervisor may be asked by anybody: its notes come first.
+    let folders = [Some(0), Some(1)].into_iter().flatten().filter_map(|uid| note_folder(uid, session.as_deref()));
+    let note = folders.map(|folder| folder.join(note_name(config))).find_map(|path| fs::read(path).ok());
+    match note {
+        Some(note) => {
+            complain(&format!(
+                "everhook: warning: {fault}\nasking the supervisor that runs with an earlier reading of it"
+            ));
+            Ok(Path::new(OsStr::from_bytes(&note)).join(CONTROL_SOCKET))
+        }
+        None => Err(Failure::new(Code::NoSupervisor, format!("no supervisor is known for this config: {fault}"))),
+    }
+}
