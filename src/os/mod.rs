@@ -5,13 +5,15 @@
 #[cfg(test)]
 mod alone;
 pub mod beneath;
-pub mod cgroup;
 pub mod capture;
+pub mod cgroup;
 pub mod channel;
 pub mod clock;
 pub mod fifo;
 pub mod files;
 pub mod identity;
+pub mod inherited;
+pub mod limits;
 pub mod lock;
 pub mod memfd;
 pub mod pidfd;
@@ -19,8 +21,8 @@ pub mod reap;
 pub mod record;
 pub mod sandbox;
 pub mod socket;
-pub mod inherited;
 pub mod spawn;
+pub mod stat;
 pub mod tree;
 pub mod users;
 pub mod watched;

@@ -32,6 +32,12 @@ impl Watched {
         self.0.get_ref().backlog()
     }
 
+    /// The socket, to be given away; what was buffered is lost.
+    #[must_use]
+    pub fn into_socket(self) -> OwnedFd {
+        self.0.into_inner().into_socket()
+    }
+
     /// Waits for the next frame and sends meanwhile what is queued. Nothing is lost when this is
     /// dropped before it is ready.
     ///

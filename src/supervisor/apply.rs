@@ -16,8 +16,7 @@ use super::{
 use crate::{
     domain::{
         api::{EventKind, ToLogger},
-        config,
-        deploy,
+        config, deploy,
         model::{AppName, InstanceId, Signal},
         service::{self, Action, order},
     },
@@ -193,18 +192,22 @@ impl Supervisor {
     pub fn tree(&self, name: &AppName) -> Vec<Member> {
         let Some(shell) = self.shells.get(name) else { return Vec::new() };
         let instance = first(name).to_string();
-        tree::members(&TreeQuery {
+        let query = TreeQuery {
             root: shell.main,
             boot: &self.me.boot,
             instance: &instance,
             cgroup: shell.kit.cgroup.as_deref(),
+        };
+        tree::members(&query).unwrap_or_else(|error| {
+            warn!(app = %name, %error, "the tree cannot be read");
+            Vec::new()
         })
     }
 
     #[must_use]
     pub fn tree_is_empty(&self, name: &AppName) -> bool {
         match self.shells.get(name).and_then(|shell| shell.kit.cgroup.as_ref()) {
-            Some(group) => group.is_empty(),
+            Some(group) => group.is_empty().unwrap_or(true),
             None => self.tree(name).is_empty(),
         }
     }
@@ -218,8 +221,8 @@ impl Supervisor {
     pub fn kill_tree(&mut self, name: &AppName) {
         if let Some(shell) = self.shells.get_mut(name) {
             shell.killed = true;
-            if let Some(group) = &shell.kit.cgroup {
-                group.kill();
+            if let Some(Err(error)) = shell.kit.cgroup.as_ref().map(|group| group.kill()) {
+                warn!(app = %name, %error, "the cgroup cannot be killed as a whole");
             }
         }
         for member in self.tree(name) {
@@ -297,7 +300,7 @@ fn instance_spec(
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&shell.kit.out), 1), (Arc::clone(&shell.kit.err), 2)];
-    spec.cgroup = prepare::born_in(shell.kit.cgroup.as_ref());
+    spec.cgroup = shell.kit.cgroup.as_ref().map(|group| group.folder());
     spec.record = Some(RecordFile { file: Arc::clone(&shell.kit.record), everhook_boot: me.boot.clone() });
     Ok(spec)
 }

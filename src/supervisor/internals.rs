@@ -10,11 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
-    Supervisor, children::Owner, control, event::Event,
+    Supervisor,
+    children::Owner,
+    control,
+    event::{Event, Events},
     launch,
     ledger::{Command, NewEvent},
     prepare,
@@ -25,7 +28,12 @@ use crate::{
         config::{Http, Identity, Serve},
         model::Exit,
     },
-    os::{channel::Channel, fifo, spawn::{RecordFile, SpawnError, SpawnSpec, Spawned}},
+    os::{
+        channel::Channel,
+        fifo,
+        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
+        watched::Watched,
+    },
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -106,7 +114,6 @@ pub struct Logger {
     /// What is captured, to be opened again by the next logger.
     sources: std::collections::BTreeMap<(String, Stream), Source>,
     echo: bool,
-    buffer: PathBuf,
 }
 
 struct Source {
@@ -121,8 +128,13 @@ struct Outgoing {
 
 impl Logger {
     #[must_use]
-    pub fn new(buffer: PathBuf, echo: bool) -> Self {
-        Self { buffer, echo, ..Self::default() }
+    pub fn new(echo: bool) -> Self {
+        Self { echo, ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.to.is_some()
     }
 
     /// Says something to the logger; lost while there is none, since the next one is told everything.
@@ -183,14 +195,7 @@ impl Logger {
 
 impl Supervisor {
     fn internal_spec(&self, args: &[String], uid: u32) -> Result<SpawnSpec, launch::Unfit> {
-        let who = Identity {
-            uid,
-            gid: uid,
-            groups: Vec::new(),
-            name: None,
-            home: "/".into(),
-            shell: "/bin/sh".into(),
-        };
+        let who = Identity { uid, gid: uid, groups: Vec::new(), name: None, home: "/".into(), shell: "/bin/sh".into() };
         let env = [("PATH", launch::PATH), ("LANG", "C.UTF-8")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         let mut words = vec!["everhook".to_owned()];
         words.extend_from_slice(args);
@@ -202,7 +207,9 @@ impl Supervisor {
     }
 
     pub fn start_logger(&mut self) {
-        let args = ["logger".to_owned(), "--buffer".to_owned(), self.logger.buffer.display().to_string()];
+        let path = |path: PathBuf| path.display().to_string();
+        let (buffer, logs) = (path(self.layout.buffer()), path(self.layout.logs()));
+        let args = ["logger", "--buffer", &buffer, "--logs", &logs].map(str::to_owned);
         let started = self.internal_spec(&args, prepare::LOGGER).map_err(|e| e.to_string()).and_then(|mut spec| {
             let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
             let record = self.record_file("logger").map_err(|e| e.to_string())?;
@@ -273,7 +280,11 @@ impl Supervisor {
         let (entry, socket) = (listener.entry.clone(), Arc::clone(&listener.socket));
         let started = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string()).and_then(|mut spec| {
             spec.die_with_parent = true;
-            spec.rlimits = vec![(libc::RLIMIT_NOFILE, 4096, 4096), (libc::RLIMIT_CORE, 0, 0), (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20)];
+            spec.rlimits = vec![
+                (libc::RLIMIT_NOFILE, 4096, 4096),
+                (libc::RLIMIT_CORE, 0, 0),
+                (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20),
+            ];
             spec.fds = vec![
                 (Arc::clone(&self.me.null), 0),
                 (Arc::clone(&self.me.stderr), 1),
@@ -366,44 +377,21 @@ pub fn serve_word(serve: Serve) -> &'static str {
 }
 
 /// Carries messages both ways until the logger is gone.
-async fn speak_to_logger(
-    channel: Channel,
-    mut outbox: mpsc::UnboundedReceiver<Outgoing>,
-    events: super::event::Events,
-    run: u64,
-) {
-    let Ok(mut channel) = AsyncFd::new(channel) else { return };
+async fn speak_to_logger(channel: Channel, mut outbox: mpsc::UnboundedReceiver<Outgoing>, events: Events, run: u64) {
+    let Ok(mut channel) = Watched::new(channel) else { return };
     loop {
-        let writing = channel.get_ref().wants_write();
         tokio::select! {
             out = outbox.recv() => match out {
-                Some(out) => {
-                    channel.get_mut().queue(&out.message, &[], out.fd);
-                    if channel.get_mut().flush().is_err() {
-                        return;
-                    }
-                }
+                Some(out) => channel.queue(&out.message, &[], out.fd),
                 None => return,
             },
-            ready = channel.writable_mut(), if writing => {
-                let Ok(mut guard) = ready else { return };
-                match guard.get_inner_mut().flush() {
-                    Ok(true) => {}
-                    Ok(false) => guard.clear_ready(),
-                    Err(_) => return,
-                }
-            }
-            ready = channel.readable_mut() => {
-                let Ok(mut guard) = ready else { return };
-                match guard.get_inner_mut().receive() {
-                    Ok(frame) => {
-                        if let Ok(message) = frame.message::<FromLogger>() {
-                            let _ = events.send(Event::Logger { run, message });
-                        }
+            frame = channel.next() => match frame {
+                Ok(frame) => {
+                    if let Ok(message) = frame.message::<FromLogger>() {
+                        let _ = events.send(Event::Logger { run, message });
                     }
-                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => guard.clear_ready(),
-                    Err(_) => return,
                 }
+                Err(_) => return,
             }
         }
     }

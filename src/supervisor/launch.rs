@@ -108,8 +108,7 @@ pub fn spec(
     let args = args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;
     let mut spec = SpawnSpec::new(text(&file.to_string_lossy())?, args);
     spec.env = env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<_, _>>()?;
-    spec.credentials =
-        change_user.then(|| Credentials { uid: who.uid, gid: who.gid, groups: who.groups.clone() });
+    spec.credentials = change_user.then(|| Credentials { uid: who.uid, gid: who.gid, groups: who.groups.clone() });
     Ok(spec)
 }
 

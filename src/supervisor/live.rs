@@ -5,11 +5,7 @@ use std::{fs, io, path::Path};
 
 use super::layout::Layout;
 use crate::{
-    domain::{
-        deploy::Live,
-        model::AppName,
-        service::Release,
-    },
+    domain::{deploy::Live, model::AppName, service::Release},
     os::files,
 };
 

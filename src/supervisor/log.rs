@@ -6,9 +6,7 @@ use tracing_appender::{
     non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard},
     rolling::{RollingFileAppender, Rotation},
 };
-use tracing_subscriber::{
-    EnvFilter, Layer, fmt, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
-};
+use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt};
 
 use crate::domain::config::{Log, LogFormat};
 
@@ -31,7 +29,7 @@ pub fn start(log: &Log, folder: &Path) -> Result<Vec<WorkerGuard>, String> {
     let (file, file_guard) = queue().finish(rolling);
     // Stderr may be a pipe that nobody reads: that must never hold the loop.
     let (stderr, stderr_guard) = queue().finish(std::io::stderr());
-    let colour = crate::os::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::registry()
         .with(filter)
         .with(layer(log.format, file, false))

@@ -5,7 +5,7 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::fs::{PermissionsExt, chown},
     },
     path::Path,
@@ -66,7 +66,12 @@ impl Maker {
         ] {
             self.folder(&folder, mode, None)?;
         }
-        self.folder(&state.join("logs/deploys"), 0o750, self.logger)
+        self.folder(&state.join("logs/deploys"), 0o750, self.logger)?;
+        let buffer = self.layout.buffer();
+        let named = |e: io::Error| format!("{}: {e}", buffer.display());
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&buffer).map_err(named)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(named)?;
+        self.logger.map_or(Ok(()), |(uid, gid)| chown(&buffer, Some(uid), Some(gid)).map_err(named))
     }
 
     /// Makes a folder where it is missing, and sees to its mode and owner.
@@ -105,7 +110,8 @@ impl Maker {
         }
         let name = instance.to_string();
         let record = self.layout.record(&name);
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
+        let file =
+            fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
         let cgroup = self.cgroup(&name)?;
         Ok(Kit {
             out: Arc::new(self.stream(&name, Stream::Out, &app.run_as)?),
@@ -121,7 +127,9 @@ impl Maker {
     /// Names the group.
     pub fn cgroup(&self, name: &str) -> Result<Option<Arc<Cgroup>>, String> {
         let Some(base) = &self.cgroups else { return Ok(None) };
-        base.make(name).map(|group| Some(Arc::new(group))).map_err(|e| format!("cgroup {name}: {e}"))
+        base.make(&format!("{}-{name}", self.layout.cgroup()))
+            .map(|group| Some(Arc::new(group)))
+            .map_err(|e| format!("cgroup {name}: {e}"))
     }
 
     /// The child's end of a FIFO that this identity may open by path too.
@@ -130,13 +138,8 @@ impl Maker {
     /// Names the FIFO.
     pub fn stream(&self, source: &str, stream: Stream, who: &Identity) -> Result<OwnedFd, String> {
         let path = self.layout.fifo(source, stream);
-        let owner = self.root.then_some((who.uid, who.gid));
-        fifo::make(&path, owner).and_then(|()| fifo::open_rw(&path)).map_err(|e| format!("{}: {e}", path.display()))
+        fifo::make(&path, who.uid, who.gid)
+            .and_then(|()| fifo::open_rw(&path))
+            .map_err(|e| format!("{}: {e}", path.display()))
     }
-}
-
-/// The cgroup's folder, as spawning wants it.
-#[must_use]
-pub fn born_in(cgroup: Option<&Arc<Cgroup>>) -> Option<Arc<OwnedFd>> {
-    cgroup.and_then(|group| group.as_fd().try_clone_to_owned().ok()).map(Arc::new)
 }

@@ -68,8 +68,11 @@ impl Supervisor {
     #[must_use]
     pub fn app_view(&self, app: &App) -> AppView {
         let release = app.release();
-        let instances =
-            if app.spec().command.is_some() { vec![instance_view(app, self.starting_again_at(app))] } else { Vec::new() };
+        let instances = if app.spec().command.is_some() {
+            vec![instance_view(app, self.starting_again_at(app))]
+        } else {
+            Vec::new()
+        };
         AppView {
             name: app.name().clone(),
             state: self.app_state(app.name()),
@@ -105,12 +108,8 @@ impl Supervisor {
 
 fn instance_view(app: &App, next_start_at: Option<At>) -> InstanceView {
     let instance = app.instance();
-    let last_exit = instance.last_exit().map(|(exit, at)| ExitView {
-        code: exit.code(),
-        signal: exit.signal(),
-        oom: false,
-        at,
-    });
+    let last_exit =
+        instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
     InstanceView {
         name: first(app.name()),
         state: word(instance.state()),

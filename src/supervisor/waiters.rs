@@ -19,15 +19,32 @@ pub struct Waiter {
     pub deploy: Option<DeployId>,
 }
 
+impl Waiter {
+    #[must_use]
+    pub fn waits_for(&self, deploy: DeployId) -> bool {
+        self.goals.iter().any(|goal| matches!(goal, Goal::Deploy { id } if *id == deploy))
+    }
+}
+
 /// What is waited for.
 #[derive(Debug, Clone)]
 pub enum Goal {
     /// Ready or done, without a failure beyond these on the way.
-    Up { app: AppName, failures: u64 },
-    Down { app: AppName },
-    State { app: AppName, state: InstanceState },
+    Up {
+        app: AppName,
+        failures: u64,
+    },
+    Down {
+        app: AppName,
+    },
+    State {
+        app: AppName,
+        state: InstanceState,
+    },
     /// The end of a deploy is told by its own event.
-    Deploy { id: DeployId },
+    Deploy {
+        id: DeployId,
+    },
 }
 
 impl Supervisor {

@@ -2,18 +2,15 @@
 //! channels of listeners, where the token does. One task a connection; what is asked becomes one
 //! event, what is answered goes back through [`ReplyTo`].
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-};
+use std::{io, os::fd::OwnedFd};
 
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::event::{Event, Events};
 use crate::{
     domain::api::{Ask, Said, Saying},
-    os::{channel::Channel, users},
+    os::{channel::Channel, users, watched::Watched},
 };
 
 /// A question and who asks it.
@@ -51,7 +48,7 @@ impl ReplyTo {
         self.out.send(Out::Say(Said { ticket: self.ticket, what })).is_ok()
     }
 
-    /// Hands the client's socket over, once everything said so far is sent.
+    /// Hands the client's socket over; nothing may have been said before.
     pub fn hand_over(&self, to: impl FnOnce(OwnedFd) + Send + 'static) {
         let _ = self.out.send(Out::Socket(Box::new(to)));
     }
@@ -63,8 +60,7 @@ impl ReplyTo {
 }
 
 /// Takes clients of `control.sock` until the loop ends.
-pub async fn accept(socket: OwnedFd, events: Events) -> io::Result<()> {
-    let listener = std::os::unix::net::UnixListener::from(socket);
+pub async fn accept(listener: std::os::unix::net::UnixListener, events: Events) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     loop {
@@ -72,18 +68,10 @@ pub async fn accept(socket: OwnedFd, events: Events) -> io::Result<()> {
             Ok((stream, _)) => {
                 let Ok(stream) = stream.into_std() else { continue };
                 let fd = OwnedFd::from(stream);
-                let from = match users::peer(&fd) {
-                    Ok(peer) => From::Local {
-                        uid: peer.uid,
-                        user: (users::facts().user)(&peer.uid.to_string()).and_then(|account| account.name),
-                        groups: users::peer_groups(&fd).iter().filter_map(|gid| users::group_name(*gid)).collect(),
-                    },
-                    Err(error) => {
-                        warn!(%error, "a client of the control socket has no credentials");
-                        continue;
-                    }
-                };
-                tokio::spawn(serve(Channel::new(fd), from, events.clone()));
+                match who(&fd) {
+                    Ok(from) => drop(tokio::spawn(serve(Channel::new(fd), from, events.clone()))),
+                    Err(error) => warn!(%error, "a client of the control socket has no credentials"),
+                }
             }
             Err(error) => {
                 // Out of descriptors, most likely: going on at once would burn the processor.
@@ -92,6 +80,21 @@ pub async fn accept(socket: OwnedFd, events: Events) -> io::Result<()> {
             }
         }
     }
+}
+
+/// The kernel's word for who is at the other end. Names of root, who may do everything, need no
+/// look-up, which could ask the network.
+fn who(socket: &OwnedFd) -> io::Result<From> {
+    let peer = users::peer(socket)?;
+    if peer.uid == 0 {
+        return Ok(From::Local { uid: 0, user: Some("root".to_owned()), groups: Vec::new() });
+    }
+    let groups = users::peer_groups(socket)?.into_iter().chain([peer.gid]);
+    Ok(From::Local {
+        uid: peer.uid,
+        user: users::user_name(peer.uid),
+        groups: groups.filter_map(users::group_name).collect(),
+    })
 }
 
 /// Serves a listener's people channel.
@@ -107,53 +110,25 @@ async fn serve(channel: Channel, from: From, events: Events) {
 
 async fn talk(channel: Channel, from: From, events: Events) -> io::Result<()> {
     let (out, mut outbox) = mpsc::unbounded_channel();
-    let mut channel = AsyncFd::new(channel)?;
+    let mut channel = Watched::new(channel)?;
     loop {
-        let writing = channel.get_ref().wants_write();
         tokio::select! {
             said = outbox.recv() => match said {
-                Some(Out::Say(said)) => {
-                    channel.get_mut().queue(&said, &[], None);
-                    channel.get_mut().flush()?;
-                }
+                Some(Out::Say(said)) => channel.queue(&said, &[], None),
                 Some(Out::Socket(to)) => {
-                    send_all(&mut channel).await?;
-                    to(channel.into_inner().into_socket());
+                    to(channel.into_socket());
                     return Ok(());
                 }
                 None => return Ok(()),
             },
-            guard = channel.writable_mut(), if writing => {
-                let mut guard = guard?;
-                if !guard.get_inner_mut().flush()? {
-                    guard.clear_ready();
-                }
-            }
-            guard = channel.readable_mut() => {
-                let mut guard = guard?;
-                match guard.get_inner_mut().receive() {
-                    Ok(frame) => {
-                        let ask: Ask = frame.message()?;
-                        let reply = ReplyTo { ticket: ask.ticket, out: out.clone() };
-                        let asked = Asked { ask, from: from.clone(), reply };
-                        if events.send(Event::Asked(Box::new(asked))).is_err() {
-                            return Ok(());
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
-                    Err(error) => return Err(error),
+            frame = channel.next() => {
+                let ask: Ask = frame?.message()?;
+                let reply = ReplyTo { ticket: ask.ticket, out: out.clone() };
+                let asked = Asked { ask, from: from.clone(), reply };
+                if events.send(Event::Asked(Box::new(asked))).is_err() {
+                    return Ok(());
                 }
             }
         }
     }
-}
-
-async fn send_all(channel: &mut AsyncFd<Channel>) -> io::Result<()> {
-    while channel.get_ref().wants_write() {
-        let mut guard = channel.writable_mut().await?;
-        if !guard.get_inner_mut().flush()? {
-            guard.clear_ready();
-        }
-    }
-    Ok(())
 }

@@ -52,7 +52,9 @@ pub async fn until_ready(app: AppName, attempt: u64, ready: Ready, events: Event
 async fn once(ready: &Ready) -> Result<(), String> {
     match ready {
         Ready::Immediate | Ready::After(_) => Ok(()),
-        Ready::Tcp(probe) => connect(&probe.address).await.map(drop).map_err(|e| format!("{}: {e}", show(&probe.address))),
+        Ready::Tcp(probe) => {
+            connect(&probe.address).await.map(drop).map_err(|e| format!("{}: {e}", show(&probe.address)))
+        }
         Ready::Http(probe) => http(probe).await,
     }
 }
@@ -113,7 +115,9 @@ mod tests {
     fn only_a_status_line_counts() {
         assert_eq!(status(b"HTTP/1.1 200 OK\r\nX: y\r\n"), Some(200));
         assert_eq!(status(b"HTTP/1.0 301 Moved"), Some(301));
-        for bad in [&b""[..], b"SSH-2.0-OpenSSH", b"HTTP/1.1", b"HTTP/1.1 20x OK", b"HTTP/2 200", b"HTTP/1.1 +20 OK", b"\xff"] {
+        for bad in
+            [&b""[..], b"SSH-2.0-OpenSSH", b"HTTP/1.1", b"HTTP/1.1 20x OK", b"HTTP/2 200", b"HTTP/1.1 +20 OK", b"\xff"]
+        {
             assert_eq!(status(bad), None, "{bad:?}");
         }
     }
