@@ -124,7 +124,7 @@ impl Supervisor {
                     self.queue_deploy(deploy, 0, None);
                 }
             }
-            Told::Health { listener, ticket } => self.ledger.send(Command::Health { listener, ticket }),
+            Told::Health { ticket } => self.ledger.send(Command::Health { ticket }),
             Told::Queued { ticket, deploy } => self.queued(ticket, *deploy),
             Told::Committed { ticket } => self.committed(ticket),
             Told::Event(event) => self.tell_followers(&event),

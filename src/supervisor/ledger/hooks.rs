@@ -28,8 +28,8 @@ const MOST_ASKED: usize = 1024;
 #[derive(Default)]
 pub(super) struct Arrived {
     pub deliveries: Vec<Incoming>,
-    /// Questions after the loop's health: listener and our own ticket.
-    pub health: Vec<(usize, u64)>,
+    /// Questions after the loop's health, by our own tickets.
+    pub health: Vec<u64>,
     pub closed: Vec<usize>,
 }
 
@@ -105,7 +105,7 @@ impl Hooks {
                             self.asked.pop_first();
                         }
                         self.asked.insert(self.last_asked, (*listener, ticket));
-                        arrived.health.push((*listener, self.last_asked));
+                        arrived.health.push(self.last_asked);
                     }
                     Err(e) => {
                         tracing::warn!("listener {listener} sent what is no message: {e}");

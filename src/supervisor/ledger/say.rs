@@ -32,7 +32,7 @@ pub enum Command {
     /// Answered by [`Told::Found`], for [`Query::Unfinished`] by [`Told::Unfinished`].
     Query { ticket: u64, query: Query },
     /// The loop is alive: the answer to [`Told::Health`].
-    Health { listener: usize, ticket: u64 },
+    Health { ticket: u64 },
     /// Commit what is there and end.
     Close,
 }
@@ -133,10 +133,7 @@ pub enum Told {
         deploys: Vec<DeployView>,
     },
     /// A listener asks whether the loop is alive; answer with [`Command::Health`].
-    Health {
-        listener: usize,
-        ticket: u64,
-    },
+    Health { ticket: u64 },
     Queued {
         ticket: u64,
         deploy: Box<DeployView>,

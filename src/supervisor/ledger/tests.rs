@@ -226,8 +226,8 @@ fn health_is_answered_when_the_loop_says_so() {
     let mut desk = Desk::open();
     desk.listener.queue(&FromHooks::Health { ticket: 5 }, &[], None);
     desk.listener.flush().unwrap();
-    let ticket = desk.told(|told| if let Told::Health { listener: 0, ticket } = told { Some(ticket) } else { None });
-    desk.ledger().send(Command::Health { listener: 0, ticket });
+    let ticket = desk.told(|told| if let Told::Health { ticket } = told { Some(ticket) } else { None });
+    desk.ledger().send(Command::Health { ticket });
     assert_eq!(desk.answer(), Answer { ticket: 5, status: 200, body: "ok".to_owned(), retry_after: None });
 }
 
@@ -236,10 +236,10 @@ fn a_new_channel_gets_no_answers_meant_for_the_old() {
     let mut desk = Desk::open();
     desk.listener.queue(&FromHooks::Health { ticket: 1 }, &[], None);
     desk.listener.flush().unwrap();
-    let ticket = desk.told(|told| if let Told::Health { ticket, .. } = told { Some(ticket) } else { None });
+    let ticket = desk.told(|told| if let Told::Health { ticket } = told { Some(ticket) } else { None });
     let (ours, theirs) = Channel::pair().unwrap();
     desk.ledger().send(Command::Channel { listener: 0, channel: Channel::new(theirs) });
-    desk.ledger().send(Command::Health { listener: 0, ticket });
+    desk.ledger().send(Command::Health { ticket });
     desk.listener = ours;
     desk.tickets = 10;
     assert_eq!(desk.post(&master('a', "one")).0, 202);

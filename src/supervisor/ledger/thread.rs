@@ -141,14 +141,14 @@ impl State {
             Command::Event(new) => self.writes.push_back(Write::Event(new)),
             Command::Audit(new) => self.writes.push_back(Write::Audit(new)),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
-            Command::Health { listener: _, ticket } => self.hooks.healthy(ticket),
+            Command::Health { ticket } => self.hooks.healthy(ticket),
             Command::Close => self.closing = true,
         }
     }
 
     fn round(&mut self, arrived: Arrived) {
-        for (listener, ticket) in arrived.health {
-            (self.tell)(Told::Health { listener, ticket });
+        for ticket in arrived.health {
+            (self.tell)(Told::Health { ticket });
         }
         let done = self.write(&arrived.deliveries);
         for (listener, answer) in &done.answers {
