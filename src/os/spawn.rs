@@ -1,11 +1,46 @@
 //! Starting processes without a copy of anything: DESIGN.md section 5, "Spawning".
+//!
+//! The child shares our memory and, at first, our descriptors; the calling thread sleeps until it has
+//! executed its program or failed. Everything is allocated here, in the parent; what the child does
+//! with it stands in [`child`], how it comes to be in [`clone`](mod@clone).
+
+mod child;
+mod clone;
+pub(super) mod raw;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    ffi::CString,
-    os::fd::{OwnedFd, RawFd},
+    ffi::{CString, c_char},
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStringExt,
+    },
     path::PathBuf,
-    sync::Arc,
+    ptr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl, openat},
+    sys::{
+        resource::{Resource, getrlimit},
+        stat::Mode,
+    },
+    unistd::{getegid, geteuid, getpid},
+};
+
+use self::{
+    child::{Failure, Plan, Step},
+    clone::Stack,
+};
+use super::{identity, record::RECORD_SIZE};
+
+/// Soft limit of open files of a child whose spec names none; `select(2)` breaks above it.
+const NOFILE_SOFT: u64 = 1024;
+/// What nearly every child needs: three streams, a result or a channel, a record, one to spare.
+const FIRST_SLOTS: usize = 6;
 
 /// Whom the child becomes. Absent: whoever we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +50,22 @@ pub struct Credentials {
     pub groups: Vec<u32>,
 }
 
+/// Where the child notes who it is, before exec, from offset 0; see [`super::record::RunRecord`].
+#[derive(Debug, Clone)]
+pub struct RecordFile {
+    /// Open for writing.
+    pub file: Arc<OwnedFd>,
+    /// The id of the supervisor's run, without white space, at most 64 bytes.
+    pub everhook_boot: String,
+}
+
 /// Everything about a process that is to be started. Nothing of the supervisor's environment,
 /// descriptors, dispositions or mask reaches it but what stands here.
 #[derive(Debug, Clone)]
 pub struct SpawnSpec {
     /// The file to execute, absolute (or `/proc/self/exe`).
     pub program: CString,
+    /// The whole of argv, its name included.
     pub args: Vec<CString>,
     /// `NAME=value`.
     pub env: Vec<CString>,
@@ -31,16 +76,312 @@ pub struct SpawnSpec {
     pub fds: Vec<(Arc<OwnedFd>, RawFd)>,
     /// Folder of a cgroup v2 to be born in.
     pub cgroup: Option<Arc<OwnedFd>>,
-    /// A file that the child writes its run record into before exec, from offset 0; see [`RunRecord`].
-    pub record: Option<Arc<OwnedFd>>,
+    /// No record, no exec.
+    pub record: Option<RecordFile>,
     /// Die with the thread that spawned (jobs and internal processes).
     pub die_with_parent: bool,
     pub no_new_privs: bool,
     /// Drop every capability and the bounding set (internal processes).
     pub no_capabilities: bool,
     pub umask: u32,
+    /// Where we may not lower this or `oom_score_adj`, ours stays.
     pub nice: i32,
     pub oom_score_adj: i32,
-    /// `(resource, soft, hard)`.
+    /// `(resource, soft, hard)`. Without `RLIMIT_NOFILE` its soft limit is 1,024.
     pub rlimits: Vec<(u32, u64, u64)>,
+}
+
+impl SpawnSpec {
+    /// A clean child in `/` with no environment and no descriptors, as whoever we are.
+    #[must_use]
+    pub fn new(program: CString, args: Vec<CString>) -> Self {
+        Self {
+            program,
+            args,
+            env: Vec::new(),
+            directory: "/".into(),
+            credentials: None,
+            fds: Vec::new(),
+            cgroup: None,
+            record: None,
+            die_with_parent: false,
+            no_new_privs: false,
+            no_capabilities: false,
+            umask: 0o022,
+            nice: 0,
+            oom_score_adj: 0,
+            rlimits: Vec::new(),
+        }
+    }
+}
+
+/// A child that has executed its program (it may have ended since).
+#[derive(Debug)]
+pub struct Spawned {
+    pub pid: u32,
+    pub pidfd: OwnedFd,
+}
+
+/// No child: nothing of it is left, not even a zombie.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {errno}")]
+pub struct SpawnError {
+    /// What was tried: `chdir to "/x"`, `setting uid 1000`, `executing "/bin/x"`.
+    pub step: String,
+    pub errno: io::Error,
+}
+
+/// What a thread needs to spawn. Make it before other descriptors are opened: the numbers it takes
+/// are the lowest free ones, and everything below the highest of them is copied at each spawn.
+pub struct Spawner {
+    null: OwnedFd,
+    /// Where descriptors for a child are put; they hold `/dev/null` between spawns.
+    slots: Vec<OwnedFd>,
+    stack: Stack,
+    /// Boot id and pid namespace, the part of each record that never changes.
+    machine: String,
+    /// Container runtimes may refuse clone3: then `clone`, and the child moves itself into its cgroup.
+    clone3: bool,
+}
+
+impl Spawner {
+    /// # Errors
+    /// When descriptors or memory run out, or `/proc` is not there.
+    pub fn new() -> io::Result<Self> {
+        dumpable_at_first();
+        let mut spawner = Self {
+            null: std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into(),
+            slots: Vec::new(),
+            stack: Stack::new()?,
+            machine: format!("{} {}", identity::boot_id()?, identity::pid_namespace()?),
+            clone3: true,
+        };
+        spawner.grow(FIRST_SLOTS)?;
+        Ok(spawner)
+    }
+
+    fn grow(&mut self, count: usize) -> io::Result<()> {
+        while self.slots.len() < count {
+            let fd = fcntl(&self.null, FcntlArg::F_DUPFD_CLOEXEC(3))?;
+            // SAFETY: fcntl has just made this descriptor; nobody else owns it.
+            self.slots.push(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        Ok(())
+    }
+
+    /// Starts a process; returns when it has executed its program. Blocks the calling thread alone.
+    ///
+    /// The reaper may see the end of a child before this has returned its pid. Of a child that never
+    /// executed its program the reaper sees nothing.
+    ///
+    /// # Errors
+    /// Names the step that failed.
+    pub fn spawn(&mut self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
+        let preparing = |errno: io::Error| SpawnError { step: format!("preparing {:?}", spec.program), errno };
+        let by_hand = if self.clone3 { None } else { open_procs(spec).map_err(preparing)? };
+        let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
+        filled.extend(spec.record.iter().map(|r| &*r.file));
+        filled.extend(&by_hand);
+        self.grow(filled.len()).map_err(preparing)?;
+        let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut plan = Plan::new(spec, &slots, by_hand.is_some(), &self.machine).map_err(preparing)?;
+
+        let started = fill(&slots, &filled).and_then(|()| self.start(spec, &mut plan));
+        empty(&slots[..filled.len()], &self.null);
+        match started {
+            Err(e) if self.clone3 && matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                self.clone3 = false;
+                self.spawn(spec)
+            }
+            Err(errno) => Err(SpawnError { step: format!("making a process for {:?}", spec.program), errno }),
+            Ok(spawned) => executed(spawned, plan.failure, spec),
+        }
+    }
+
+    fn start(&self, spec: &SpawnSpec, plan: &mut Plan) -> io::Result<Spawned> {
+        let cgroup = spec.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+        let undumpable = plan.credentials.is_some().then(Undumpable::enter);
+        let blocked = raw::block_signals();
+        let started = clone::start(&self.stack, plan, cgroup, self.clone3);
+        raw::set_mask(blocked);
+        drop(undumpable);
+        started
+    }
+}
+
+/// The file through which a child moves itself into its cgroup.
+fn open_procs(spec: &SpawnSpec) -> io::Result<Option<OwnedFd>> {
+    let Some(folder) = &spec.cgroup else { return Ok(None) };
+    Ok(Some(openat(folder, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+}
+
+fn fill(slots: &[RawFd], with: &[&OwnedFd]) -> io::Result<()> {
+    with.iter().zip(slots).try_for_each(|(fd, slot)| raw::dup3(fd.as_raw_fd(), *slot))
+}
+
+/// Descriptors must not stay open in the slots: somebody may wait for their end.
+fn empty(slots: &[RawFd], null: &OwnedFd) {
+    for slot in slots {
+        // Both are open and the slot is ours, so that this cannot fail.
+        let _ = raw::dup3(null.as_raw_fd(), *slot);
+    }
+}
+
+/// Tells a child that has executed its program from one that ended before. Until exec the child's
+/// exit signal is 0, at exec it becomes SIGCHLD (execve(2)): so `__WCLONE` waits for the first kind
+/// alone, and no reaper that asks without it ever sees them.
+fn executed(spawned: Spawned, failure: Option<Failure>, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
+    if !raw::reap_unexecuted(&spawned.pidfd) {
+        return Ok(spawned);
+    }
+    Err(match failure {
+        Some(Failure { step, errno }) => {
+            SpawnError { step: name_of(step, spec), errno: io::Error::from_raw_os_error(errno) }
+        }
+        None => SpawnError {
+            step: format!("executing {:?}", spec.program),
+            errno: io::Error::new(io::ErrorKind::Interrupted, "it was killed before"),
+        },
+    })
+}
+
+fn name_of(step: Step, spec: &SpawnSpec) -> String {
+    let who =
+        |what: &str, id: fn(&Credentials) -> u32| format!("setting {what} {}", spec.credentials.as_ref().map_or(0, id));
+    match step {
+        Step::Descriptors => "setting up descriptors".into(),
+        Step::Cgroup => "entering its cgroup".into(),
+        Step::Session => "making a session".into(),
+        Step::OomScore => format!("setting oom_score_adj {}", spec.oom_score_adj),
+        Step::Nice => format!("setting nice {}", spec.nice),
+        Step::Limits => "setting limits".into(),
+        Step::Groups => "setting groups".into(),
+        Step::Gid => who("gid", |c| c.gid),
+        Step::Uid => who("uid", |c| c.uid),
+        Step::Directory => format!("chdir to {:?}", spec.directory),
+        Step::Capabilities => "dropping capabilities".into(),
+        Step::NoNewPrivileges => "setting no_new_privs".into(),
+        Step::DeathSignal => "tying its life to ours".into(),
+        Step::Record => "writing its run record".into(),
+        Step::Execute => format!("executing {:?}", spec.program),
+    }
+}
+
+impl Plan {
+    /// `slots` hold, in this order, the child's descriptors, the record, and the file of its cgroup.
+    fn new(spec: &SpawnSpec, slots: &[RawFd], by_hand: bool, machine: &str) -> io::Result<Self> {
+        let moves: Vec<(RawFd, RawFd)> = slots.iter().zip(&spec.fds).map(|(slot, (_, to))| (*slot, *to)).collect();
+        let after = &slots[moves.len()..];
+        let record = spec.record.as_ref().and(after.first().copied());
+        let procs = after.get(usize::from(record.is_some())).copied().filter(|_| by_hand);
+        let numbers: Vec<RawFd> = moves.iter().map(|(_, to)| *to).collect();
+        Ok(Self {
+            program: spec.program.as_ptr(),
+            argv: pointers(&spec.args),
+            envp: pointers(&spec.env),
+            directory: CString::new(spec.directory.clone().into_os_string().into_vec())?,
+            last_slot: slots.iter().copied().max().unwrap_or(2),
+            highest: numbers.iter().copied().max().unwrap_or(-1),
+            gaps: gaps(numbers)?,
+            moves,
+            record,
+            record_tail: record_tail(spec, machine)?,
+            procs,
+            credentials: spec.credentials.clone().filter(|c| !already(c)),
+            limits: limits(spec)?,
+            oom_score_adj: spec.oom_score_adj.to_string(),
+            nice: spec.nice,
+            umask: spec.umask,
+            no_capabilities: spec.no_capabilities,
+            no_new_privs: spec.no_new_privs,
+            parent: spec.die_with_parent.then(|| getpid().as_raw()),
+            failure: None,
+        })
+    }
+}
+
+/// A null-terminated list; it points into `texts`.
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts.iter().map(|t| t.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// The ranges of numbers that a child does not have.
+fn gaps(mut numbers: Vec<RawFd>) -> io::Result<Vec<(u32, u32)>> {
+    numbers.sort_unstable();
+    let mut next = 0;
+    let mut gaps = Vec::new();
+    for number in numbers {
+        let number = u32::try_from(number)
+            .ok()
+            .filter(|n| *n >= next)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a descriptor's number is given twice"))?;
+        if number > next {
+            gaps.push((next, number - 1));
+        }
+        next = number + 1;
+    }
+    gaps.push((next, u32::MAX));
+    Ok(gaps)
+}
+
+/// What follows pid and start time in the record.
+fn record_tail(spec: &SpawnSpec, machine: &str) -> io::Result<String> {
+    let Some(record) = &spec.record else { return Ok(String::new()) };
+    let boot = &record.everhook_boot;
+    if boot.is_empty() || boot.len() > 64 || boot.contains(char::is_whitespace) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no id of a run"));
+    }
+    let tail = format!(" {machine} {boot}");
+    debug_assert!(tail.len() + 40 < RECORD_SIZE, "pid and start time find room before it");
+    Ok(tail)
+}
+
+/// Not under root there is nothing to become, and setgroups would be refused.
+fn already(credentials: &Credentials) -> bool {
+    let (uid, gid) = (geteuid(), getegid());
+    !uid.is_root() && credentials.uid == uid.as_raw() && credentials.gid == gid.as_raw()
+}
+
+fn limits(spec: &SpawnSpec) -> io::Result<Vec<(u32, libc::rlimit64)>> {
+    let mut limits: Vec<_> = spec
+        .rlimits
+        .iter()
+        .map(|&(resource, soft, hard)| (resource, libc::rlimit64 { rlim_cur: soft, rlim_max: hard }))
+        .collect();
+    if !spec.rlimits.iter().any(|(resource, ..)| *resource == libc::RLIMIT_NOFILE) {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        limits.push((libc::RLIMIT_NOFILE, libc::rlimit64 { rlim_cur: hard.min(NOFILE_SOFT), rlim_max: hard }));
+    }
+    Ok(limits)
+}
+
+/// Children of ours that change their uid while they share our memory. The kernel then makes that
+/// memory undumpable, so that the new user cannot trace it; it must stay so until the last has left.
+static CHANGING_UID: Mutex<u32> = Mutex::new(0);
+
+/// Were we dumpable before we spawned at all?
+fn dumpable_at_first() -> bool {
+    static FIRST: OnceLock<bool> = OnceLock::new();
+    *FIRST.get_or_init(|| nix::sys::prctl::get_dumpable().unwrap_or(false))
+}
+
+/// One child that changes its uid in our memory; the last one gone, we are as dumpable as before.
+struct Undumpable;
+
+impl Undumpable {
+    fn enter() -> Self {
+        *CHANGING_UID.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Undumpable {
+    fn drop(&mut self) {
+        let mut count = CHANGING_UID.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 && dumpable_at_first() {
+            // Setting a valid value cannot fail.
+            let _ = nix::sys::prctl::set_dumpable(true);
+        }
+    }
 }

@@ -67,12 +67,13 @@ impl FromStr for InstanceId {
     }
 }
 
-/// The candidate that is at most a third of its length away from `typed` (Levenshtein distance).
+/// The candidate that is at most a third of its length away from `typed` (Levenshtein distance), and
+/// not wholly another word.
 pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
         .map(|c| (distance(typed, c), c))
-        .filter(|(d, c)| *d <= (c.chars().count().max(3)) / 3 + usize::from(c.len() > 3))
+        .filter(|(d, c)| *d < c.chars().count() && *d <= (c.chars().count().max(3)) / 3 + usize::from(c.len() > 3))
         .min_by_key(|(d, _)| *d)
         .map(|(_, c)| c)
 }
@@ -119,5 +120,6 @@ mod tests {
         assert_eq!(nearest("blgo", ["api", "blog"]), Some("blog"));
         assert_eq!(nearest("comand", ["command", "env"]), Some("command"));
         assert_eq!(nearest("zzz", ["command", "env"]), None);
+        assert_eq!(nearest("x", ["a", "b"]), None);
     }
 }

@@ -1,0 +1,239 @@
+//! One app, judged.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
+    deploy, identity, judge::Judge, order, probe, raw, shell,
+};
+use crate::domain::model::{AppName, Signal, Size};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// All apps; `hooks`: some listener takes webhooks.
+pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
+    let mut apps = BTreeMap::new();
+    for (name, own) in &raw.apps {
+        match name.parse::<AppName>() {
+            Ok(parsed) => {
+                let entry = Entry { name, raw: own.clone().or(&raw.defaults), all: &raw.apps, hooks };
+                apps.insert(parsed.clone(), entry.app(judge, parsed));
+            }
+            Err(error) => judge.error(&["apps", name], error.to_string()),
+        }
+    }
+    order::cycle(judge, &apps);
+    apps
+}
+
+/// An app's entry with `defaults` merged in.
+struct Entry<'a> {
+    name: &'a str,
+    raw: raw::App,
+    all: &'a BTreeMap<String, raw::App>,
+    hooks: bool,
+}
+
+impl Entry<'_> {
+    fn keys<'k>(&'k self, field: &[&'k str]) -> Vec<&'k str> {
+        [&["apps", self.name], field].concat()
+    }
+
+    fn app(&self, judge: &mut Judge<'_>, name: AppName) -> App {
+        let raw = &self.raw;
+        let (who, problem) = identity::of_app(judge, self.name, raw);
+        let (command, program) = raw.command.as_ref().map(|words| self.command(judge, words)).unzip();
+        if raw.command.is_none() && raw.deploy.is_none() {
+            judge.error(&self.keys(&[]), "it needs a `command`, or a `deploy`, or both");
+        }
+        judge.env(&self.keys(&["env"]), &raw.env);
+        judge.require(raw.port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
+        let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
+        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
+        let mut app = App {
+            name,
+            command,
+            directory,
+            run_as: who.run_as,
+            work_as: who.work_as,
+            env: raw.env.iter().map(|(key, value)| (key.clone(), numbered(value))).collect(),
+            env_file: self.env_files(judge),
+            port: raw.port,
+            enabled: raw.enabled.unwrap_or(true),
+            after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
+            ready: self.ready(judge),
+            restart: self.restart(judge),
+            stop: self.stop(judge),
+            logs: self.logs(judge),
+            deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
+            problem: None,
+        };
+        let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
+        app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
+        app
+    }
+
+    /// Notes what keeps this app from running, and says it with its place.
+    fn problem(&self, judge: &mut Judge<'_>, name: &AppName, field: &str, message: &str) -> String {
+        let told = format!("app \"{name}\": {message}");
+        judge.report(Severity::AppProblem(name.clone()), &self.keys(&[field]), told);
+        let place = judge.findings.last().map(|finding| finding.place.clone()).unwrap_or_default();
+        format!("{message} ({place})")
+    }
+
+    /// The command, and its program where that is known.
+    fn command(&self, judge: &mut Judge<'_>, words: &raw::Words) -> (Command, Option<String>) {
+        let keys = self.keys(&["command"]);
+        let (command, program) = match words {
+            raw::Words::One(text) => {
+                let text = numbered(text);
+                judge.require(!text.trim().is_empty(), &keys, "the command is empty");
+                let program = shell::simple(&text).map(|simple| simple.program);
+                (Command::Shell(shell::with_exec(&text)), program)
+            }
+            raw::Words::List(list) => {
+                let list: Vec<String> = list.iter().map(|word| numbered(word)).collect();
+                let program = list.first().cloned();
+                judge.require(program.as_ref().is_some_and(|p| !p.is_empty()), &keys, "the command is empty");
+                (Command::List(list), program)
+            }
+        };
+        let nul = match &command {
+            Command::Shell(text) => text.contains('\0'),
+            Command::List(list) => list.iter().any(|word| word.contains('\0')),
+        };
+        judge.require(!nul, &keys, "a command cannot hold a NUL character");
+        let base = program.as_deref().and_then(|path| path.rsplit('/').next());
+        if let Some(wrapper) = base.filter(|name| ["npm", "npx", "yarn", "pnpm", "nodemon"].contains(name)) {
+            let message = format!(
+                "app \"{}\": {wrapper} stands between everhook and the app; run the app itself, such as [\"node\", \"server.js\"]",
+                self.name
+            );
+            judge.warn(&keys, message);
+        }
+        (command, program)
+    }
+
+    fn env_files(&self, judge: &mut Judge<'_>) -> Vec<std::path::PathBuf> {
+        let keys = self.keys(&["env_file"]);
+        let files = match &self.raw.env_file {
+            None => &[],
+            Some(raw::Words::One(file)) => std::slice::from_ref(file),
+            Some(raw::Words::List(files)) => files.as_slice(),
+        };
+        files.iter().map(|file| judge.path(&keys, file)).collect()
+    }
+
+    fn ready(&self, judge: &mut Judge<'_>) -> Ready {
+        let (http, tcp) = (self.keys(&["ready", "url"]), self.keys(&["ready", "addr"]));
+        let time = |within: &Option<raw::Span>| within.map_or(MINUTE, |span| span.0);
+        match &self.raw.ready {
+            None => Ready::After(Duration::from_secs(1)),
+            Some(raw::Ready::Immediate) => Ready::Immediate,
+            Some(raw::Ready::After(span)) => Ready::After(span.0),
+            Some(raw::Ready::Tcp { addr, within }) => {
+                let read = addr.as_deref().ok_or("`addr` is missing".to_owned());
+                let read =
+                    read.and_then(|text| probe::address(&numbered(text), None).map_err(|e| format!("{text:?}: {e}")));
+                let address = judge.take(&tcp, read, ProbeAddress::Localhost(1));
+                Ready::Tcp(TcpProbe { address, within: time(within) })
+            }
+            Some(raw::Ready::Http { url, host, expect, within }) => {
+                let written = numbered(url.as_deref().unwrap_or_default());
+                let read = if url.is_some() { probe::url(&written) } else { Err("`url` is missing".into()) };
+                let none = probe::Url { address: ProbeAddress::Localhost(1), host: String::new(), target: "/".into() };
+                let url = judge.take(&http, read, none);
+                let host = host.clone().unwrap_or(url.host);
+                let plain = host.chars().all(|c| c.is_ascii_graphic());
+                judge.require(plain, &self.keys(&["ready", "host"]), "this is no host");
+                let expect = expect.unwrap_or(200);
+                let status = (100..=599).contains(&expect);
+                judge.require(status, &self.keys(&["ready", "expect"]), "expected a status from 100 to 599");
+                let within = time(within);
+                Ready::Http(HttpProbe { address: url.address, host, target: url.target, expect, within, url: written })
+            }
+        }
+    }
+
+    fn restart(&self, judge: &mut Judge<'_>) -> Restart {
+        let raw = &self.raw.restart;
+        let time = |span: &Option<raw::Span>, default: u64| span.map_or(Duration::from_millis(default), |span| span.0);
+        let first = time(&raw.first, 100);
+        let restart = Restart {
+            policy: raw.policy.unwrap_or(Policy::Always),
+            success: raw.success.clone().unwrap_or_else(|| vec![0]),
+            first,
+            factor: raw.factor.unwrap_or(2.0),
+            max: raw.max.map_or(first.max(Duration::from_secs(30)), |span| span.0),
+            jitter: raw.jitter.unwrap_or(0.1),
+            reset_after: time(&raw.reset_after, 10_000),
+            give_up: GiveUp {
+                restarts: raw.give_up.restarts.unwrap_or(10),
+                within: time(&raw.give_up.within, 300_000),
+            },
+            retry_after: raw.retry_after.map(|span| span.0),
+        };
+        let codes = restart.success.iter().all(|code| (0..=255).contains(code));
+        let growing = restart.factor.is_finite() && restart.factor >= 1.0;
+        for (holds, field, message) in [
+            (codes, &["success"][..], "expected exit codes from 0 to 255"),
+            (!restart.first.is_zero(), &["first"], "the first delay cannot be zero"),
+            (growing, &["factor"], "expected a factor of at least 1.0"),
+            (restart.max >= restart.first, &["max"], "the longest delay is shorter than the first"),
+            ((0.0..=1.0).contains(&restart.jitter), &["jitter"], "expected a share from 0.0 to 1.0"),
+            (!restart.give_up.within.is_zero(), &["give_up", "within"], "this time cannot be zero"),
+            (restart.retry_after != Some(Duration::ZERO), &["retry_after"], "this time cannot be zero"),
+        ] {
+            judge.require(holds, &self.keys(&[&["restart"], field].concat()), message);
+        }
+        restart
+    }
+
+    fn stop(&self, judge: &mut Judge<'_>) -> Stop {
+        let stages = match &self.raw.stop {
+            None => &[raw::Stage::default()],
+            Some(raw::Stop::One(stage)) => std::slice::from_ref(stage),
+            Some(raw::Stop::List(stages)) => stages.as_slice(),
+        };
+        judge.require(!stages.is_empty(), &self.keys(&["stop"]), "expected at least one signal and its time");
+        let stage = |raw: &raw::Stage| StopStage {
+            signal: raw.signal.unwrap_or(Signal::TERM),
+            timeout: raw.timeout.map_or(Duration::from_secs(10), |span| span.0),
+        };
+        Stop { stages: stages.iter().map(stage).collect() }
+    }
+
+    fn logs(&self, judge: &mut Judge<'_>) -> Logs {
+        let raw = &self.raw.logs;
+        let rotate = raw.rotate.unwrap_or(Size(50 << 20));
+        judge.require(rotate.0 > 0, &self.keys(&["logs", "rotate"]), "a file of no size cannot be rotated");
+        Logs { rotate, keep: raw.keep.unwrap_or(10) }
+    }
+}
+
+/// Copies are counted from 1, and there is one.
+fn numbered(text: &str) -> String {
+    text.replace("{instance}", "1")
+}
+
+/// A working directory or program that is not there. What a release brings, or an app in `after` may
+/// yet make, is not missed.
+fn missing(judge: &Judge<'_>, app: &App, program: Option<&str>) -> Option<(&'static str, String)> {
+    if app.deploy.is_some() || !app.after.is_empty() {
+        return None;
+    }
+    let directory = app.directory.as_deref()?;
+    if !(judge.facts.is_directory)(directory) {
+        return Some(("directory", format!("directory {} does not exist", directory.display())));
+    }
+    let program = program?;
+    let absolute = program.starts_with('/');
+    // Relative to a directory of its own, or looked for in a PATH of its own.
+    let elsewhere = if program.contains('/') { !absolute } else { app.env.contains_key("PATH") };
+    let unknown = elsewhere || program.starts_with('~') || !absolute && !app.env_file.is_empty();
+    if unknown || program == "everhook" || (judge.facts.is_program)(program) {
+        return None;
+    }
+    let found = if absolute { "does not exist or cannot be executed" } else { "is not in PATH" };
+    Some(("command", format!("program \"{program}\" {found}")))
+}

@@ -1,0 +1,196 @@
+//! What a config comes to, in lines for people.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{App, Command, Config, Deploy, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger};
+use crate::domain::model::show_span;
+
+/// Delays that are counted at most; with a factor just above 1 they would go on for long.
+const COUNTED: u32 = 100;
+
+impl Restart {
+    /// The delays before each restart in a row, without jitter: until it gives up, or until they grow
+    /// no more.
+    #[must_use]
+    pub fn delays(&self) -> Vec<Duration> {
+        let mut delays = Vec::new();
+        if self.policy == Policy::Never {
+            return delays;
+        }
+        let mut next = self.first.min(self.max);
+        for _ in 0..self.give_up.restarts.min(COUNTED) {
+            delays.push(next);
+            let grown = Duration::try_from_secs_f64(next.as_secs_f64() * self.factor).unwrap_or(self.max).min(self.max);
+            if grown <= next {
+                break;
+            }
+            next = grown;
+        }
+        delays
+    }
+
+    /// Can so many restarts happen in the time that counts? An instance that ends at once is
+    /// restarted `restarts` times; the next end within `within` of the first restart gives up.
+    #[must_use]
+    pub fn gives_up(&self) -> bool {
+        let delays = self.delays();
+        let Some(last) = delays.last() else { return true };
+        let counted = u32::try_from(delays.len()).unwrap_or(COUNTED);
+        let more = self.give_up.restarts.saturating_sub(counted);
+        let all = delays.iter().skip(1).fold(Duration::ZERO, |sum, delay| sum.saturating_add(*delay));
+        all.saturating_add(last.saturating_mul(more)) <= self.give_up.within
+    }
+}
+
+impl Config {
+    /// Every secret that is referred to, each once.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<&SecretRef> {
+        let deploys = self.apps.values().filter_map(|app| app.deploy.as_ref());
+        let of_deploys = deploys.flat_map(|deploy| [&deploy.secret, &deploy.previous_secret]).flatten();
+        let all: BTreeSet<_> = self.tokens.iter().map(|token| &token.secret).chain(of_deploys).collect();
+        all.into_iter().collect()
+    }
+}
+
+/// Per app: how it runs, how it restarts and stops, and how it is deployed, as far as it is.
+#[must_use]
+pub fn describe(config: &Config) -> Vec<String> {
+    config.apps.values().flat_map(app).collect()
+}
+
+fn app(app: &App) -> Vec<String> {
+    let name = &app.name;
+    if let Some(problem) = &app.problem {
+        return vec![format!("{name}: cannot run: {problem}")];
+    }
+    let deployed = app.deploy.as_ref().map(|how| format!("{name}: {}", deploys(how)));
+    let Some(command) = &app.command else {
+        let only = format!("{name}: only deployed, as {}", user(app));
+        return [Some(only), deployed].into_iter().flatten().collect();
+    };
+    let command = match command {
+        Command::List(words) => format!("{words:?}"),
+        Command::Shell(text) => format!("`{text}`"),
+    };
+    let place = match &app.directory {
+        Some(directory) => directory.display().to_string(),
+        None => "its release".into(),
+    };
+    let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
+    let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
+    let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
+    [Some(runs), Some(ends), deployed].into_iter().flatten().collect()
+}
+
+fn deploys(deploy: &Deploy) -> String {
+    let branches: Vec<&str> = deploy.on.iter().map(|Trigger::Push(glob)| glob.text.as_str()).collect();
+    let on = if branches.is_empty() { "the default branch".into() } else { branches.join(" or ") };
+    format!(
+        "deploys {} on a push to {on} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
+        deploy.repo,
+        deploy.check.len(),
+        deploy.build.len(),
+        show_span(deploy.timeout),
+        show_span(deploy.settle),
+        deploy.keep,
+    )
+}
+
+fn user(app: &App) -> String {
+    app.run_as.name.clone().unwrap_or_else(|| format!("uid {}", app.run_as.uid))
+}
+
+fn ready(ready: &Ready) -> String {
+    match ready {
+        Ready::Immediate => "ready at once".into(),
+        Ready::After(time) => format!("ready after {}", show_span(*time)),
+        Ready::Http(probe) => {
+            format!("ready when {} answers {}, within {}", probe.url, probe.expect, show_span(probe.within))
+        }
+        Ready::Tcp(probe) => {
+            let address = match probe.address {
+                ProbeAddress::Socket(address) => address.to_string(),
+                ProbeAddress::Localhost(port) => format!("localhost:{port}"),
+            };
+            format!("ready when {address} accepts, within {}", show_span(probe.within))
+        }
+    }
+}
+
+fn restarts(restart: &Restart) -> String {
+    let delays = restart.delays();
+    let when = match restart.policy {
+        Policy::Never => return "never restarts by itself".into(),
+        Policy::Always => "restarts after",
+        Policy::OnFailure => "restarts a failure after",
+    };
+    let give_up = &restart.give_up;
+    let end = if give_up.restarts == 0 {
+        return "gives up at the first exit that asks for a restart".into();
+    } else if restart.gives_up() {
+        format!("gives up after {} restarts in {}", give_up.restarts, show_span(give_up.within))
+    } else {
+        let within = show_span(give_up.within);
+        format!("goes on for ever, as {} restarts take longer than {within}", give_up.restarts)
+    };
+    let retry = restart.retry_after.map(|time| format!(", tries again {} later", show_span(time))).unwrap_or_default();
+    format!("{when} {}; {end}{retry}", list(&delays, give_up.restarts))
+}
+
+/// The first delays and the last.
+fn list(delays: &[Duration], restarts: u32) -> String {
+    let shown: Vec<String> = delays.iter().map(|delay| show_span(*delay)).collect();
+    let last = shown.last().cloned().unwrap_or_default();
+    let goes_on = usize::try_from(restarts).is_ok_and(|restarts| restarts > delays.len());
+    match (shown.as_slice(), goes_on) {
+        ([_], true) => format!("{last} each time"),
+        ([first, second, third, _, .., _], true) => format!("{first}, {second}, {third}, … then every {last}"),
+        ([first, second, third, _, .., _], false) => format!("{first}, {second}, {third}, … {last}"),
+        (_, true) => format!("{}, then every {last}", shown[..shown.len() - 1].join(", ")),
+        (_, false) => shown.join(", "),
+    }
+}
+
+fn stop(stop: &Stop) -> String {
+    let stages: Vec<String> =
+        stop.stages.iter().map(|stage| format!("{}, after {} ", stage.signal, show_span(stage.timeout))).collect();
+    format!("stops by {}SIGKILL", stages.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::config::GiveUp;
+
+    fn restart(first: u64, factor: f64, max: u64, restarts: u32, within: u64) -> Restart {
+        Restart {
+            policy: Policy::Always,
+            success: vec![0],
+            first: Duration::from_millis(first),
+            factor,
+            max: Duration::from_millis(max),
+            jitter: 0.1,
+            reset_after: Duration::from_secs(10),
+            give_up: GiveUp { restarts, within: Duration::from_secs(within) },
+            retry_after: None,
+        }
+    }
+
+    #[test]
+    fn delays_grow_until_the_longest_or_the_end() {
+        let millis = |r: &Restart| r.delays().iter().map(Duration::as_millis).collect::<Vec<_>>();
+        assert_eq!(millis(&restart(100, 2.0, 1_000, 10, 300)), [100, 200, 400, 800, 1_000]);
+        assert_eq!(millis(&restart(100, 2.0, 1_000, 3, 300)), [100, 200, 400]);
+        assert_eq!(millis(&restart(500, 1.0, 30_000, 10, 300)), [500]);
+        assert_eq!(millis(&Restart { policy: Policy::Never, ..restart(500, 1.0, 30_000, 10, 300) }), [0; 0]);
+        assert!(restart(100, 1.000_000_1, 1_000, u32::MAX, 300).delays().len() <= 100);
+    }
+
+    #[test]
+    fn what_never_gives_up_is_known() {
+        assert!(restart(100, 2.0, 30_000, 10, 300).gives_up());
+        assert!(!restart(100, 2.0, 60_000, 10, 60).gives_up());
+        assert!(!restart(1_000, 1.0, 1_000, u32::MAX, 300).gives_up());
+    }
+}

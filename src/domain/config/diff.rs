@@ -1,0 +1,142 @@
+//! What a reload from one config to another does to whom.
+
+use super::{App, Config, Http};
+use crate::domain::model::AppName;
+
+/// A change of config, sorted by what it asks of the running supervisor.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// Stopped; their files stay.
+    pub removed: Vec<AppName>,
+    pub added: Vec<AppName>,
+    /// Whose processes are started anew, and the fields that ask for it.
+    pub restarted: Vec<(AppName, Vec<&'static str>)>,
+    /// Fields that count from now on, without a restart; `enabled` starts or stops.
+    pub applied: Vec<(AppName, Vec<&'static str>)>,
+    pub listeners_added: Vec<Http>,
+    pub listeners_removed: Vec<Http>,
+    /// The same address serves something else: the new entry.
+    pub listeners_changed: Vec<Http>,
+    /// Top-level fields that count from now on.
+    pub other: Vec<&'static str>,
+    /// What cannot change in a running supervisor, each a sentence: the reload is refused.
+    pub refused: Vec<String>,
+}
+
+impl Plan {
+    /// Does it change anything?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// For people, a line each.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        if self.is_empty() {
+            return vec!["nothing changes".into()];
+        }
+        let fields =
+            |(app, fields): &(AppName, Vec<&str>), what: &str| format!("{app}: {what} ({})", fields.join(", "));
+        let listeners = |list: &[Http], what: &str| {
+            list.iter().map(|http| format!("listener {}: {what}", http.bind)).collect::<Vec<_>>()
+        };
+        let mut lines = self.refused.clone();
+        lines.extend(self.removed.iter().map(|app| format!("{app}: removed")));
+        lines.extend(self.added.iter().map(|app| format!("{app}: added")));
+        lines.extend(self.restarted.iter().map(|change| fields(change, "restarted")));
+        lines.extend(self.applied.iter().map(|change| fields(change, "changed without a restart")));
+        lines.extend(listeners(&self.listeners_removed, "closed"));
+        lines.extend(listeners(&self.listeners_added, "opened"));
+        lines.extend(listeners(&self.listeners_changed, "serves something else"));
+        lines.extend(self.other.iter().map(|field| format!("{field}: changed")));
+        lines
+    }
+}
+
+/// What a reload from `old` to `new` does.
+#[must_use]
+pub fn diff(old: &Config, new: &Config) -> Plan {
+    let mut plan = Plan {
+        removed: old.apps.keys().filter(|name| !new.apps.contains_key(*name)).cloned().collect(),
+        added: new.apps.keys().filter(|name| !old.apps.contains_key(*name)).cloned().collect(),
+        other: other(old, new),
+        refused: refused(old, new),
+        ..Plan::default()
+    };
+    for (name, new) in &new.apps {
+        let Some(old) = old.apps.get(name) else { continue };
+        for (fields, list) in [(restarting(old, new), &mut plan.restarted), (live(old, new), &mut plan.applied)] {
+            if !fields.is_empty() {
+                list.push((name.clone(), fields));
+            }
+        }
+    }
+    listeners(&old.http, &new.http, &mut plan);
+    plan
+}
+
+fn changed<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
+    fields.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
+}
+
+/// Fields that a process gets at its start.
+fn restarting(old: &App, new: &App) -> Vec<&'static str> {
+    changed([
+        ("command", old.command != new.command),
+        ("directory", old.directory != new.directory),
+        ("user", old.run_as.uid != new.run_as.uid),
+        ("group", old.run_as.gid != new.run_as.gid),
+        ("env", old.env != new.env),
+        ("env_file", old.env_file != new.env_file),
+        ("port", old.port != new.port),
+        // What kept it from running is mended, or came up: the text also names its line, which may move.
+        ("fault", old.problem.is_some() != new.problem.is_some()),
+    ])
+}
+
+fn live(old: &App, new: &App) -> Vec<&'static str> {
+    changed([
+        ("enabled", old.enabled != new.enabled),
+        ("after", old.after != new.after),
+        ("ready", old.ready != new.ready),
+        ("restart", old.restart != new.restart),
+        ("stop", old.stop != new.stop),
+        ("logs", old.logs != new.logs),
+        ("deploy", old.deploy != new.deploy),
+    ])
+}
+
+fn other(old: &Config, new: &Config) -> Vec<&'static str> {
+    changed([
+        ("tokens", old.tokens != new.tokens),
+        ("local", old.local != new.local),
+        ("log", old.log != new.log),
+        ("echo", old.echo != new.echo),
+        ("deploys", old.deploys != new.deploys),
+    ])
+}
+
+fn refused(old: &Config, new: &Config) -> Vec<String> {
+    [("state_dir", old.state_dir != new.state_dir), ("run_dir", old.run_dir != new.run_dir)]
+        .into_iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(field, _)| format!("{field} cannot change while everhook runs: shut it down and run it again"))
+        .collect()
+}
+
+/// Entries are told apart by their address; those with port 0 by their order.
+fn listeners(old: &[Http], new: &[Http], plan: &mut Plan) {
+    let mut left: Vec<&Http> = old.iter().collect();
+    for entry in new {
+        match left.iter().position(|other| other.bind == entry.bind) {
+            Some(i) => {
+                if left.remove(i).serve != entry.serve {
+                    plan.listeners_changed.push(entry.clone());
+                }
+            }
+            None => plan.listeners_added.push(entry.clone()),
+        }
+    }
+    plan.listeners_removed = left.into_iter().cloned().collect();
+}

@@ -1,0 +1,263 @@
+//! What stands in the file, judged: defaults filled in, names resolved, and each finding at its place.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Config, Deploys, Finding, Http, Log, LogFormat, Places, Role, SecretRef, Serve, Severity, Token, app,
+    finding::{Mark, Source},
+    identity,
+    parse::{meant, of},
+    raw,
+    scan::Node,
+};
+use crate::domain::model::{AppName, Facts};
+
+/// Collects findings; knows the text, and what the machine says.
+pub struct Judge<'a> {
+    pub source: Source<'a>,
+    pub root: &'a Node,
+    pub facts: &'a Facts,
+    /// The folder of the file.
+    pub base: PathBuf,
+    pub findings: Vec<Finding>,
+}
+
+impl Judge<'_> {
+    /// Is this the config of a root supervisor?
+    pub fn as_root(&self) -> bool {
+        self.facts.uid == 0
+    }
+
+    /// The value at this path, or the nearest parent that stands in the file.
+    fn mark(&self, keys: &[&str]) -> Vec<Mark> {
+        let mut parents = (1..=keys.len()).rev().map(|length| (length, self.root.find(&keys[..length])));
+        let found = parents.find_map(|(length, entry)| Some((length, entry?)));
+        found
+            .map(|(length, entry)| {
+                // An app's name says more than the whole of its entry.
+                let named = length < keys.len() || matches!(keys, ["apps", _]);
+                let span = if named { &entry.key_span } else { &entry.value.span };
+                vec![Mark::new(span.clone(), "")]
+            })
+            .unwrap_or_default()
+    }
+
+    /// For an app's field the value may stand in `defaults`.
+    fn marks(&self, keys: &[&str]) -> Vec<Mark> {
+        if let ["apps", _, field @ ..] = keys
+            && !field.is_empty()
+            && self.root.find(keys).is_none()
+        {
+            let default: Vec<&str> = [&["defaults"], field].concat();
+            if self.root.find(&default).is_some() {
+                return self.mark(&default);
+            }
+        }
+        self.mark(keys)
+    }
+
+    pub fn report(&mut self, severity: Severity, keys: &[&str], message: String) {
+        let finding = self.source.finding(severity, message, &self.marks(keys));
+        self.findings.push(finding);
+    }
+
+    pub fn error(&mut self, keys: &[&str], message: impl AsRef<str>) {
+        self.report(Severity::Error, keys, format!("{}{}", of(keys), message.as_ref()));
+    }
+
+    pub fn warn(&mut self, keys: &[&str], message: impl Into<String>) {
+        self.report(Severity::Warning, keys, message.into());
+    }
+
+    /// What was read, or an error at its place and the fallback, so that judging goes on.
+    pub fn take<T>(&mut self, keys: &[&str], read: Result<T, String>, fallback: T) -> T {
+        read.unwrap_or_else(|message| {
+            self.error(keys, message);
+            fallback
+        })
+    }
+
+    /// An error unless it holds.
+    pub fn require(&mut self, holds: bool, keys: &[&str], message: &str) {
+        if !holds {
+            self.error(keys, message);
+        }
+    }
+
+    /// Relative paths are relative to the folder of the file.
+    pub fn path(&mut self, keys: &[&str], text: &str) -> PathBuf {
+        self.require(!text.is_empty() && !text.contains('\0'), keys, "this is no path");
+        absolute(&self.base, text)
+    }
+
+    pub fn secret(&mut self, keys: &[&str], secret: &raw::Secret) -> SecretRef {
+        match secret {
+            raw::Secret::File(path) => SecretRef::File(self.path(keys, path)),
+            raw::Secret::Env(name) => {
+                self.require(is_variable(name), keys, "this is no name of a variable");
+                SecretRef::Env(name.clone())
+            }
+            raw::Secret::Credential(name) => {
+                let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+                self.require(plain, keys, "this is no name of a credential: a file's name, without a folder");
+                SecretRef::Credential(name.clone())
+            }
+        }
+    }
+
+    /// The names of variables that cannot be passed on.
+    pub fn env(&mut self, keys: &[&str], env: &BTreeMap<String, String>) {
+        for (name, value) in env {
+            let at = [keys, &[name]].concat();
+            let good = !name.is_empty() && !name.contains(['=', '\0']);
+            self.require(good, &at, &format!("{name:?} is no name of a variable"));
+            self.require(!value.contains('\0'), &at, "a variable cannot hold a NUL character");
+        }
+    }
+
+    /// The names of apps that exist; an error for each other.
+    pub fn apps(&mut self, keys: &[&str], names: &[String], all: &BTreeMap<String, raw::App>) -> Vec<AppName> {
+        let mut known: Vec<AppName> = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            match name.parse() {
+                Ok(app) if all.contains_key(name) => {
+                    if !known.contains(&app) {
+                        known.push(app);
+                    }
+                }
+                _ => {
+                    let message =
+                        format!("app \"{name}\" does not exist{}", meant(name, all.keys().map(String::as_str)));
+                    self.error(&[keys, &[&i.to_string()]].concat(), message);
+                }
+            }
+        }
+        known
+    }
+}
+
+pub fn absolute(base: &Path, text: &str) -> PathBuf {
+    base.join(text).components().collect()
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
+}
+
+/// The whole config. Its findings are in `judge`; with an error among them it is not to be used.
+pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config {
+    let root_default = Path::new("/var/lib/everhook");
+    let default = if judge.as_root() { root_default } else { &places.state_home };
+    let state_dir = raw.state_dir.as_ref().map_or(default.to_owned(), |text| judge.path(&["state_dir"], text));
+    let run_dir = match &raw.run_dir {
+        Some(text) => judge.path(&["run_dir"], text),
+        None if judge.as_root() && state_dir == root_default => "/run/everhook".into(),
+        None => state_dir.join("run"),
+    };
+    let http = http(judge, &raw.http);
+    let hooks = http.iter().any(|entry| entry.serve.contains(&Serve::Hooks));
+    let fetch_as = identity::fetch_as(judge, raw);
+    Config {
+        path: judge.source.path.to_owned(),
+        state_dir,
+        run_dir,
+        tokens: tokens(judge, raw),
+        local: local(judge, &raw.local),
+        log: log(judge, &raw.log),
+        echo: raw.echo,
+        deploys: Deploys {
+            parallel: parallel(judge, raw.deploys.parallel),
+            fetch_as,
+            catch_up: raw.deploys.catch_up.unwrap_or(true),
+        },
+        apps: app::apps(judge, raw, hooks),
+        http,
+    }
+}
+
+fn parallel(judge: &mut Judge<'_>, wanted: Option<u32>) -> u32 {
+    judge.require(wanted != Some(0), &["deploys", "parallel"], "at least one deploy must be able to run");
+    wanted.unwrap_or(1)
+}
+
+fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
+    let mut listeners: Vec<Http> = Vec::new();
+    for (i, entry) in entries.iter().enumerate() {
+        let i = i.to_string();
+        let keys = ["http", i.as_str()];
+        let bind_keys = ["http", &i, "bind"];
+        let Some(text) = &entry.bind else {
+            judge.error(&keys, "`bind` is missing: the address to listen on, such as \"127.0.0.1:9988\"");
+            continue;
+        };
+        let Ok(bind) = text.parse::<SocketAddr>() else {
+            let message = format!(
+                "{text:?} is no address to listen on; expected one such as \"127.0.0.1:9988\" or \"[::]:9988\""
+            );
+            judge.error(&bind_keys, message);
+            continue;
+        };
+        judge.require(!entry.serve.is_empty(), &keys, "`serve` is missing: what to serve here, such as [Hooks]");
+        let mut serve = entry.serve.clone();
+        serve.sort_unstable();
+        serve.dedup();
+        if serve.len() > 1 && !bind.ip().is_loopback() {
+            let serve_keys = ["http", &i, "serve"];
+            let message =
+                format!("{bind} serves Hooks and Api from one process that others can reach: give each its entry");
+            judge.warn(&serve_keys, message);
+        }
+        if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
+            judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));
+        }
+        listeners.push(Http { bind, serve });
+    }
+    listeners
+}
+
+fn tokens(judge: &mut Judge<'_>, raw: &raw::Root) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::new();
+    for (i, token) in raw.tokens.iter().enumerate() {
+        let i = i.to_string();
+        let keys = ["tokens", i.as_str()];
+        let (Some(name), Some(secret), Some(role)) = (&token.name, &token.secret, token.role) else {
+            judge.error(&keys, "a token needs `name`, `secret` and `role`");
+            continue;
+        };
+        let name_keys = ["tokens", &i, "name"];
+        judge.require(!name.trim().is_empty(), &name_keys, "a token needs a name, for the audit");
+        if tokens.iter().any(|other| other.name == *name) {
+            judge.error(&name_keys, format!("two tokens are named \"{name}\""));
+        }
+        let secret = judge.secret(&["tokens", &i, "secret"], secret);
+        let apps = token.apps.as_ref().map(|names| judge.apps(&["tokens", &i, "apps"], names, &raw.apps));
+        tokens.push(Token { name: name.clone(), secret, role, apps });
+    }
+    tokens
+}
+
+fn local(judge: &mut Judge<'_>, raw: &BTreeMap<String, Role>) -> BTreeMap<String, Role> {
+    for group in raw.keys().filter(|group| *group != "*") {
+        if (judge.facts.group)(group).is_none() {
+            judge.warn(&["local", group], format!("group \"{group}\" does not exist"));
+        }
+    }
+    raw.clone()
+}
+
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+fn log(judge: &mut Judge<'_>, raw: &raw::Log) -> Log {
+    let level = raw.level.clone().unwrap_or_else(|| "info".into());
+    if !LEVELS.contains(&level.as_str()) {
+        let near = meant(&level, LEVELS);
+        judge.error(&["log", "level"], format!("{level:?} is no level; expected one of {}{near}", LEVELS.join(", ")));
+    }
+    let keep = raw.keep.unwrap_or(14);
+    judge.require(keep > 0, &["log", "keep"], "at least today's file must be kept");
+    Log { level, format: raw.format.unwrap_or(LogFormat::Text), keep }
+}

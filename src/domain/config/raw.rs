@@ -1,0 +1,373 @@
+//! The file as it is written: every field optional, values still words. `defaults` are merged here.
+
+use std::{collections::BTreeMap, fmt, marker::PhantomData, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::{LogFormat, Policy, Role, Serve};
+use crate::domain::model::{Signal, Size, span};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Root {
+    pub state_dir: Option<String>,
+    pub run_dir: Option<String>,
+    pub http: Vec<Http>,
+    pub tokens: Vec<Token>,
+    pub local: BTreeMap<String, Role>,
+    pub log: Log,
+    pub echo: Option<bool>,
+    pub deploys: Deploys,
+    pub defaults: App,
+    pub apps: BTreeMap<String, App>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    pub bind: Option<String>,
+    pub serve: Vec<Serve>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Token {
+    pub name: Option<String>,
+    pub secret: Option<Secret>,
+    pub role: Option<Role>,
+    pub apps: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub enum Secret {
+    File(String),
+    Env(String),
+    Credential(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: Option<String>,
+    pub format: Option<LogFormat>,
+    pub keep: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deploys {
+    pub parallel: Option<u32>,
+    pub fetch_user: Option<String>,
+    pub catch_up: Option<bool>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct App {
+    pub command: Option<Words>,
+    pub directory: Option<String>,
+    pub user: Option<Account>,
+    pub group: Option<Account>,
+    pub env: BTreeMap<String, String>,
+    pub env_file: Option<Words>,
+    pub port: Option<u16>,
+    pub enabled: Option<bool>,
+    pub after: Option<Vec<String>>,
+    pub ready: Option<Ready>,
+    pub restart: Restart,
+    pub stop: Option<Stop>,
+    pub logs: Logs,
+    pub deploy: Option<Deploy>,
+}
+
+/// A user or group by name or number.
+#[derive(Debug, Clone)]
+pub struct Account(pub String);
+
+/// One string, or a list of them.
+#[derive(Debug, Clone)]
+pub enum Words {
+    One(String),
+    List(Vec<String>),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Ready {
+    Immediate,
+    After(Span),
+    Http { url: Option<String>, host: Option<String>, expect: Option<u16>, within: Option<Span> },
+    Tcp { addr: Option<String>, within: Option<Span> },
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    pub policy: Option<Policy>,
+    pub success: Option<Vec<i32>>,
+    pub first: Option<Span>,
+    pub factor: Option<f64>,
+    pub max: Option<Span>,
+    pub jitter: Option<f64>,
+    pub reset_after: Option<Span>,
+    pub give_up: GiveUp,
+    pub retry_after: Option<Span>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GiveUp {
+    pub restarts: Option<u32>,
+    pub within: Option<Span>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Stop {
+    One(Stage),
+    List(Vec<Stage>),
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stage {
+    pub signal: Option<Signal>,
+    pub timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    pub rotate: Option<Size>,
+    pub keep: Option<u32>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deploy {
+    pub repo: Option<String>,
+    pub layout: Option<Layout>,
+    pub on: Option<Vec<Trigger>>,
+    pub secret: Option<Secret>,
+    pub previous_secret: Option<Secret>,
+    pub check: Option<Vec<Step>>,
+    pub build: Option<Vec<Step>>,
+    pub env: BTreeMap<String, String>,
+    pub shared: Option<Vec<String>>,
+    pub timeout: Option<Span>,
+    pub settle: Option<Span>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Layout {
+    Releases { keep: Option<u32> },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Trigger {
+    Push { branch: Option<String> },
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Step {
+    pub run: Option<String>,
+    pub name: Option<String>,
+    pub timeout: Option<Span>,
+}
+
+/// A length of time.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(transparent)]
+pub struct Span(#[serde(with = "span")] pub Duration);
+
+impl App {
+    /// What this app says, and where it says nothing, what `defaults` say.
+    pub fn or(self, defaults: &Self) -> Self {
+        let d = defaults.clone();
+        Self {
+            command: self.command.or(d.command),
+            directory: self.directory.or(d.directory),
+            user: self.user.or(d.user),
+            group: self.group.or(d.group),
+            env: merged(self.env, d.env),
+            env_file: self.env_file.or(d.env_file),
+            port: self.port.or(d.port),
+            enabled: self.enabled.or(d.enabled),
+            after: self.after.or(d.after),
+            ready: self.ready.or(d.ready),
+            restart: self.restart.or(d.restart),
+            stop: match (self.stop, d.stop) {
+                (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
+                    signal: stage.signal.or(default.signal),
+                    timeout: stage.timeout.or(default.timeout),
+                })),
+                (own, default) => own.or(default),
+            },
+            logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
+            // Defaults say how to deploy; whether to, each app says itself.
+            deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
+        }
+    }
+}
+
+impl Restart {
+    fn or(self, d: Self) -> Self {
+        Self {
+            policy: self.policy.or(d.policy),
+            success: self.success.or(d.success),
+            first: self.first.or(d.first),
+            factor: self.factor.or(d.factor),
+            max: self.max.or(d.max),
+            jitter: self.jitter.or(d.jitter),
+            reset_after: self.reset_after.or(d.reset_after),
+            give_up: GiveUp {
+                restarts: self.give_up.restarts.or(d.give_up.restarts),
+                within: self.give_up.within.or(d.give_up.within),
+            },
+            retry_after: self.retry_after.or(d.retry_after),
+        }
+    }
+}
+
+impl Deploy {
+    fn or(self, d: Self) -> Self {
+        Self {
+            repo: self.repo.or(d.repo),
+            layout: self.layout.or(d.layout),
+            on: self.on.or(d.on),
+            secret: self.secret.or(d.secret),
+            previous_secret: self.previous_secret.or(d.previous_secret),
+            check: self.check.or(d.check),
+            build: self.build.or(d.build),
+            env: merged(self.env, d.env),
+            shared: self.shared.or(d.shared),
+            timeout: self.timeout.or(d.timeout),
+            settle: self.settle.or(d.settle),
+        }
+    }
+}
+
+/// Variables are merged one by one: an app adds to those of `defaults`.
+fn merged(own: BTreeMap<String, String>, mut defaults: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    defaults.extend(own);
+    defaults
+}
+
+/// A value that has a short form beside its full one.
+trait Forms: Sized {
+    const EXPECTED: &'static str;
+
+    fn text(_: String) -> Option<Self> {
+        None
+    }
+    fn number(_: u64) -> Option<Self> {
+        None
+    }
+    fn list<'de, A: SeqAccess<'de>>(_: A) -> Result<Option<Self>, A::Error> {
+        Ok(None)
+    }
+    fn fields<'de, A: MapAccess<'de>>(_: A) -> Result<Option<Self>, A::Error> {
+        Ok(None)
+    }
+}
+
+struct Form<T>(PhantomData<T>);
+
+impl<'de, T: Forms> Visitor<'de> for Form<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        T::text(text.to_owned()).ok_or_else(|| E::invalid_type(de::Unexpected::Str(text), &self))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        T::number(number).ok_or_else(|| E::invalid_type(de::Unexpected::Unsigned(number), &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<T, A::Error> {
+        T::list(items)?.ok_or_else(|| de::Error::invalid_type(de::Unexpected::Seq, &self))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+        T::fields(fields)?.ok_or_else(|| de::Error::invalid_type(de::Unexpected::Map, &self))
+    }
+}
+
+macro_rules! by_form {
+    ($($kind:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $kind {
+            fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
+                de.deserialize_any(Form(PhantomData))
+            }
+        }
+    )*};
+}
+by_form!(Account, Words, Stop, Step);
+
+impl Forms for Account {
+    const EXPECTED: &'static str = "a name or a number";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self(text))
+    }
+    fn number(number: u64) -> Option<Self> {
+        Some(Self(number.to_string()))
+    }
+}
+
+impl Forms for Words {
+    const EXPECTED: &'static str = "a string or a list of strings";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self::One(text))
+    }
+    fn list<'de, A: SeqAccess<'de>>(items: A) -> Result<Option<Self>, A::Error> {
+        all(items).map(|list| Some(Self::List(list)))
+    }
+}
+
+impl Forms for Stop {
+    const EXPECTED: &'static str = "`(signal: …, timeout: …)` or a list of such";
+
+    fn list<'de, A: SeqAccess<'de>>(items: A) -> Result<Option<Self>, A::Error> {
+        all(items).map(|list| Some(Self::List(list)))
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        Stage::deserialize(MapAccessDeserializer::new(fields)).map(|stage| Some(Self::One(stage)))
+    }
+}
+
+impl Forms for Step {
+    const EXPECTED: &'static str = "a shell command or `(run: …, name: …, timeout: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { run: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            run: Option<String>,
+            name: Option<String>,
+            timeout: Option<Span>,
+        }
+        let Full { run, name, timeout } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { run, name, timeout }))
+    }
+}
+
+fn all<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(mut items: A) -> Result<Vec<T>, A::Error> {
+    let mut list = Vec::new();
+    while let Some(item) = items.next_element()? {
+        list.push(item);
+    }
+    Ok(list)
+}

@@ -1,0 +1,514 @@
+//! One running copy of an app as a state machine.
+
+use std::time::{Duration, Instant};
+
+use super::backoff::{Backoff, Next};
+use crate::domain::{
+    config::{self, Policy, Ready},
+    model::{At, Exit, Now, Signal, show_span},
+};
+
+/// After KILL, KILL again this often until the tree is empty: a tree may fork faster than it is read.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where an instance is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Stopped,
+    Waiting,
+    /// `pid` is `None` until the spawner has answered; `until`: ready then (`After`), or given up then.
+    Starting {
+        pid: Option<u32>,
+        until: Option<Instant>,
+    },
+    Ready {
+        pid: u32,
+        since: Instant,
+    },
+    Stopping(Stopping),
+    Backoff {
+        until: Instant,
+    },
+    Failed {
+        retry: Option<Instant>,
+    },
+    Done,
+}
+
+/// An end under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopping {
+    main: Main,
+    /// Index into the stages of `stop`; beyond them KILL has been sent.
+    stage: usize,
+    until: Instant,
+    then: Then,
+}
+
+/// The main process of a tree that is being ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Main {
+    /// The spawner has not answered.
+    Spawning,
+    Alive(u32),
+    Gone,
+}
+
+/// What comes when the tree is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Then {
+    Rest,
+    StartAgain {
+        cause: String,
+    },
+    /// It ended by itself, or was ended for not becoming ready: judge it.
+    Judge(End),
+}
+
+/// How a run ended that nobody asked to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct End {
+    exit: Option<Exit>,
+    ready_for: Option<Duration>,
+    reason: String,
+}
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Start the main process; answered by `Spawned` or `SpawnFailed`.
+    Spawn,
+    /// Send to the main process.
+    Signal(Signal),
+    /// The main process is gone: send once to every process left of the tree; answered by `TreeEmpty`.
+    SignalTree(Signal),
+    /// KILL every process of the tree; answered by `TreeEmpty`.
+    Kill,
+    /// Begin probing; answers carry `attempt`.
+    Probe {
+        attempt: u64,
+    },
+    StopProbe,
+    /// A transition, for the record.
+    Record {
+        from: &'static str,
+        to: &'static str,
+        cause: String,
+    },
+    /// Keep (or forget) that a person stopped it.
+    Hold(bool),
+    /// The trial of a release is over.
+    TrialEnded(Result<(), String>),
+    /// The removed app has no process left.
+    Removed,
+}
+
+/// What the owner of an instance must know beyond its actions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Note {
+    Ready,
+    /// A run ended as a success and needs no other.
+    Done,
+    /// On trial: the run has failed. The instance rests.
+    TrialFailed(String),
+    /// It rests after an asked-for stop.
+    Rested,
+}
+
+/// One running copy.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    state: State,
+    /// When `state` began, for people.
+    since: At,
+    /// Counts spawns, so that answers of an earlier probe are told apart.
+    attempt: u64,
+    /// Automatic restarts since somebody last asked for a start.
+    restarts: u64,
+    /// Runs that ended in a failure, ever: whoever waits for a start compares.
+    failures: u64,
+    last_exit: Option<(Exit, At)>,
+    reason: Option<String>,
+    backoff: Backoff,
+    pub(super) on_trial: bool,
+}
+
+impl Instance {
+    #[must_use]
+    pub fn new(seed: u64, wall: At) -> Self {
+        Self {
+            state: State::Stopped,
+            since: wall,
+            attempt: 0,
+            restarts: 0,
+            failures: 0,
+            last_exit: None,
+            reason: None,
+            backoff: Backoff::new(seed),
+            on_trial: false,
+        }
+    }
+
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    #[must_use]
+    pub fn since(&self) -> At {
+        self.since
+    }
+
+    #[must_use]
+    pub fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    #[must_use]
+    pub fn last_exit(&self) -> Option<(Exit, At)> {
+        self.last_exit
+    }
+
+    /// Why it is not ready, in a sentence.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// The main process, while it lives.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match &self.state {
+            State::Starting { pid, .. } => *pid,
+            State::Ready { pid, .. } => Some(*pid),
+            State::Stopping(Stopping { main: Main::Alive(pid), .. }) => Some(*pid),
+            _ => None,
+        }
+    }
+
+    /// Does a process of it live, or may one?
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        matches!(self.state, State::Starting { .. } | State::Ready { .. } | State::Stopping(_))
+    }
+
+    /// Is its main process gone while the rest of the tree is being ended?
+    #[must_use]
+    pub fn awaits_empty_tree(&self) -> bool {
+        matches!(&self.state, State::Stopping(Stopping { main: Main::Gone, .. }))
+    }
+
+    /// When it wants a timer event.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Starting { until, .. } => *until,
+            State::Stopping(stopping) => Some(stopping.until),
+            State::Backoff { until } => Some(*until),
+            State::Failed { retry } => *retry,
+            State::Stopped | State::Waiting | State::Ready { .. } | State::Done => None,
+        }
+    }
+
+    fn enter(&mut self, state: State, cause: &str, now: Now, out: &mut Vec<Action>) {
+        let from = name(&self.state);
+        self.state = state;
+        self.since = now.wall;
+        out.push(Action::Record { from, to: name(&self.state), cause: cause.to_owned() });
+    }
+
+    /// Lies down without a process: stopped, waiting or failed, with the reason that status shows.
+    pub(super) fn rest(&mut self, state: State, reason: &str, now: Now, out: &mut Vec<Action>) {
+        self.reason = Some(reason.to_owned());
+        if self.state != state {
+            self.enter(state, reason, now, out);
+        }
+    }
+
+    /// Starts anew, the past forgotten; while something still runs, once that has ended.
+    pub(super) fn start(&mut self, cause: &str, now: Now, out: &mut Vec<Action>) {
+        self.backoff.reset();
+        self.restarts = 0;
+        match &mut self.state {
+            State::Starting { .. } | State::Ready { .. } => {}
+            State::Stopping(stopping) => stopping.then = Then::StartAgain { cause: cause.to_owned() },
+            _ => self.spawn(cause, now, out),
+        }
+    }
+
+    fn spawn(&mut self, cause: &str, now: Now, out: &mut Vec<Action>) {
+        self.attempt += 1;
+        self.reason = None;
+        self.enter(State::Starting { pid: None, until: None }, cause, now, out);
+        out.push(Action::Spawn);
+    }
+
+    /// Ends what runs and starts again.
+    pub(super) fn restart(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        self.cease(app, cause, now, out);
+        self.start(cause, now, out);
+    }
+
+    /// A wish to stop. A second one shortens the wait: KILL at once.
+    pub(super) fn stop(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        if matches!(&self.state, State::Stopping(stopping) if stopping.then == Then::Rest) {
+            self.escalate(usize::MAX, app, now, out);
+        } else {
+            self.cease(app, cause, now, out);
+        }
+    }
+
+    /// Ends what runs, and lets an end that is under way take its time.
+    pub(super) fn cease(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        let main = match &mut self.state {
+            State::Starting { pid: None, .. } => Main::Spawning,
+            State::Starting { pid: Some(pid), .. } | State::Ready { pid, .. } => Main::Alive(*pid),
+            State::Stopping(stopping) => {
+                stopping.then = Then::Rest;
+                return;
+            }
+            _ => return,
+        };
+        out.push(Action::StopProbe);
+        let first = &app.stop.stages[0];
+        if matches!(main, Main::Alive(_)) {
+            out.push(Action::Signal(first.signal));
+        }
+        self.reason = Some(cause.to_owned());
+        let stopping = Stopping { main, stage: 0, until: now.mono + first.timeout, then: Then::Rest };
+        self.enter(State::Stopping(stopping), cause, now, out);
+    }
+
+    /// Goes to a stage of `stop`; beyond the last one: KILL, again and again.
+    fn escalate(&mut self, stage: usize, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        let State::Stopping(stopping) = &mut self.state else { return };
+        stopping.stage = stage;
+        if let Some(next) = app.stop.stages.get(stage) {
+            stopping.until = now.mono + next.timeout;
+            match stopping.main {
+                Main::Alive(_) => out.push(Action::Signal(next.signal)),
+                Main::Gone => out.push(Action::SignalTree(next.signal)),
+                Main::Spawning => {}
+            }
+        } else {
+            stopping.until = now.mono + KILL_AGAIN;
+            out.push(Action::Kill);
+        }
+    }
+
+    pub(super) fn spawned(&mut self, pid: u32, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
+        match &mut self.state {
+            State::Starting { pid: slot @ None, until } => {
+                *slot = Some(pid);
+                match &app.ready {
+                    Ready::Immediate => return Some(self.ready(now, out)),
+                    Ready::After(length) => *until = Some(now.mono + *length),
+                    Ready::Http(_) | Ready::Tcp(_) => {
+                        *until = app.ready.within().map(|within| now.mono + within);
+                        out.push(Action::Probe { attempt: self.attempt });
+                    }
+                }
+                None
+            }
+            State::Stopping(stopping) if stopping.main == Main::Spawning => {
+                stopping.main = Main::Alive(pid);
+                let stage = stopping.stage;
+                self.escalate(stage, app, now, out);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn spawn_failed(
+        &mut self,
+        error: &str,
+        app: &config::App,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Option<Note> {
+        match &self.state {
+            State::Starting { pid: None, .. } => {
+                let end = End { exit: None, ready_for: None, reason: format!("could not be started: {error}") };
+                self.after_end(end, app, now, out)
+            }
+            State::Stopping(Stopping { main: Main::Spawning, .. }) => self.tree_empty(app, now, out),
+            _ => None,
+        }
+    }
+
+    /// The main process has ended; `alone`: nothing else of the tree lives.
+    pub(super) fn exited(
+        &mut self,
+        exit: Exit,
+        alone: bool,
+        app: &config::App,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Option<Note> {
+        self.last_exit = Some((exit, now.wall));
+        let ready_for = match &mut self.state {
+            State::Starting { .. } => None,
+            State::Ready { since, .. } => Some(now.mono.duration_since(*since)),
+            State::Stopping(stopping) => {
+                stopping.main = Main::Gone;
+                if alone {
+                    return self.tree_empty(app, now, out);
+                }
+                let signal = app.stop.stages.get(stopping.stage).map(|stage| stage.signal);
+                out.push(signal.map_or(Action::Kill, Action::SignalTree));
+                return None;
+            }
+            _ => return None,
+        };
+        out.push(Action::StopProbe);
+        let end = End { exit: Some(exit), ready_for, reason: exit.to_string() };
+        if alone {
+            return self.after_end(end, app, now, out);
+        }
+        let reason = format!("{exit}; ending the rest of its tree");
+        self.end_tree(Main::Gone, Then::Judge(end), &reason, app, now, out);
+        None
+    }
+
+    fn end_tree(&mut self, main: Main, then: Then, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        let until = now.mono + app.stop.stages[0].timeout;
+        self.reason = Some(reason.to_owned());
+        self.enter(State::Stopping(Stopping { main, stage: 0, until, then }), reason, now, out);
+        let signal = app.stop.stages[0].signal;
+        out.push(if main == Main::Gone { Action::SignalTree(signal) } else { Action::Signal(signal) });
+    }
+
+    /// Nothing of the tree lives any more.
+    pub(super) fn tree_empty(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
+        let State::Stopping(stopping) = &self.state else { return None };
+        match stopping.then.clone() {
+            Then::Rest => {
+                let reason = self.reason.clone().unwrap_or_default();
+                self.enter(State::Stopped, &reason, now, out);
+                Some(Note::Rested)
+            }
+            Then::StartAgain { cause } => {
+                self.spawn(&cause, now, out);
+                None
+            }
+            Then::Judge(end) => self.after_end(end, app, now, out),
+        }
+    }
+
+    /// A probe has proven it ready.
+    pub(super) fn probed(&mut self, attempt: u64, now: Now, out: &mut Vec<Action>) -> Option<Note> {
+        let current = attempt == self.attempt && matches!(self.state, State::Starting { pid: Some(_), .. });
+        current.then(|| self.ready(now, out))
+    }
+
+    /// Why the last probe failed, for whoever looks at the status meanwhile.
+    pub(super) fn probe_failed(&mut self, attempt: u64, why: String) {
+        if attempt == self.attempt && matches!(self.state, State::Starting { .. }) {
+            self.reason = Some(why);
+        }
+    }
+
+    fn ready(&mut self, now: Now, out: &mut Vec<Action>) -> Note {
+        if let State::Starting { pid: Some(pid), .. } = self.state {
+            self.reason = None;
+            self.enter(State::Ready { pid, since: now.mono }, "ready", now, out);
+        }
+        Note::Ready
+    }
+
+    pub(super) fn timer(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
+        if self.deadline().is_none_or(|at| at > now.mono) {
+            return None;
+        }
+        match &self.state {
+            State::Starting { pid: Some(pid), .. } => match app.ready.within() {
+                None => return Some(self.ready(now, out)),
+                Some(within) => {
+                    let seen = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+                    let reason = format!("not ready within {}{seen}", show_span(within));
+                    let end = End { exit: None, ready_for: None, reason: reason.clone() };
+                    let main = Main::Alive(*pid);
+                    out.push(Action::StopProbe);
+                    self.end_tree(main, Then::Judge(end), &reason, app, now, out);
+                }
+            },
+            State::Stopping(stopping) => {
+                let next = stopping.stage.saturating_add(1);
+                self.escalate(next, app, now, out);
+            }
+            State::Backoff { .. } => {
+                self.restarts += 1;
+                self.spawn("backoff is over", now, out);
+            }
+            State::Failed { .. } => self.start("retry_after is over", now, out),
+            _ => {}
+        }
+        None
+    }
+
+    /// The one place that decides what follows a run that ended by itself.
+    fn after_end(&mut self, end: End, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
+        let rule = &app.restart;
+        let success = end.exit.is_some_and(|exit| rule.is_success(exit));
+        self.reason = Some(end.reason.clone());
+        if success && rule.policy != Policy::Always {
+            self.reason = None;
+            self.enter(State::Done, &end.reason, now, out);
+            return Some(Note::Done);
+        }
+        self.failures += 1;
+        if self.on_trial {
+            self.enter(State::Stopped, &end.reason, now, out);
+            return Some(Note::TrialFailed(end.reason));
+        }
+        if rule.policy == Policy::Never {
+            self.fail(&end.reason, app, now, out);
+            return None;
+        }
+        match self.backoff.next(rule, end.ready_for, now.mono) {
+            Next::GiveUp => {
+                let given = format!("{} restarts within {}", rule.give_up.restarts, show_span(rule.give_up.within));
+                self.fail(&format!("{}; gave up after {given}", end.reason), app, now, out);
+            }
+            Next::After(Duration::ZERO) => {
+                self.restarts += 1;
+                self.spawn(&end.reason, now, out);
+            }
+            Next::After(delay) => {
+                let cause = format!("{}; next start in {}", end.reason, show_span(delay));
+                self.enter(State::Backoff { until: now.mono + delay }, &cause, now, out);
+            }
+        }
+        None
+    }
+
+    fn fail(&mut self, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        let retry = app.restart.retry_after.map(|after| now.mono + after);
+        self.rest(State::Failed { retry }, reason, now, out);
+    }
+}
+
+/// The word of SURFACE.md section 3.
+fn name(state: &State) -> &'static str {
+    match state {
+        State::Stopped => "stopped",
+        State::Waiting => "waiting",
+        State::Starting { .. } => "starting",
+        State::Ready { .. } => "ready",
+        State::Stopping(_) => "stopping",
+        State::Backoff { .. } => "backoff",
+        State::Failed { .. } => "failed",
+        State::Done => "done",
+    }
+}

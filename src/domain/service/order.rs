@@ -1,0 +1,45 @@
+//! Who waits for whom: `after` at the start, its reverse at the end.
+
+use std::collections::BTreeMap;
+
+use super::{App, State};
+use crate::domain::{config, model::AppName};
+
+/// Why an app must wait for the apps of its `after`; `None`: nothing holds it back. An app of `after`
+/// is good enough when it is ready, done, failed or stopped, or, without a command, deployed.
+#[must_use]
+pub fn blocked(spec: &config::App, apps: &BTreeMap<AppName, App>) -> Option<String> {
+    spec.after
+        .iter()
+        .find(|name| apps.get(name).is_some_and(|app| !is_past(app)))
+        .map(|name| format!("waits for {name}"))
+}
+
+fn is_past(app: &App) -> bool {
+    if app.spec().command.is_none() {
+        return app.release().is_some() || app.spec().problem.is_some();
+    }
+    match app.instance().state() {
+        State::Ready { .. } | State::Done | State::Failed { .. } => true,
+        // Stopped because somebody or the config wants it so, not because nothing has happened.
+        State::Stopped => app.rests().is_some(),
+        State::Waiting | State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
+    }
+}
+
+/// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
+pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
+    let needed =
+        |name: &AppName| apps.values().any(|other| other.instance().is_active() && other.spec().after.contains(name));
+    apps.keys().filter(|name| !needed(name)).cloned().collect()
+}
+
+/// The running apps that wait for one of `stopped` at their start: whom a stop hurts.
+#[must_use]
+pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a BTreeMap<AppName, App>) -> Vec<&'a AppName> {
+    apps.values()
+        .filter(|app| app.instance().is_active() && !stopped.contains(app.name()))
+        .filter(|app| app.spec().after.iter().any(|name| stopped.contains(name)))
+        .map(App::name)
+        .collect()
+}

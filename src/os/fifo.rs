@@ -1,0 +1,146 @@
+//! FIFOs, through which apps' output travels: what is written waits in them while anybody holds one open.
+
+use std::{
+    fs::{File, OpenOptions, Permissions},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    },
+    path::Path,
+};
+
+use nix::{sys::stat::Mode, unistd::mkfifo};
+
+/// Makes a FIFO where none is, and gives it to this owner with mode 0600 (the owner opens it by
+/// name too, as `/dev/stdout`). One that is there is kept with what it holds.
+///
+/// # Errors
+/// `AlreadyExists` when something else has the name.
+pub fn make(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(()) | Err(nix::Error::EEXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let fifo = open(path, libc::O_NONBLOCK)?;
+    let metadata = fifo.metadata()?;
+    if (metadata.uid(), metadata.gid()) != (uid, gid) {
+        fchown(&fifo, Some(uid), Some(gid))?;
+    }
+    if metadata.mode() & 0o7777 != 0o600 {
+        fifo.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+/// The end that a child writes to. It can be read too, so that a write never fails for want of a
+/// reader: at worst it blocks.
+///
+/// # Errors
+/// `AlreadyExists` when it is no FIFO, or as the file system says.
+pub fn open_rw(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, 0)?.into())
+}
+
+/// The end that the logger reads, non-blocking. It can be written too, so that it never ends.
+///
+/// # Errors
+/// As [`open_rw`].
+pub fn open_read_end(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, libc::O_NONBLOCK)?.into())
+}
+
+fn open(path: &Path, flags: i32) -> io::Result<File> {
+    let is_fifo = || Ok::<_, io::Error>(std::fs::symlink_metadata(path)?.file_type().is_fifo());
+    let other = || io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is no FIFO", path.display()));
+    // Looked at before, as opening something else may act on it, and after, as it may have changed.
+    if !is_fifo()? {
+        return Err(other());
+    }
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_NOFOLLOW).open(path)?;
+    if file.metadata()?.file_type().is_fifo() { Ok(file) } else { Err(other()) }
+}
+
+/// Sets how much it holds, in bytes, rounded up by the kernel to a power of two pages.
+///
+/// # Errors
+/// `EPERM` above `/proc/sys/fs/pipe-max-size` without privilege, `EBUSY` when it holds more.
+pub fn set_pipe_size(fifo: impl AsFd, bytes: usize) -> io::Result<()> {
+    rustix::pipe::fcntl_setpipe_size(fifo, bytes)?;
+    Ok(())
+}
+
+/// How many bytes wait in it.
+///
+/// # Errors
+/// When it is closed.
+pub fn bytes_waiting(fifo: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(fifo)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn me() -> (u32, u32) {
+        (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+    }
+
+    #[test]
+    fn what_is_written_waits_for_a_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        make(&path, me().0, me().1).unwrap();
+        let kept = open_read_end(&path).unwrap();
+        let mut writer = File::from(open_rw(&path).unwrap());
+        writer.write_all(b"line\n").unwrap();
+        drop(writer);
+        // Made again with what it holds, as a restart does.
+        make(&path, me().0, me().1).unwrap();
+        assert_eq!(bytes_waiting(&kept).unwrap(), 5);
+        let mut reader = File::from(open_read_end(&path).unwrap());
+        drop(kept);
+        let mut buffer = [0; 16];
+        assert_eq!(reader.read(&mut buffer).unwrap(), 5);
+        assert_eq!(reader.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock, "it never ends");
+    }
+
+    #[test]
+    fn the_size_is_ours_to_choose() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        make(&path, me().0, me().1).unwrap();
+        let fifo = open_read_end(&path).unwrap();
+        set_pipe_size(&fifo, 256 * 1024).unwrap();
+        File::from(open_rw(&path).unwrap()).write_all(&vec![b'x'; 200_000]).unwrap();
+        assert_eq!(bytes_waiting(&fifo).unwrap(), 200_000);
+    }
+
+    #[test]
+    fn owner_and_mode_are_mended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        let (uid, gid) = if me().0 == 0 { (65534, 65534) } else { me() };
+        make(&path, uid, gid).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        make(&path, uid, gid).unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (uid, gid, 0o600));
+    }
+
+    #[test]
+    fn nothing_else_is_taken_for_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, link, file) = (folder.path().join("fifo"), folder.path().join("link"), folder.path().join("file"));
+        make(&fifo, me().0, me().1).unwrap();
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for path in [&link, &file] {
+            assert_eq!(make(path, me().0, me().1).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert!(open_rw(path).is_err());
+            assert!(open_read_end(path).is_err());
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The only reaper: nobody else in the supervisor waits for a child that has executed its program.
+
+use std::io;
+
+use rustix::{
+    io::Errno,
+    process::{WaitOptions, wait},
+};
+
+use crate::domain::model::Exit;
+
+/// Reaps every child that has ended, ours and those of dead children that were handed to us, and
+/// tells each. Never blocks. An end may be told before `Spawner::spawn` has returned its pid.
+pub fn reap_all(mut told: impl FnMut(u32, Exit)) {
+    loop {
+        let (pid, status) = match wait(WaitOptions::NOHANG) {
+            Ok(Some(ended)) => ended,
+            Err(Errno::INTR) => continue,
+            Ok(None) | Err(_) => return,
+        };
+        let exit = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => continue,
+        };
+        told(pid.as_raw_nonzero().get().unsigned_abs(), exit);
+    }
+}
+
+/// Makes orphans below us our children instead of init's.
+///
+/// # Errors
+/// Never on Linux 3.4 and newer.
+pub fn set_child_subreaper() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, process::Command, time::Duration};
+
+    use super::*;
+    use crate::os::{alone::alone, pidfd};
+
+    #[test]
+    fn every_end_is_told_once_and_orphans_are_ours() {
+        alone("os::reap::tests::every_end_is_told_once_and_orphans_are_ours", || {
+            set_child_subreaper().unwrap();
+            let mut ends = HashMap::new();
+            reap_all(|_, _| panic!("nobody has ended"));
+            let scripts = ["exit 7", "kill -TERM $$", "kill -40 $$", "sleep 0.01 & exit 0"];
+            let children = scripts.map(|script| Command::new("/bin/sh").args(["-c", script]).spawn().unwrap().id());
+            let fds = children.map(|pid| pidfd::open(pid).unwrap());
+            assert!(fds.iter().all(|fd| pidfd::wait_ended(fd, Duration::from_secs(20))));
+            while ends.len() < 5 {
+                reap_all(|pid, exit| assert_eq!(ends.insert(pid, exit), None));
+                std::thread::yield_now();
+            }
+            let of_children = children.map(|pid| ends.remove(&pid).unwrap());
+            assert_eq!(of_children, [Exit::Code(7), Exit::Signal(15), Exit::Signal(40), Exit::Code(0)]);
+            assert_eq!(ends.into_values().collect::<Vec<_>>(), [Exit::Code(0)], "the orphan");
+        });
+    }
+}

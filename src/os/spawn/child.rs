@@ -1,0 +1,184 @@
+//! What the child does between clone and exec, in the order of DESIGN.md section 5.
+//!
+//! It runs in the memory of its sleeping parent, beside the parent's other threads: so it allocates
+//! nothing, takes no lock, cannot panic, and calls the kernel only (the C library's setuid signals
+//! all threads).
+
+use std::{
+    convert::Infallible,
+    ffi::{CString, c_char, c_int, c_void},
+    os::fd::RawFd,
+};
+
+use super::{
+    Credentials,
+    raw::{self, Errno},
+};
+use crate::os::record::{self, RECORD_SIZE};
+
+/// Everything the child needs, made before it is.
+pub(super) struct Plan {
+    pub program: *const c_char,
+    pub argv: Vec<*const c_char>,
+    pub envp: Vec<*const c_char>,
+    pub directory: CString,
+    /// Descriptors above this one are the parent's alone.
+    pub last_slot: RawFd,
+    /// From slot to the child's number.
+    pub moves: Vec<(RawFd, RawFd)>,
+    /// The highest of the child's numbers.
+    pub highest: RawFd,
+    /// What is to be closed at last, the slots included.
+    pub gaps: Vec<(u32, u32)>,
+    /// Slot of the run record.
+    pub record: Option<RawFd>,
+    pub record_tail: String,
+    /// Slot of `cgroup.procs`, where clone could not place the child.
+    pub procs: Option<RawFd>,
+    pub credentials: Option<Credentials>,
+    pub limits: Vec<(u32, libc::rlimit64)>,
+    pub oom_score_adj: String,
+    pub nice: c_int,
+    pub umask: u32,
+    pub no_capabilities: bool,
+    pub no_new_privs: bool,
+    /// Die with this process.
+    pub parent: Option<libc::pid_t>,
+    /// What the child tells its parent.
+    pub failure: Option<Failure>,
+}
+
+/// What the child was at when it failed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    Descriptors,
+    Cgroup,
+    Session,
+    OomScore,
+    Nice,
+    Limits,
+    Groups,
+    Gid,
+    Uid,
+    Directory,
+    Capabilities,
+    NoNewPrivileges,
+    DeathSignal,
+    Record,
+    Execute,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Failure {
+    pub step: Step,
+    pub errno: c_int,
+}
+
+trait At<T> {
+    fn at(self, step: Step) -> Result<T, Failure>;
+}
+
+impl<T> At<T> for Result<T, Errno> {
+    fn at(self, step: Step) -> Result<T, Failure> {
+        self.map_err(|Errno(errno)| Failure { step, errno })
+    }
+}
+
+/// The child's first and last function; `plan` is the parent's [`Plan`], which it does not touch meanwhile.
+pub(super) extern "C" fn enter(plan: *mut c_void) -> ! {
+    // SAFETY: `clone::start` passes an exclusive reference and sleeps until we are gone.
+    let plan = unsafe { &mut *plan.cast::<Plan>() };
+    let Err(failure) = live(plan);
+    plan.failure = Some(failure);
+    raw::exit(127)
+}
+
+fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
+    part_descriptors(plan).at(Step::Descriptors)?;
+    if let Some(procs) = plan.procs {
+        raw::write(procs, b"0").at(Step::Cgroup)?;
+    }
+    raw::setsid().at(Step::Session)?;
+    limit(plan)?;
+    become_user(plan)?;
+    raw::umask(plan.umask);
+    raw::chdir(&plan.directory).at(Step::Directory)?;
+    if plan.no_capabilities {
+        raw::drop_capabilities().at(Step::Capabilities)?;
+    }
+    if plan.no_new_privs {
+        raw::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::NoNewPrivileges)?;
+    }
+    for &(slot, number) in &plan.moves {
+        raw::dup2(slot, number).at(Step::Descriptors)?;
+    }
+    if let Some(parent) = plan.parent {
+        die_with(parent).at(Step::DeathSignal)?;
+    }
+    if let Some(slot) = plan.record {
+        note(slot, &plan.record_tail).at(Step::Record)?;
+    }
+    for &(first, last) in &plan.gaps {
+        raw::close_range(first, last, 0).at(Step::Descriptors)?;
+    }
+    raw::default_dispositions();
+    raw::set_mask(0);
+    raw::execve(plan.program, &plan.argv, &plan.envp).at(Step::Execute)
+}
+
+/// Leaves the parent's descriptor table for one of our own, in which no slot stands in the way of a
+/// number to come. Done first, and before a limit on their number holds.
+fn part_descriptors(plan: &mut Plan) -> Result<(), Errno> {
+    let above = plan.last_slot.unsigned_abs().saturating_add(1);
+    raw::close_range(above, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
+    let slots = plan.moves.iter_mut().map(|(slot, _)| slot);
+    for slot in slots.chain(&mut plan.record).chain(&mut plan.procs) {
+        if *slot <= plan.highest {
+            *slot = raw::dup_above(*slot, plan.highest)?;
+        }
+    }
+    Ok(())
+}
+
+fn limit(plan: &Plan) -> Result<(), Failure> {
+    // Not under root what we inherited can often not be lowered: then it stays.
+    let permitted = |result: Result<(), Errno>| match result {
+        Err(Errno(libc::EACCES | libc::EPERM)) => Ok(()),
+        other => other,
+    };
+    permitted(raw::write_file(c"/proc/self/oom_score_adj", plan.oom_score_adj.as_bytes())).at(Step::OomScore)?;
+    permitted(raw::set_nice(plan.nice)).at(Step::Nice)?;
+    for (resource, limit) in &plan.limits {
+        raw::set_limit(*resource, limit).at(Step::Limits)?;
+    }
+    if plan.no_capabilities {
+        raw::drop_bounding_set().at(Step::Capabilities)?;
+    }
+    Ok(())
+}
+
+fn become_user(plan: &Plan) -> Result<(), Failure> {
+    let Some(credentials) = &plan.credentials else { return Ok(()) };
+    raw::setgroups(&credentials.groups).at(Step::Groups)?;
+    raw::setresgid(credentials.gid).at(Step::Gid)?;
+    raw::setresuid(credentials.uid).at(Step::Uid)
+}
+
+/// The signal comes from now on only: a parent that is gone already would be missed.
+fn die_with(parent: libc::pid_t) -> Result<(), Errno> {
+    raw::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)?;
+    if raw::getppid() == parent { Ok(()) } else { Err(Errno(libc::ESRCH)) }
+}
+
+/// One write of a fixed length, so that a record is never half of one and half of another.
+fn note(slot: RawFd, tail: &str) -> Result<(), Errno> {
+    let mut stat = [0; 1024];
+    let length = raw::read_file(c"/proc/self/stat", &mut stat)?;
+    let start_time = stat.get(..length).and_then(record::start_time_of).ok_or(Errno(libc::EINVAL))?;
+    let mut line = [b' '; RECORD_SIZE];
+    let pid = u64::from(raw::getpid().unsigned_abs());
+    if !record::fill(&mut line, pid, start_time, tail.as_bytes()) {
+        return Err(Errno(libc::EINVAL));
+    }
+    raw::write_at_start(slot, &line)
+}

@@ -1,0 +1,177 @@
+//! How the child comes to be: clone3 on a stack of its own, `clone` where that is refused.
+
+use std::{
+    ffi::{c_int, c_long, c_void},
+    io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+use super::{
+    Spawned,
+    child::{self, Plan},
+};
+
+/// The child calls a few frames deep and keeps one small buffer; unoptimised frames are larger.
+const STACK: usize = 64 * 1024;
+/// Below the stack, never accessible: an overflow ends the child, not us.
+const GUARD: usize = 64 * 1024;
+
+/// Shared memory and descriptors; we sleep until it executes its program or ends.
+const FLAGS: c_int = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_PIDFD;
+
+/// `CLONE_INTO_CGROUP`, which libc declares too narrow.
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The child's stack: one at a time, as its maker sleeps while it is in use.
+pub(super) struct Stack {
+    lowest: *mut c_void,
+}
+
+// SAFETY: the memory belongs to this value alone, whichever thread holds it.
+unsafe impl Send for Stack {}
+
+impl Stack {
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let lowest = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                GUARD + STACK,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if lowest == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self { lowest };
+        // SAFETY: the range lies within the mapping made above.
+        if unsafe { libc::mprotect(stack.start(), STACK, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(stack)
+    }
+
+    fn start(&self) -> *mut c_void {
+        // SAFETY: within the mapping of GUARD + STACK bytes.
+        unsafe { self.lowest.byte_add(GUARD) }
+    }
+
+    fn end(&self) -> *mut c_void {
+        // SAFETY: one past the end of the mapping of GUARD + STACK bytes.
+        unsafe { self.lowest.byte_add(GUARD + STACK) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no child uses it, since its maker would be asleep.
+        unsafe { libc::munmap(self.lowest, GUARD + STACK) };
+    }
+}
+
+/// Makes a child that carries out `plan`; returns when it has executed its program or ended.
+/// All signals of this thread must be blocked.
+pub(super) fn start(stack: &Stack, plan: &mut Plan, cgroup: Option<RawFd>, clone3: bool) -> io::Result<Spawned> {
+    let mut pidfd: RawFd = -1;
+    let plan: *mut c_void = ptr::from_mut(plan).cast();
+    let pid = if clone3 {
+        by_clone3(stack, plan, cgroup, &mut pidfd)?
+    } else {
+        // SAFETY: as in `by_clone3`; glibc's wrapper calls `child::enter` on the given stack.
+        let pid = unsafe { libc::clone(enter_by_clone, stack.end(), FLAGS, plan, ptr::from_mut(&mut pidfd)) };
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        c_long::from(pid)
+    };
+    // SAFETY: the kernel has made this descriptor for us in this very call.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Spawned { pid: pid.unsigned_abs().try_into().unwrap_or(u32::MAX), pidfd })
+}
+
+extern "C" fn enter_by_clone(plan: *mut c_void) -> c_int {
+    child::enter(plan)
+}
+
+fn by_clone3(stack: &Stack, plan: *mut c_void, cgroup: Option<RawFd>, pidfd: &mut RawFd) -> io::Result<c_long> {
+    // SAFETY: plain integers, for all of which zero is good.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from(FLAGS.unsigned_abs());
+    args.pidfd = ptr::from_mut(pidfd).addr() as u64;
+    args.stack = stack.start().addr() as u64;
+    args.stack_size = STACK as u64;
+    if let Some(folder) = cgroup {
+        args.flags |= INTO_CGROUP;
+        args.cgroup = u64::from(folder.unsigned_abs());
+    }
+    // SAFETY: the stack is mapped, aligned and used by nobody else; the plan outlives the child's use
+    // of it, since we sleep until then (CLONE_VFORK); `child::enter` neither returns nor unwinds,
+    // allocates nothing and calls the kernel only.
+    let pid = unsafe { clone3(&raw mut args, plan) };
+    if pid < 0 { Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EINVAL))) } else { Ok(pid) }
+}
+
+/// The C library has no wrapper: the child must leave the system call straight into its own frame,
+/// as there is nothing on its stack to return to.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3(args: *mut libc::clone_args, plan: *mut c_void) -> c_long {
+    let result: c_long;
+    // SAFETY: the caller vouches for args and plan. The parent goes on behind the label with only the
+    // registers changed that are named; the child has registers and a stack of its own.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r13",
+            "call r12",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") args,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") child::enter as extern "C" fn(*mut c_void) -> !,
+            in("r13") plan,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// As above.
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone3(args: *mut libc::clone_args, plan: *mut c_void) -> c_long {
+    let result: c_long;
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x30, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk 1",
+            "2:",
+            inlateout("x0") args => result,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x8") libc::SYS_clone3,
+            in("x20") plan,
+            in("x21") child::enter as extern "C" fn(*mut c_void) -> !,
+            lateout("x30") _,
+        );
+    }
+    result
+}
+
+/// Elsewhere `clone` serves.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+unsafe fn clone3(_: *mut libc::clone_args, _: *mut c_void) -> c_long {
+    -c_long::from(libc::ENOSYS)
+}

@@ -1,0 +1,250 @@
+//! System calls as the kernel has them, for the child and for those around its birth. They allocate
+//! nothing and go past the C library, which would act on all threads (setxid) or keep signals back.
+//! `errno` is the sleeping parent's, which reads it afresh after each call of its own.
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_long, c_uint},
+    io,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("32-bit Linux has other calls for 32-bit uids");
+
+/// Signals are numbered from 1 to this; the kernel's set of them has as many bits.
+const SIGNALS: c_int = 64;
+const SET_SIZE: usize = 8;
+
+/// An error number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::os) struct Errno(pub c_int);
+
+fn checked(result: c_long) -> Result<c_long, Errno> {
+    if result >= 0 {
+        return Ok(result);
+    }
+    // SAFETY: errno's place is always valid.
+    Err(Errno(unsafe { *libc::__errno_location() }))
+}
+
+fn descriptor(result: c_long) -> RawFd {
+    RawFd::try_from(result).unwrap_or(-1)
+}
+
+pub(super) fn exit(status: c_int) -> ! {
+    loop {
+        // SAFETY: takes no pointer; runs no handler of the shared memory.
+        unsafe { libc::syscall(libc::SYS_exit_group, status) };
+    }
+}
+
+pub(super) fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Result<(), Errno> {
+    // SAFETY: takes no pointer; the child's own descriptors are owned by nothing in its program.
+    checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+}
+
+/// A copy numbered above `number`, closed at exec.
+pub(super) fn dup_above(fd: RawFd, number: RawFd) -> Result<RawFd, Errno> {
+    // SAFETY: takes no pointer.
+    let copy = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, number.saturating_add(1)) };
+    checked(copy).map(descriptor)
+}
+
+/// A copy under `number` that stays open over exec.
+pub(super) fn dup2(fd: RawFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    checked(unsafe { libc::syscall(libc::SYS_dup3, fd, number, 0) }).map(drop)
+}
+
+/// In the parent: makes `slot`, which must be ours, another descriptor for `fd`.
+pub(super) fn dup3(fd: RawFd, slot: RawFd) -> io::Result<()> {
+    // SAFETY: takes no pointer; the slot stays open, so that its owner's promise holds.
+    if unsafe { libc::dup3(fd, slot, libc::O_CLOEXEC) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+pub(super) fn write(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the buffer is valid for its length.
+    let written = checked(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) })?;
+    if usize::try_from(written) == Ok(bytes.len()) { Ok(()) } else { Err(Errno(libc::EIO)) }
+}
+
+pub(super) fn write_at_start(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the buffer is valid for its length.
+    let written = checked(unsafe { libc::syscall(libc::SYS_pwrite64, fd, bytes.as_ptr(), bytes.len(), 0) })?;
+    if usize::try_from(written) == Ok(bytes.len()) { Ok(()) } else { Err(Errno(libc::EIO)) }
+}
+
+fn open(path: &CStr, flags: c_int) -> Result<RawFd, Errno> {
+    let flags = flags | libc::O_CLOEXEC;
+    // SAFETY: the path is null-terminated.
+    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0) };
+    checked(fd).map(descriptor)
+}
+
+fn close(fd: RawFd) {
+    // SAFETY: takes no pointer; the callers have just opened it.
+    unsafe { libc::syscall(libc::SYS_close, fd) };
+}
+
+pub(super) fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+    let fd = open(path, libc::O_WRONLY)?;
+    let written = write(fd, bytes);
+    close(fd);
+    written
+}
+
+/// The first bytes of a file that gives all it has at once, as those of procfs do.
+pub(super) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let fd = open(path, libc::O_RDONLY)?;
+    // SAFETY: the buffer is valid for its length.
+    let length = checked(unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) });
+    close(fd);
+    length.map(|n| usize::try_from(n).unwrap_or(0))
+}
+
+pub(super) fn setsid() -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    checked(unsafe { libc::syscall(libc::SYS_setsid) }).map(drop)
+}
+
+pub(super) fn getpid() -> libc::pid_t {
+    // SAFETY: takes no pointer. (The C library might remember the parent's.)
+    descriptor(unsafe { libc::syscall(libc::SYS_getpid) })
+}
+
+pub(super) fn getppid() -> libc::pid_t {
+    // SAFETY: takes no pointer.
+    descriptor(unsafe { libc::syscall(libc::SYS_getppid) })
+}
+
+pub(super) fn set_nice(nice: c_int) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    checked(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
+pub(super) fn set_limit(resource: c_uint, limit: &libc::rlimit64) -> Result<(), Errno> {
+    let nothing = ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: the limit is valid, and the old one is not asked for.
+    checked(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, ptr::from_ref(limit), nothing) }).map(drop)
+}
+
+pub(super) fn setgroups(groups: &[libc::gid_t]) -> Result<(), Errno> {
+    // SAFETY: the list is valid for its length.
+    checked(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+pub(super) fn setresgid(gid: libc::gid_t) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+}
+
+pub(super) fn setresuid(uid: libc::uid_t) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    checked(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+pub(super) fn umask(mask: libc::mode_t) {
+    // SAFETY: takes no pointer; cannot fail.
+    unsafe { libc::syscall(libc::SYS_umask, mask) };
+}
+
+pub(super) fn chdir(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: the path is null-terminated.
+    checked(unsafe { libc::syscall(libc::SYS_chdir, path.as_ptr()) }).map(drop)
+}
+
+/// For operations with one number.
+pub(super) fn prctl(operation: c_int, argument: c_int) -> Result<(), Errno> {
+    // SAFETY: the operations used here take numbers, no pointers.
+    checked(unsafe { libc::syscall(libc::SYS_prctl, operation, c_long::from(argument), 0, 0, 0) }).map(drop)
+}
+
+/// Without it nobody can be given a capability by exec. Only root may; others without capabilities
+/// and with no_new_privs get none either.
+pub(in crate::os) fn drop_bounding_set() -> Result<(), Errno> {
+    for capability in 0..=63 {
+        match prctl(libc::PR_CAPBSET_DROP, capability) {
+            Err(Errno(libc::EINVAL | libc::EPERM)) => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Empties the effective, permitted and inheritable sets, and with them the ambient one.
+pub(in crate::os) fn drop_capabilities() -> Result<(), Errno> {
+    /// `_LINUX_CAPABILITY_VERSION_3`, of ourselves.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    const NONE: [u32; 6] = [0; 6];
+    let mut header = HEADER;
+    // SAFETY: version 3 takes a header of two words and two sets of three words; it may write to the header.
+    checked(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), NONE.as_ptr()) }).map(drop)
+}
+
+/// The kernel's `struct sigaction`; the same bytes mean `SIG_DFL` wherever restorer and mask stand.
+#[repr(C)]
+struct KernelAction([u64; 4]);
+
+/// Every signal does what it does by default, those ignored included, which stay so over exec.
+pub(super) fn default_dispositions() {
+    const DEFAULT: KernelAction = KernelAction([0; 4]);
+    for signal in 1..=SIGNALS {
+        let (new, nothing) = (ptr::from_ref(&DEFAULT), ptr::null_mut::<KernelAction>());
+        // SAFETY: the action is valid, and the old one is not asked for. KILL and STOP are refused, rightly.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, nothing, SET_SIZE) };
+    }
+}
+
+/// Blocks every signal, those of the C library included; returns the mask before.
+pub(super) fn block_signals() -> u64 {
+    let (all, mut before) = (u64::MAX, 0u64);
+    // SAFETY: both sets have the size given.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            ptr::from_ref(&all),
+            ptr::from_mut(&mut before),
+            SET_SIZE,
+        )
+    };
+    before
+}
+
+pub(super) fn set_mask(mask: u64) {
+    let nothing = ptr::null_mut::<u64>();
+    // SAFETY: the set has the size given, and the old one is not asked for.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&mask), nothing, SET_SIZE);
+    }
+}
+
+/// Returns only if it failed. The lists must end with null, and everything must be valid.
+pub(super) fn execve(
+    program: *const c_char,
+    argv: &[*const c_char],
+    envp: &[*const c_char],
+) -> Result<std::convert::Infallible, Errno> {
+    // SAFETY: `Plan::new` took the pointers from texts that live until we are gone, and ended the lists with null.
+    unsafe { libc::syscall(libc::SYS_execve, program, argv.as_ptr(), envp.as_ptr()) };
+    // SAFETY: errno's place is always valid.
+    Err(Errno(unsafe { *libc::__errno_location() }))
+}
+
+/// In the parent: waits for a child that ended before exec; false when it did execute its program.
+pub(super) fn reap_unexecuted(pidfd: &OwnedFd) -> bool {
+    loop {
+        // SAFETY: plain data, for which zero is good.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let id = pidfd.as_raw_fd().unsigned_abs();
+        // SAFETY: the info is valid for writing.
+        let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::__WCLONE) };
+        if result == 0 {
+            return true;
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return false;
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Who belongs to an instance: DESIGN.md section 5, "Tree membership". With a cgroup the kernel
+//! says; else descent and the environment do, and a process that gave up both is not found.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    os::fd::OwnedFd,
+};
+
+use super::{cgroup::Cgroup, pidfd, record};
+
+/// Whose tree.
+#[derive(Debug, Clone, Copy)]
+pub struct TreeQuery<'a> {
+    /// The main process, as long as it is not reaped; its descendants are members.
+    pub root: Option<u32>,
+    /// Processes with these in `EVERHOOK_BOOT` and `EVERHOOK_INSTANCE` are members, and their descendants.
+    pub boot: &'a str,
+    pub instance: &'a str,
+    /// Where there is one, it alone decides.
+    pub cgroup: Option<&'a Cgroup>,
+}
+
+/// A living process of the tree, held.
+#[derive(Debug)]
+pub struct Member {
+    pub pid: u32,
+    pub pidfd: OwnedFd,
+    /// Its name as the kernel has it, at most 15 bytes.
+    pub name: String,
+}
+
+/// Everybody alive in the tree, never ourselves. Who forks meanwhile may be missed: whoever wants
+/// the tree empty asks again.
+///
+/// # Errors
+/// When the cgroup or `/proc` cannot be read.
+pub fn members(query: &TreeQuery) -> io::Result<Vec<Member>> {
+    let Some(cgroup) = query.cgroup else { return by_descent(query) };
+    let own = std::process::id();
+    let members = cgroup.open_members()?.into_iter().filter(|(pid, _)| *pid != own);
+    Ok(members.map(|(pid, pidfd)| Member { pid, pidfd, name: name_of(pid) }).collect())
+}
+
+fn by_descent(query: &TreeQuery) -> io::Result<Vec<Member>> {
+    let processes = processes()?;
+    let own = std::process::id();
+    let marked = |pid: u32| pid != own && has_marks(pid, query);
+    let seeds: HashSet<u32> = processes
+        .iter()
+        .filter(|(pid, p)| !p.kernel && (query.root == Some(**pid) || marked(**pid)))
+        .map(|(pid, _)| *pid)
+        .collect();
+    let found = processes.iter().filter(|(pid, p)| **pid != own && !p.zombie && descends(**pid, &seeds, &processes));
+    let members =
+        found.filter_map(|(pid, process)| hold(*pid, process, seeds.contains(pid) && query.root != Some(*pid), query));
+    Ok(members.collect())
+}
+
+/// Opens it, then looks whether it still is who it was.
+fn hold(pid: u32, was: &Process, by_marks: bool, query: &TreeQuery) -> Option<Member> {
+    let pidfd = pidfd::open(pid).ok()?;
+    let now = Process::read(pid)?;
+    let same = now.start_time == was.start_time && !now.zombie && (!by_marks || has_marks(pid, query));
+    same.then(|| Member { pid, pidfd, name: now.name })
+}
+
+/// One row of the process table.
+#[derive(Debug)]
+struct Process {
+    name: String,
+    parent: u32,
+    start_time: u64,
+    zombie: bool,
+    kernel: bool,
+}
+
+impl Process {
+    fn read(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// proc_pid_stat(5): `pid (name) state ppid pgrp session tty tpgid flags …`.
+    fn parse(stat: &[u8]) -> Option<Self> {
+        /// `PF_KTHREAD`.
+        const KERNEL_THREAD: u64 = 0x0020_0000;
+        let (open, close) = (stat.iter().position(|b| *b == b'(')?, stat.iter().rposition(|b| *b == b')')?);
+        let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().take(7).collect();
+        let [state, parent, _, _, _, _, flags] = fields[..] else { return None };
+        Some(Self {
+            name: String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned(),
+            parent: parent.parse().ok()?,
+            start_time: record::start_time_of(stat)?,
+            zombie: matches!(state, "Z" | "X"),
+            kernel: flags.parse::<u64>().ok()? & KERNEL_THREAD != 0,
+        })
+    }
+}
+
+fn processes() -> io::Result<HashMap<u32, Process>> {
+    let numbers = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(numbers.filter_map(|pid| Some((pid, Process::read(pid)?))).collect())
+}
+
+fn name_of(pid: u32) -> String {
+    Process::read(pid).map(|process| process.name).unwrap_or_default()
+}
+
+/// Is it a seed, or is one above it?
+fn descends(mut pid: u32, seeds: &HashSet<u32>, processes: &HashMap<u32, Process>) -> bool {
+    // The table is not of one moment: a bound, lest reused numbers make a circle.
+    for _ in 0..processes.len() {
+        if seeds.contains(&pid) {
+            return true;
+        }
+        match processes.get(&pid) {
+            Some(process) if process.parent != 0 => pid = process.parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Of a process of another user this is hidden from whoever is not root.
+fn has_marks(pid: u32, query: &TreeQuery) -> bool {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
+    let value = |name: &str| environment.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes()));
+    value("EVERHOOK_BOOT=") == Some(query.boot.as_bytes())
+        && value("EVERHOOK_INSTANCE=") == Some(query.instance.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Child, Command, Stdio},
+    };
+
+    use super::*;
+    use crate::domain::model::Signal;
+
+    /// Tells its pid and waits.
+    const WAIT: &str = "echo $$; exec sleep 1000";
+
+    /// A shell whose tree tells its pids, a line each, and then waits.
+    fn tree(script: &str, boot: &str, lines: usize) -> (Child, Vec<u32>) {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).env("EVERHOOK_BOOT", boot).env("EVERHOOK_INSTANCE", "blog.1").env("WAIT", WAIT);
+        command.env("BARE", "exec env -i PATH=$PATH sh -c \"$WAIT\"");
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let told = BufReader::new(child.stdout.take().unwrap()).lines().take(lines);
+        let pids = told.map(|line| line.unwrap().trim().parse().unwrap()).collect();
+        (child, pids)
+    }
+
+    fn end(members: &[Member], mut child: Child) {
+        for member in members {
+            pidfd::signal(&member.pidfd, Signal::KILL).unwrap();
+            assert!(pidfd::wait_ended(&member.pidfd, std::time::Duration::from_secs(20)));
+        }
+        child.wait().unwrap();
+    }
+
+    fn pids(members: &[Member]) -> Vec<u32> {
+        let mut pids: Vec<u32> = members.iter().map(|m| m.pid).collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    fn sorted(mut pids: Vec<u32>) -> Vec<u32> {
+        pids.sort_unstable();
+        pids
+    }
+
+    #[test]
+    fn the_tree_is_who_descends_or_carries_its_marks() {
+        // A bare child, and one that left session and parent and has a bare child of its own.
+        let script = r#"(setsid sh -c 'sh -c "$BARE" & eval "$WAIT"' &); sh -c "$BARE" & eval "$WAIT""#;
+        let boot = format!("descent-{}", std::process::id());
+        let (child, told) = tree(script, &boot, 4);
+        let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", cgroup: None };
+        let all = members(&query).unwrap();
+        assert_eq!(pids(&all), sorted(told));
+        assert_eq!(pids(&members(&TreeQuery { root: None, ..query }).unwrap()), pids(&all), "the marks alone do");
+        for other in [TreeQuery { boot: "another", ..query }, TreeQuery { instance: "blog.11", ..query }] {
+            assert!(members(&TreeQuery { root: None, ..other }).unwrap().is_empty());
+        }
+        end(&all, child);
+        assert!(members(&query).unwrap().is_empty(), "who has ended is no member");
+    }
+
+    #[test]
+    fn a_cgroup_decides_alone() {
+        let Some(base) = crate::os::cgroup::find_base() else { return };
+        let cgroup = base.make(&format!("everhook-test-{}-tree", std::process::id())).unwrap();
+        let boot = format!("cgroup-{}", std::process::id());
+        let (child, _) = tree(WAIT, &boot, 1);
+        let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", cgroup: Some(&cgroup) };
+        assert!(members(&query).unwrap().is_empty());
+        fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();
+        let found = members(&query).unwrap();
+        assert_eq!((pids(&found), found[0].name.as_str()), (vec![child.id()], "sleep"));
+        end(&found, child);
+        cgroup.remove().unwrap();
+    }
+
+    #[test]
+    fn a_row_is_read_whatever_the_name() {
+        let fields = "R 7 1 1 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 99 1";
+        for name in ["sh", "a b", ") R 1 ("] {
+            let process = Process::parse(format!("42 ({name}) {fields}").as_bytes()).unwrap();
+            assert_eq!((process.name.as_str(), process.parent, process.start_time), (name, 7, 99));
+            assert!(!process.zombie && !process.kernel);
+        }
+        assert!(Process::parse(b"42 (sh) Z 1").is_none());
+        let own = Process::read(std::process::id()).unwrap();
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert!(Process::read(2).is_none_or(|p| p.kernel || p.name != "kthreadd"));
+    }
+}

@@ -1,0 +1,89 @@
+//! The config as golden files. Each of `tests/config/*.txt` is RON, a line of dashes, and what comes
+//! of it: the summary of the config, or the faults with their places. A file with two configs shows
+//! what a reload from the first to the second does. `EVERHOOK_BLESS=1` writes what comes out.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use everhook::domain::{
+    config::{self, Places},
+    model::{Account, Facts, Group},
+};
+
+const LINE: &str = "----------\n";
+
+fn account(name: Option<&str>, uid: u32) -> Account {
+    let home = PathBuf::from(format!("/home/{}", name.unwrap_or("nobody")));
+    Account { name: name.map(Into::into), uid, gid: uid, home, shell: "/bin/sh".into(), groups: vec![uid] }
+}
+
+fn user(text: &str) -> Option<Account> {
+    match text {
+        "root" | "0" => Some(account(Some("root"), 0)),
+        "www" | "1000" => Some(account(Some("www"), 1000)),
+        "api" | "1001" => Some(account(Some("api"), 1001)),
+        number => number.parse().ok().map(|uid| account(None, uid)),
+    }
+}
+
+fn group(text: &str) -> Option<Group> {
+    user(text).map(|account| Group { name: account.name, gid: account.gid })
+}
+
+fn is_directory(path: &Path) -> bool {
+    !path.to_string_lossy().contains("missing")
+}
+
+fn is_program(program: &str) -> bool {
+    !program.contains("missing")
+}
+
+/// A config is loaded as root, unless it starts with `// as 1000`.
+fn loaded(text: &str) -> Result<config::Loaded, config::Faults> {
+    let uid = if text.trim_start_matches('\u{feff}').starts_with("// as 1000") { 1000 } else { 0 };
+    let facts = Facts { uid, user, group, is_directory, is_program };
+    let places = Places { state_home: "/home/www/.local/state/everhook".into() };
+    config::load(text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts)
+}
+
+fn summary(text: &str) -> String {
+    match loaded(text) {
+        Err(faults) => format!("{faults}\n"),
+        Ok(loaded) => {
+            let found = loaded.warnings.iter().map(|finding| format!("{finding}\n\n"));
+            let lines = config::describe(&loaded.config).into_iter().map(|line| format!("{line}\n"));
+            found.chain(lines).collect()
+        }
+    }
+}
+
+fn outcome(parts: &[&str]) -> String {
+    match parts {
+        [only] => summary(only),
+        [old, new] => {
+            let both = [old, new].map(|text| loaded(text).expect("a config of a reload is good").config);
+            config::diff(&both[0], &both[1]).lines().into_iter().map(|line| format!("{line}\n")).collect()
+        }
+        other => panic!("{} configs in one file", other.len()),
+    }
+}
+
+#[test]
+fn every_config_comes_out_as_written_down() {
+    let mut wrong = Vec::new();
+    let bless = std::env::var_os("EVERHOOK_BLESS").is_some();
+    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config")).expect("the folder of cases") {
+        let file = file.expect("a case").path();
+        let text = fs::read_to_string(&file).expect("UTF-8");
+        let (input, want) = text.rsplit_once(LINE).unwrap_or((&text, ""));
+        let got = outcome(&input.split(LINE).collect::<Vec<_>>());
+        if got != want && bless {
+            fs::write(&file, format!("{input}{LINE}{got}")).expect("a case can be written");
+        } else if got != want {
+            wrong.push(format!("{}\nwanted:\n{want}\ngot:\n{got}", file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
