@@ -2,11 +2,22 @@
 
 use std::process::ExitCode;
 
-use everhook::cli::{self, Process};
+use everhook::{
+    cli::{self, Process},
+    listener, logger, supervisor, tree,
+};
 
 fn main() -> ExitCode {
-    match cli::start() {
-        Process::Client(code) => code,
-        Process::Run { .. } | Process::Serve { .. } => ExitCode::FAILURE,
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        // Words that only the supervisor says, to its own processes.
+        Some("listener") => listener::main(&args[1..]),
+        Some("logger") => logger::main(&args[1..]),
+        Some("tree") => tree::main(&args[1..]),
+        _ => match cli::start() {
+            Process::Run { config } => supervisor::run(config),
+            Process::Serve { dir, bind } => listener::serve(&dir, bind),
+            Process::Client(code) => code,
+        },
     }
 }

@@ -1,1 +1,50 @@
-//! listener
+//! HTTP in: takes requests under limits, hands deliveries to the ledger and people's questions to the
+//! loop over the channels it was given, and answers with what comes back. `everhook serve` shares the
+//! doors.
+//!
+//! It decides nothing about a delivery and judges no token. It holds no file and no secret but what
+//! passes through it, so it may crash at any moment: the supervisor holds the socket. SURFACE.md
+//! section 5 is the reference.
+
+mod answer;
+mod api;
+mod body;
+mod doors;
+mod guests;
+mod hooks;
+mod house;
+mod link;
+mod request;
+mod routes;
+mod signals;
+mod site;
+
+use std::{future::Future, io, process::ExitCode};
+
+use tokio::{runtime, task::LocalSet};
+
+pub use site::serve;
+
+/// `everhook listener --serve hooks,api`: one listener process. Descriptor 3 is the listening socket;
+/// from 4 on come the channels, `hooks` before `api`, of what is served. Ends with 0 when a channel
+/// closes or on TERM, 2 on wrong usage, 1 when it cannot start.
+#[must_use]
+pub fn main(args: &[String]) -> ExitCode {
+    let Some(served) = house::Served::from_args(args) else {
+        eprintln!("everhook: listener: expected --serve hooks, --serve api or --serve hooks,api");
+        return ExitCode::from(2);
+    };
+    match run(house::open(served)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("everhook: listener: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs on this thread alone, with tasks that need not be `Send`.
+fn run<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    LocalSet::new().block_on(&runtime, future)
+}

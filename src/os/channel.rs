@@ -103,7 +103,13 @@ impl Channel {
         bytes.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&head);
         bytes.extend_from_slice(body);
-        self.outgoing.push_back(Outgoing { bytes, sent: 0, fd });
+        // Small frames travel together; one with a descriptor begins a message of its own.
+        match self.outgoing.back_mut() {
+            Some(last) if fd.is_none() && last.fd.is_none() && last.sent == 0 && last.bytes.len() < READ => {
+                last.bytes.extend_from_slice(&bytes);
+            }
+            _ => self.outgoing.push_back(Outgoing { bytes, sent: 0, fd }),
+        }
     }
 
     /// Is something left to send?

@@ -32,8 +32,8 @@ pub fn seal(fd: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// `InvalidData` when it holds more than `limit` bytes.
-pub fn read_all(fd: OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
-    let file = File::from(fd);
+pub fn read_all(fd: impl AsFd, limit: usize) -> io::Result<Vec<u8>> {
+    let file = File::from(fd.as_fd().try_clone_to_owned()?);
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     if length > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {limit} bytes")));

@@ -5,12 +5,15 @@
 #[cfg(test)]
 mod alone;
 pub mod beneath;
+pub mod capture;
 pub mod cgroup;
 pub mod channel;
 pub mod clock;
 pub mod fifo;
 pub mod files;
 pub mod identity;
+pub mod inherited;
+pub mod limits;
 pub mod lock;
 pub mod memfd;
 pub mod pidfd;
@@ -19,5 +22,7 @@ pub mod record;
 pub mod sandbox;
 pub mod socket;
 pub mod spawn;
+pub mod stat;
 pub mod tree;
 pub mod users;
+pub mod watched;

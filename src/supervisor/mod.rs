@@ -1,1 +1,161 @@
-//! supervisor
+//! The process that keeps everything alive. One loop hears every event in one order, feeds the pure
+//! machines of the domain, and carries their actions out; nothing is decided here, and nothing here
+//! waits: processes are started, files written and rows stored on threads of their own.
+//!
+//! `event` is what the loop hears, `apply` what it does for instances, `pipeline` for deploys,
+//! `requests` for people; `start` is how it all begins, `shutdown` how it ends.
+
+mod answers;
+mod apply;
+mod children;
+mod control;
+mod event;
+mod files;
+mod handover;
+mod internals;
+mod jobs;
+mod launch;
+mod layout;
+mod ledger;
+mod live;
+mod log;
+mod pipeline;
+mod prepare;
+mod probe;
+mod reload;
+mod requests;
+mod secrets;
+mod settings;
+mod shutdown;
+mod signals;
+mod spawner;
+mod start;
+mod status;
+mod waiters;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Instant,
+};
+
+use crate::domain::{
+    api::DeployState,
+    config::{self, Config},
+    deploy::{self, Deploys},
+    model::{AppName, At, DeployId, Secret},
+    service::{self, App},
+};
+
+/// What never changes while this process lives.
+struct Me {
+    /// A random id of this run, in the environment of everything it starts.
+    boot: String,
+    pid: u32,
+    uid: u32,
+    root: bool,
+    since: At,
+    null: Arc<OwnedFd>,
+    stdout: Arc<OwnedFd>,
+    stderr: Arc<OwnedFd>,
+}
+
+type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;
+
+/// All that the loop knows.
+pub struct Supervisor {
+    me: Me,
+    config: Arc<Config>,
+    /// The file's text as it was applied.
+    config_text: String,
+    tokens: Vec<(config::Token, Secret)>,
+    layout: layout::Layout,
+    maker: prepare::Maker,
+    /// Leftovers of the last supervisor are ended, apps may start.
+    begun: bool,
+    ending: Option<shutdown::Ending>,
+    told_to_end: BTreeSet<AppName>,
+
+    apps: BTreeMap<AppName, App>,
+    shells: BTreeMap<AppName, apply::Shell>,
+    todo: VecDeque<(AppName, service::Event)>,
+    feeding: bool,
+    /// When which app wants a timer event.
+    deadlines: BTreeSet<(Instant, AppName)>,
+    children: children::Children,
+
+    deploys: Deploys,
+    deploy_todo: VecDeque<deploy::Event>,
+    deploying: bool,
+    /// Deploys by the ticket of their last update.
+    committing: HashMap<u64, DeployId>,
+    deploy_states: HashMap<DeployId, DeployState>,
+    /// Which deploy tries a release of an app.
+    trials: HashMap<AppName, DeployId>,
+    deploy_streams: HashMap<AppName, Arc<OwnedFd>>,
+    jobs: jobs::Jobs,
+
+    logger: internals::Logger,
+    listeners: Vec<internals::Listener>,
+
+    tickets: u64,
+    waiters: Vec<waiters::Waiter>,
+    followers: Vec<answers::Follower>,
+    questions: HashMap<u64, answers::Answered>,
+    tails: HashMap<u64, answers::Read>,
+    retargets: HashMap<u64, Later>,
+    /// Who asked for the deploy of this ticket, whether they wait, and how long.
+    queued: HashMap<u64, (control::ReplyTo, bool, Option<Instant>)>,
+    revs: HashMap<u64, String>,
+
+    events: event::Events,
+    spawning: spawner::Spawning,
+    files: files::Files,
+    ledger: ledger::Ledger,
+}
+
+/// `everhook run`: 0 after an ordered shutdown, 1 when it could not start.
+#[must_use]
+pub fn run(config: PathBuf) -> ExitCode {
+    match start::run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("everhook: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Supervisor {
+    /// A number that was not used before in this run.
+    fn ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    /// The file that a process writes its run record into.
+    fn record_file(&self, name: &str) -> io::Result<OwnedFd> {
+        let path = self.layout.record(name);
+        Ok(File::options().write(true).create(true).truncate(false).open(path)?.into())
+    }
+
+    /// Handles one event.
+    fn on(&mut self, event: event::Event) {
+        use event::Event;
+        match event {
+            Event::Spawned { token, result } => self.spawned(token, result),
+            Event::Probed { app, attempt, result } => {
+                self.feed(&app, service::Event::Probed { attempt, result });
+            }
+            Event::Asked(asked) => self.hear(*asked),
+            Event::Told(told) => self.told(told),
+            Event::Logger { run, message } => self.logger_said(run, message),
+            Event::Then(then) => then(self),
+        }
+    }
+}

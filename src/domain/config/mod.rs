@@ -10,6 +10,7 @@ mod app;
 mod deploy;
 mod describe;
 mod diff;
+mod env_file;
 mod finding;
 mod identity;
 mod judge;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use describe::describe;
 pub use diff::{Plan, diff};
+pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
 pub use schema::*;
 

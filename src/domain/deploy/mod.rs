@@ -1,1 +1,161 @@
-//! deploy
+//! The life of a deploy: which one runs when, what it does next, and what becomes of it. DESIGN.md
+//! section 7.
+//!
+//! [`Deploys`] takes [`Event`]s and the time, and gives back [`Action`]s, which the shell carries out
+//! and answers with events. It runs nothing and reads nothing itself; how an app is replaced is
+//! decided in `service`, what a commit is worth by the tree helper, which has the repository.
+//!
+//! Each step is persisted and acted on only when that is durable: so whatever a crash leaves behind
+//! was announced before, and [`resume`] knows what to do with it.
+
+pub mod accept;
+mod pipeline;
+mod queue;
+mod record;
+#[cfg(test)]
+mod tests;
+
+pub use queue::Deploys;
+pub use record::{Resumption, resume};
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use crate::domain::{
+    api::{DeployView, TreeTask},
+    config,
+    model::{AppName, CommitId, DeployId, Exit, ReleaseId},
+};
+
+/// A deploy that is to be run, as it stands in the store.
+#[derive(Debug, Clone)]
+pub struct Queued {
+    /// Where `release` names one that another deploy made, this is a rollback to it: `commit` is its
+    /// commit, and nothing is fetched, checked or built.
+    pub view: DeployView,
+    /// How often it was started before.
+    pub attempts: u32,
+    /// By hand: what a person named instead of a commit.
+    pub rev: Option<String>,
+    /// The app as it was configured then: the deploy keeps it over reloads.
+    pub app: Arc<config::App>,
+    pub places: Places,
+}
+
+impl Queued {
+    /// Does it go back to a release that another deploy made?
+    #[must_use]
+    pub fn is_rollback(&self) -> bool {
+        self.view.release.as_ref().is_some_and(|release| release.deploy != self.view.id)
+    }
+}
+
+/// The folders that a deploy works in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// `mirrors/<hash>.git`, the fetch user's.
+    pub mirror: PathBuf,
+    /// `apps/<app>`, which holds `releases/` and `shared/`.
+    pub app: PathBuf,
+}
+
+/// What the file `live` of an app names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    pub release: ReleaseId,
+    pub commit: CommitId,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A deploy was stored as queued.
+    Queue(Box<Queued>),
+    /// What is live of this app; told at the start, later known from [`Event::LiveWritten`].
+    Live { app: AppName, live: Option<Live> },
+    /// May this app's deploys start? Until told, those of an app with `after` may not.
+    Gate { app: AppName, open: bool },
+    /// One [`Action::Persist`] of this deploy is durable. Each is answered, in order.
+    Committed { deploy: DeployId },
+    /// The job of [`Action::Run`] has ended, and nothing is left of its tree.
+    JobEnded { deploy: DeployId, end: JobEnd },
+    /// Answers [`Action::MakeRelease`]: the folder is there, or a sentence why not.
+    ReleaseMade { deploy: DeployId, result: Result<PathBuf, String> },
+    /// The new release's instances are started: it is being proven from here on. Not told where
+    /// nothing runs.
+    Switched { deploy: DeployId },
+    /// Answers [`Action::StartTrial`]: the release is proven (with a note where nothing was started,
+    /// `not running`), or a sentence why not; the service then goes back by itself.
+    Trial { deploy: DeployId, result: Result<Option<String>, String> },
+    /// Answers [`Action::WriteLive`].
+    LiveWritten { deploy: DeployId, result: Result<(), String> },
+    /// End it, unless it switches already.
+    Cancel { deploy: DeployId, why: String },
+    /// A reload removed the app: its deploys end, but one that switches already goes on.
+    Forget { app: AppName },
+    /// Start nothing more. What has not switched goes back into the queue, and so does what is being
+    /// proven: the service stops everything anyway, and the old release is still the live one.
+    Shutdown,
+    /// The moment of [`Deploys::deadline`] has come.
+    Timer,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub struct JobEnd {
+    pub exit: Exit,
+    /// It could not even be started: why.
+    pub error: Option<String>,
+    /// What the tree helper wrote to its result descriptor; empty for steps.
+    pub answer: Vec<u8>,
+    /// The last lines of what it wrote to stderr; the last one is the reason when the helper fails.
+    pub last_lines: Vec<String>,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Store this; answered by [`Event::Committed`].
+    Persist { view: Box<DeployView>, attempts: u32 },
+    /// Run a job; answered by [`Event::JobEnded`]. One at a time per deploy.
+    Run { deploy: DeployId, job: Job },
+    /// End the tree of the job that runs; its end is told as ever.
+    EndJob { deploy: DeployId },
+    /// Look for free space and make the release's folder, the app's user's; an empty one of that name
+    /// is as good. Answered by [`Event::ReleaseMade`].
+    MakeRelease { deploy: DeployId, app: AppName, release: ReleaseId, tree_bytes: Option<u64> },
+    /// Replace the app's instances by ones of this release and prove them, `settle` included.
+    /// Answered by [`Event::Trial`], at once where nothing is to run.
+    StartTrial { deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId, settle: Duration },
+    /// Write the file `live` durably, then switch `current`; answered by [`Event::LiveWritten`].
+    WriteLive { deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId },
+    /// `live` could not be written for a proven release: run what it names.
+    GoBack { deploy: DeployId, app: AppName },
+    /// Remove a release that never was live, once nothing runs from it.
+    RemoveRelease { app: AppName, release: ReleaseId },
+    /// Remove releases that were live, but the newest `keep` and whatever runs.
+    Prune { app: AppName, keep: u32 },
+    /// This deploy has ended: for whoever waits.
+    Ended(Box<DeployView>),
+}
+
+/// One process of a deploy.
+#[derive(Debug, Clone)]
+pub enum Job {
+    /// The tree helper.
+    Tree { task: TreeTask, who: Who },
+    /// A command for `/bin/sh -e -c` in the release, as the app's user.
+    Step { kind: StepKind, run: String },
+}
+
+/// Whom the tree helper runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    FetchUser,
+    AppUser,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepKind {
+    Check,
+    Build,
+}

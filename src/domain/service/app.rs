@@ -150,9 +150,10 @@ impl App {
         self.removed
     }
 
+    /// Who stopped it, while that holds.
     #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.held.is_some()
+    pub fn held(&self) -> Option<&str> {
+        self.held.as_deref()
     }
 
     /// When it wants a [`Event::Timer`].

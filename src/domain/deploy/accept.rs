@@ -1,0 +1,254 @@
+//! Which apps a proven delivery deploys, and when it repeats an earlier one: DESIGN.md section 7
+//! ("Repeats") and section 8. What the store knows of earlier deploys is handed in as plain data.
+
+use crate::domain::{
+    api::DeployState,
+    config::Trigger,
+    hook::{Push, Repository, same_repository},
+    model::{AppName, CommitId, DeliveryId, Secret, nearest},
+};
+
+/// An app that deploys, as acceptance needs it.
+#[derive(Debug, Clone)]
+pub struct App {
+    pub name: AppName,
+    /// URL or absolute path, as configured.
+    pub repo: String,
+    /// Empty: the remote's default branch, which is judged after the fetch.
+    pub on: Vec<Trigger>,
+    /// `secret`, then `previous_secret`; empty: no hook is accepted for it.
+    pub secrets: Vec<Secret>,
+}
+
+/// No more distinct secrets are tried for a delivery that names no app.
+pub const MOST_SECRETS: usize = 64;
+
+/// Secrets that an app can have: `secret` and `previous_secret`.
+const SECRETS_OF_AN_APP: usize = 2;
+
+/// All apps that deploy, prepared for acceptance.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    apps: Vec<App>,
+    /// The distinct secrets of all apps, at most [`MOST_SECRETS`].
+    secrets: Vec<Secret>,
+}
+
+/// Why a delivery proves nothing; for the record, never for its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unproven {
+    #[error("no such app")]
+    NoSuchApp,
+    #[error("the app has no secret")]
+    NoSecret,
+    #[error("no secret fits")]
+    NoneFits,
+}
+
+/// A proven delivery whose repository is no app's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("repository {repository:?} is no app's{}", self.hint())]
+pub struct Unmatched {
+    pub repository: String,
+    /// The app that was most likely meant.
+    pub nearest: Option<AppName>,
+}
+
+impl Unmatched {
+    fn hint(&self) -> String {
+        self.nearest.as_ref().map_or_else(String::new, |app| format!("; the nearest app is \"{app}\""))
+    }
+}
+
+impl Snapshot {
+    #[must_use]
+    pub fn new(apps: Vec<App>) -> Self {
+        let mut secrets: Vec<Secret> = Vec::new();
+        for secret in apps.iter().flat_map(|app| &app.secrets) {
+            if secrets.len() == MOST_SECRETS {
+                break;
+            }
+            if !secrets.contains(secret) {
+                secrets.push(secret.clone());
+            }
+        }
+        Self { apps, secrets }
+    }
+
+    /// The app of this name.
+    #[must_use]
+    pub fn app(&self, name: &str) -> Option<&App> {
+        self.apps.iter().find(|app| app.name.as_str() == name)
+    }
+
+    /// The apps that the sender may speak for: the one it names, or else all that have the first
+    /// secret for which `proves` holds. For a name, known or not, as many secrets are tried as an
+    /// app can have, so that the time tells nothing.
+    ///
+    /// # Errors
+    /// When no secret of theirs fits.
+    pub fn proven(&self, name: Option<&str>, mut proves: impl FnMut(&Secret) -> bool) -> Result<Vec<&App>, Unproven> {
+        let Some(name) = name else {
+            let fits = self.secrets.iter().find(|secret| proves(secret)).ok_or(Unproven::NoneFits)?;
+            return Ok(self.apps.iter().filter(|app| app.secrets.contains(fits)).collect());
+        };
+        let app = self.app(name);
+        let secrets = app.map_or(&[][..], |app| &app.secrets);
+        let fits = secrets.iter().any(&mut proves);
+        if !fits {
+            let nobodys = Secret::new(b"a secret that nobody has".to_vec());
+            for _ in secrets.len()..SECRETS_OF_AN_APP {
+                proves(&nobodys);
+            }
+        }
+        match app {
+            None => Err(Unproven::NoSuchApp),
+            Some(_) if secrets.is_empty() => Err(Unproven::NoSecret),
+            Some(app) if fits => Ok(vec![app]),
+            Some(_) => Err(Unproven::NoneFits),
+        }
+    }
+
+    /// The apps among `proven` that the delivery is about. With a name in the path it is that app,
+    /// whatever the body says; without one, those of the same repository, or the only app that there is.
+    ///
+    /// # Errors
+    /// When it is about none; names the app that was most likely meant.
+    pub fn matching<'a>(
+        &self,
+        proven: &[&'a App],
+        named: bool,
+        repository: &Repository,
+    ) -> Result<Vec<&'a App>, Unmatched> {
+        if named || self.apps.len() == 1 {
+            return Ok(proven.to_vec());
+        }
+        let same: Vec<&App> = proven.iter().copied().filter(|app| same_repository(&app.repo, repository)).collect();
+        if same.is_empty() {
+            let nearest = likely(proven, repository).map(|app| app.name.clone());
+            return Err(Unmatched { repository: repository.full_name.clone(), nearest });
+        }
+        Ok(same)
+    }
+}
+
+/// The app whose repository was most likely renamed or moved to `repository`.
+fn likely<'a>(proven: &[&'a App], repository: &Repository) -> Option<&'a App> {
+    if let [only] = proven {
+        return Some(only);
+    }
+    let wanted = repository.full_name.to_lowercase();
+    let by = |fits: &dyn Fn(&str) -> bool| proven.iter().copied().find(|app| fits(&full_name(&app.repo)));
+    let names: Vec<String> = proven.iter().map(|app| full_name(&app.repo)).collect();
+    if let Some(near) = nearest(&wanted, names.iter().map(String::as_str)) {
+        return by(&|name| name == near);
+    }
+    let (owner, name) = wanted.rsplit_once('/')?;
+    by(&|full| full.rsplit_once('/').is_some_and(|(_, n)| n == name))
+        .or_else(|| by(&|full| full.rsplit_once('/').is_some_and(|(o, _)| o == owner)))
+}
+
+/// `owner/name` of a configured repository, in lower case.
+fn full_name(repo: &str) -> String {
+    let path = repo.trim_end_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path).to_lowercase();
+    let mut parts = path.rsplit(['/', ':']);
+    let name = parts.next().unwrap_or_default();
+    parts.next().map_or_else(|| name.to_owned(), |owner| format!("{owner}/{name}"))
+}
+
+/// Would the delivery of a deploy in this state do nothing new if it came once more?
+fn stands(state: DeployState) -> bool {
+    use DeployState::{Cancelled, Failed, RolledBack, Skipped};
+    !matches!(state, Failed | RolledBack | Cancelled | Skipped)
+}
+
+/// What is known of an app when a delivery for it comes in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The newest deploy of this app for the sender's own id of the delivery.
+    pub same_id: Option<(DeliveryId, DeployState)>,
+    /// What is live.
+    pub live: Option<CommitId>,
+    /// The delivery that brought it, where one did.
+    pub live_by: Option<DeliveryId>,
+    /// A deploy is queued or runs: what is live may not be so for long, and only the fetch can tell
+    /// whether a push back to it comes last.
+    pub under_way: bool,
+}
+
+/// What a push means to one app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    Deploy,
+    /// Of this delivery, where one brought what is live.
+    Duplicate(Option<DeliveryId>),
+    Skip(String),
+}
+
+/// Is the push deployed to `app`?
+#[must_use]
+pub fn judge(app: &App, push: &Push, known: &Known) -> Judgement {
+    if let Some(reason) = unwanted(app, push) {
+        return Judgement::Skip(reason);
+    }
+    match known.same_id {
+        Some((delivery, state)) if stands(state) => return Judgement::Duplicate(Some(delivery)),
+        _ => {}
+    }
+    if push.after.is_some() && push.after == known.live && !known.under_way {
+        return Judgement::Duplicate(known.live_by);
+    }
+    Judgement::Deploy
+}
+
+/// Why a push is not deployed to `app`, if it is not. Only the whole name of a branch counts.
+fn unwanted(app: &App, push: &Push) -> Option<String> {
+    let name = push.ref_name.as_str();
+    let (kind, short) = match (name.strip_prefix("refs/heads/"), name.strip_prefix("refs/tags/")) {
+        (Some(branch), _) => ("branch", branch),
+        (_, Some(tag)) => ("tag", tag),
+        _ => ("ref", name),
+    };
+    let wanted = kind == "branch"
+        && (app.on.is_empty() || app.on.iter().any(|Trigger::Push(glob)| glob.matcher.is_match(short)));
+    if push.after.is_none() {
+        return Some(format!("{kind} {short:?} was deleted"));
+    }
+    (!wanted).then(|| format!("{kind} {short:?} is not deployed"))
+}
+
+/// What becomes of a whole delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Each of these apps gets one deploy.
+    Accepted(Vec<AppName>),
+    Duplicate(Option<DeliveryId>),
+    Skipped(String),
+}
+
+/// Sums up what the push means to each app: it is accepted where one app deploys it, a duplicate where
+/// at least one has had it, and skipped otherwise, for the first app's reason.
+#[must_use]
+pub fn outcome(judged: Vec<(AppName, Judgement)>) -> Outcome {
+    let mut accepted = Vec::new();
+    let mut duplicate = None;
+    let mut skipped = None;
+    for (app, judgement) in judged {
+        match judgement {
+            Judgement::Deploy => accepted.push(app),
+            Judgement::Duplicate(of) => duplicate = Some(duplicate.flatten().or(of)),
+            Judgement::Skip(reason) => {
+                skipped.get_or_insert(reason);
+            }
+        }
+    }
+    match (accepted.is_empty(), duplicate) {
+        (false, _) => Outcome::Accepted(accepted),
+        (true, Some(of)) => Outcome::Duplicate(of),
+        (true, None) => Outcome::Skipped(skipped.unwrap_or_else(|| "no app deploys it".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

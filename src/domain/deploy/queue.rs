@@ -1,0 +1,244 @@
+//! Which deploy runs when: one per app at a time, so many in all, the newest of those that wait.
+//!
+//! The law of coalescing: a newer deploy takes the place of every waiting one of its app and ref. A
+//! rollback takes the place of all that wait, and only another rollback takes its own.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use super::{
+    Action, Event, Live, Queued,
+    pipeline::{Course, Pipeline},
+    record,
+};
+use crate::domain::{
+    api::{DeployState, DeployView},
+    config,
+    model::{AppName, DeployId, Now},
+};
+
+/// So often a deploy is started; then it is given up.
+const MOST_ATTEMPTS: u32 = 3;
+
+/// All deploys that wait or run.
+#[derive(Debug)]
+pub struct Deploys {
+    parallel: usize,
+    lanes: BTreeMap<AppName, Lane>,
+    stopping: bool,
+}
+
+/// One app's deploys.
+#[derive(Debug, Default)]
+struct Lane {
+    gate: Option<bool>,
+    live: Option<Live>,
+    /// By their numbers.
+    waiting: Vec<Waiting>,
+    running: Option<Box<Pipeline>>,
+}
+
+/// A deploy in the line.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) queued: Queued,
+    pub(super) deploy: config::Deploy,
+    /// It stands for several pushes: deploy the ref's tip, which holds all of them.
+    pub(super) tip: bool,
+}
+
+impl Deploys {
+    /// `parallel`: how many apps are deployed at once, at least one.
+    #[must_use]
+    pub fn new(parallel: u32) -> Self {
+        Self { parallel: parallel.max(1) as usize, lanes: BTreeMap::new(), stopping: false }
+    }
+
+    /// After a reload; what runs goes on.
+    pub fn set_parallel(&mut self, parallel: u32) {
+        self.parallel = parallel.max(1) as usize;
+    }
+
+    /// Takes in what happened and pushes what is to be done, in this order.
+    pub fn on(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
+        match event {
+            Event::Queue(queued) => self.queue(*queued, now, out),
+            Event::Live { app, live } => self.lanes.entry(app).or_default().live = live,
+            Event::Gate { app, open } => self.lanes.entry(app).or_default().gate = Some(open),
+            Event::Forget { app } => self.forget(&app, now, out),
+            Event::Cancel { deploy, ref why } => {
+                self.cancel_waiting(deploy, why, now, out);
+                self.tell(deploy, event, now, out);
+            }
+            Event::Committed { deploy }
+            | Event::JobEnded { deploy, .. }
+            | Event::ReleaseMade { deploy, .. }
+            | Event::Switched { deploy }
+            | Event::Trial { deploy, .. }
+            | Event::LiveWritten { deploy, .. } => self.tell(deploy, event, now, out),
+            Event::Shutdown => {
+                self.stopping = true;
+                self.tell_all(&event, now, out);
+            }
+            Event::Timer => self.tell_all(&event, now, out),
+        }
+        self.start_next(now, out);
+    }
+
+    /// When [`Event::Timer`] is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.lanes.values().filter_map(|lane| lane.running.as_ref()?.deadline()).min()
+    }
+
+    /// The deploy of this app that runs.
+    #[must_use]
+    pub fn running(&self, app: &AppName) -> Option<&DeployView> {
+        Some(&self.lanes.get(app)?.running.as_ref()?.queued().view)
+    }
+
+    /// The deploys of this app that wait, oldest first.
+    pub fn waiting(&self, app: &AppName) -> impl Iterator<Item = &DeployView> {
+        self.lanes.get(app).into_iter().flat_map(|lane| &lane.waiting).map(|waiting| &waiting.queued.view)
+    }
+
+    /// A deploy that waits or runs, with the config it was queued with.
+    #[must_use]
+    pub fn find(&self, deploy: DeployId) -> Option<(&DeployView, &Arc<config::App>)> {
+        let running = self.lanes.values().filter_map(|lane| lane.running.as_ref()).map(|pipeline| pipeline.queued());
+        let waiting = self.lanes.values().flat_map(|lane| &lane.waiting).map(|waiting| &waiting.queued);
+        running.chain(waiting).find(|queued| queued.view.id == deploy).map(|queued| (&queued.view, &queued.app))
+    }
+
+    /// Does none run?
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.lanes.values().all(|lane| lane.running.is_none())
+    }
+
+    fn queue(&mut self, mut queued: Queued, now: Now, out: &mut Vec<Action>) {
+        if self.find(queued.view.id).is_some() {
+            return;
+        }
+        let Some(deploy) = queued.app.deploy.clone() else {
+            return end(queued, DeployState::Failed, "the app has no repository any more".into(), now, out);
+        };
+        if queued.attempts >= MOST_ATTEMPTS {
+            let why = format!("interrupted {} times", queued.attempts);
+            return end(queued, DeployState::Failed, why, now, out);
+        }
+        if queued.view.state != DeployState::Queued {
+            queued.view.state = DeployState::Queued;
+            out.push(Action::Persist { view: Box::new(queued.view.clone()), attempts: queued.attempts });
+        }
+        let lane = self.lanes.entry(queued.view.app.clone()).or_default();
+        lane.join(Waiting { queued, deploy, tip: false }, now, out);
+    }
+
+    fn forget(&mut self, app: &AppName, now: Now, out: &mut Vec<Action>) {
+        let Some(lane) = self.lanes.get_mut(app) else { return };
+        let why = "the app was removed from the config";
+        for waiting in lane.waiting.drain(..) {
+            end(waiting.queued, DeployState::Cancelled, why.into(), now, out);
+        }
+        match lane.running.as_ref().map(|pipeline| pipeline.queued().view.id) {
+            Some(deploy) => self.tell(deploy, Event::Cancel { deploy, why: why.into() }, now, out),
+            None => drop(self.lanes.remove(app)),
+        }
+    }
+
+    fn cancel_waiting(&mut self, deploy: DeployId, why: &str, now: Now, out: &mut Vec<Action>) {
+        for lane in self.lanes.values_mut() {
+            for waiting in lane.waiting.extract_if(.., |waiting| waiting.queued.view.id == deploy) {
+                end(waiting.queued, DeployState::Cancelled, why.to_owned(), now, out);
+            }
+        }
+    }
+
+    fn tell(&mut self, deploy: DeployId, event: Event, now: Now, out: &mut Vec<Action>) {
+        let lane = self.lanes.values_mut().find(|lane| lane.runs(deploy));
+        if let Some(lane) = lane {
+            lane.tell(event, now, out);
+        }
+    }
+
+    fn tell_all(&mut self, event: &Event, now: Now, out: &mut Vec<Action>) {
+        for lane in self.lanes.values_mut() {
+            lane.tell(event.clone(), now, out);
+        }
+    }
+
+    fn start_next(&mut self, now: Now, out: &mut Vec<Action>) {
+        while !self.stopping && self.lanes.values().filter(|lane| lane.running.is_some()).count() < self.parallel {
+            let ready = self.lanes.values_mut().filter(|lane| lane.may_start());
+            let Some(lane) = ready.min_by_key(|lane| lane.waiting.first().map(|waiting| waiting.queued.view.id)) else {
+                return;
+            };
+            let pipeline = Pipeline::start(lane.waiting.remove(0), lane.live.clone(), now, out);
+            lane.running = Some(Box::new(pipeline));
+        }
+    }
+}
+
+impl Lane {
+    fn runs(&self, deploy: DeployId) -> bool {
+        self.running.as_ref().is_some_and(|pipeline| pipeline.queued().view.id == deploy)
+    }
+
+    fn may_start(&self) -> bool {
+        let open = |waiting: &Waiting| self.gate.unwrap_or(waiting.queued.app.after.is_empty());
+        self.running.is_none() && self.waiting.first().is_some_and(open)
+    }
+
+    /// Puts a deploy into the line; of it and those that wait, the newer ones stay.
+    fn join(&mut self, mut new: Waiting, now: Now, out: &mut Vec<Action>) {
+        for old in self.waiting.extract_if(.., |old| supersedes(&new.queued, &old.queued)) {
+            new.tip |= new.stands_for(&old);
+            supersede(old.queued, new.queued.view.id, now, out);
+        }
+        if let Some(newer) = self.waiting.iter_mut().find(|old| supersedes(&old.queued, &new.queued)) {
+            newer.tip |= newer.stands_for(&new);
+            return supersede(new.queued, newer.queued.view.id, now, out);
+        }
+        let place = self.waiting.partition_point(|old| old.queued.view.id < new.queued.view.id);
+        self.waiting.insert(place, new);
+    }
+
+    fn tell(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
+        let Some(pipeline) = &mut self.running else { return };
+        match pipeline.on(event, now, out) {
+            Course::Goes => return,
+            Course::Ended => {}
+            Course::Live(live) => self.live = Some(live),
+            Course::Requeued(waiting) => self.waiting.insert(0, *waiting),
+        }
+        self.running = None;
+    }
+}
+
+impl Waiting {
+    /// A push that took the place of another must not lose it, should it be the older commit that
+    /// came late.
+    fn stands_for(&self, old: &Self) -> bool {
+        let push = |queued: &Queued| queued.rev.is_none() && !queued.is_rollback();
+        push(&self.queued) && push(&old.queued) && (old.tip || old.queued.view.commit != self.queued.view.commit)
+    }
+}
+
+fn supersedes(new: &Queued, old: &Queued) -> bool {
+    let same_ref = match (&new.view.ref_name, &old.view.ref_name) {
+        (Some(new), Some(old)) => new == old,
+        _ => true,
+    };
+    new.view.id > old.view.id && (new.is_rollback() || !old.is_rollback() && same_ref)
+}
+
+fn supersede(mut queued: Queued, by: DeployId, now: Now, out: &mut Vec<Action>) {
+    queued.view.superseded_by = Some(by);
+    end(queued, DeployState::Superseded, format!("deploy {by} is newer"), now, out);
+}
+
+/// Ends one that does not run.
+fn end(mut queued: Queued, state: DeployState, why: String, now: Now, out: &mut Vec<Action>) {
+    queued.view.reason = Some(why);
+    record::end(queued.view, queued.attempts, state, now.wall, out);
+}

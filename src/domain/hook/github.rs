@@ -1,0 +1,225 @@
+//! GitHub: `X-GitHub-Event`, `X-Hub-Signature-256` over the raw body, JSON or a form whose field
+//! `payload` holds the JSON. The older SHA-1 signature proves nothing here.
+
+use std::borrow::Cow;
+
+use hmac::{Hmac, KeyInit, Mac};
+use serde::Deserialize;
+use sha2::Sha256;
+
+use super::{Headers, Kind, NotUnderstood, Push, Repository, commit, field, full_ref, not_deployed, text};
+use crate::domain::model::Secret;
+
+pub(super) const EVENT: &str = "x-github-event";
+
+pub(super) fn prove(headers: &Headers, body: &[u8], secret: &Secret) -> bool {
+    let Some(signature) = headers.get("x-hub-signature-256").and_then(signature) else { return false };
+    let Ok(mac) = Hmac::<Sha256>::new_from_slice(secret.expose()) else { return false };
+    mac.chain_update(body).verify_slice(&signature).is_ok()
+}
+
+/// `sha256=` and 64 hex digits.
+fn signature(header: &str) -> Option<[u8; 32]> {
+    let hex = header.strip_prefix("sha256=")?.as_bytes();
+    let mut bytes = [0; 32];
+    if hex.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+        let digit = |b: u8| char::from(b).to_digit(16);
+        *byte = u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()?;
+    }
+    Some(bytes)
+}
+
+/// What every event has. Nothing else of a body is kept: most of it is never needed.
+#[derive(Deserialize)]
+struct Any {
+    #[serde(default)]
+    repository: Option<RepositoryField>,
+    #[serde(default)]
+    sender: Option<Sender>,
+}
+
+#[derive(Deserialize)]
+struct PushBody<'a> {
+    #[serde(rename = "ref", borrow)]
+    ref_name: Cow<'a, str>,
+    #[serde(borrow)]
+    after: Cow<'a, str>,
+    #[serde(default, borrow)]
+    before: Cow<'a, str>,
+    #[serde(default)]
+    deleted: bool,
+    #[serde(default, borrow)]
+    head_commit: Option<Commit<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Commit<'a> {
+    #[serde(default, borrow)]
+    message: Cow<'a, str>,
+    #[serde(default)]
+    author: Option<Author>,
+}
+
+#[derive(Deserialize)]
+struct Author {
+    #[serde(default)]
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Sender {
+    #[serde(default)]
+    login: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RepositoryField {
+    #[serde(default)]
+    full_name: Option<String>,
+    #[serde(default)]
+    clone_url: Option<String>,
+    #[serde(default)]
+    ssh_url: Option<String>,
+    #[serde(default)]
+    git_url: Option<String>,
+    #[serde(default)]
+    html_url: Option<String>,
+}
+
+pub(super) fn parse(
+    event: &str,
+    headers: &Headers,
+    body: &[u8],
+) -> Result<(Kind, Option<String>, Repository), NotUnderstood> {
+    let json = payload(headers, body)?;
+    let any: Any = serde_json::from_slice(&json)?;
+    let kind = match event {
+        "ping" => Kind::Ping,
+        "push" => Kind::Push(push(&serde_json::from_slice(&json)?)?),
+        other => not_deployed(other),
+    };
+    let sender = any.sender.and_then(|s| s.login).and_then(|login| text::some_line(&login, 100));
+    let repository = any.repository.map_or_else(Repository::default, |r| {
+        Repository::new(r.full_name, [r.clone_url, r.ssh_url, r.git_url, r.html_url])
+    });
+    Ok((kind, sender, repository))
+}
+
+fn payload<'a>(headers: &Headers, body: &'a [u8]) -> Result<Cow<'a, [u8]>, NotUnderstood> {
+    let kind = headers.get("content-type").unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Ok(Cow::Borrowed(body));
+    }
+    match field(body, "payload") {
+        Ok(Some(json)) => Ok(json),
+        Ok(None) => Err(NotUnderstood("the form has no field `payload`".into())),
+        Err(broken) => Err(NotUnderstood(format!("the form is broken: {broken}"))),
+    }
+}
+
+fn push(body: &PushBody) -> Result<Push, NotUnderstood> {
+    let head = body.head_commit.as_ref();
+    let author = head.and_then(|c| c.author.as_ref()?.name.as_deref());
+    Ok(Push {
+        ref_name: full_ref(&body.ref_name)?,
+        before: if body.before.is_empty() { None } else { commit(&body.before)? },
+        after: commit(&body.after)?.filter(|_| !body.deleted),
+        subject: head.and_then(|c| text::some_line(&c.message, 200)),
+        author: author.and_then(|name| text::some_line(name, 100)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::hook::{Dialect, prove};
+
+    fn headers(pairs: &[(&str, &str)]) -> Headers {
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into()
+    }
+
+    fn sign(body: &[u8], secret: &[u8]) -> String {
+        let mac = Hmac::<Sha256>::new_from_slice(secret).unwrap().chain_update(body).finalize().into_bytes();
+        format!("sha256={}", mac.iter().map(|b| format!("{b:02x}")).collect::<String>())
+    }
+
+    /// The example of GitHub's documentation, "Testing the webhook payload validation".
+    #[test]
+    fn the_documented_signature_proves() {
+        let secret = Secret::new(b"It's a Secret to Everybody".to_vec());
+        let good = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let proves =
+            |name: &str, value: &str| prove(Dialect::GitHub, &headers(&[(name, value)]), b"Hello, World!", &secret);
+        assert!(proves("x-hub-signature-256", good));
+        assert!(proves("x-hub-signature-256", &good.replace('a', "A").replace("shA", "sha")));
+        for bad in ["", "sha256=", &good[..70], &good[7..], &format!("{good}0"), &good.replace('e', "f")] {
+            assert!(!proves("x-hub-signature-256", bad), "{bad}");
+        }
+        assert!(!proves("x-hub-signature", good));
+        assert!(!prove(Dialect::GitHub, &headers(&[]), b"Hello, World!", &secret));
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_exact_bytes_and_secret_prove(
+            body: Vec<u8>, secret in prop::collection::vec(any::<u8>(), 1..80), at: prop::sample::Index, bit in 0u8..8
+        ) {
+            prop_assume!(secret.last() != Some(&b'\n'));
+            let signed = headers(&[("x-hub-signature-256", &sign(&body, &secret))]);
+            let right = Secret::new(secret.clone());
+            prop_assert!(prove(Dialect::GitHub, &signed, &body, &right));
+            let mut longer = body.clone();
+            longer.push(0);
+            prop_assert!(!prove(Dialect::GitHub, &signed, &longer, &right));
+            if !body.is_empty() {
+                let mut other = body.clone();
+                other[at.index(body.len())] ^= 1 << bit;
+                prop_assert!(!prove(Dialect::GitHub, &signed, &other, &right));
+            }
+            let mut wrong = secret.clone();
+            wrong[at.index(secret.len())] ^= 1 << bit;
+            // Trailing zeros are HMAC's own padding, a trailing newline is not part of a secret.
+            prop_assume!(wrong.last() != Some(&0) && secret.last() != Some(&0) && wrong.last() != Some(&b'\n'));
+            prop_assert!(!prove(Dialect::GitHub, &signed, &body, &Secret::new(wrong)));
+        }
+    }
+
+    #[test]
+    fn a_push_says_where_it_points() {
+        let body = |after: &str, deleted: bool| {
+            format!(r#"{{"ref": "refs/heads/a", "after": "{after}", "deleted": {deleted}, "head_commit": null}}"#)
+        };
+        let push = |body: &str| match parse("push", &headers(&[]), body.as_bytes()) {
+            Ok((Kind::Push(push), ..)) => push,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(push(&body(&"a".repeat(40), false)).after.unwrap().as_str(), "a".repeat(40));
+        assert_eq!(push(&body(&"a".repeat(40), true)).after, None);
+        assert_eq!(push(&body(&"0".repeat(40), false)).after, None);
+    }
+
+    #[test]
+    fn what_is_broken_or_incomplete_is_said_in_a_line() {
+        for (event, body) in [
+            ("push", "{nonsense"),
+            ("push", "{}"),
+            ("push", r#"{"ref": "refs/heads/a"}"#),
+            ("push", r#"{"ref": "refs/heads/a", "after": 5}"#),
+            ("push", r#"{"ref": "refs/heads/a", "after": "HEAD"}"#),
+            ("ping", ""),
+            ("issues", "5"),
+        ] {
+            let why = parse(event, &headers(&[]), body.as_bytes()).unwrap_err().to_string();
+            assert!(!why.contains('\n') && why.len() < 300, "{why}");
+        }
+        let form = headers(&[("content-type", "application/x-www-form-urlencoded; charset=utf-8")]);
+        assert!(parse("ping", &form, b"{}").unwrap_err().to_string().contains("payload"));
+        assert!(matches!(parse("ping", &form, b"payload=%7B%7D"), Ok((Kind::Ping, ..))));
+    }
+}

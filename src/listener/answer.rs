@@ -1,0 +1,150 @@
+//! Answers: bodies, and errors as RFC 9457 has them.
+
+use std::{
+    borrow::Cow,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use hyper::{
+    Response, StatusCode,
+    body::{Body, Bytes, Frame, SizeHint},
+    header::{
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+        X_CONTENT_TYPE_OPTIONS,
+    },
+};
+use serde::Serialize;
+
+use super::site::FileBody;
+
+/// What follows an answer's head.
+pub(super) enum Content {
+    Whole(Bytes),
+    File(FileBody),
+}
+
+impl Content {
+    pub(super) fn empty() -> Self {
+        Self::Whole(Bytes::new())
+    }
+}
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let next = match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => None,
+            Self::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
+            Self::File(file) => file.next_piece(),
+        };
+        Poll::Ready(next.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.size_hint().exact() == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(match self {
+            Self::Whole(bytes) => bytes.len() as u64,
+            Self::File(file) => file.left(),
+        })
+    }
+}
+
+/// An answer of the listener, never stored by anybody between.
+pub(super) fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Content> {
+    let mut response = Response::new(Content::Whole(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// JSON that is there already; as a problem where the status says so.
+pub(super) fn ready_json(status: StatusCode, body: String) -> Response<Content> {
+    let error = status.is_client_error() || status.is_server_error();
+    reply(status, if error { "application/problem+json" } else { "application/json" }, body)
+}
+
+/// A value as JSON.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Content> {
+    ready_json(status, serde_json::to_string(value).expect("plain data always serializes"))
+}
+
+/// Why a request is not answered with what it asked for.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    header: Option<(HeaderName, HeaderValue)>,
+    /// The rest of the request is not wanted.
+    hang_up: bool,
+}
+
+#[derive(Serialize)]
+struct ProblemBody<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, detail: detail.into(), header: None, hang_up: false }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn method_not_allowed(allow: &'static str) -> Self {
+        let header = Some((ALLOW, HeaderValue::from_static(allow)));
+        Self { header, ..Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} is understood here")) }
+    }
+
+    /// The challenge of RFC 6750.
+    pub(super) fn unauthorized(detail: impl Into<Cow<'static, str>>) -> Self {
+        let header = Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        Self { header, ..Self::new(StatusCode::UNAUTHORIZED, detail) }
+    }
+
+    /// Nothing was kept of it: come again.
+    pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
+        let header = Some((RETRY_AFTER, HeaderValue::from_static("5")));
+        Self { header, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    }
+
+    /// Answers without reading what is still to come.
+    pub(super) fn hang_up(mut self) -> Self {
+        self.hang_up = true;
+        self
+    }
+}
+
+impl From<Problem> for Response<Content> {
+    fn from(problem: Problem) -> Self {
+        let status = problem.status;
+        let body = ProblemBody {
+            r#type: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: &problem.detail,
+        };
+        let mut response = json(status, &body);
+        if let Some((name, value)) = problem.header {
+            response.headers_mut().insert(name, value);
+        }
+        if problem.hang_up {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

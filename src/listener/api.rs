@@ -1,0 +1,219 @@
+//! People's requests: `/api/v1` becomes a question that carries the token, the supervisor's answer
+//! becomes the JSON of SURFACE.md section 4. Who may do what is judged over there.
+
+use std::{net::IpAddr, time::Duration};
+
+use http_body_util::{BodyExt, Limited};
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+
+use super::{
+    answer::{Content, Problem, json, reply},
+    link::Link,
+    request::{JSON, READ, only, parameter, refuse_encoding, refuse_type, token},
+    routes::{Action, Route},
+};
+use crate::domain::{
+    api::{self, Ask, Refusal, RefusalKind, Said, Saying, Target},
+    model::{AppName, DeployId, ReleaseId, parse_span},
+};
+
+/// How long the supervisor may take for what is done at once.
+const LIMIT: Duration = Duration::from_secs(9);
+/// The longest `?wait=`.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Bytes of a body; it holds one field.
+const BODY: usize = 16 * 1024;
+/// How long a body may take to come.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// Rows of a list, unless `?n=` says otherwise, and at most.
+const ROWS: (u32, u32) = (20, 1000);
+
+/// The people channel.
+pub(super) struct People {
+    pub link: Link<Ask, Said>,
+}
+
+/// The answer to a change.
+#[derive(Serialize)]
+struct Changed {
+    action: &'static str,
+    app: AppName,
+    deploy: Option<DeployId>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeployBody {
+    #[serde(default)]
+    rev: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollbackBody {
+    #[serde(default)]
+    to: Option<ReleaseId>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoBody {}
+
+impl People {
+    /// Changes an app. 202 when it is begun; with `?wait=`, 200 when it is so.
+    pub(super) async fn change(
+        &self,
+        app: &str,
+        action: Action,
+        request: Request<Incoming>,
+        from: IpAddr,
+    ) -> Result<Response<Content>, Problem> {
+        only(request.method(), "POST")?;
+        let token = token(request.headers())?;
+        let wait = wait(request.uri().query())?;
+        let app = known(app)?;
+        let apps = vec![Target::App(app.clone())];
+        let question = match action {
+            Action::Restart => body(request).await.map(|NoBody {}| api::Request::Restart { apps })?,
+            Action::Start => body(request).await.map(|NoBody {}| api::Request::Start { apps })?,
+            // Whoever writes a program that stops an app knows whom it hurts.
+            Action::Stop => body(request).await.map(|NoBody {}| api::Request::Stop { apps, confirmed: true })?,
+            Action::Deploy => {
+                let DeployBody { rev } = body(request).await?;
+                api::Request::DeployApp { app: app.clone(), rev }
+            }
+            Action::Rollback => {
+                let RollbackBody { to } = body(request).await?;
+                api::Request::Rollback { app: app.clone(), to }
+            }
+        };
+        let reply = self.ask(Some(token), from, wait, question).await?;
+        let deploy = if let api::Reply::Changed { deploy, .. } = reply { deploy } else { None };
+        let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+        Ok(json(status, &Changed { action: action.name(), app, deploy }))
+    }
+
+    /// Shows what a `GET` route is about.
+    pub(super) async fn show(
+        &self,
+        route: &Route,
+        request: &Request<Incoming>,
+        from: IpAddr,
+    ) -> Result<Response<Content>, Problem> {
+        only(request.method(), READ)?;
+        let token = token(request.headers())?;
+        let question = question(route, request.uri().query())?;
+        let reply = self.ask(Some(token), from, None, question).await?;
+        Ok(match reply {
+            api::Reply::Status(status) => json(StatusCode::OK, &status),
+            api::Reply::Deploys(deploys) => json(StatusCode::OK, &deploys),
+            api::Reply::Deploy { deploy, .. } => json(StatusCode::OK, &deploy),
+            api::Reply::Deliveries(deliveries) => json(StatusCode::OK, &deliveries),
+            api::Reply::Delivery(delivery) => json(StatusCode::OK, &delivery),
+            _ => return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the supervisor answered something else")),
+        })
+    }
+
+    /// Any answer shows that the supervisor answers; without a token it tells nothing.
+    pub(super) async fn health(&self, request: &Request<Incoming>, from: IpAddr) -> Result<Response<Content>, Problem> {
+        only(request.method(), READ)?;
+        let ask = ask(None, from, None, api::Request::Status { apps: Vec::new() });
+        self.link.ask(ask, Vec::new(), None, LIMIT).await?;
+        Ok(reply(StatusCode::OK, "text/plain", "ok"))
+    }
+
+    async fn ask(
+        &self,
+        token: Option<String>,
+        from: IpAddr,
+        wait: Option<Duration>,
+        request: api::Request,
+    ) -> Result<api::Reply, Problem> {
+        let limit = LIMIT + wait.unwrap_or_default();
+        let said = self.link.ask(ask(token, from, wait, request), Vec::new(), None, limit).await?;
+        match said.what {
+            Saying::Done(reply) => Ok(reply),
+            Saying::Refused(refusal) => Err(refused(refusal)),
+            Saying::Progress(_) | Saying::Event(_) => Err(Problem::unavailable("the supervisor broke off")),
+        }
+    }
+}
+
+fn ask(token: Option<String>, from: IpAddr, wait: Option<Duration>, request: api::Request) -> impl FnOnce(u64) -> Ask {
+    move |ticket| Ask { ticket, token, address: Some(from.to_string()), wait: wait.is_some(), timeout: wait, request }
+}
+
+fn question(route: &Route, query: Option<&str>) -> Result<api::Request, Problem> {
+    let app = || match parameter::<String>(query, "app", "name of an app")? {
+        Some(name) => known(&name).map(Some),
+        None => Ok(None),
+    };
+    let n = || Ok(parameter::<u32>(query, "n", "number")?.unwrap_or(ROWS.0).min(ROWS.1));
+    Ok(match route {
+        Route::Deploys => api::Request::History { app: app()?, n: n()? },
+        Route::Deliveries => api::Request::Deliveries { app: app()?, n: n()? },
+        Route::Deploy(id) => api::Request::Deploy { id: number(id, "deploy")? },
+        Route::Delivery(id) => api::Request::Delivery { id: number(id, "delivery")? },
+        _ => api::Request::Status { apps: app()?.map(Target::App).into_iter().collect() },
+    })
+}
+
+/// A name that cannot be an app's is of none that there is.
+fn known(name: &str) -> Result<AppName, Problem> {
+    name.parse().map_err(|_| Problem::new(StatusCode::NOT_FOUND, "no app has a name like this"))
+}
+
+fn number(id: &str, what: &str) -> Result<i64, Problem> {
+    let number = id.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("{what}s are numbered from 1")))
+}
+
+fn wait(query: Option<&str>) -> Result<Option<Duration>, Problem> {
+    let Some(text) = parameter::<String>(query, "wait", "length of time")? else { return Ok(None) };
+    let wait = parse_span(&text).map_err(|e| Problem::bad_request(format!("`wait` in the query: {e}")))?;
+    if wait > LONGEST_WAIT {
+        return Err(Problem::bad_request("`wait` in the query is longer than 10m"));
+    }
+    Ok(Some(wait))
+}
+
+/// The body: nothing, or JSON of one known field.
+async fn body<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Problem> {
+    refuse_encoding(request.headers())?;
+    let (head, body) = request.into_parts();
+    let too_large = || {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("no body may be larger than {} KiB here", BODY / 1024))
+            .hang_up()
+    };
+    if hyper::body::Body::size_hint(&body).lower() > BODY as u64 {
+        return Err(too_large());
+    }
+    let whole = timeout(BODY_TIME, Limited::new(body, BODY).collect())
+        .await
+        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time").hang_up())?;
+    let bytes = match whole {
+        Ok(whole) => whole.to_bytes(),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
+        Err(_) => return Err(Problem::bad_request("the body broke off").hang_up()),
+    };
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    refuse_type(&head.headers, &[JSON])?;
+    serde_json::from_slice(&bytes).map_err(|e| Problem::bad_request(format!("the body is not understood: {e}")))
+}
+
+fn refused(refusal: Refusal) -> Problem {
+    let Refusal { kind, message } = refusal;
+    let status = match kind {
+        RefusalKind::Unknown => return Problem::unauthorized(message),
+        RefusalKind::Unavailable => return Problem::unavailable(message),
+        RefusalKind::Forbidden => StatusCode::FORBIDDEN,
+        RefusalKind::NotFound => StatusCode::NOT_FOUND,
+        RefusalKind::BadRequest => StatusCode::BAD_REQUEST,
+        RefusalKind::Failed | RefusalKind::NeedsConfirmation | RefusalKind::TimedOut => StatusCode::CONFLICT,
+    };
+    Problem::new(status, message)
+}

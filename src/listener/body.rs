@@ -1,0 +1,145 @@
+//! Bodies: read whole under limits of size, time and memory. What is larger than a frame takes goes
+//! into a sealed memfd as it comes, so that it is in memory once.
+
+use std::{fs::File, io, io::Write, os::fd::OwnedFd, time::Duration};
+
+use http_body_util::BodyExt;
+use hyper::{StatusCode, body::Incoming};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+
+use super::{answer::Problem, request::too_large};
+use crate::domain::api::{INLINE_BODY, MAX_BODY};
+
+/// How long a body may take to come.
+const TIME: Duration = Duration::from_secs(30);
+/// How long a body waits for others to be done before it is sent away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of bodies over [`INLINE_BODY`] that are under way at a time. Those below never wait: the
+/// number of connections bounds them to as much again.
+const UNDER_WAY: usize = 64 * 1024 * 1024;
+
+/// Room for the large bodies under way.
+pub(super) struct Cellar(Semaphore);
+
+/// A sealed memfd and its length in bytes.
+pub(super) type Sealed = (OwnedFd, usize);
+
+/// A body that is there in full.
+pub(super) struct Whole<'a> {
+    /// The bytes, where no memfd holds them.
+    pub bytes: Vec<u8>,
+    pub memfd: Option<Sealed>,
+    /// Kept until the answer is known.
+    _room: Option<SemaphorePermit<'a>>,
+}
+
+impl Cellar {
+    pub(super) fn new() -> Self {
+        Self(Semaphore::new(UNDER_WAY))
+    }
+
+    /// Reads a body of this announced length (`None`: in chunks).
+    ///
+    /// # Errors
+    /// 408, 413, 400 for one that breaks off, 503 when there is no room.
+    pub(super) async fn take(&self, body: Incoming, announced: Option<usize>) -> Result<Whole<'_>, Problem> {
+        let room = match announced {
+            Some(length) if length > INLINE_BODY => Some(self.room(length).await?),
+            _ => None,
+        };
+        let late = "the body did not come in time";
+        timeout(TIME, self.read(body, room))
+            .await
+            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, late).hang_up())?
+    }
+
+    /// All at once, so that two half-read bodies never wait for each other.
+    async fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Problem> {
+        let bytes = u32::try_from(bytes.min(MAX_BODY)).expect("25 MiB fit");
+        match timeout(PATIENCE, self.0.acquire_many(bytes)).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(Problem::unavailable("too many large bodies are under way").hang_up()),
+        }
+    }
+
+    async fn read<'a>(
+        &'a self,
+        mut body: Incoming,
+        mut room: Option<SemaphorePermit<'a>>,
+    ) -> Result<Whole<'a>, Problem> {
+        let mut store = Store::Memory(Vec::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Problem::bad_request("the body broke off").hang_up())?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = store.len() + data.len();
+            if length > MAX_BODY {
+                return Err(too_large());
+            }
+            if length > INLINE_BODY && room.is_none() {
+                room = Some(self.room(MAX_BODY).await?);
+            }
+            store.push(&data).map_err(|e| no_memory(&e))?;
+        }
+        let length = store.len();
+        // One in chunks took the most that it may be.
+        drop(room.as_mut().and_then(|held| held.split(held.num_permits().saturating_sub(length))));
+        let (bytes, memfd) = store.seal().map_err(|e| no_memory(&e))?;
+        Ok(Whole { bytes, memfd, _room: room })
+    }
+}
+
+fn no_memory(error: &io::Error) -> Problem {
+    Problem::unavailable(format!("the body cannot be kept: {error}")).hang_up()
+}
+
+enum Store {
+    Memory(Vec<u8>),
+    Memfd(File, usize),
+}
+
+impl Store {
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::Memfd(_, length) => *length,
+        }
+    }
+
+    fn push(&mut self, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Memory(bytes) if bytes.len() + data.len() <= INLINE_BODY => bytes.extend_from_slice(data),
+            Self::Memory(bytes) => {
+                let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+                let mut file = File::from(memfd_create(c"everhook-body", flags)?);
+                file.write_all(bytes)?;
+                file.write_all(data)?;
+                *self = Self::Memfd(file, bytes.len() + data.len());
+            }
+            Self::Memfd(file, length) => {
+                file.write_all(data)?;
+                *length += data.len();
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody changes it any more, this process included: the reader may map it without fear.
+    fn seal(self) -> io::Result<(Vec<u8>, Option<Sealed>)> {
+        match self {
+            Self::Memory(bytes) => Ok((bytes, None)),
+            Self::Memfd(file, length) => {
+                let seals =
+                    SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+                fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+                Ok((Vec::new(), Some((file.into(), length))))
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Paths: which of SURFACE.md section 5 is meant. Pure.
+
+use crate::domain::hook::percent_decode;
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Route {
+    /// A delivery, for the app of this name or for whichever follows its repository.
+    Hook(Option<String>),
+    Health,
+    Change(String, Action),
+    Status,
+    Deploys,
+    Deploy(String),
+    Deliveries,
+    Delivery(String),
+}
+
+/// What people change over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Restart,
+    Start,
+    Stop,
+    Deploy,
+    Rollback,
+}
+
+impl Action {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Deploy => "deploy",
+            Self::Rollback => "rollback",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Restart, Self::Start, Self::Stop, Self::Deploy, Self::Rollback].into_iter().find(|a| a.name() == name)
+    }
+}
+
+/// No app's name is longer than 63 characters: one more keeps a longer one wrong.
+const NAME: usize = 64;
+
+impl Route {
+    /// Slashes at the end and doubled ones make no difference.
+    pub(super) fn find(path: &str) -> Option<Self> {
+        let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(plain).collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        Some(match parts[..] {
+            ["hooks" | "deploy"] => Self::Hook(None),
+            ["hooks" | "deploy", app] => Self::Hook(Some(app.chars().take(NAME).collect())),
+            ["healthz"] => Self::Health,
+            ["api", "v1", "apps", app, action] => Self::Change(app.to_owned(), Action::from_name(action)?),
+            ["api", "v1", "status"] => Self::Status,
+            ["api", "v1", "deploys"] => Self::Deploys,
+            ["api", "v1", "deploys", id] => Self::Deploy(id.to_owned()),
+            ["api", "v1", "deliveries"] => Self::Deliveries,
+            ["api", "v1", "deliveries", id] => Self::Delivery(id.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+/// One part of a path, decoded; as it is where its encoding is broken, which no name is.
+fn plain(part: &str) -> String {
+    percent_decode(part.as_bytes(), false)
+        .map_or_else(|_| part.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn slashes_and_encoding_make_no_difference() {
+        let blog = Some(Route::Hook(Some("blog".into())));
+        for path in
+            ["/hooks/blog", "/deploy/blog", "/hooks/blog/", "//hooks///blog//", "/hooks/%62log", "/%68ooks/blog"]
+        {
+            assert_eq!(Route::find(path), blog, "{path}");
+        }
+        for path in ["/hooks", "/deploy/", "//hooks//"] {
+            assert_eq!(Route::find(path), Some(Route::Hook(None)), "{path}");
+        }
+        assert_eq!(Route::find("/api//v1/apps/blog/restart/"), Some(Route::Change("blog".into(), Action::Restart)));
+        assert_eq!(Route::find("/api/v1/deploys/7"), Some(Route::Deploy("7".into())));
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        for path in [
+            "/",
+            "",
+            "*",
+            "/hooks/a/b",
+            "/hook",
+            "/api",
+            "/api/v1",
+            "/api/v1/apps/blog",
+            "/api/v1/apps/blog/explode",
+            "/api/v2/status",
+            "/healthz/x",
+            "/HOOKS/blog",
+            "/hooks%2Fblog",
+            "/../hooks/blog",
+        ] {
+            assert_eq!(Route::find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_one_stays_so() {
+        let name = |path: &str| match Route::find(path) {
+            Some(Route::Hook(Some(name))) => name,
+            other => panic!("{other:?}"),
+        };
+        for path in ["/hooks/a%2Fb", "/hooks/%zz", "/hooks/%ff", "/hooks/..", &format!("/hooks/{}", "a".repeat(5000))] {
+            assert!(name(path).parse::<crate::domain::model::AppName>().is_err(), "{path}");
+            assert!(name(path).len() <= NAME * 4);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_is_judged(path: String) {
+            let _ = Route::find(&path);
+        }
+    }
+}

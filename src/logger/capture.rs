@@ -1,0 +1,308 @@
+//! From a FIFO to a file, so that a kill at any instruction loses, doubles and splits nothing.
+//!
+//! Everything is noted in the buffer before it is done, and every step may be done twice:
+//!
+//! | note | it means | a successor |
+//! |---|---|---|
+//! | `Idle` | nothing is under way | has nothing to do |
+//! | `Reading` | `data[from..to]` is being read from the FIFO | sees by the mark whether it was, then writes it |
+//! | `Writing` | `data[from..to]` is being written at `offset` of this file | writes it there again, then the rest |
+//! | `Rotating` | this file is being moved away | moves it where the path still holds it, then writes the rest |
+//!
+//! The rest is `data[to..end]`. There is one reader of a FIFO and one writer of a file: ourselves.
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+    path::Path,
+};
+
+use memchr::memchr;
+
+use super::sink::{Closer, Cut, Gap, Opened, SinkFile, UNROTATED, cut};
+use crate::{
+    domain::{api::Sink, model::Size},
+    os::capture::{Buffer, CAPACITY, MAX_PATH, Note, WORDS, reserve},
+};
+
+/// Data is read behind this many bytes, so that a line about a gap fits before it.
+const LEAD: usize = 256;
+/// The most that one pass takes from a FIFO.
+pub const MOST: usize = CAPACITY - LEAD;
+
+/// What a pass brought about beside the bytes in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// The file does not take what comes.
+    Dropping { bytes: u64, reason: String },
+    /// It does again; this many bytes are missing, and a line in the file says so.
+    Resumed { bytes: u64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Phase {
+    Idle,
+    Reading,
+    Writing,
+    Rotating,
+}
+
+/// A note's numbers, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    phase: Phase,
+    from: usize,
+    to: usize,
+    end: usize,
+    mark: u64,
+    device: u64,
+    inode: u64,
+    offset: u64,
+}
+
+impl Step {
+    const IDLE: Self = Self { phase: Phase::Idle, from: 0, to: 0, end: 0, mark: 0, device: 0, inode: 0, offset: 0 };
+
+    fn words(self, sink: &Sink) -> [u64; WORDS] {
+        let limit = sink.rotate.map_or(u64::MAX, |size| size.0);
+        let places = [self.from, self.to, self.end].map(|place| place as u64);
+        let [from, to, end] = places;
+        [self.phase as u64, from, to, end, self.mark, self.device, self.inode, self.offset, limit, sink.keep.into()]
+    }
+
+    /// `None` for anything but a step that is under way.
+    fn read(note: Note) -> Option<(Self, Sink)> {
+        let [phase, from, to, end, mark, device, inode, offset, limit, keep] = note.words;
+        let phase = match phase {
+            1 => Phase::Reading,
+            2 => Phase::Writing,
+            3 => Phase::Rotating,
+            _ => return None,
+        };
+        let place = |word: u64| usize::try_from(word).ok().filter(|p| *p <= CAPACITY);
+        let (from, to, end) = (place(from)?, place(to)?, place(end)?);
+        if from > to || to > end {
+            return None;
+        }
+        let rotate = (limit != u64::MAX).then_some(Size(limit));
+        let sink = Sink { path: note.path, rotate, keep: u32::try_from(keep).ok()? };
+        Some((Self { phase, from, to, end, mark, device, inode, offset }, sink))
+    }
+}
+
+/// Where a file stopped taking bytes: `data[at..]` is not in it.
+#[derive(Debug)]
+struct Stuck {
+    at: usize,
+    error: io::Error,
+}
+
+/// The one hand that moves bytes.
+pub struct Capture {
+    buffer: Buffer,
+    /// Bytes that the last pass read.
+    last: usize,
+}
+
+impl Capture {
+    /// Takes the buffer over and finishes what its last owner had begun.
+    ///
+    /// # Errors
+    /// Beside the capture, which is good all the same: why that could not be finished.
+    pub fn take_over(buffer: Buffer, closer: &Closer) -> (Self, io::Result<()>) {
+        let mut capture = Self { buffer, last: 0 };
+        let finished = match Step::read(capture.buffer.noted()) {
+            Some((step, sink)) => capture.finish(step, &mut SinkFile::new(sink, closer.clone())),
+            None => Ok(()),
+        };
+        capture.idle();
+        (capture, finished)
+    }
+
+    fn finish(&mut self, step: Step, sink: &mut SinkFile) -> io::Result<()> {
+        let rest = match step.phase {
+            Phase::Idle => return Ok(()),
+            Phase::Reading if self.buffer.is_marked(step.from, step.to, step.mark) => return Ok(()),
+            Phase::Reading => step.from,
+            Phase::Writing => {
+                let opened = sink.current()?;
+                if (opened.device, opened.inode) == (step.device, step.inode) {
+                    let offset = step.offset.min(opened.size);
+                    self.write(opened, step.from, step.to, offset).map_err(|stuck| stuck.error)?;
+                    step.to
+                } else {
+                    step.from
+                }
+            }
+            Phase::Rotating => {
+                sink.rotate(step.device, step.inode)?;
+                step.to
+            }
+        };
+        self.store(sink, rest, step.end).map_err(|stuck| stuck.error)
+    }
+
+    /// Moves `n` bytes, at most [`MOST`], which the FIFO is known to hold, to the file. What the file does
+    /// not take is dropped and counted: the app goes on in any case.
+    ///
+    /// # Errors
+    /// When the FIFO cannot be read.
+    pub fn pass(&mut self, fifo: impl AsFd, n: usize, sink: &mut SinkFile) -> io::Result<(usize, Option<Told>)> {
+        let end = LEAD + n.min(MOST);
+        let mark = self.buffer.mark(LEAD, end);
+        self.note(Step { phase: Phase::Reading, from: LEAD, to: end, end, mark, ..Step::IDLE }, &sink.sink);
+        let read = loop {
+            match nix::unistd::read(fifo.as_fd(), &mut self.buffer.data_mut()[LEAD..end]) {
+                Err(nix::Error::EINTR) => {}
+                other => break other,
+            }
+        };
+        self.last = read.unwrap_or(0);
+        let told = match (&read, &sink.gap) {
+            (Err(_), _) => None,
+            (Ok(n), None) => self.put(sink, LEAD, LEAD + n),
+            (Ok(n), Some(_)) => self.resume(sink, *n),
+        };
+        self.idle();
+        Ok((read?, told))
+    }
+
+    /// What the last pass read.
+    #[must_use]
+    pub fn last(&self) -> &[u8] {
+        &self.buffer.data()[LEAD..LEAD + self.last]
+    }
+
+    /// The file is being closed: says in it what is missing, where something is.
+    pub fn close(&mut self, sink: &mut SinkFile) -> Option<Told> {
+        let told = self.resume(sink, 0);
+        self.idle();
+        told
+    }
+
+    /// Stores data, or begins a gap.
+    fn put(&mut self, sink: &mut SinkFile, from: usize, end: usize) -> Option<Told> {
+        if is_full(sink, end - from) {
+            return self.lose(sink, from, end, "the log is full");
+        }
+        match self.store(sink, from, end) {
+            Ok(()) => None,
+            Err(stuck) => self.lose(sink, stuck.at, end, &reason(&stuck.error)),
+        }
+    }
+
+    /// Counts data as dropped; told when it is the first.
+    fn lose(&self, sink: &mut SinkFile, from: usize, end: usize, reason: &str) -> Option<Told> {
+        let first = sink.gap.is_none();
+        let gap = sink.gap.get_or_insert_with(|| Gap { bytes: 0, line_open: false, reason: reason.to_owned() });
+        let data = &self.buffer.data()[from..end];
+        gap.bytes += data.len() as u64;
+        gap.line_open = data.last().map_or(gap.line_open, |last| *last != b'\n');
+        first.then(|| Told::Dropping { bytes: gap.bytes, reason: reason.to_owned() })
+    }
+
+    /// Tries to go on after a gap with the `n` bytes just read: a line that says how much is missing,
+    /// then what stands behind the end of the line in which the gap ends.
+    fn resume(&mut self, sink: &mut SinkFile, n: usize) -> Option<Told> {
+        let gap = sink.gap.clone()?;
+        let data = &self.buffer.data()[LEAD..LEAD + n];
+        let skip = match memchr(b'\n', data) {
+            _ if !gap.line_open => 0,
+            Some(newline) => newline + 1,
+            None => n,
+        };
+        let missing = gap.bytes + skip as u64;
+        let from =
+            if n > 0 && skip == n { None } else { self.lead_in(sink, LEAD + skip, n - skip, missing, &gap.reason) };
+        let Some(from) = from else {
+            self.lose(sink, LEAD, LEAD + n, &gap.reason);
+            return None;
+        };
+        sink.gap = None;
+        self.put(sink, from, LEAD + n).or(Some(Told::Resumed { bytes: missing }))
+    }
+
+    /// Puts the line about a gap before the `n` bytes at `place` where the file takes both; says where
+    /// the line begins.
+    fn lead_in(&mut self, sink: &mut SinkFile, place: usize, n: usize, missing: u64, reason: &str) -> Option<usize> {
+        if n > 0 && is_full(sink, n + LEAD) {
+            return None;
+        }
+        let opened = sink.current().ok()?;
+        let newline = if opened.line_open { "\n" } else { "" };
+        let reason: String = reason.chars().take(40).collect();
+        let line = format!("{newline}[everhook: {missing} bytes dropped, {reason}]\n");
+        let from = place.checked_sub(line.len())?;
+        reserve(&opened.file, opened.size, (line.len() + n) as u64).ok()?;
+        self.buffer.data_mut()[from..place].copy_from_slice(line.as_bytes());
+        Some(from)
+    }
+
+    /// Writes `data[from..end]`, rotating between lines.
+    fn store(&mut self, sink: &mut SinkFile, mut from: usize, end: usize) -> Result<(), Stuck> {
+        while from < end {
+            let stuck = |error| Stuck { at: from, error };
+            if sink.sink.path.as_os_str().len() > MAX_PATH {
+                return Err(stuck(io::ErrorKind::InvalidFilename.into()));
+            }
+            let limit = sink.sink.rotate.map(|size| size.0);
+            let opened = sink.current().map_err(stuck)?;
+            let (device, inode, offset) = (opened.device, opened.inode, opened.size);
+            let place = Step { device, inode, offset, from, end, ..Step::IDLE };
+            match cut(opened.size, opened.line_open, limit, &self.buffer.data()[from..end]) {
+                Cut::Write(length) => {
+                    let to = from + length;
+                    self.note(Step { phase: Phase::Writing, to, ..place }, &sink.sink);
+                    let opened = sink.opened.as_mut().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
+                    self.write(opened, from, to, offset)?;
+                    from = to;
+                }
+                Cut::Rotate => {
+                    self.note(Step { phase: Phase::Rotating, to: from, ..place }, &sink.sink);
+                    sink.rotate(device, inode).map_err(stuck)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, opened: &mut Opened, from: usize, to: usize, offset: u64) -> Result<(), Stuck> {
+        let mut at = from;
+        while at < to {
+            match opened.file.write_at(&self.buffer.data()[at..to], offset + (at - from) as u64) {
+                Ok(0) => return Err(Stuck { at, error: io::ErrorKind::WriteZero.into() }),
+                Ok(n) => {
+                    at += n;
+                    opened.size = opened.size.max(offset + (at - from) as u64);
+                    opened.line_open = self.buffer.data()[at - 1] != b'\n';
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Stuck { at, error }),
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, step: Step, sink: &Sink) {
+        self.buffer.note(&step.words(sink), &sink.path);
+    }
+
+    fn idle(&mut self) {
+        self.buffer.note(&[0; WORDS], Path::new(""));
+    }
+}
+
+/// Is this the end of a log that is never rotated?
+fn is_full(sink: &SinkFile, more: usize) -> bool {
+    let size = sink.opened.as_ref().map_or(0, |opened| opened.size);
+    sink.sink.rotate.is_none() && size + more as u64 > UNROTATED
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "disk full".into(),
+        io::ErrorKind::QuotaExceeded => "quota used up".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,380 @@
+//! The loop: what is readable is captured, what the supervisor says is done, readers are served.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+
+use super::{
+    capture::{Capture, Told},
+    client::{Client, Progress},
+    echo::Echo,
+    lines::Lines,
+    sink::{Closer, SinkFile},
+};
+use crate::{
+    domain::{
+        api::{FromLogger, Sink, Stream},
+        model::InstanceId,
+    },
+    os::{
+        capture::{Buffer, readable},
+        channel::Channel,
+    },
+};
+
+/// A pass in which nobody gave this many bytes is followed by [`PAUSE`]: many small writes then cost one
+/// pass. A flood fills a pipe within a pause, so it is never slowed down.
+const BUSY: usize = 16 * 1024;
+const PAUSE: Duration = Duration::from_millis(5);
+/// Readers and stdout have this long to take what is left at the end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+pub(super) const CHANNEL: u64 = 0;
+const SIGNAL: u64 = 1;
+const FIRST: u64 = 2;
+
+/// A FIFO and where it goes.
+pub(super) struct Source {
+    pub name: String,
+    pub stream: Stream,
+    pub sink: PathBuf,
+    fifo: OwnedFd,
+    /// Nobody has it open for writing: woken by the next writer only, as it is always "ready".
+    hung_up: bool,
+    /// An app's output, which is echoed; a job's is not.
+    is_app: bool,
+    lines: Lines,
+}
+
+/// The logger process.
+pub(super) struct Logger {
+    pub epoll: Epoll,
+    pub channel: Option<Channel>,
+    signals: SignalFd,
+    pub capture: Capture,
+    pub closer: Closer,
+    /// The logs folder; nothing outside of it is read.
+    pub logs: PathBuf,
+    pub sinks: HashMap<PathBuf, SinkFile>,
+    pub sources: HashMap<u64, Source>,
+    pub clients: HashMap<u64, Client>,
+    pub echo: Echo,
+    pub finished: bool,
+    next: u64,
+    /// When the first unfinished line of a reader is to be shown.
+    deadline: Option<Instant>,
+    /// A reader could go on at once.
+    more: bool,
+    /// Something was captured since the readers last went on.
+    captured: bool,
+}
+
+impl Logger {
+    /// Takes channel and buffer over.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn new(channel: OwnedFd, buffer: Buffer, logs: PathBuf) -> io::Result<Self> {
+        if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            // Two descriptors a stream; where the limit stays, opening a sink fails and says so.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        }
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGTERM);
+        mask.thread_block()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let closer = Closer::start();
+        let (capture, finished) = Capture::take_over(buffer, &closer);
+        if let Err(error) = finished {
+            eprintln!("everhook logger: what a killed logger had begun could not be finished: {error}");
+        }
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL))?;
+        epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL))?;
+        Ok(Self {
+            epoll,
+            channel: Some(Channel::new(channel)),
+            signals,
+            capture,
+            closer,
+            logs,
+            sinks: HashMap::new(),
+            sources: HashMap::new(),
+            clients: HashMap::new(),
+            echo: Echo::new(),
+            finished: false,
+            next: FIRST,
+            deadline: None,
+            more: false,
+            captured: false,
+        })
+    }
+
+    /// Captures until it is told to finish.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events = vec![EpollEvent::empty(); 256];
+        while !self.finished {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
+                Err(nix::Error::EINTR) => continue,
+                other => other?,
+            };
+            let mut most = 0;
+            for event in &events[..count] {
+                match event.data() {
+                    CHANNEL => self.hear(),
+                    SIGNAL => self.finished |= self.signals.read_signal()?.is_some(),
+                    token => most = most.max(self.ready(token, event.events())),
+                }
+            }
+            if self.captured || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.step_clients();
+            }
+            if most > 0 && most < BUSY && !self.more && !self.finished {
+                thread::sleep(PAUSE);
+            }
+        }
+        self.finish();
+        Ok(())
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        if self.more {
+            return EpollTimeout::ZERO;
+        }
+        let Some(deadline) = self.deadline else { return EpollTimeout::NONE };
+        // A millisecond more, as the rest of one is cut off.
+        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+    }
+
+    /// A source or a client is ready; how many bytes were captured.
+    fn ready(&mut self, token: u64, flags: EpollFlags) -> usize {
+        if self.clients.contains_key(&token) {
+            if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+                self.dismiss(token);
+            } else {
+                self.step_client(token);
+            }
+            return 0;
+        }
+        let Some(source) = self.sources.get(&token) else { return 0 };
+        let held = self.holds(token);
+        if held == 0 && flags.contains(EpollFlags::EPOLLHUP) != source.hung_up {
+            self.watch(token, flags.contains(EpollFlags::EPOLLHUP));
+        }
+        if held == 0 { 0 } else { self.take(token, held) }
+    }
+
+    /// Watches a FIFO: at every wait, or, where no writer is left, only when one comes.
+    fn watch(&mut self, token: u64, hung_up: bool) {
+        let Some(source) = self.sources.get_mut(&token) else { return };
+        source.hung_up = hung_up;
+        let edge = if hung_up { EpollFlags::EPOLLET } else { EpollFlags::empty() };
+        let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, token);
+        if let Err(error) = self.epoll.modify(&source.fifo, &mut event) {
+            eprintln!("everhook logger: {} {}: {error}", source.name, source.stream.as_str());
+        }
+    }
+
+    /// Bytes that a FIFO holds now.
+    fn holds(&self, token: u64) -> usize {
+        self.sources.get(&token).and_then(|source| readable(&source.fifo).ok()).unwrap_or(0)
+    }
+
+    /// Moves up to `n` bytes, which the FIFO holds; how many.
+    fn take(&mut self, token: u64, n: usize) -> usize {
+        let Some(source) = self.sources.get_mut(&token) else { return 0 };
+        let Some(sink) = self.sinks.get_mut(&source.sink) else { return 0 };
+        let (n, told) = match self.capture.pass(&source.fifo, n, sink) {
+            Ok(taken) => taken,
+            Err(error) => {
+                eprintln!("everhook logger: {} {}: {error}", source.name, source.stream.as_str());
+                if let Some(source) = self.sources.remove(&token) {
+                    self.forget(&source.fifo);
+                }
+                return 0;
+            }
+        };
+        self.captured = true;
+        if source.is_app && self.echo.is_on() {
+            self.echo.push(&source.name, &mut source.lines, self.capture.last());
+        }
+        for file in sink.fresh.drain(..) {
+            for client in self.clients.values_mut() {
+                client.opened(&sink.sink.path, &file);
+            }
+        }
+        if let Some(told) = told {
+            let source = source.name.clone();
+            self.tell_gap(source, told);
+        }
+        if n > 0 && self.sources.get(&token).is_some_and(|source| source.hung_up) {
+            self.watch(token, false);
+        }
+        n
+    }
+
+    /// Moves what the FIFO holds now, not what comes meanwhile.
+    pub fn drain(&mut self, token: u64) {
+        let mut left = self.holds(token);
+        while left > 0 {
+            let n = self.take(token, left);
+            if n == 0 {
+                break;
+            }
+            left -= n.min(left);
+        }
+    }
+
+    /// Drains every source that `which` picks.
+    pub fn drain_where(&mut self, which: impl Fn(&Source) -> bool) {
+        let tokens: Vec<u64> = self.sources.iter().filter(|(_, s)| which(s)).map(|(token, _)| *token).collect();
+        for token in tokens {
+            self.drain(token);
+        }
+    }
+
+    /// Begins to capture a FIFO.
+    pub fn open(&mut self, name: String, stream: Stream, sink: Sink, fifo: OwnedFd) -> io::Result<()> {
+        self.close(|source| source.name == name && source.stream == stream, Some(&sink.path.clone()));
+        let token = self.token();
+        self.epoll.add(&fifo, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        let is_app = name.parse::<InstanceId>().is_ok();
+        let path = self.sink(sink);
+        let source = Source { name, stream, sink: path, fifo, hung_up: false, is_app, lines: Lines::default() };
+        self.sources.insert(token, source);
+        Ok(())
+    }
+
+    /// Has a sink ready under its path, with this limit and number from here on.
+    pub fn sink(&mut self, sink: Sink) -> PathBuf {
+        let path = sink.path.clone();
+        let closer = &self.closer;
+        let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), closer.clone()));
+        file.sink = sink;
+        if let Err(error) = file.current() {
+            eprintln!("everhook logger: {}: {error}", path.display());
+        }
+        for file in file.fresh.drain(..) {
+            for client in self.clients.values_mut() {
+                client.opened(&path, &file);
+            }
+        }
+        path
+    }
+
+    /// Ends the sources that `which` picks, after what they hold was written; sinks that nobody uses are
+    /// closed, but `stays`.
+    pub fn close(&mut self, which: impl Fn(&Source) -> bool, stays: Option<&PathBuf>) {
+        self.drain_where(&which);
+        let gone: Vec<u64> = self.sources.iter().filter(|(_, s)| which(s)).map(|(token, _)| *token).collect();
+        for token in gone {
+            if let Some(mut source) = self.sources.remove(&token) {
+                self.forget(&source.fifo);
+                self.echo.finish_source(&source.name, &mut source.lines);
+                if Some(&source.sink) != stays {
+                    self.leave(&source.name, &source.sink);
+                }
+            }
+        }
+    }
+
+    /// Closes a sink that no source uses any more.
+    pub fn leave(&mut self, name: &str, path: &PathBuf) {
+        if self.sources.values().any(|source| source.sink == *path) {
+            return;
+        }
+        if let Some(mut sink) = self.sinks.remove(path)
+            && let Some(told) = self.capture.close(&mut sink)
+        {
+            self.tell_gap(name.to_owned(), told);
+        }
+    }
+
+    fn tell_gap(&mut self, source: String, told: Told) {
+        let (dropped, reason) = match told {
+            Told::Dropping { bytes, reason } => (bytes, Some(reason)),
+            Told::Resumed { bytes } => (bytes, None),
+        };
+        self.tell(&FromLogger::Dropping { source, dropped, reason });
+    }
+
+    /// A name for something that epoll watches.
+    pub fn token(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn step_clients(&mut self) {
+        self.more = false;
+        self.captured = false;
+        self.deadline = None;
+        let tokens: Vec<u64> = self.clients.keys().copied().collect();
+        for token in tokens {
+            self.step_client(token);
+        }
+    }
+
+    /// Lets a client go on.
+    pub fn step_client(&mut self, token: u64) {
+        let Some(client) = self.clients.get_mut(&token) else { return };
+        let progress = client.step(Instant::now());
+        match progress {
+            Ok(Progress::Done) | Err(_) => return self.dismiss(token),
+            Ok(Progress::More) => self.more = true,
+            Ok(Progress::Waiting(Some(at))) => self.deadline = Some(self.deadline.map_or(at, |d| d.min(at))),
+            Ok(Progress::Waiting(None) | Progress::Blocked) => {}
+        }
+        let room = if client.wants_write() { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
+        if self.epoll.modify(client.as_fd(), &mut EpollEvent::new(room, token)).is_err() {
+            self.dismiss(token);
+        }
+    }
+
+    fn dismiss(&mut self, token: u64) {
+        if let Some(client) = self.clients.remove(&token) {
+            self.forget(&client);
+        }
+    }
+
+    /// Stops watching what is about to be closed. Closing alone does not: whoever passed the descriptor
+    /// may have it open still, and epoll watches what is behind it.
+    pub fn forget(&self, fd: impl AsFd) {
+        if let Err(error) = self.epoll.delete(fd) {
+            eprintln!("everhook logger: a descriptor cannot be forgotten: {error}");
+        }
+    }
+
+    /// Writes everything that the FIFOs hold, and lets readers and stdout take it.
+    fn finish(&mut self) {
+        self.hear();
+        self.close(|_| true, None);
+        let end = Instant::now() + LAST_WORDS;
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            self.step_clients();
+            let busy = self.more || self.clients.values().any(Client::wants_write);
+            if !busy || Instant::now() >= end {
+                break;
+            }
+            // Only to wait until one of them takes something.
+            let _ = self.epoll.wait(&mut events, if self.more { 0u8 } else { 10 });
+        }
+        self.echo.finish(end.saturating_duration_since(Instant::now()));
+    }
+}

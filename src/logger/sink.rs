@@ -1,0 +1,329 @@
+//! A file that lines go to: opened when needed, rotated by rename, never truncated.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use memchr::{memchr, memrchr};
+
+use crate::domain::api::Sink;
+
+/// A log that is never rotated takes this many bytes; what comes after is dropped and counted.
+pub const UNROTATED: u64 = 64 * 1024 * 1024;
+
+/// Of new log files and of the folders made for them.
+const FILE_MODE: u32 = 0o640;
+const FOLDER_MODE: u32 = 0o750;
+
+/// Frees unlinked files on a thread of its own: the kernel takes 10 ms to give back 50 MiB.
+#[derive(Clone)]
+pub struct Closer(mpsc::Sender<Arc<File>>);
+
+impl Closer {
+    #[must_use]
+    pub fn start() -> Self {
+        let (send, receive) = mpsc::channel::<Arc<File>>();
+        thread::spawn(move || receive.into_iter().for_each(drop));
+        Self(send)
+    }
+
+    /// Drops this use of the file elsewhere.
+    pub fn close(&self, file: Arc<File>) {
+        // The thread lives as long as a sender does.
+        let _ = self.0.send(file);
+    }
+
+    /// Takes the file out of its folder; its blocks are freed on the thread.
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        let open = File::open(path);
+        fs::remove_file(path)?;
+        if let Ok(file) = open {
+            self.close(Arc::new(file));
+        }
+        Ok(())
+    }
+}
+
+/// A log file that is open.
+pub struct Opened {
+    pub file: Arc<File>,
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// The last line has no newline yet.
+    pub line_open: bool,
+}
+
+/// What was not written because the file did not take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    pub bytes: u64,
+    /// Its last line goes on in what comes next, which is dropped up to its newline.
+    pub line_open: bool,
+    pub reason: String,
+}
+
+/// A file that lines go to.
+pub struct SinkFile {
+    pub sink: Sink,
+    pub opened: Option<Opened>,
+    pub gap: Option<Gap>,
+    /// Files opened since the followers were last told, oldest first.
+    pub fresh: Vec<Arc<File>>,
+    closer: Closer,
+}
+
+impl SinkFile {
+    #[must_use]
+    pub fn new(sink: Sink, closer: Closer) -> Self {
+        Self { sink, opened: None, gap: None, fresh: Vec::new(), closer }
+    }
+
+    /// The open file as it is now: opened where it is not, opened again where somebody removed it, its
+    /// size looked up, as others may have truncated it.
+    ///
+    /// # Errors
+    /// When it cannot be opened or made.
+    pub fn current(&mut self) -> io::Result<&mut Opened> {
+        let stale = match &mut self.opened {
+            None => true,
+            Some(opened) => {
+                let meta = opened.file.metadata()?;
+                if meta.size() != opened.size {
+                    opened.size = meta.size();
+                    opened.line_open = ends_inside_a_line(&opened.file, opened.size)?;
+                }
+                meta.nlink() == 0
+            }
+        };
+        if stale {
+            let like = self.opened.take();
+            self.open(like.as_ref().and_then(|o| o.file.metadata().ok()).as_ref())?;
+        }
+        self.opened.as_mut().ok_or_else(|| io::Error::other("the file was just opened"))
+    }
+
+    /// Opens the path, making file and folder; a new file gets mode and group of `like`.
+    fn open(&mut self, like: Option<&fs::Metadata>) -> io::Result<()> {
+        let path = &self.sink.path;
+        let options = || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).mode(FILE_MODE);
+            options
+        };
+        let file = match options().open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(folder) = path.parent() {
+                    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
+                }
+                let file = options().create(true).open(path)?;
+                file.set_permissions(Permissions::from_mode(like.map_or(FILE_MODE, |l| l.mode() & 0o777)))?;
+                if let Some(like) = like {
+                    // Somebody gave the log to a group we may not be in: then the file stays ours alone.
+                    let _ = fchown(&file, None, Some(like.gid()));
+                }
+                file
+            }
+            other => other?,
+        };
+        let meta = file.metadata()?;
+        let line_open = ends_inside_a_line(&file, meta.size())?;
+        let file = Arc::new(file);
+        self.fresh.push(Arc::clone(&file));
+        self.opened = Some(Opened { file, device: meta.dev(), inode: meta.ino(), size: meta.size(), line_open });
+        Ok(())
+    }
+
+    /// Moves the file with this identity away and opens a new one. Where the path holds another file by
+    /// now, it was moved before: so a rotation that a kill cut short is finished by asking again.
+    ///
+    /// # Errors
+    /// When a rename fails.
+    pub fn rotate(&mut self, device: u64, inode: u64) -> io::Result<()> {
+        let path = &self.sink.path;
+        let like = match fs::metadata(path) {
+            Ok(meta) if (meta.dev(), meta.ino()) == (device, inode) => {
+                self.shift()?;
+                Some(meta)
+            }
+            Ok(_) => None,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.opened.as_ref().and_then(|o| o.file.metadata().ok()),
+            Err(e) => return Err(e),
+        };
+        if let Some(old) = self.opened.take() {
+            self.closer.close(old.file);
+        }
+        self.open(like.as_ref())
+    }
+
+    /// Renames every file one further, from the first missing number down, so that no rename meets an
+    /// existing file and a kill between two of them leaves the gap where the next try goes on.
+    fn shift(&self) -> io::Result<()> {
+        let path = &self.sink.path;
+        let keep = self.sink.keep;
+        if keep == 0 {
+            return self.closer.discard(path);
+        }
+        let mut free = 1;
+        while exists(&numbered(path, free))? {
+            free += 1;
+        }
+        for number in (1..free).rev() {
+            fs::rename(numbered(path, number), numbered(path, number + 1))?;
+        }
+        fs::rename(path, numbered(path, 1))?;
+        let mut over = keep.saturating_add(1);
+        while exists(&numbered(path, over))? {
+            self.closer.discard(&numbered(path, over))?;
+            over += 1;
+        }
+        Ok(())
+    }
+}
+
+/// `blog.1.out.log.2`
+#[must_use]
+pub fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+fn exists(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn ends_inside_a_line(file: &File, size: u64) -> io::Result<bool> {
+    let mut last = [0];
+    Ok(size > 0 && file.read_at(&mut last, size - 1)? == 1 && last != *b"\n")
+}
+
+/// What comes next for data that is to go to a file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// This many of its first bytes go to this file.
+    Write(usize),
+    /// It begins a new file.
+    Rotate,
+}
+
+/// Where `data` is cut, so that no file is larger than `limit` and no line is in two files. A line that
+/// is larger than the limit makes its file larger.
+#[must_use]
+pub fn cut(size: u64, line_open: bool, limit: Option<u64>, data: &[u8]) -> Cut {
+    let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(size));
+    let Some(fitting) = usize::try_from(room).ok().and_then(|room| data.get(..room)) else {
+        return Cut::Write(data.len());
+    };
+    if fitting.len() == data.len() {
+        return Cut::Write(data.len());
+    }
+    if let Some(newline) = memrchr(b'\n', fitting) {
+        return Cut::Write(newline + 1);
+    }
+    if size > 0 && !line_open {
+        return Cut::Rotate;
+    }
+    Cut::Write(memchr(b'\n', data).map_or(data.len(), |newline| newline + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_end_at_the_last_newline_before_the_limit() {
+        assert_eq!(cut(0, false, None, b"aaa"), Cut::Write(3));
+        assert_eq!(cut(0, false, Some(10), b"aaa\nbbb\ncc"), Cut::Write(10));
+        assert_eq!(cut(0, false, Some(9), b"aaa\nbbb\ncc"), Cut::Write(8));
+        assert_eq!(cut(4, false, Some(7), b"bbb\n"), Cut::Rotate);
+        assert_eq!(cut(7, false, Some(7), b"b"), Cut::Rotate);
+        assert_eq!(cut(9, false, Some(7), b"b"), Cut::Rotate);
+    }
+
+    #[test]
+    fn a_line_is_never_in_two_files() {
+        assert_eq!(cut(4, true, Some(7), b"bbbb\nc"), Cut::Write(5));
+        assert_eq!(cut(0, false, Some(3), b"bbbb\nc"), Cut::Write(5));
+        assert_eq!(cut(0, false, Some(0), b"b\nc"), Cut::Write(2));
+        assert_eq!(cut(9, true, Some(3), b"bbbb"), Cut::Write(4));
+    }
+
+    fn names(dir: &Path) -> Vec<(String, String)> {
+        let mut all: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap())
+            .map(|e| (e.file_name().into_string().unwrap(), fs::read_to_string(e.path()).unwrap()))
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn file(dir: &Path, keep: u32) -> SinkFile {
+        let sink = Sink { path: dir.join("log"), rotate: None, keep };
+        SinkFile::new(sink, Closer::start())
+    }
+
+    #[test]
+    fn a_rotation_cut_short_at_any_rename_is_finished() {
+        // keep 2 with the oldest one already moved to 3, or 2 also, or everything but the last step.
+        let before: [&[(&str, &str)]; 4] = [
+            &[("log", "new"), ("log.1", "b"), ("log.2", "a")],
+            &[("log", "new"), ("log.1", "b"), ("log.3", "a")],
+            &[("log", "new"), ("log.2", "b"), ("log.3", "a")],
+            &[("log.1", "new"), ("log.2", "b"), ("log.3", "a")],
+        ];
+        for (step, files) in before.iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, text) in *files {
+                fs::write(dir.path().join(name), text).unwrap();
+            }
+            let mut sink = file(dir.path(), 2);
+            let moved = dir.path().join(if step == 3 { "log.1" } else { "log" });
+            let meta = fs::metadata(moved).unwrap();
+            sink.rotate(meta.dev(), meta.ino()).unwrap();
+            let mut after = names(dir.path());
+            after.retain(|(name, _)| name != "log.3");
+            let want = [("log", ""), ("log.1", "new"), ("log.2", "b")].map(|(n, t)| (n.to_owned(), t.to_owned()));
+            assert_eq!(after, want, "step {step}");
+        }
+    }
+
+    #[test]
+    fn what_is_over_keep_goes() {
+        for keep in [3, 1, 0] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut sink = file(dir.path(), keep);
+            for _ in 0..5 {
+                let opened = sink.current().unwrap();
+                let (device, inode) = (opened.device, opened.inode);
+                sink.rotate(device, inode).unwrap();
+            }
+            assert_eq!(names(dir.path()).len(), keep as usize + 1);
+        }
+    }
+
+    #[test]
+    fn a_new_file_is_like_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = file(dir.path(), 1);
+        let opened = sink.current().unwrap();
+        assert_eq!(opened.file.metadata().unwrap().mode() & 0o777, 0o640);
+        opened.file.set_permissions(Permissions::from_mode(0o644)).unwrap();
+        let (device, inode) = (opened.device, opened.inode);
+        sink.rotate(device, inode).unwrap();
+        assert_eq!(sink.current().unwrap().file.metadata().unwrap().mode() & 0o777, 0o644);
+        fs::remove_file(dir.path().join("log")).unwrap();
+        assert_ne!(sink.current().unwrap().inode, inode);
+        assert!(dir.path().join("log").exists());
+    }
+}

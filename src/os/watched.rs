@@ -1,0 +1,91 @@
+//! A [`Channel`] that a tokio runtime watches.
+
+use std::{io, os::fd::OwnedFd};
+
+use serde::Serialize;
+use tokio::io::{Interest, Ready, unix::AsyncFd};
+
+use super::channel::{Channel, Frame};
+
+/// A channel for async code: frames go out while the next one is waited for.
+pub struct Watched(AsyncFd<Channel>);
+
+impl Watched {
+    /// Watches the channel in the runtime that this is called in.
+    ///
+    /// # Errors
+    /// When epoll takes no more.
+    pub fn new(channel: Channel) -> io::Result<Self> {
+        // SAFETY: the channel owns its socket, keeps it open as long as it lives, and has no way to
+        // exchange it; nothing outside this type gets hold of the channel itself.
+        unsafe { AsyncFd::register(channel) }.map(Self).map_err(|e| e.into_parts().1)
+    }
+
+    /// As [`Channel::queue`]; `next` sends it.
+    pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fd: Option<OwnedFd>) {
+        self.0.get_mut().queue(message, body, fd);
+    }
+
+    /// Bytes that wait to be sent.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.0.get_ref().backlog()
+    }
+
+    /// The socket, to be given away; what was buffered is lost.
+    #[must_use]
+    pub fn into_socket(self) -> OwnedFd {
+        self.0.into_inner().into_socket()
+    }
+
+    /// Waits for the next frame and sends meanwhile what is queued. Nothing is lost when this is
+    /// dropped before it is ready.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`] and [`Channel::flush`]; the channel is of no use then.
+    pub async fn next(&mut self) -> io::Result<Frame> {
+        loop {
+            let writing = self.0.get_ref().wants_write();
+            let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let mut guard = self.0.ready_mut(interest).await?;
+            if guard.ready().is_writable() && !guard.get_inner_mut().flush()? {
+                guard.clear_ready_matching(Ready::WRITABLE);
+            }
+            if !guard.ready().is_readable() {
+                continue;
+            }
+            match guard.get_inner_mut().receive() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready_matching(Ready::READABLE),
+                other => return other,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn both_ends_send_and_receive_at_once() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let (mut a, mut b) = (Watched::new(ours).unwrap(), Watched::new(Channel::new(theirs)).unwrap());
+        let big = vec![7; 1_000_000];
+        for number in 0..3 {
+            a.queue(&number, &big, None);
+            b.queue(&number, &big, None);
+        }
+        let three = async |end: &mut Watched| {
+            for number in 0..3 {
+                let frame = end.next().await.unwrap();
+                assert_eq!((frame.message::<i32>().unwrap(), frame.body.len()), (number, 1_000_000));
+            }
+            while end.backlog() > 0 {
+                tokio::select! { _ = end.next() => {} () = tokio::task::yield_now() => {} }
+            }
+        };
+        tokio::join!(three(&mut a), three(&mut b));
+        drop(a);
+        assert_eq!(b.next().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

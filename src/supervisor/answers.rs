@@ -1,0 +1,202 @@
+//! Answers that come from the ledger or the logger, and whoever waits for them.
+
+use std::{path::PathBuf, time::Instant};
+
+use tracing::{error, warn};
+
+use super::{
+    Supervisor,
+    control::ReplyTo,
+    ledger::{Command, Query, Told},
+    waiters::{Goal, Waiter},
+};
+use crate::domain::{
+    api::{DeployView, EventKind, EventView, FromLogger, Refusal, Reply, Saying, ToLogger},
+    deploy,
+    model::AppName,
+};
+
+/// What is done with an answer of the ledger.
+pub type Answered = Box<dyn FnOnce(&mut Supervisor, Result<Reply, Refusal>) + Send>;
+/// What is done with lines that the logger has read.
+pub type Read = Box<dyn FnOnce(&mut Supervisor, Vec<String>) + Send>;
+
+/// Somebody who follows the events.
+pub struct Follower {
+    apps: Option<Vec<AppName>>,
+    reply: ReplyTo,
+}
+
+/// Lines of a deploy's log that `history show` has.
+const SHOWN_LINES: u32 = 200;
+
+impl Supervisor {
+    /// Asks the store.
+    pub fn ask_ledger(
+        &mut self,
+        query: Query,
+        then: impl FnOnce(&mut Supervisor, Result<Reply, Refusal>) + Send + 'static,
+    ) {
+        let ticket = self.ticket();
+        self.questions.insert(ticket, Box::new(then));
+        self.ledger.send(Command::Query { ticket, query });
+    }
+
+    pub fn say_found(&mut self, query: Query, reply: ReplyTo) {
+        self.ask_ledger(query, move |_, found| {
+            reply.say(match found {
+                Ok(found) => Saying::Done(found),
+                Err(refusal) => Saying::Refused(refusal),
+            });
+        });
+    }
+
+    /// `follow`: of which apps, once the past is told.
+    pub fn say_events(&mut self, query: Query, follow: Option<Option<Vec<AppName>>>, reply: ReplyTo) {
+        let Some(apps) = follow else { return self.say_found(query, reply) };
+        self.ask_ledger(query, move |supervisor, found| match found {
+            Ok(Reply::Events(events)) => {
+                for event in events {
+                    reply.say(Saying::Event(event));
+                }
+                supervisor.followers.push(Follower { apps, reply });
+            }
+            Ok(_) => {}
+            Err(refusal) => {
+                reply.say(Saying::Refused(refusal));
+            }
+        });
+    }
+
+    pub fn say_deploy(&mut self, query: Query, reply: ReplyTo) {
+        self.ask_ledger(query, move |supervisor, found| match found {
+            Ok(Reply::Deploy { deploy, .. }) => {
+                let path = supervisor.layout.deploy_log(deploy.id);
+                supervisor.tail(path, SHOWN_LINES, move |_, log| {
+                    reply.say(Saying::Done(Reply::Deploy { deploy, log }));
+                });
+            }
+            Ok(_) => {}
+            Err(refusal) => {
+                reply.say(Saying::Refused(refusal));
+            }
+        });
+    }
+
+    /// Has the logger read the last lines of a file; none while there is no logger.
+    pub fn tail(&mut self, path: PathBuf, n: u32, then: impl FnOnce(&mut Supervisor, Vec<String>) + Send + 'static) {
+        if !self.logger.is_there() {
+            return then(self, Vec::new());
+        }
+        let ticket = self.ticket();
+        self.tails.insert(ticket, Box::new(then));
+        self.logger.tell(&ToLogger::Tail { ticket, path, n }, None);
+    }
+
+    /// The logger said something.
+    pub fn logger_said(&mut self, run: u64, message: FromLogger) {
+        if run != self.logger.run {
+            return;
+        }
+        match message {
+            FromLogger::Done { ticket } => {
+                if let Some(then) = self.retargets.remove(&ticket) {
+                    then(self);
+                }
+            }
+            FromLogger::Lines { ticket, lines, .. } => {
+                if let Some(then) = self.tails.remove(&ticket) {
+                    then(self, lines);
+                }
+            }
+            FromLogger::Dropping { source, dropped, reason } => match reason {
+                Some(reason) => self.trouble(&format!("output of {source} is being dropped: {reason}")),
+                None => warn!(%source, dropped, "output is logged again"),
+            },
+        }
+    }
+
+    /// The ledger said something.
+    pub fn told(&mut self, told: Told) {
+        match told {
+            Told::Accepted { deploys } => {
+                for deploy in deploys {
+                    self.queue_deploy(deploy, 0, None);
+                }
+            }
+            Told::Health { ticket } => self.ledger.send(Command::Health { ticket }),
+            Told::Queued { ticket, deploy } => self.queued(ticket, *deploy),
+            Told::Committed { ticket } => self.committed(ticket),
+            Told::Event(event) => self.tell_followers(&event),
+            Told::Found { ticket, reply } => {
+                if let Some(then) = self.questions.remove(&ticket) {
+                    then(self, reply);
+                }
+            }
+            Told::Unfinished { deploys, .. } => {
+                self.resume_deploys(deploys);
+                for app in self.apps.keys().cloned().collect::<Vec<_>>() {
+                    self.look_for_news(&app);
+                }
+            }
+            Told::ChannelClosed { .. } => {}
+            Told::Trouble { message } => self.trouble(&format!("the store takes nothing: {message}")),
+            Told::Recovered => warn!("the store works again"),
+            Told::Alert { message } => self.trouble(&message),
+        }
+    }
+
+    /// A deploy that no delivery asked for is stored: into the line with it.
+    fn queued(&mut self, ticket: u64, deploy: DeployView) {
+        let id = deploy.id;
+        let asked = self.queued.remove(&ticket);
+        if let Some((reply, wait, deadline)) = asked {
+            if wait {
+                let goals = vec![Goal::Deploy { id }];
+                let message = format!("deploy {id} is live");
+                self.wait(Waiter { reply, goals, deadline, message, deploy: Some(id) });
+            } else {
+                let message = format!("deploy {id} of {} is queued", deploy.app);
+                reply.say(Saying::Done(Reply::Changed { deploy: Some(id), message }));
+            }
+        }
+        let rev = self.revs.remove(&ticket);
+        self.queue_deploy(deploy, 0, rev);
+    }
+
+    fn tell_followers(&mut self, event: &EventView) {
+        let wanted = |follower: &Follower| match (&follower.apps, &event.app) {
+            (Some(apps), Some(app)) => apps.contains(app),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        self.followers.retain(|follower| {
+            if wanted(follower) { follower.reply.say(Saying::Event(event.clone())) } else { !follower.reply.is_gone() }
+        });
+    }
+
+    /// Something a person should know of, that stops nothing.
+    pub fn trouble(&mut self, what: &str) {
+        error!("{what}");
+        self.note(EventKind::Supervisor, None, "trouble", Some(what.to_owned()));
+    }
+
+    /// When something that was not an event of its own is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let apps = self.deadlines.first().map(|(at, _)| *at);
+        [apps, self.waiters_deadline(), self.deploys.deadline()].into_iter().flatten().min()
+    }
+
+    /// Everything whose moment has come.
+    pub fn moment(&mut self) {
+        let now = Instant::now();
+        self.timers();
+        if self.waiters_deadline().is_some_and(|at| at <= now) {
+            self.look_at_waiters();
+        }
+        if self.deploys.deadline().is_some_and(|at| at <= now) {
+            self.deploy_event(deploy::Event::Timer);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Whose process is which, and what to do when one ends. One reaper for all: instances, jobs,
+//! internal processes and, as PID 1 or subreaper, whatever lost its parent.
+
+use std::collections::HashMap;
+
+use super::{Supervisor, jobs::JobId};
+use crate::{
+    domain::{
+        model::{AppName, Exit},
+        service,
+    },
+    os::{
+        reap,
+        spawn::{SpawnError, SpawnSpec, Spawned},
+    },
+};
+
+/// Whom a process belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    App(AppName),
+    Job(JobId),
+    Listener(usize),
+    Logger,
+}
+
+/// The processes that are ours, and the spawns that are under way.
+#[derive(Default)]
+pub struct Children {
+    pids: HashMap<u32, Owner>,
+    /// By token.
+    ordered: HashMap<u64, Owner>,
+    /// Ends that were seen before the spawner said whose they are.
+    early: HashMap<u32, Exit>,
+}
+
+impl Supervisor {
+    /// Starts a process for `owner`.
+    pub fn spawn(&mut self, owner: Owner, spec: SpawnSpec) {
+        let token = self.ticket();
+        self.children.ordered.insert(token, owner);
+        self.spawning.spawn(token, spec);
+    }
+
+    /// The spawner has answered.
+    pub fn spawned(&mut self, token: u64, result: Result<Spawned, SpawnError>) {
+        let Some(owner) = self.children.ordered.remove(&token) else { return };
+        let pid = result.as_ref().ok().map(|spawned| spawned.pid);
+        if let Some(pid) = pid {
+            self.children.pids.insert(pid, owner.clone());
+        }
+        match owner.clone() {
+            Owner::App(app) => self.instance_spawned(&app, result),
+            Owner::Job(job) => self.job_spawned(job, result),
+            Owner::Listener(number) => self.listener_spawned(number, result),
+            Owner::Logger => self.logger_spawned(result),
+        }
+        if let Some((pid, exit)) = pid.and_then(|pid| Some((pid, self.children.early.remove(&pid)?))) {
+            self.ended(pid, exit);
+        }
+        if self.children.ordered.is_empty() {
+            self.children.early.clear();
+        }
+    }
+
+    /// Reaps everything that has ended.
+    pub fn reap(&mut self) {
+        let mut ends = Vec::new();
+        reap::reap_all(|pid, exit| ends.push((pid, exit)));
+        let mut orphans = false;
+        for (pid, exit) in ends {
+            if self.children.pids.contains_key(&pid) {
+                self.ended(pid, exit);
+            } else {
+                orphans = true;
+                if !self.children.ordered.is_empty() {
+                    self.children.early.insert(pid, exit);
+                }
+            }
+        }
+        if orphans {
+            self.look_at_ending_trees();
+        }
+    }
+
+    fn ended(&mut self, pid: u32, exit: Exit) {
+        match self.children.pids.remove(&pid) {
+            Some(Owner::App(app)) => {
+                if let Some(shell) = self.shells.get_mut(&app) {
+                    shell.main = None;
+                    shell.pidfd = None;
+                }
+                let alone = self.tree_is_empty(&app);
+                self.feed(&app, service::Event::Exited { exit, alone });
+            }
+            Some(Owner::Job(job)) => self.job_exited(job, exit),
+            Some(Owner::Listener(number)) => self.listener_exited(number, exit),
+            Some(Owner::Logger) => self.logger_exited(exit),
+            None => {}
+        }
+    }
+
+    /// A process without an owner has ended: it may have been the last of a tree.
+    fn look_at_ending_trees(&mut self) {
+        let waiting: Vec<AppName> = self
+            .apps
+            .iter()
+            .filter(|(_, app)| app.instance().awaits_empty_tree())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for app in waiting {
+            if self.tree_is_empty(&app) {
+                self.feed(&app, service::Event::TreeEmpty);
+            } else if self.is_killed(&app) {
+                self.kill_tree(&app);
+            }
+        }
+        self.look_at_ending_jobs();
+    }
+}

@@ -1,0 +1,134 @@
+//! How people reach the loop: `control.sock`, where the peer's uid and groups count, and the people
+//! channels of listeners, where the token does. One task a connection; what is asked becomes one
+//! event, what is answered goes back through [`ReplyTo`].
+
+use std::{io, os::fd::OwnedFd};
+
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::event::{Event, Events};
+use crate::{
+    domain::api::{Ask, Said, Saying},
+    os::{channel::Channel, users, watched::Watched},
+};
+
+/// A question and who asks it.
+pub struct Asked {
+    pub ask: Ask,
+    pub from: From,
+    pub reply: ReplyTo,
+}
+
+/// Where a question came from.
+#[derive(Debug, Clone)]
+pub enum From {
+    /// `control.sock`.
+    Local { uid: u32, user: Option<String>, groups: Vec<String> },
+    /// A people channel; who it is stands in the token.
+    People,
+}
+
+/// The way back to whoever asked.
+#[derive(Clone)]
+pub struct ReplyTo {
+    ticket: u64,
+    out: mpsc::UnboundedSender<Out>,
+}
+
+enum Out {
+    Say(Said),
+    /// Give the connection itself away.
+    Socket(Box<dyn FnOnce(OwnedFd) + Send>),
+}
+
+impl ReplyTo {
+    /// False when nobody listens any more.
+    pub fn say(&self, what: Saying) -> bool {
+        self.out.send(Out::Say(Said { ticket: self.ticket, what })).is_ok()
+    }
+
+    /// Hands the client's socket over; nothing may have been said before.
+    pub fn hand_over(&self, to: impl FnOnce(OwnedFd) + Send + 'static) {
+        let _ = self.out.send(Out::Socket(Box::new(to)));
+    }
+
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.out.is_closed()
+    }
+}
+
+/// Takes clients of `control.sock` until the loop ends.
+pub async fn accept(listener: std::os::unix::net::UnixListener, events: Events) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let Ok(stream) = stream.into_std() else { continue };
+                let fd = OwnedFd::from(stream);
+                match who(&fd) {
+                    Ok(from) => drop(tokio::spawn(serve(Channel::new(fd), from, events.clone()))),
+                    Err(error) => warn!(%error, "a client of the control socket has no credentials"),
+                }
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: going on at once would burn the processor.
+                warn!(%error, "the control socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// The kernel's word for who is at the other end. Names of root, who may do everything, need no
+/// look-up, which could ask the network.
+fn who(socket: &OwnedFd) -> io::Result<From> {
+    let peer = users::peer(socket)?;
+    if peer.uid == 0 {
+        return Ok(From::Local { uid: 0, user: Some("root".to_owned()), groups: Vec::new() });
+    }
+    let groups = users::peer_groups(socket)?.into_iter().chain([peer.gid]);
+    Ok(From::Local {
+        uid: peer.uid,
+        user: users::user_name(peer.uid),
+        groups: groups.filter_map(users::group_name).collect(),
+    })
+}
+
+/// Serves a listener's people channel.
+pub fn people(channel: Channel, events: Events) {
+    tokio::spawn(serve(channel, From::People, events));
+}
+
+async fn serve(channel: Channel, from: From, events: Events) {
+    if let Err(error) = talk(channel, from, events).await {
+        debug!(%error, "a client is gone");
+    }
+}
+
+async fn talk(channel: Channel, from: From, events: Events) -> io::Result<()> {
+    let (out, mut outbox) = mpsc::unbounded_channel();
+    let mut channel = Watched::new(channel)?;
+    loop {
+        tokio::select! {
+            said = outbox.recv() => match said {
+                Some(Out::Say(said)) => channel.queue(&said, &[], None),
+                Some(Out::Socket(to)) => {
+                    to(channel.into_socket());
+                    return Ok(());
+                }
+                None => return Ok(()),
+            },
+            frame = channel.next() => {
+                let ask: Ask = frame?.message()?;
+                let reply = ReplyTo { ticket: ask.ticket, out: out.clone() };
+                let asked = Asked { ask, from: from.clone(), reply };
+                if events.send(Event::Asked(Box::new(asked))).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

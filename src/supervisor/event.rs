@@ -1,0 +1,26 @@
+//! Everything the loop hears, in the one order in which it hears it.
+
+use super::{Supervisor, control::Asked, ledger::Told};
+use crate::{
+    domain::{api::FromLogger, model::AppName},
+    os::spawn::{SpawnError, Spawned},
+};
+
+/// One thing that happened.
+pub enum Event {
+    /// The spawner's answer.
+    Spawned { token: u64, result: Result<Spawned, SpawnError> },
+    /// A probe's answer, or why it does not go on.
+    Probed { app: AppName, attempt: u64, result: Result<(), String> },
+    /// Somebody wants something.
+    Asked(Box<Asked>),
+    /// From the thread of SQLite and of acceptance.
+    Told(Told),
+    /// From the logger of this run number.
+    Logger { run: u64, message: FromLogger },
+    /// Work on another thread is done: go on with it.
+    Then(Box<dyn FnOnce(&mut Supervisor) + Send>),
+}
+
+/// Where threads and tasks put what happened.
+pub type Events = tokio::sync::mpsc::UnboundedSender<Event>;

@@ -1,0 +1,398 @@
+//! The processes that everhook itself is made of: the logger and one listener an `http` entry. They
+//! are started from the running binary, restarted at once, then after 10 ms doubling to 1 s, and
+//! never given up.
+
+use std::{
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use super::{
+    Supervisor,
+    children::Owner,
+    control,
+    event::{Event, Events},
+    launch,
+    ledger::{Command, NewEvent},
+    prepare,
+};
+use crate::{
+    domain::{
+        api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
+        config::{Http, Identity, Serve},
+        model::Exit,
+    },
+    os::{
+        channel::Channel,
+        fifo,
+        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
+        watched::Watched,
+    },
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A process that lived this long was well.
+const WELL: Duration = Duration::from_secs(10);
+
+/// The life of an internal process.
+pub struct Keeper {
+    pub pid: Option<u32>,
+    pub pidfd: Option<OwnedFd>,
+    pub restarts: u64,
+    pub state: InstanceState,
+    started: Option<Instant>,
+    pause: Duration,
+    /// It may end now.
+    pub ending: bool,
+}
+
+impl Default for Keeper {
+    fn default() -> Self {
+        Self {
+            pid: None,
+            pidfd: None,
+            restarts: 0,
+            state: InstanceState::Stopped,
+            started: None,
+            pause: Duration::ZERO,
+            ending: false,
+        }
+    }
+}
+
+impl Keeper {
+    fn runs(&mut self, spawned: Spawned) {
+        self.pid = Some(spawned.pid);
+        self.pidfd = Some(spawned.pidfd);
+        self.state = InstanceState::Ready;
+        self.started = Some(Instant::now());
+    }
+
+    /// How long to wait before the next start; `None`: it may rest.
+    fn ended(&mut self) -> Option<Duration> {
+        self.pid = None;
+        self.pidfd = None;
+        if self.ending {
+            self.state = InstanceState::Stopped;
+            return None;
+        }
+        self.restarts += 1;
+        self.state = InstanceState::Backoff;
+        if self.started.take().is_some_and(|at| at.elapsed() >= WELL) {
+            self.pause = Duration::ZERO;
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        Some(pause)
+    }
+}
+
+/// One `http` entry: its socket, held whatever happens to the process.
+pub struct Listener {
+    pub entry: Http,
+    pub socket: Arc<OwnedFd>,
+    /// Port 0 resolved.
+    pub address: SocketAddr,
+    pub keeper: Keeper,
+    /// Names its channels in the ledger; never used twice.
+    pub number: usize,
+}
+
+/// The logger and what it captures.
+#[derive(Default)]
+pub struct Logger {
+    pub keeper: Keeper,
+    pub run: u64,
+    to: Option<mpsc::UnboundedSender<Outgoing>>,
+    /// What is captured, to be opened again by the next logger.
+    sources: std::collections::BTreeMap<(String, Stream), Source>,
+    echo: bool,
+}
+
+struct Source {
+    fifo: PathBuf,
+    sink: Sink,
+}
+
+struct Outgoing {
+    message: ToLogger,
+    fd: Option<OwnedFd>,
+}
+
+impl Logger {
+    #[must_use]
+    pub fn new(echo: bool) -> Self {
+        Self { echo, ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.to.is_some()
+    }
+
+    /// Says something to the logger; lost while there is none, since the next one is told everything.
+    pub fn tell(&self, message: &ToLogger, fd: Option<OwnedFd>) {
+        if let Some(to) = &self.to {
+            let _ = to.send(Outgoing { message: message.clone(), fd });
+        }
+    }
+
+    /// Captures a FIFO from now on.
+    pub fn open(&mut self, source: &str, stream: Stream, fifo: PathBuf, sink: Sink) {
+        let key = (source.to_owned(), stream);
+        self.send_open(&key, &fifo, &sink);
+        self.sources.insert(key, Source { fifo, sink });
+    }
+
+    /// Writes a captured FIFO to another file; false while there is no logger, whose successor will.
+    pub fn retarget(&mut self, ticket: u64, source: &str, stream: Stream, sink: &Sink) -> bool {
+        if let Some(known) = self.sources.get_mut(&(source.to_owned(), stream)) {
+            known.sink = sink.clone();
+        }
+        let message = ToLogger::Retarget { ticket, source: source.to_owned(), stream, sink: sink.clone() };
+        self.tell(&message, None);
+        self.to.is_some()
+    }
+
+    #[must_use]
+    pub fn captures(&self, source: &str, stream: Stream) -> bool {
+        self.sources.contains_key(&(source.to_owned(), stream))
+    }
+
+    /// Captures it no more.
+    pub fn close(&mut self, source: &str) {
+        self.sources.retain(|(name, _), _| name != source);
+        self.tell(&ToLogger::Close { source: source.to_owned() }, None);
+    }
+
+    fn send_open(&self, (source, stream): &(String, Stream), fifo: &PathBuf, sink: &Sink) {
+        if self.to.is_none() {
+            return;
+        }
+        match fifo::open_read_end(fifo) {
+            Ok(fd) => {
+                let message = ToLogger::Open { source: source.clone(), stream: *stream, sink: sink.clone() };
+                self.tell(&message, Some(fd));
+            }
+            Err(error) => error!(%source, fifo = %fifo.display(), %error, "output is not captured"),
+        }
+    }
+
+    fn tell_everything(&self) {
+        self.tell(&ToLogger::Echo { on: self.echo }, None);
+        for (key, source) in &self.sources {
+            self.send_open(key, &source.fifo, &source.sink);
+        }
+    }
+}
+
+impl Supervisor {
+    fn internal_spec(&self, args: &[String], uid: u32) -> Result<SpawnSpec, launch::Unfit> {
+        let who = Identity { uid, gid: uid, groups: Vec::new(), name: None, home: "/".into(), shell: "/bin/sh".into() };
+        let env = [("PATH", launch::PATH), ("LANG", "C.UTF-8")].map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let mut words = vec!["everhook".to_owned()];
+        words.extend_from_slice(args);
+        let mut spec = launch::spec(&words, &env.into(), &who, self.me.root)?;
+        spec.no_new_privs = true;
+        spec.no_capabilities = self.me.root;
+        spec.umask = 0o027;
+        Ok(spec)
+    }
+
+    pub fn start_logger(&mut self) {
+        let path = |path: PathBuf| path.display().to_string();
+        let (buffer, logs) = (path(self.layout.buffer()), path(self.layout.logs()));
+        let args = ["logger", "--buffer", &buffer, "--logs", &logs].map(str::to_owned);
+        let started = self.internal_spec(&args, prepare::LOGGER).map_err(|e| e.to_string()).and_then(|mut spec| {
+            let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+            let record = self.record_file("logger").map_err(|e| e.to_string())?;
+            spec.fds = vec![
+                (Arc::clone(&self.me.null), 0),
+                (Arc::clone(&self.me.stdout), 1),
+                (Arc::clone(&self.me.stderr), 2),
+                (Arc::new(theirs), 3),
+            ];
+            spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
+            Ok((ours, spec))
+        });
+        self.logger.keeper.state = InstanceState::Starting;
+        match started {
+            Ok((ours, spec)) => {
+                self.logger.run += 1;
+                let (to, outbox) = mpsc::unbounded_channel();
+                self.logger.to = Some(to);
+                tokio::spawn(speak_to_logger(ours, outbox, self.events.clone(), self.logger.run));
+                self.logger.tell_everything();
+                self.spawn(Owner::Logger, spec);
+            }
+            Err(error) => self.logger_stumbles(&error),
+        }
+    }
+
+    pub fn logger_spawned(&mut self, result: Result<Spawned, SpawnError>) {
+        match result {
+            Ok(spawned) => {
+                info!(pid = spawned.pid, "the logger runs");
+                self.logger.keeper.runs(spawned);
+                self.note(EventKind::Logger, None, "ready", None);
+            }
+            Err(error) => self.logger_stumbles(&error.to_string()),
+        }
+    }
+
+    pub fn logger_exited(&mut self, exit: Exit) {
+        if self.logger.keeper.ending {
+            self.logger.to = None;
+            self.logger.keeper.ended();
+            self.go_on_ending();
+        } else {
+            self.logger_stumbles(&exit.to_string());
+        }
+    }
+
+    fn logger_stumbles(&mut self, why: &str) {
+        self.logger.to = None;
+        self.forget_retargets();
+        let pause = self.logger.keeper.ended();
+        self.note(EventKind::Logger, Some("ready"), "backoff", Some(why.to_owned()));
+        warn!("the logger: {why}");
+        if let Some(pause) = pause {
+            self.later(pause, |supervisor| {
+                if !supervisor.logger.keeper.ending {
+                    supervisor.start_logger();
+                }
+            });
+        }
+    }
+
+    pub fn start_listener(&mut self, number: usize) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        listener.keeper.state = InstanceState::Starting;
+        let serve: Vec<&str> = listener.entry.serve.iter().map(|s| serve_word(*s)).collect();
+        let args = ["listener".to_owned(), "--serve".to_owned(), serve.join(",")];
+        let (entry, socket) = (listener.entry.clone(), Arc::clone(&listener.socket));
+        let started = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string()).and_then(|mut spec| {
+            spec.die_with_parent = true;
+            spec.rlimits = vec![
+                (libc::RLIMIT_NOFILE, 4096, 4096),
+                (libc::RLIMIT_CORE, 0, 0),
+                (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20),
+            ];
+            spec.fds = vec![
+                (Arc::clone(&self.me.null), 0),
+                (Arc::clone(&self.me.stderr), 1),
+                (Arc::clone(&self.me.stderr), 2),
+                (socket, 3),
+            ];
+            for (serve, fd) in entry.serve.iter().zip(4..) {
+                let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+                spec.fds.push((Arc::new(theirs), fd));
+                match serve {
+                    Serve::Hooks => self.ledger.send(Command::Channel { listener: number, channel: ours }),
+                    Serve::Api => control::people(ours, self.events.clone()),
+                }
+            }
+            Ok(spec)
+        });
+        match started {
+            Ok(spec) => self.spawn(Owner::Listener(number), spec),
+            Err(error) => self.listener_stumbles(number, &error),
+        }
+    }
+
+    pub fn listener_spawned(&mut self, number: usize, result: Result<Spawned, SpawnError>) {
+        match result {
+            Ok(spawned) => {
+                let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+                info!(pid = spawned.pid, bind = %listener.address, "a listener runs");
+                listener.keeper.runs(spawned);
+                self.note(EventKind::Listener, None, "ready", None);
+            }
+            Err(error) => self.listener_stumbles(number, &error.to_string()),
+        }
+    }
+
+    pub fn listener_exited(&mut self, number: usize, exit: Exit) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        if listener.keeper.ending {
+            listener.keeper.ended();
+            self.listeners.retain(|l| l.number != number);
+            self.go_on_ending();
+        } else {
+            self.listener_stumbles(number, &exit.to_string());
+        }
+    }
+
+    fn listener_stumbles(&mut self, number: usize, why: &str) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        let pause = listener.keeper.ended();
+        warn!(bind = %listener.address, "a listener: {why}");
+        self.note(EventKind::Listener, Some("ready"), "backoff", Some(why.to_owned()));
+        if let Some(pause) = pause {
+            self.later(pause, move |supervisor| supervisor.start_listener(number));
+        }
+    }
+
+    /// An event of everhook's own.
+    pub fn note(&mut self, kind: EventKind, from: Option<&str>, to: &str, cause: Option<String>) {
+        self.ledger.send(Command::Event(NewEvent {
+            at: crate::os::clock::now().wall,
+            app: None,
+            instance: None,
+            kind,
+            from: from.map(str::to_owned),
+            to: Some(to.to_owned()),
+            cause,
+            detail: None,
+        }));
+    }
+
+    /// Does something in the loop after a while; at once for no time.
+    pub fn later(&mut self, pause: Duration, then: impl FnOnce(&mut Supervisor) + Send + 'static) {
+        if pause.is_zero() {
+            return then(self);
+        }
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _ = events.send(Event::Then(Box::new(then)));
+        });
+    }
+}
+
+/// The word of SURFACE.md section 4, and of the listener's command line.
+#[must_use]
+pub fn serve_word(serve: Serve) -> &'static str {
+    match serve {
+        Serve::Hooks => "hooks",
+        Serve::Api => "api",
+    }
+}
+
+/// Carries messages both ways until the logger is gone.
+async fn speak_to_logger(channel: Channel, mut outbox: mpsc::UnboundedReceiver<Outgoing>, events: Events, run: u64) {
+    let Ok(mut channel) = Watched::new(channel) else { return };
+    loop {
+        tokio::select! {
+            out = outbox.recv() => match out {
+                Some(out) => channel.queue(&out.message, &[], out.fd),
+                None => return,
+            },
+            frame = channel.next() => match frame {
+                Ok(frame) => {
+                    if let Ok(message) = frame.message::<FromLogger>() {
+                        let _ = events.send(Event::Logger { run, message });
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}

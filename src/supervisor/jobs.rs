@@ -1,0 +1,300 @@
+//! One-shot processes that everhook runs for itself, and their whole trees: steps of a deploy and the
+//! tree helper. A job ends with its main process; what that left behind is ended and named.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::warn;
+
+use super::{Supervisor, children::Owner, launch, pipeline};
+use crate::{
+    domain::{
+        api::{RESULT_FD, Stream, TreeTask},
+        config::Identity,
+        deploy::{self, JobEnd},
+        model::{AppName, DeployId, Exit, Signal},
+    },
+    os::{
+        cgroup::Cgroup,
+        memfd, pidfd,
+        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
+        tree::{self, TreeQuery},
+    },
+};
+
+/// Names a job of this run of the supervisor.
+pub type JobId = u64;
+
+/// After the polite signal, KILL.
+const GRACE: Duration = Duration::from_secs(5);
+/// No answer of the tree helper is longer.
+const LONGEST_ANSWER: usize = 1024 * 1024;
+/// Lines of a failed job's log that go into its end.
+const LAST_LINES: u32 = 20;
+
+/// What is to be run.
+pub struct JobSpec {
+    /// `None`: an errand, whose output only its end sees.
+    pub deploy: Option<DeployId>,
+    pub app: AppName,
+    pub args: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub directory: PathBuf,
+    pub who: Identity,
+    /// An ordinary command of a team, to be run with less weight than apps.
+    pub is_step: bool,
+    pub cgroup: Option<Arc<Cgroup>>,
+}
+
+type Then = Box<dyn FnOnce(&mut Supervisor, JobEnd) + Send>;
+
+/// A job that runs.
+pub struct Job {
+    deploy: Option<DeployId>,
+    app: AppName,
+    /// As in `EVERHOOK_INSTANCE`.
+    name: String,
+    main: Option<u32>,
+    pidfd: Option<OwnedFd>,
+    answer: Arc<OwnedFd>,
+    /// What an errand says.
+    output: Option<Arc<OwnedFd>>,
+    cgroup: Option<Arc<Cgroup>>,
+    exit: Option<Exit>,
+    /// Its end was asked for.
+    unwanted: bool,
+    then: Then,
+}
+
+/// The jobs that run.
+pub type Jobs = HashMap<JobId, Job>;
+
+/// The FIFO of an app's deploys.
+#[must_use]
+pub fn stream_name(app: &AppName) -> String {
+    format!("{app}.deploy")
+}
+
+impl Supervisor {
+    /// Runs a job of a deploy; the deploy hears of its end.
+    pub fn start_job(&mut self, job: JobSpec) {
+        let Some(deploy) = job.deploy else { return };
+        let then: Then = Box::new(move |supervisor, end| {
+            supervisor.deploy_event(deploy::Event::JobEnded { deploy, end });
+        });
+        let name = format!("{}.job", job.app);
+        self.run(job, name, then);
+    }
+
+    /// Runs the tree helper outside of any deploy.
+    pub fn start_errand(
+        &mut self,
+        app: &AppName,
+        who: &Identity,
+        task: &TreeTask,
+        then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
+    ) {
+        let job = JobSpec {
+            deploy: None,
+            app: app.clone(),
+            args: pipeline::tree_args(task),
+            env: launch::base_env(who),
+            directory: self.layout.app(app),
+            who: who.clone(),
+            is_step: false,
+            cgroup: None,
+        };
+        let name = format!("{app}.errand-{}", self.ticket());
+        self.run(job, name, Box::new(then));
+    }
+
+    fn run(&mut self, job: JobSpec, name: String, then: Then) {
+        let id = self.ticket();
+        match self.job_order(&job, &name) {
+            Ok((answer, output, spec)) => {
+                let running = Job {
+                    deploy: job.deploy,
+                    app: job.app,
+                    name,
+                    main: None,
+                    pidfd: None,
+                    answer,
+                    output,
+                    cgroup: job.cgroup,
+                    exit: None,
+                    unwanted: false,
+                    then,
+                };
+                self.jobs.insert(id, running);
+                self.spawn(Owner::Job(id), spec);
+            }
+            Err(error) => then(self, never_was(error)),
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn job_order(
+        &mut self,
+        job: &JobSpec,
+        name: &str,
+    ) -> Result<(Arc<OwnedFd>, Option<Arc<OwnedFd>>, SpawnSpec), String> {
+        let mut env = job.env.clone();
+        env.insert("EVERHOOK_BOOT".to_owned(), self.me.boot.clone());
+        env.insert("EVERHOOK_INSTANCE".to_owned(), name.to_owned());
+        let mut spec = launch::spec(&job.args, &env, &job.who, self.me.root).map_err(|e| e.to_string())?;
+        let scratch = |name| memfd::anonymous(name).map(Arc::new).map_err(|e| e.to_string());
+        let answer = scratch("answer")?;
+        let output = if job.deploy.is_some() { None } else { Some(scratch("output")?) };
+        let to = match &output {
+            Some(output) => Arc::clone(output),
+            None => self.deploy_stream(&job.app, &job.who).ok_or("the deploy's log is not there")?,
+        };
+        spec.directory.clone_from(&job.directory);
+        spec.fds = vec![(Arc::clone(&self.me.null), 0), (Arc::clone(&to), 1), (to, 2)];
+        if job.is_step {
+            spec.nice = 10;
+            spec.oom_score_adj = 500;
+        } else {
+            spec.fds.push((Arc::clone(&answer), RESULT_FD));
+        }
+        spec.die_with_parent = true;
+        spec.no_new_privs = true;
+        spec.cgroup = job.cgroup.as_ref().map(|group| group.folder());
+        if job.deploy.is_some() {
+            let record = self.record_file(name).map_err(|e| e.to_string())?;
+            spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
+        }
+        Ok((answer, output, spec))
+    }
+
+    pub fn job_never_was(&mut self, deploy: DeployId, error: String) {
+        self.deploy_event(deploy::Event::JobEnded { deploy, end: never_was(error) });
+    }
+
+    pub fn job_spawned(&mut self, id: JobId, result: Result<Spawned, SpawnError>) {
+        match result {
+            Ok(Spawned { pid, pidfd }) => {
+                let Some(job) = self.jobs.get_mut(&id) else { return };
+                job.main = Some(pid);
+                job.pidfd = Some(pidfd);
+                if job.unwanted {
+                    self.end_job(id);
+                }
+            }
+            Err(error) => {
+                if let Some(job) = self.jobs.remove(&id) {
+                    (job.then)(self, never_was(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Ends the tree of the job that this deploy runs.
+    pub fn end_job_of(&mut self, deploy: DeployId) {
+        let found = self.jobs.iter().find(|(_, job)| job.deploy == Some(deploy)).map(|(id, _)| *id);
+        if let Some(id) = found {
+            self.end_job(id);
+        }
+    }
+
+    fn end_job(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.unwanted = true;
+        if job.main.is_none() && job.exit.is_none() {
+            return;
+        }
+        self.signal_job(id, Signal::TERM);
+        self.later(GRACE, move |supervisor| supervisor.signal_job(id, Signal::KILL));
+    }
+
+    fn signal_job(&mut self, id: JobId, signal: Signal) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        if let Some(fd) = &job.pidfd {
+            let _ = pidfd::signal(fd, signal);
+        }
+        for member in self.job_tree(job) {
+            let _ = pidfd::signal(&member.pidfd, signal);
+        }
+        self.look_at_ending_jobs();
+    }
+
+    fn job_tree(&self, job: &Job) -> Vec<tree::Member> {
+        let query =
+            TreeQuery { root: job.main, boot: &self.me.boot, instance: &job.name, cgroup: job.cgroup.as_deref() };
+        tree::members(&query).unwrap_or_default()
+    }
+
+    pub fn job_exited(&mut self, id: JobId, exit: Exit) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.exit = Some(exit);
+        job.main = None;
+        job.pidfd = None;
+        let Some(job) = self.jobs.get(&id) else { return };
+        let left = self.job_tree(job);
+        if !left.is_empty() {
+            if !job.unwanted {
+                let names: Vec<String> = left.iter().map(|m| format!("{} ({})", m.name, m.pid)).collect();
+                warn!(app = %job.app, left = %names.join(", "), "a step left processes behind; they are ended");
+            }
+            self.end_job(id);
+        }
+        self.look_at_ending_jobs();
+    }
+
+    /// Jobs whose main process is gone end when their tree is empty.
+    pub fn look_at_ending_jobs(&mut self) {
+        let is_over = |job: &Job| job.exit.is_some() && self.job_tree(job).is_empty();
+        let over: Vec<JobId> = self.jobs.iter().filter(|(_, job)| is_over(job)).map(|(id, _)| *id).collect();
+        for id in over {
+            if let Some(job) = self.jobs.remove(&id) {
+                self.job_is_over(job);
+            }
+        }
+    }
+
+    fn job_is_over(&mut self, job: Job) {
+        let exit = job.exit.unwrap_or(Exit::Unknown);
+        let answer = memfd::read_all(&job.answer, LONGEST_ANSWER).unwrap_or_default();
+        let then = job.then;
+        let end = move |last_lines| JobEnd { exit, error: None, answer, last_lines };
+        match (job.deploy, job.output) {
+            (Some(deploy), _) => {
+                let path = self.layout.deploy_log(deploy);
+                self.tail(path, LAST_LINES, move |supervisor, lines| then(supervisor, end(lines)));
+            }
+            (None, Some(output)) => {
+                let text = memfd::read_all(&output, LONGEST_ANSWER).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                then(self, end(text.lines().map(str::to_owned).collect()));
+            }
+            (None, None) => then(self, end(Vec::new())),
+        }
+    }
+
+    /// The child's end of the FIFO that this app's deploys write to.
+    pub fn deploy_stream(&mut self, app: &AppName, who: &Identity) -> Option<Arc<OwnedFd>> {
+        if let Some(stream) = self.deploy_streams.get(app) {
+            return Some(Arc::clone(stream));
+        }
+        match self.maker.stream(&stream_name(app), Stream::Out, who) {
+            Ok(stream) => {
+                let stream = Arc::new(stream);
+                self.deploy_streams.insert(app.clone(), Arc::clone(&stream));
+                Some(stream)
+            }
+            Err(error) => {
+                warn!(%app, "{error}");
+                None
+            }
+        }
+    }
+}
+
+fn never_was(error: String) -> JobEnd {
+    JobEnd { exit: Exit::Unknown, error: Some(error), answer: Vec::new(), last_lines: Vec::new() }
+}

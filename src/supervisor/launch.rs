@@ -1,0 +1,134 @@
+//! From an app's config to the process that is to be started: SURFACE.md section 6.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    domain::{
+        config::{self, Command, Identity},
+        model::InstanceId,
+        service::Release,
+    },
+    os::spawn::{Credentials, SpawnSpec},
+};
+
+/// Where programs are looked for.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The running binary, whatever has become of its file.
+const MYSELF: &str = "/proc/self/exe";
+
+/// A process cannot be described: a NUL byte in what the config says, no such program.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("{0:?} holds a NUL byte")]
+    Nul(String),
+    #[error("there is no program {0:?} in {PATH}")]
+    NoProgram(String),
+}
+
+/// The variables of everything that runs as this identity.
+#[must_use]
+pub fn base_env(who: &Identity) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([("PATH", PATH.to_owned()), ("LANG", "C.UTF-8".to_owned())]);
+    env.insert("HOME", who.home.display().to_string());
+    env.insert("SHELL", who.shell.display().to_string());
+    if let Some(name) = &who.name {
+        env.insert("USER", name.clone());
+        env.insert("LOGNAME", name.clone());
+    }
+    if let Ok(zone) = std::env::var("TZ") {
+        env.insert("TZ", zone);
+    }
+    env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The variables of an instance: ours, then `env_file`, then `env`.
+#[must_use]
+pub fn instance_env(
+    app: &config::App,
+    instance: &InstanceId,
+    release: Option<&Release>,
+    boot: &str,
+    env_file: &[(String, String)],
+) -> BTreeMap<String, String> {
+    let mut env = base_env(&app.run_as);
+    let mut set = |name: &str, value: String| env.insert(name.to_owned(), value);
+    set("EVERHOOK_APP", app.name.to_string());
+    set("EVERHOOK_INSTANCE", instance.to_string());
+    set("EVERHOOK_BOOT", boot.to_owned());
+    if let Some(release) = release {
+        set("EVERHOOK_RELEASE", release.id.to_string());
+        set("EVERHOOK_COMMIT", release.commit.to_string());
+    }
+    if let Some(port) = app.port {
+        set("PORT", (u32::from(port) + instance.number - 1).to_string());
+    }
+    env.extend(env_file.iter().cloned());
+    env.extend(app.env.clone());
+    // Whoever looks for the tree looks for these: nobody may say otherwise.
+    env.insert("EVERHOOK_INSTANCE".to_owned(), instance.to_string());
+    env.insert("EVERHOOK_BOOT".to_owned(), boot.to_owned());
+    env
+}
+
+/// Where an instance works: `directory`, inside the release where it is relative to one.
+#[must_use]
+pub fn directory(app: &config::App, release: Option<&Release>) -> PathBuf {
+    match (&app.directory, release) {
+        (Some(directory), Some(release)) => release.directory.join(directory),
+        (Some(directory), None) => directory.clone(),
+        (None, Some(release)) => release.directory.clone(),
+        (None, None) => PathBuf::from("/"),
+    }
+}
+
+/// A spec for a command line; `path` is where a bare name is looked for.
+///
+/// # Errors
+/// When it cannot be described to the kernel.
+pub fn spec(
+    args: &[String],
+    env: &BTreeMap<String, String>,
+    who: &Identity,
+    change_user: bool,
+) -> Result<SpawnSpec, Unfit> {
+    let program = args.first().map_or("", String::as_str);
+    let file = if program == "everhook" {
+        PathBuf::from(MYSELF)
+    } else if program.contains('/') {
+        PathBuf::from(program)
+    } else {
+        let path = env.get("PATH").map_or(PATH, String::as_str);
+        find(program, path).ok_or_else(|| Unfit::NoProgram(program.to_owned()))?
+    };
+    let args = args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;
+    let mut spec = SpawnSpec::new(text(&file.to_string_lossy())?, args);
+    spec.env = env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<_, _>>()?;
+    spec.credentials = change_user.then(|| Credentials { uid: who.uid, gid: who.gid, groups: who.groups.clone() });
+    Ok(spec)
+}
+
+/// The command line of an app.
+#[must_use]
+pub fn arguments(command: &Command) -> Vec<String> {
+    match command {
+        Command::List(words) => words.clone(),
+        Command::Shell(line) => ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
+    }
+}
+
+fn text(plain: &str) -> Result<CString, Unfit> {
+    CString::new(plain).map_err(|_| Unfit::Nul(plain.to_owned()))
+}
+
+fn find(program: &str, path: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let runs = |file: &PathBuf| {
+        std::fs::metadata(file).is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
+    };
+    path.split(':').map(|folder| Path::new(folder).join(program)).find(runs)
+}

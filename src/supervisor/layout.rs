@@ -1,0 +1,112 @@
+//! Where things are: SURFACE.md section 1.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use crate::domain::{
+    api::Stream,
+    model::{AppName, DeployId, InstanceId, ReleaseId},
+};
+
+/// The folders of one supervisor.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub state: PathBuf,
+    pub run: PathBuf,
+}
+
+impl Layout {
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.state.join("everhook.db")
+    }
+
+    #[must_use]
+    pub fn app(&self, app: &AppName) -> PathBuf {
+        self.state.join("apps").join(app.as_str())
+    }
+
+    #[must_use]
+    pub fn live(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("live")
+    }
+
+    #[must_use]
+    pub fn down(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("down")
+    }
+
+    #[must_use]
+    pub fn releases(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("releases")
+    }
+
+    #[must_use]
+    pub fn release(&self, app: &AppName, release: &ReleaseId) -> PathBuf {
+        self.releases(app).join(release.to_string())
+    }
+
+    #[must_use]
+    pub fn cache(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("cache")
+    }
+
+    /// One mirror for all apps with this repository and this group, which may read it.
+    #[must_use]
+    pub fn mirror(&self, repo: &str, group: u32) -> PathBuf {
+        self.state.join("mirrors").join(format!("{}.git", &hash(&format!("{repo}\n{group}"))[..24]))
+    }
+
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.state.join("logs")
+    }
+
+    #[must_use]
+    pub fn log(&self, instance: &InstanceId, stream: Stream) -> PathBuf {
+        self.logs().join(instance.app.as_str()).join(format!("{instance}.{}.log", stream.as_str()))
+    }
+
+    #[must_use]
+    pub fn deploy_log(&self, deploy: DeployId) -> PathBuf {
+        self.logs().join("deploys").join(format!("{deploy}.log"))
+    }
+
+    /// What a later supervisor knows a process by; `name` is an instance's or an internal process's.
+    #[must_use]
+    pub fn record(&self, name: &str) -> PathBuf {
+        self.run.join("records").join(name)
+    }
+
+    #[must_use]
+    pub fn fifo(&self, source: &str, stream: Stream) -> PathBuf {
+        self.run.join("fifo").join(format!("{source}.{}", stream.as_str()))
+    }
+
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.run.join("lock")
+    }
+
+    /// The logger's buffer, which outlives it.
+    #[must_use]
+    pub fn buffer(&self) -> PathBuf {
+        self.run.join("logger.buffer")
+    }
+
+    /// The same over restarts and different for every `state_dir`, for names that others may use too.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        format!("everhook-{}", &hash(&self.state.to_string_lossy())[..12])
+    }
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,123 @@
+//! Rows of deliveries.
+
+use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+
+use super::rows::{filter, moment, some_word, word};
+use crate::domain::{
+    api::{DeliveryState, DeliveryView},
+    model::{AppName, At, CommitId, DeliveryId, DeployId},
+};
+
+/// A delivery without its number.
+#[derive(Debug, Clone)]
+pub(super) struct NewDelivery {
+    pub sender_id: Option<String>,
+    pub at: At,
+    /// As the path names it, else the one app that it is about.
+    pub app: Option<String>,
+    pub dialect: Option<String>,
+    pub event: Option<String>,
+    pub ref_name: Option<String>,
+    pub commit: Option<CommitId>,
+    pub sender: Option<String>,
+    pub address: String,
+    pub state: DeliveryState,
+    pub reason: Option<String>,
+    pub duplicate_of: Option<DeliveryId>,
+    /// The apps it is about, for whoever may see these alone.
+    pub apps: Vec<AppName>,
+}
+
+pub(super) fn append(connection: &Connection, new: &NewDelivery) -> rusqlite::Result<DeliveryId> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO deliveries
+             (sender_id, at, app, dialect, event, ref, \"commit\", sender, address, state, reason, duplicate_of)
+         VALUES (:sender_id, :at, :app, :dialect, :event, :ref, :commit, :sender, :address, :state, :reason, :of)",
+    )?;
+    insert.execute(named_params! {
+        ":sender_id": new.sender_id,
+        ":at": new.at.0,
+        ":app": new.app,
+        ":dialect": new.dialect,
+        ":event": new.event,
+        ":ref": new.ref_name,
+        ":commit": new.commit.as_ref().map(CommitId::as_str),
+        ":sender": new.sender,
+        ":address": new.address,
+        ":state": new.state.to_string(),
+        ":reason": new.reason,
+        ":of": new.duplicate_of,
+    })?;
+    let id = connection.last_insert_rowid();
+    let mut about = connection.prepare_cached("INSERT INTO delivery_apps (delivery, app) VALUES (?1, ?2)")?;
+    for app in &new.apps {
+        about.execute(params![id, app.as_str()])?;
+    }
+    Ok(id)
+}
+
+/// Keeps the exact bytes of an accepted delivery.
+pub(super) fn keep_body(connection: &Connection, id: DeliveryId, body: &[u8]) -> rusqlite::Result<()> {
+    connection.prepare_cached("INSERT INTO bodies (delivery, body) VALUES (?1, ?2)")?.execute(params![id, body])?;
+    Ok(())
+}
+
+/// The last `n` that are about these apps, newest first.
+pub(super) fn list(connection: &Connection, apps: Option<&[AppName]>, n: u32) -> rusqlite::Result<Vec<DeliveryView>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT * FROM deliveries WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM delivery_apps
+             WHERE delivery = deliveries.id AND app IN (SELECT value FROM json_each(?1)))
+         ORDER BY id DESC LIMIT ?2",
+    )?;
+    let rows = statement.query_map(params![filter(apps), n], read)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    rows.into_iter().map(|row| with_deploys(connection, row, apps)).collect()
+}
+
+pub(super) fn find(
+    connection: &Connection,
+    id: DeliveryId,
+    apps: Option<&[AppName]>,
+) -> rusqlite::Result<Option<DeliveryView>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT * FROM deliveries WHERE id = ?1 AND (?2 IS NULL OR EXISTS (SELECT 1 FROM delivery_apps
+             WHERE delivery = deliveries.id AND app IN (SELECT value FROM json_each(?2))))",
+    )?;
+    let row = statement.query_row(params![id, filter(apps)], read).optional()?;
+    row.map(|row| with_deploys(connection, row, apps)).transpose()
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<DeliveryView> {
+    Ok(DeliveryView {
+        id: row.get("id")?,
+        sender_id: row.get("sender_id")?,
+        at: moment(row, "at")?,
+        app: row.get("app")?,
+        dialect: row.get("dialect")?,
+        event: row.get("event")?,
+        ref_name: row.get("ref")?,
+        commit: some_word(row, "commit")?,
+        sender: row.get("sender")?,
+        address: row.get("address")?,
+        state: word(row, "state")?,
+        reason: row.get("reason")?,
+        deploys: Vec::new(),
+        duplicate_of: row.get("duplicate_of")?,
+    })
+}
+
+/// Adds the deploys that came of it, of these apps.
+fn with_deploys(
+    connection: &Connection,
+    mut view: DeliveryView,
+    apps: Option<&[AppName]>,
+) -> rusqlite::Result<DeliveryView> {
+    if view.state == DeliveryState::Accepted {
+        let mut statement = connection.prepare_cached(
+            "SELECT id FROM deploys WHERE delivery = ?1
+                 AND (?2 IS NULL OR app IN (SELECT value FROM json_each(?2))) ORDER BY id",
+        )?;
+        let ids = statement.query_map(params![view.id, filter(apps)], |row| row.get::<_, DeployId>(0))?;
+        view.deploys = ids.collect::<rusqlite::Result<_>>()?;
+    }
+    Ok(view)
+}

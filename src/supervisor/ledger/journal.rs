@@ -1,0 +1,104 @@
+//! Rows of events and of the audit.
+
+use rusqlite::{Connection, Row, named_params, params};
+
+use super::{
+    rows::{by, filter, json, moment, some_word, word},
+    say::{NewAudit, NewEvent},
+};
+use crate::domain::{
+    api::{AuditView, EventView},
+    model::{AppName, At},
+};
+
+pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite::Result<EventView> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO events (at, app, instance, kind, \"from\", \"to\", cause, detail)
+         VALUES (:at, :app, :instance, :kind, :from, :to, :cause, :detail)",
+    )?;
+    insert.execute(named_params! {
+        ":at": new.at.0,
+        ":app": new.app.as_ref().map(AppName::as_str),
+        ":instance": new.instance.as_ref().map(ToString::to_string),
+        ":kind": new.kind.to_string(),
+        ":from": new.from,
+        ":to": new.to,
+        ":cause": new.cause,
+        ":detail": new.detail,
+    })?;
+    let NewEvent { at, app, instance, kind, from, to, cause, detail } = new.clone();
+    Ok(EventView { id: connection.last_insert_rowid(), at, app, instance, kind, from, to, cause, detail })
+}
+
+/// The last `n` of these apps, oldest first.
+pub(super) fn events(
+    connection: &Connection,
+    apps: Option<&[AppName]>,
+    n: u32,
+    since: Option<At>,
+) -> rusqlite::Result<Vec<EventView>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT * FROM events WHERE (?1 IS NULL OR app IN (SELECT value FROM json_each(?1)))
+             AND (?3 IS NULL OR at >= ?3) ORDER BY id DESC LIMIT ?2",
+    )?;
+    let rows = statement.query_map(params![filter(apps), n, since.map(|at| at.0)], read_event)?;
+    oldest_first(rows)
+}
+
+pub(super) fn append_audit(connection: &Connection, new: &NewAudit) -> rusqlite::Result<()> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO audit (at, by, address, action, app, outcome, reason)
+         VALUES (:at, :by, :address, :action, :app, :outcome, :reason)",
+    )?;
+    insert.execute(named_params! {
+        ":at": new.at.0,
+        ":by": json(&new.by),
+        ":address": new.address,
+        ":action": new.action,
+        ":app": new.app,
+        ":outcome": new.outcome,
+        ":reason": new.reason,
+    })?;
+    Ok(())
+}
+
+/// The last `n`, oldest first.
+pub(super) fn audit(connection: &Connection, n: u32, since: Option<At>) -> rusqlite::Result<Vec<AuditView>> {
+    let mut statement =
+        connection.prepare_cached("SELECT * FROM audit WHERE ?2 IS NULL OR at >= ?2 ORDER BY id DESC LIMIT ?1")?;
+    let rows = statement.query_map(params![n, since.map(|at| at.0)], read_audit)?;
+    oldest_first(rows)
+}
+
+fn oldest_first<T>(newest_first: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Result<Vec<T>> {
+    let mut rows = newest_first.collect::<rusqlite::Result<Vec<_>>>()?;
+    rows.reverse();
+    Ok(rows)
+}
+
+fn read_event(row: &Row<'_>) -> rusqlite::Result<EventView> {
+    Ok(EventView {
+        id: row.get("id")?,
+        at: moment(row, "at")?,
+        app: some_word(row, "app")?,
+        instance: some_word(row, "instance")?,
+        kind: word(row, "kind")?,
+        from: row.get("from")?,
+        to: row.get("to")?,
+        cause: row.get("cause")?,
+        detail: row.get("detail")?,
+    })
+}
+
+fn read_audit(row: &Row<'_>) -> rusqlite::Result<AuditView> {
+    Ok(AuditView {
+        id: row.get("id")?,
+        at: moment(row, "at")?,
+        by: by(row)?,
+        address: row.get("address")?,
+        action: row.get("action")?,
+        app: row.get("app")?,
+        outcome: row.get("outcome")?,
+        reason: row.get("reason")?,
+    })
+}

@@ -1,0 +1,98 @@
+//! The thread that owns SQLite and the hooks channels: it proves and parses deliveries, matches them
+//! against a snapshot of the config, commits in groups, answers, and then tells the loop. DESIGN.md
+//! sections 3, 7, 8 and 10.
+//!
+//! It decides nothing about an app's life, and nothing that supervises waits for it: a full disk or a
+//! damaged database costs deliveries a 503 and events their place in the store, no app its process.
+
+mod deliveries;
+mod deploys;
+mod hooks;
+mod journal;
+mod keep;
+mod queries;
+mod rows;
+mod say;
+mod store;
+mod thread;
+mod webhook;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+pub use say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told, Unfinished};
+
+/// The handle of the thread.
+pub struct Ledger {
+    inbox: Arc<Inbox>,
+    thread: JoinHandle<()>,
+}
+
+/// Commands on their way to the thread.
+struct Inbox {
+    commands: Mutex<Vec<Command>>,
+    /// Readable while there may be commands.
+    wake: EventFd,
+    /// Transactions so far.
+    #[cfg(test)]
+    commits: std::sync::atomic::AtomicU64,
+}
+
+impl Inbox {
+    fn take(&self) -> Vec<Command> {
+        // The count is of no interest; "would block" says that nobody called.
+        let _ = self.wake.read();
+        std::mem::take(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Ledger {
+    /// Starts the thread, which opens the database at `path` (or begins it); `tell` is called on it
+    /// and must not block. That the database cannot be opened is told, not returned.
+    ///
+    /// # Errors
+    /// When the machine gives no thread or descriptor.
+    pub fn start(path: &Path, tell: Box<dyn Fn(Told) + Send>) -> io::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let inbox = Arc::new(Inbox {
+            commands: Mutex::new(Vec::new()),
+            wake,
+            #[cfg(test)]
+            commits: std::sync::atomic::AtomicU64::new(0),
+        });
+        let state = thread::State::new(path.to_owned(), tell, Arc::clone(&inbox));
+        let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(|| state.run())?;
+        Ok(Self { inbox, thread })
+    }
+
+    /// Hands a command over; never blocks.
+    pub fn send(&self, command: Command) {
+        let mut commands = self.inbox.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = commands.is_empty();
+        commands.push(command);
+        drop(commands);
+        // Whoever put the first one in wakes the thread; it takes all at once.
+        if first {
+            // Fails only at a count of 2^64 - 2, and then the thread is awake.
+            let _ = self.inbox.wake.write(1);
+        }
+    }
+
+    /// Commits what was sent, closes the database and ends the thread. What the disk does not take
+    /// now is lost, and logged.
+    pub fn close(self) {
+        self.send(Command::Close);
+        if self.thread.join().is_err() {
+            tracing::error!("the ledger's thread panicked");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Words of the domain in columns: what is text there is parsed here.
+
+use std::str::FromStr;
+
+use rusqlite::{Row, types::Type};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::domain::{
+    api::By,
+    model::{AppName, At},
+};
+
+/// A column of text as the word it is.
+pub(super) fn word<T: FromStr>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|_| bad(column, &text))
+}
+
+/// As [`word`], where the column may be null.
+pub(super) fn some_word<T: FromStr>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| text.parse().map_err(|_| bad(column, &text))).transpose()
+}
+
+pub(super) fn moment(row: &Row<'_>, column: &str) -> rusqlite::Result<At> {
+    row.get(column).map(At)
+}
+
+pub(super) fn some_moment(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<At>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(At))
+}
+
+/// Who did it, a column of JSON.
+pub(super) fn by(row: &Row<'_>) -> rusqlite::Result<By> {
+    let text: String = row.get("by")?;
+    read(&text).ok_or_else(|| bad("by", &text))
+}
+
+/// Plain data as JSON.
+pub(super) fn json(data: &impl Serialize) -> String {
+    serde_json::to_string(data).expect("plain data always serializes")
+}
+
+/// A filter by apps for `json_each`; `None`, and so null, for all.
+pub(super) fn filter(apps: Option<&[AppName]>) -> Option<String> {
+    apps.map(|apps| json(&apps))
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_str(text).ok()
+}
+
+fn bad(column: &str, text: &str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, format!("column {column} holds {text:?}").into())
+}

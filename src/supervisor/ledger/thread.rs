@@ -1,0 +1,471 @@
+//! The thread: one round takes everything that is there, writes it in one transaction, and answers
+//! and tells after the commit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use nix::poll::PollTimeout;
+use rusqlite::Connection;
+
+use super::{
+    Inbox,
+    deliveries::{self, NewDelivery},
+    deploys,
+    hooks::{Arrived, Hooks},
+    journal, keep, queries,
+    say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told},
+    store::{self, Fault, StoreError},
+    webhook::{self, Incoming, Reading},
+};
+use crate::domain::{
+    api::{Answer, DeployView, EventKind},
+    deploy::accept::Snapshot,
+    model::{AppName, At, CommitId, DeployId},
+};
+
+/// How often a store that takes nothing is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// A refused delivery is written with the next commit, at the latest after this.
+const REFUSED_WAIT: Duration = Duration::from_secs(1);
+/// Writes that may wait for a store that takes nothing; then events are dropped and counted.
+const MOST_WAITING: usize = 10_000;
+/// Rows are pruned after this many commits' worth of new ones.
+const PRUNE_EVERY: u32 = 500;
+
+/// A command that changes the store.
+enum Write {
+    NewDeploy(NewDeploy),
+    Update { deploy: Box<DeployView>, attempts: u32, ticket: Option<u64> },
+    Event(NewEvent),
+    Audit(NewAudit),
+}
+
+/// What one transaction did, to be answered and told after its commit.
+#[derive(Default)]
+struct Done {
+    answers: Vec<(usize, Answer)>,
+    told: Vec<Told>,
+    refused: Vec<NewDelivery>,
+    /// Apps that got rows, `None` for rows of no app.
+    touched: BTreeSet<Option<AppName>>,
+}
+
+/// Everything the thread knows.
+pub(super) struct State {
+    path: PathBuf,
+    tell: Box<dyn Fn(Told) + Send>,
+    inbox: Arc<Inbox>,
+    store: Option<Connection>,
+    hooks: Hooks,
+    snapshot: Arc<Snapshot>,
+    live: BTreeMap<AppName, CommitId>,
+    /// New deploys get higher numbers.
+    above: DeployId,
+    writes: VecDeque<Write>,
+    queries: Vec<(u64, Query)>,
+    /// Refused deliveries that are not written yet, and since when.
+    refused: VecDeque<NewDelivery>,
+    refused_since: Option<Instant>,
+    /// The store took nothing at the last try; when it is tried again.
+    trouble: Option<Instant>,
+    /// Events that found no place while it did.
+    dropped: u64,
+    touched: BTreeSet<Option<AppName>>,
+    written: u32,
+    closing: bool,
+}
+
+impl State {
+    pub(super) fn new(path: PathBuf, tell: Box<dyn Fn(Told) + Send>, inbox: Arc<Inbox>) -> Self {
+        Self {
+            path,
+            tell,
+            inbox,
+            store: None,
+            hooks: Hooks::default(),
+            snapshot: Arc::default(),
+            live: BTreeMap::new(),
+            above: 0,
+            writes: VecDeque::new(),
+            queries: Vec::new(),
+            refused: VecDeque::new(),
+            refused_since: None,
+            trouble: None,
+            dropped: 0,
+            touched: BTreeSet::new(),
+            written: PRUNE_EVERY,
+            closing: false,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        self.open();
+        while !self.closing {
+            self.hooks.wait(self.inbox.wake.as_fd(), self.timeout());
+            for command in self.inbox.take() {
+                self.sort(command);
+            }
+            let arrived = self.hooks.take(now());
+            self.round(arrived);
+        }
+        if let Some(Err((_, error))) = self.store.take().map(Connection::close) {
+            tracing::error!("{}: {error}", self.path.display());
+        }
+    }
+
+    /// Nothing to wait for but what wakes us, unless the disk is to be tried again.
+    fn timeout(&self) -> PollTimeout {
+        let refused = self.refused_since.map(|since| since + REFUSED_WAIT);
+        let Some(due) = self.trouble.or(refused) else { return PollTimeout::NONE };
+        let left = due.saturating_duration_since(Instant::now()).as_millis() + 1;
+        u16::try_from(left).map_or(PollTimeout::MAX, PollTimeout::from)
+    }
+
+    fn sort(&mut self, command: Command) {
+        match command {
+            Command::Channel { listener, channel } => self.hooks.replace(listener, channel),
+            Command::Snapshot(snapshot) => self.snapshot = snapshot,
+            Command::Live { app, commit: Some(commit) } => drop(self.live.insert(app, commit)),
+            Command::Live { app, commit: None } => drop(self.live.remove(&app)),
+            Command::Above(id) => self.above = self.above.max(id),
+            Command::NewDeploy(new) => self.writes.push_back(Write::NewDeploy(new)),
+            Command::Update { deploy, attempts, ticket } => {
+                self.writes.push_back(Write::Update { deploy, attempts, ticket });
+            }
+            Command::Event(_) if self.writes.len() >= MOST_WAITING && self.trouble.is_some() => self.dropped += 1,
+            Command::Event(new) => self.writes.push_back(Write::Event(new)),
+            Command::Audit(new) => self.writes.push_back(Write::Audit(new)),
+            Command::Query { ticket, query } => self.queries.push((ticket, query)),
+            Command::Health { ticket } => self.hooks.healthy(ticket),
+            Command::Close => self.closing = true,
+        }
+    }
+
+    fn round(&mut self, arrived: Arrived) {
+        for ticket in arrived.health {
+            (self.tell)(Told::Health { ticket });
+        }
+        let done = self.write(&arrived.deliveries);
+        for (listener, answer) in &done.answers {
+            self.hooks.answer(*listener, answer);
+        }
+        let gone = self.hooks.flush();
+        for told in done.told {
+            (self.tell)(told);
+        }
+        for listener in arrived.closed.into_iter().chain(gone) {
+            (self.tell)(Told::ChannelClosed { listener });
+        }
+        self.answer_queries();
+    }
+
+    /// Writes everything that waits, if there is something and it is time.
+    fn write(&mut self, incoming: &[Incoming]) -> Done {
+        if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
+            return self.turn_away(incoming);
+        }
+        self.open();
+        let overdue = self.refused_since.is_some_and(|since| since.elapsed() >= REFUSED_WAIT);
+        let asked = !self.queries.is_empty() || self.closing || overdue;
+        let something = !self.writes.is_empty() || !incoming.is_empty() || (asked && !self.refused.is_empty());
+        if !something && self.trouble.is_none() {
+            return Done::default();
+        }
+        let Some(store) = &self.store else { return self.turn_away(incoming) };
+        match self.transact(store, incoming) {
+            Ok(done) => self.finish(done),
+            Err(error) if Fault::of(&error) == Fault::Damaged => {
+                self.begin_anew(&error);
+                match self.store.as_ref().map(|store| self.transact(store, incoming)) {
+                    Some(Ok(done)) => self.finish(done),
+                    Some(Err(error)) => self.give_up(&error, incoming),
+                    None => self.turn_away(incoming),
+                }
+            }
+            Err(error) => self.give_up(&error, incoming),
+        }
+    }
+
+    fn transact(&self, store: &Connection, incoming: &[Incoming]) -> rusqlite::Result<Done> {
+        store.prepare_cached("BEGIN")?.execute([])?;
+        let done = self.fill(store, incoming).and_then(|done| {
+            store.prepare_cached("COMMIT")?.execute([])?;
+            Ok(done)
+        });
+        if done.is_err() && !store.is_autocommit() {
+            // A failed statement may have ended the transaction; if not, this does.
+            if let Err(error) = store.execute_batch("ROLLBACK") {
+                tracing::error!("{}: {error}", self.path.display());
+            }
+        }
+        done
+    }
+
+    /// Everything inside the transaction. A single command that SQLite refuses is left out and logged,
+    /// so that it never stands in the way of the others.
+    fn fill(&self, store: &Connection, incoming: &[Incoming]) -> rusqlite::Result<Done> {
+        let mut done = Done::default();
+        for write in &self.writes {
+            if let Some(told) = alone(store, || self.put(store, write))? {
+                done.touched.insert(touched(write));
+                done.told.extend(told);
+            }
+        }
+        for one in incoming {
+            let answer = match webhook::read(one, &self.snapshot) {
+                Reading::Refused { answer, row } => {
+                    done.refused.push(row);
+                    answer
+                }
+                Reading::Proven(proven) => {
+                    let kept = alone(store, || webhook::keep(store, &proven, &self.snapshot, &self.live))?;
+                    kept.map_or_else(
+                        || one.unavailable(),
+                        |kept| {
+                            done.touched.extend(kept.told.iter().filter_map(subject));
+                            done.told.extend(kept.told);
+                            kept.answer
+                        },
+                    )
+                }
+            };
+            done.answers.push((one.listener, answer));
+        }
+        self.fill_in_passing(store, &done)?;
+        Ok(done)
+    }
+
+    /// What goes with a commit that is made anyhow: refused deliveries, and the removal of old rows.
+    fn fill_in_passing(&self, store: &Connection, done: &Done) -> rusqlite::Result<()> {
+        if self.trouble.is_some() {
+            store::try_to_write(store)?;
+        }
+        for row in &self.refused {
+            alone(store, || deliveries::append(store, row))?;
+        }
+        if !self.refused.is_empty() {
+            keep::refused(store, keep::REFUSED)?;
+        }
+        if self.dropped > 0 {
+            let lost = format!("{} events were not recorded while the store took nothing", self.dropped);
+            let new = NewEvent {
+                at: now(),
+                app: None,
+                instance: None,
+                kind: EventKind::Supervisor,
+                from: None,
+                to: None,
+                cause: Some(lost),
+                detail: None,
+            };
+            journal::append_event(store, &new)?;
+        }
+        if self.written >= PRUNE_EVERY {
+            let touched = self.touched.union(&done.touched).cloned().collect();
+            keep::prune(store, now(), &touched)?;
+        }
+        Ok(())
+    }
+
+    fn put(&self, store: &Connection, write: &Write) -> rusqlite::Result<Option<Told>> {
+        Ok(match write {
+            Write::NewDeploy(new) => {
+                let mut deploy = webhook::new_deploy(&new.app, new.by.clone(), now());
+                deploy.ref_name.clone_from(&new.ref_name);
+                deploy.commit.clone_from(&new.commit);
+                deploy.release.clone_from(&new.release);
+                deploys::append(store, &mut deploy, new.rev.as_deref())?;
+                Some(Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) })
+            }
+            Write::Update { deploy, attempts, ticket } => {
+                deploys::update(store, deploy, *attempts)?;
+                ticket.map(|ticket| Told::Committed { ticket })
+            }
+            Write::Event(new) => Some(Told::Event(journal::append_event(store, new)?)),
+            Write::Audit(new) => {
+                journal::append_audit(store, new)?;
+                None
+            }
+        })
+    }
+
+    /// After a commit.
+    fn finish(&mut self, mut done: Done) -> Done {
+        #[cfg(test)]
+        self.inbox.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if self.written >= PRUNE_EVERY {
+            self.written = 0;
+            self.touched.clear();
+        }
+        let rows = self.writes.len() + self.refused.len() + done.answers.len();
+        self.written = self.written.saturating_add(u32::try_from(rows).unwrap_or(u32::MAX));
+        self.touched.append(&mut done.touched);
+        self.writes.clear();
+        self.dropped = 0;
+        self.refused.clear();
+        self.refused_since = None;
+        self.remember(std::mem::take(&mut done.refused));
+        if self.trouble.take().is_some() {
+            tracing::info!("{}: takes what comes again", self.path.display());
+            done.told.insert(0, Told::Recovered);
+        }
+        done
+    }
+
+    /// The store takes nothing now: everything waits but the deliveries, which are answered.
+    fn give_up(&mut self, error: &rusqlite::Error, incoming: &[Incoming]) -> Done {
+        // What failed in the disk's hands is better opened again; a full one can still be read.
+        if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
+            self.store = None;
+        }
+        self.begin_trouble(format!("{}: {error}", self.path.display()));
+        self.turn_away(incoming)
+    }
+
+    fn begin_trouble(&mut self, message: String) {
+        let again = Instant::now() + RETRY;
+        if self.trouble.replace(again).is_none() {
+            tracing::error!("{message}");
+            (self.tell)(Told::Trouble { message });
+        }
+        if self.closing && !self.writes.is_empty() {
+            tracing::error!("{} changes were not stored", self.writes.len());
+        }
+    }
+
+    /// Answers deliveries without the store: what proves itself may come again later.
+    fn turn_away(&mut self, incoming: &[Incoming]) -> Done {
+        let mut done = Done::default();
+        let snapshot = Arc::clone(&self.snapshot);
+        for one in incoming {
+            let answer = match webhook::read(one, &snapshot) {
+                Reading::Refused { answer, row } => {
+                    done.refused.push(row);
+                    answer
+                }
+                Reading::Proven(_) => one.unavailable(),
+            };
+            done.answers.push((one.listener, answer));
+        }
+        self.remember(std::mem::take(&mut done.refused));
+        done
+    }
+
+    /// Refused deliveries wait for the next commit; the oldest go when there are too many.
+    fn remember(&mut self, refused: Vec<NewDelivery>) {
+        if !refused.is_empty() {
+            self.refused_since.get_or_insert_with(Instant::now);
+        }
+        self.refused.extend(refused);
+        while self.refused.len() > keep::REFUSED as usize {
+            self.refused.pop_front();
+        }
+    }
+
+    /// Opens the store where it is not open.
+    fn open(&mut self) {
+        if self.store.is_none() {
+            match store::open(&self.path, now()) {
+                Ok((store, alert)) => self.take_store(store, alert),
+                Err(error) => self.begin_trouble(error.to_string()),
+            }
+        }
+        if let Some(store) = self.store.as_ref().filter(|_| self.above > 0) {
+            match store::count_from(store, "deploys", self.above) {
+                Ok(()) => self.above = 0,
+                Err(error) => tracing::error!("{}: {error}", self.path.display()),
+            }
+        }
+    }
+
+    fn take_store(&mut self, store: Connection, alert: Option<String>) {
+        self.store = Some(store);
+        if let Some(message) = alert {
+            tracing::error!("{message}");
+            (self.tell)(Told::Alert { message });
+        }
+    }
+
+    /// Moves a database that turned out to be damaged aside and begins a fresh one, whose numbers go on.
+    fn begin_anew(&mut self, error: &rusqlite::Error) {
+        let last = |table| self.store.as_ref().and_then(|store| store::last_number(store, table).ok()).unwrap_or(0);
+        let (deploys, deliveries) = (last("deploys"), last("deliveries"));
+        self.store = None;
+        let fresh = store::move_aside(&self.path, now(), error).and_then(|alert| {
+            let (store, _) = store::open(&self.path, now())?;
+            let sql = |source| StoreError::Sql { path: self.path.clone(), source };
+            store::count_from(&store, "deploys", deploys).map_err(sql)?;
+            store::count_from(&store, "deliveries", deliveries).map_err(sql)?;
+            Ok((store, alert))
+        });
+        match fresh {
+            Ok((store, alert)) => self.take_store(store, Some(alert)),
+            Err(error) => self.begin_trouble(error.to_string()),
+        }
+    }
+
+    fn answer_queries(&mut self) {
+        for (ticket, query) in std::mem::take(&mut self.queries) {
+            let Some(store) = &self.store else {
+                match query {
+                    // What is unfinished must not be taken for nothing: it is told when it is known.
+                    Query::Unfinished => self.queries.push((ticket, query)),
+                    _ => (self.tell)(queries::unreadable(ticket, &query, "it is not open")),
+                }
+                continue;
+            };
+            let told = queries::answer(store, ticket, &query).unwrap_or_else(|error| {
+                tracing::error!("{}: {error}", self.path.display());
+                if Fault::of(&error) == Fault::Damaged {
+                    self.begin_anew(&error);
+                }
+                queries::unreadable(ticket, &query, &error.to_string())
+            });
+            (self.tell)(told);
+        }
+    }
+}
+
+/// Does one command's work so that all of it or nothing is in the transaction. `None`: SQLite refuses
+/// it, which is logged.
+fn alone<T>(store: &Connection, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    let run = |sql| store.prepare_cached(sql)?.execute([]);
+    run("SAVEPOINT one")?;
+    let done = match work() {
+        Ok(done) => Some(done),
+        Err(error) if Fault::of(&error) == Fault::Statement => {
+            tracing::error!("a change was not stored: {error}");
+            run("ROLLBACK TO one")?;
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    run("RELEASE one")?;
+    Ok(done)
+}
+
+/// The app that a write adds rows for.
+fn touched(write: &Write) -> Option<AppName> {
+    match write {
+        Write::NewDeploy(new) => Some(new.app.clone()),
+        Write::Update { deploy, .. } => Some(deploy.app.clone()),
+        Write::Event(new) => new.app.clone(),
+        Write::Audit(_) => None,
+    }
+}
+
+/// The app of an event; every delivery that is kept makes one for each of its apps.
+fn subject(told: &Told) -> Option<Option<AppName>> {
+    if let Told::Event(event) = told { Some(event.app.clone()) } else { None }
+}
+
+fn now() -> At {
+    // A clock before 1970 is shown as 1970.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    At(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

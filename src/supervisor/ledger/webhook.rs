@@ -1,0 +1,344 @@
+//! One delivery from its bytes to its answer. What is deployed and what repeats is decided by
+//! `domain::deploy::accept`, what a forge says by `domain::hook`.
+
+use std::{borrow::Cow, collections::BTreeMap, fs::File, io, os::fd::OwnedFd, os::unix::fs::FileExt};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use super::{
+    deliveries::{self, NewDelivery},
+    deploys, journal,
+    say::{NewEvent, Told},
+};
+use crate::domain::{
+    api::{Answer, By, DeliveryState, DeployState, DeployView, EventKind, MAX_BODY, RawDelivery},
+    deploy::accept::{App, Outcome, Snapshot, judge, outcome},
+    hook::{self, Dialect, Headers, Kind, Parsed, Push},
+    model::{AppName, At, CommitId, DeliveryId},
+};
+
+/// Seconds after which a sender may try again while the store takes nothing.
+const RETRY_AFTER: u32 = 10;
+/// A name in the path is kept up to this many characters.
+const NAME_SHOWN: usize = 63;
+
+/// A request as it came over the channel.
+pub(super) struct Incoming {
+    pub listener: usize,
+    pub at: At,
+    pub raw: RawDelivery,
+    /// The body, unless `memfd` holds it.
+    pub inline: Vec<u8>,
+    pub memfd: Option<OwnedFd>,
+}
+
+impl Incoming {
+    /// The exact bytes.
+    ///
+    /// # Errors
+    /// When they are in a memfd that is not sealed, or not as long as was said.
+    fn body(&self) -> io::Result<Cow<'_, [u8]>> {
+        let Some(length) = self.raw.memfd else { return Ok(Cow::Borrowed(&self.inline)) };
+        let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
+        let fd = self.memfd.as_ref().ok_or_else(|| broken("no descriptor came with the body"))?;
+        let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain)?;
+        if !seals.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE) {
+            return Err(broken("the body is not sealed"));
+        }
+        let file = File::from(fd.try_clone()?);
+        if length > MAX_BODY || file.metadata()?.len() != length as u64 {
+            return Err(broken("the body's length is not the one that was said"));
+        }
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(Cow::Owned(bytes))
+    }
+
+    /// The answer while the store takes nothing.
+    pub(super) fn unavailable(&self) -> Answer {
+        let detail = "the delivery could not be stored; nothing of it was kept, send it again later";
+        problem(self.raw.ticket, 503, "Service Unavailable", detail, Some(RETRY_AFTER))
+    }
+}
+
+/// What a request is, before the store is asked.
+pub(super) enum Reading<'a> {
+    /// Not proven, or proven and not understood: an answer, and a row for the record.
+    Refused {
+        answer: Answer,
+        row: NewDelivery,
+    },
+    Proven(Proven<'a>),
+}
+
+/// A delivery that proved itself.
+pub(super) struct Proven<'a> {
+    incoming: &'a Incoming,
+    body: Cow<'a, [u8]>,
+    dialect: Dialect,
+    parsed: Parsed,
+    apps: Vec<&'a App>,
+}
+
+/// Proves and parses a request.
+pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Reading<'a> {
+    let raw = &incoming.raw;
+    let headers = Headers::from(raw.headers.clone());
+    let dialect = hook::recognise(&headers);
+    let name = raw.app.as_deref();
+    let refused = |status: u16, title: &str, detail: &str, reason: String| {
+        let known = name.and_then(|name| snapshot.app(name));
+        let row = NewDelivery {
+            sender_id: dialect.and_then(|dialect| hook::sender_id(dialect, &headers)),
+            dialect: dialect.map(|dialect| dialect.name().to_owned()),
+            event: dialect.map(|dialect| hook::event(dialect, &headers)),
+            state: DeliveryState::Refused,
+            reason: Some(reason),
+            apps: known.map(|app| app.name.clone()).into_iter().collect(),
+            ..blank(incoming)
+        };
+        Reading::Refused { answer: problem(raw.ticket, status, title, detail, None), row }
+    };
+    let unproven = |reason: String| refused(401, "Unauthorized", "the delivery does not prove itself", reason);
+    let Some(dialect) = dialect else { return unproven("of no forge that is understood".to_owned()) };
+    let body = match incoming.body() {
+        Ok(body) => body,
+        Err(error) => return unproven(format!("the body did not arrive whole: {error}")),
+    };
+    let apps = match snapshot.proven(name, |secret| hook::prove(dialect, &headers, &body, secret)) {
+        Ok(apps) => apps,
+        Err(why) => return unproven(why.to_string()),
+    };
+    match hook::parse(dialect, &headers, &body) {
+        Ok(parsed) => Reading::Proven(Proven { incoming, body, dialect, parsed, apps }),
+        Err(why) => {
+            let why = why.to_string();
+            refused(400, "Bad Request", &why, format!("not understood: {why}"))
+        }
+    }
+}
+
+/// What came of a proven delivery: to be sent and told after the commit.
+pub(super) struct Kept {
+    pub answer: Answer,
+    pub told: Vec<Told>,
+}
+
+/// What a delivery that deploys nothing is recorded as.
+enum Fruitless {
+    Pong,
+    Unmatched(String),
+    Skipped(String),
+    Duplicate(Option<DeliveryId>, String),
+}
+
+/// Records a proven delivery and queues its deploys, inside the transaction that is open.
+///
+/// # Errors
+/// Of the store.
+pub(super) fn keep(
+    connection: &Connection,
+    proven: &Proven<'_>,
+    snapshot: &Snapshot,
+    live: &BTreeMap<AppName, CommitId>,
+) -> rusqlite::Result<Kept> {
+    let named = proven.incoming.raw.app.is_some();
+    let push = match &proven.parsed.kind {
+        Kind::Ping => return fruitless(connection, proven, &[], Fruitless::Pong),
+        Kind::Other { why } => return fruitless(connection, proven, &[], Fruitless::Skipped(why.clone())),
+        Kind::Push(push) => push,
+    };
+    let apps = match snapshot.matching(&proven.apps, named, &proven.parsed.repository) {
+        Ok(apps) => apps,
+        Err(why) => return fruitless(connection, proven, &[], Fruitless::Unmatched(format!("unmatched: {why}"))),
+    };
+    let sender = proven.parsed.sender_id.as_deref().map(|id| (proven.dialect.name(), id));
+    let mut judged = Vec::with_capacity(apps.len());
+    for app in &apps {
+        let known = deploys::known(connection, &app.name, push.after.as_ref(), live.get(&app.name), sender)?;
+        judged.push((app.name.clone(), judge(app, push, &known)));
+    }
+    let names: Vec<AppName> = apps.iter().map(|app| app.name.clone()).collect();
+    match outcome(judged) {
+        Outcome::Accepted(accepted) => accept(connection, proven, push, &names, &accepted),
+        Outcome::Skipped(reason) => fruitless(connection, proven, &names, Fruitless::Skipped(reason)),
+        Outcome::Duplicate(of) => {
+            let reason = match (of, &push.after) {
+                (Some(of), _) => format!("repeats delivery {of}"),
+                (None, Some(commit)) => format!("commit {} is live", commit.short()),
+                (None, None) => "repeats an earlier one".to_owned(),
+            };
+            fruitless(connection, proven, &names, Fruitless::Duplicate(of, reason))
+        }
+    }
+}
+
+fn accept(
+    connection: &Connection,
+    proven: &Proven<'_>,
+    push: &Push,
+    about: &[AppName],
+    accepted: &[AppName],
+) -> rusqlite::Result<Kept> {
+    let at = proven.incoming.at;
+    let id = deliveries::append(connection, &row(proven, DeliveryState::Accepted, None, None, about))?;
+    deliveries::keep_body(connection, id, &proven.body)?;
+    let mut queued = Vec::with_capacity(accepted.len());
+    let mut told = Vec::with_capacity(accepted.len() + 1);
+    for app in accepted {
+        let mut deploy = DeployView {
+            commit: push.after.clone(),
+            ref_name: Some(push.ref_name.clone()),
+            subject: push.subject.clone(),
+            author: push.author.clone(),
+            ..new_deploy(app, By::Delivery { id }, at)
+        };
+        deploys::append(connection, &mut deploy, None)?;
+        queued.push(deploy);
+        told.push(event(connection, proven, id, Some(app), DeliveryState::Accepted, None)?);
+    }
+    let listed: Vec<Value> = queued.iter().map(|deploy| json!({"app": deploy.app, "id": deploy.id})).collect();
+    let answer = success(proven, 202, &json!({"delivery": id, "deploys": listed}));
+    told.push(Told::Accepted { deploys: queued });
+    Ok(Kept { answer, told })
+}
+
+fn fruitless(
+    connection: &Connection,
+    proven: &Proven<'_>,
+    about: &[AppName],
+    what: Fruitless,
+) -> rusqlite::Result<Kept> {
+    let (state, of, reason) = match &what {
+        Fruitless::Pong => (DeliveryState::Skipped, None, "ping"),
+        Fruitless::Unmatched(reason) | Fruitless::Skipped(reason) => (DeliveryState::Skipped, None, reason.as_str()),
+        Fruitless::Duplicate(of, reason) => (DeliveryState::Duplicate, *of, reason.as_str()),
+    };
+    // What has no repository yet, or is no push, concerns the app that the path names.
+    let named = if proven.incoming.raw.app.is_some() { proven.apps.first() } else { None };
+    let names: Vec<AppName> =
+        if about.is_empty() { named.iter().map(|app| app.name.clone()).collect() } else { about.to_vec() };
+    let id = deliveries::append(connection, &row(proven, state, Some(reason.to_owned()), of, &names))?;
+    let mut told = Vec::new();
+    if names.is_empty() {
+        told.push(event(connection, proven, id, None, state, Some(reason))?);
+    }
+    for app in &names {
+        told.push(event(connection, proven, id, Some(app), state, Some(reason))?);
+    }
+    let body = match what {
+        Fruitless::Pong => json!({"pong": true}),
+        Fruitless::Unmatched(_) => json!({"delivery": id, "skipped": "no app deploys this repository"}),
+        Fruitless::Skipped(reason) => json!({"delivery": id, "skipped": reason}),
+        Fruitless::Duplicate(of, _) => json!({"delivery": id, "duplicate_of": of}),
+    };
+    Ok(Kept { answer: success(proven, 200, &body), told })
+}
+
+fn event(
+    connection: &Connection,
+    proven: &Proven<'_>,
+    id: DeliveryId,
+    app: Option<&AppName>,
+    state: DeliveryState,
+    reason: Option<&str>,
+) -> rusqlite::Result<Told> {
+    let what = match &proven.parsed.kind {
+        Kind::Push(Push { ref_name, after: Some(commit), .. }) => format!("push of {} to {ref_name}", commit.short()),
+        Kind::Push(Push { ref_name, .. }) => format!("deletion of {ref_name}"),
+        Kind::Ping | Kind::Other { .. } => format!("event {:?}", proven.parsed.event),
+    };
+    let new = NewEvent {
+        at: proven.incoming.at,
+        app: app.cloned(),
+        instance: None,
+        kind: EventKind::Delivery,
+        from: None,
+        to: Some(state.to_string()),
+        cause: Some(reason.map_or_else(|| what.clone(), str::to_owned)),
+        detail: Some(format!("delivery {id} of {}: {what}", proven.dialect.name())),
+    };
+    journal::append_event(connection, &new).map(Told::Event)
+}
+
+/// A deploy that is queued now, without its number.
+pub(super) fn new_deploy(app: &AppName, by: By, at: At) -> DeployView {
+    DeployView {
+        id: 0,
+        app: app.clone(),
+        state: DeployState::Queued,
+        step: None,
+        reason: None,
+        commit: None,
+        previous_commit: None,
+        ref_name: None,
+        subject: None,
+        author: None,
+        by,
+        release: None,
+        superseded_by: None,
+        queued_at: at,
+        started_at: None,
+        ended_at: None,
+        steps: Vec::new(),
+    }
+}
+
+fn row(
+    proven: &Proven<'_>,
+    state: DeliveryState,
+    reason: Option<String>,
+    duplicate_of: Option<DeliveryId>,
+    apps: &[AppName],
+) -> NewDelivery {
+    let (ref_name, commit) = match &proven.parsed.kind {
+        Kind::Push(push) => (Some(push.ref_name.clone()), push.after.clone()),
+        Kind::Ping | Kind::Other { .. } => (None, None),
+    };
+    let blank = blank(proven.incoming);
+    let only = if let [only] = apps { Some(only.to_string()) } else { None };
+    NewDelivery {
+        sender_id: proven.parsed.sender_id.clone(),
+        app: blank.app.or(only),
+        dialect: Some(proven.dialect.name().to_owned()),
+        event: Some(proven.parsed.event.clone()),
+        ref_name,
+        commit,
+        sender: proven.parsed.sender.clone(),
+        state,
+        reason,
+        duplicate_of,
+        apps: apps.to_vec(),
+        ..blank
+    }
+}
+
+/// What is known of a request before anything of it is believed.
+fn blank(incoming: &Incoming) -> NewDelivery {
+    NewDelivery {
+        sender_id: None,
+        at: incoming.at,
+        app: incoming.raw.app.as_ref().map(|name| name.chars().take(NAME_SHOWN).collect()),
+        dialect: None,
+        event: None,
+        ref_name: None,
+        commit: None,
+        sender: None,
+        address: incoming.raw.address.clone(),
+        state: DeliveryState::Refused,
+        reason: None,
+        duplicate_of: None,
+        apps: Vec::new(),
+    }
+}
+
+fn success(proven: &Proven<'_>, status: u16, body: &Value) -> Answer {
+    Answer { ticket: proven.incoming.raw.ticket, status, body: body.to_string(), retry_after: None }
+}
+
+fn problem(ticket: u64, status: u16, title: &str, detail: &str, retry_after: Option<u32>) -> Answer {
+    let body = json!({"type": "about:blank", "title": title, "status": status, "detail": detail});
+    Answer { ticket, status, body: body.to_string(), retry_after }
+}

@@ -1,0 +1,65 @@
+//! The files `live` (what starts), `current` (the link for others) and `down` (a person stopped it)
+//! of an app: the truth about what is to run, whatever the store says. On the files thread.
+
+use std::{fs, io, path::Path};
+
+use super::layout::Layout;
+use crate::{
+    domain::{deploy::Live, model::AppName, service::Release},
+    os::files,
+};
+
+/// What the app is to run; `None`: nothing was ever live.
+///
+/// # Errors
+/// Names the file when it holds something else, or its release is not there.
+pub fn read(layout: &Layout, app: &AppName) -> Result<Option<Release>, String> {
+    let path = layout.live(app);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(format!("{}: {e}", path.display())),
+    };
+    let mut words = text.split_whitespace();
+    let parsed = words.next().and_then(|id| id.parse().ok()).zip(words.next().and_then(|commit| commit.parse().ok()));
+    let Some((id, commit)) = parsed else {
+        return Err(format!("{} names no release; it should read `7-1a2b3c4 <commit>`", path.display()));
+    };
+    let directory = layout.release(app, &id);
+    if !directory.is_dir() {
+        return Err(format!("{} names {id}, and {} is not there", path.display(), directory.display()));
+    }
+    Ok(Some(Release { id, commit, directory }))
+}
+
+/// Makes `live` what starts from now on, durably, then points `current` at it.
+///
+/// # Errors
+/// Names what could not be written; `live` is then as before.
+pub fn write(layout: &Layout, app: &AppName, live: &Live) -> Result<(), String> {
+    let path = layout.live(app);
+    let text = format!("{} {}\n", live.release, live.commit);
+    files::write_durably(&path, text.as_bytes(), 0o644).map_err(|e| format!("{}: {e}", path.display()))?;
+    let link = layout.app(app).join("current");
+    let target = Path::new("releases").join(live.release.to_string());
+    files::symlink_swap(&target, &link).map_err(|e| format!("{}: {e}", link.display()))
+}
+
+/// Keeps, or forgets, that a person stopped the app.
+///
+/// # Errors
+/// Names the file.
+pub fn hold(layout: &Layout, app: &AppName, by: Option<&str>) -> Result<(), String> {
+    let path = layout.down(app);
+    let result = match by {
+        Some(by) => files::write_durably(&path, by.as_bytes(), 0o644),
+        None => fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }),
+    };
+    result.map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Who stopped the app, while that holds.
+#[must_use]
+pub fn held(layout: &Layout, app: &AppName) -> Option<String> {
+    fs::read_to_string(layout.down(app)).ok()
+}

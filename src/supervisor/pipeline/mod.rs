@@ -1,0 +1,455 @@
+//! Carries out what the deploy machine decides: jobs, release folders, the trial, the file `live`.
+//! Which deploy runs and what it does next is `domain::deploy`'s; nothing is decided here.
+
+mod catch_up;
+mod rollback;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tracing::{info, warn};
+
+use super::{
+    Supervisor,
+    jobs::JobSpec,
+    launch::{self, PATH},
+    ledger::{Command, NewEvent, Unfinished},
+    live,
+};
+use crate::{
+    domain::{
+        api::{
+            DeployState, DeployView, EventKind, Progress, Refusal, RefusalKind, Reply, Saying, Sink, Stream, TreeTask,
+        },
+        config::{self, Identity},
+        deploy::{Action, Event, Job, Live, Places, Queued, Resumption, Who, resume},
+        model::{AppName, CommitId, DeployId, ReleaseId},
+        service::{self, Release},
+    },
+    os::files,
+};
+pub use rollback::Rollback;
+
+/// Free space that a release needs at least, in bytes.
+const LEAST_SPACE: u64 = 500 << 20;
+
+/// The name that the logger knows the output of an app's deploys by.
+#[must_use]
+pub fn log_source(app: &AppName) -> String {
+    format!("{app}/deploy")
+}
+
+impl Supervisor {
+    /// Tells the deploy machine what happened, and carries out everything that follows.
+    pub fn deploy_event(&mut self, event: Event) {
+        self.deploy_todo.push_back(event);
+        if self.deploying {
+            return;
+        }
+        self.deploying = true;
+        while let Some(event) = self.deploy_todo.pop_front() {
+            let mut actions = Vec::new();
+            self.deploys.on(event, crate::os::clock::now(), &mut actions);
+            for action in actions {
+                self.deploy_action(action);
+            }
+        }
+        self.deploying = false;
+    }
+
+    fn deploy_action(&mut self, action: Action) {
+        match action {
+            Action::Persist { view, attempts } => self.persist(view, attempts),
+            Action::Run { deploy, job } => self.run_job(deploy, job),
+            Action::EndJob { deploy } => self.end_job_of(deploy),
+            Action::MakeRelease { deploy, app, release, tree_bytes } => {
+                self.make_release(deploy, &app, &release, tree_bytes)
+            }
+            Action::StartTrial { deploy, app, release, commit, settle } => {
+                self.start_trial(deploy, &app, release, commit, settle);
+            }
+            Action::WriteLive { deploy, app, release, commit } => self.write_live(deploy, app, release, commit),
+            Action::GoBack { app, .. } => self.go_back(app),
+            Action::RemoveRelease { app, release } => self.remove_releases(&app, vec![release]),
+            Action::Prune { app, keep } => self.prune(&app, keep),
+            Action::Ended(view) => self.deploy_ended(&view),
+        }
+    }
+
+    /// Puts a stored deploy into the line; `attempts`: how often it was started before.
+    pub fn queue_deploy(&mut self, view: DeployView, attempts: u32, rev: Option<String>) {
+        let Some(app) = self.apps.get(&view.app).map(|app| Arc::clone(app.spec())) else { return };
+        let Some(deploy) = &app.deploy else { return };
+        let places =
+            Places { mirror: self.layout.mirror(&deploy.repo, app.work_as.gid), app: self.layout.app(&app.name) };
+        self.deploy_event(Event::Queue(Box::new(Queued { view, attempts, rev, app, places })));
+    }
+
+    /// What the last supervisor left unfinished.
+    pub fn resume_deploys(&mut self, unfinished: Vec<Unfinished>) {
+        for Unfinished { deploy, attempts, rev } in unfinished {
+            let live = self.apps.get(&deploy.app).and_then(|app| app.release().map(|release| release.id.clone()));
+            match resume(deploy, live.as_ref(), crate::os::clock::now().wall) {
+                Resumption::Live(view) => {
+                    self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
+                }
+                Resumption::Requeue(view) if self.apps.contains_key(&view.app) => {
+                    self.queue_deploy(*view, attempts, rev)
+                }
+                Resumption::Requeue(mut view) => {
+                    view.state = DeployState::Cancelled;
+                    view.reason = Some("the app is in the config no more".to_owned());
+                    view.ended_at = Some(crate::os::clock::now().wall);
+                    self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
+                }
+            }
+        }
+    }
+
+    fn persist(&mut self, view: Box<DeployView>, attempts: u32) {
+        let ticket = self.ticket();
+        self.committing.insert(ticket, view.id);
+        let before = self.deploy_states.insert(view.id, view.state);
+        if before != Some(view.state) {
+            info!(app = %view.app, deploy = view.id, "deploy {}: {}", view.state, view.reason.as_deref().unwrap_or(""));
+            self.ledger.send(Command::Event(NewEvent {
+                at: crate::os::clock::now().wall,
+                app: Some(view.app.clone()),
+                instance: None,
+                kind: EventKind::Deploy,
+                from: before.map(|state| state.to_string()),
+                to: Some(view.state.to_string()),
+                cause: view.reason.clone(),
+                detail: Some(format!("deploy {}", view.id)),
+            }));
+        }
+        self.tell_deploy_waiters(&view);
+        self.ledger.send(Command::Update { deploy: view, attempts, ticket: Some(ticket) });
+    }
+
+    /// What was persisted is durable.
+    pub fn committed(&mut self, ticket: u64) {
+        if let Some(deploy) = self.committing.remove(&ticket) {
+            self.deploy_event(Event::Committed { deploy });
+        }
+    }
+
+    fn spec_of(&self, deploy: DeployId) -> Option<(DeployView, Arc<config::App>)> {
+        self.deploys.find(deploy).map(|(view, app)| (view.clone(), Arc::clone(app)))
+    }
+
+    /// Runs a job once its output goes to this deploy's log.
+    fn run_job(&mut self, deploy: DeployId, job: Job) {
+        let Some((view, app)) = self.spec_of(deploy) else { return };
+        let source = log_source(&app.name);
+        let sink = Sink { path: self.layout.deploy_log(deploy), rotate: None, keep: 0 };
+        let needs = self.job_folders(&app);
+        let maker = self.maker.clone();
+        self.files.run(
+            move || needs.iter().try_for_each(|(path, mode, owner)| maker.folder(path, *mode, Some(*owner))),
+            move |supervisor, made| {
+                if let Err(error) = made {
+                    return supervisor.job_never_was(deploy, error);
+                }
+                supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job));
+            },
+        );
+    }
+
+    fn job_folders(&self, app: &config::App) -> Vec<(std::path::PathBuf, u32, (u32, u32))> {
+        let Some(deploy) = &app.deploy else { return Vec::new() };
+        let fetcher = self.config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
+        let own = (app.work_as.uid, app.work_as.gid);
+        vec![
+            (self.layout.mirror(&deploy.repo, app.work_as.gid), 0o2750, (fetcher.uid, app.work_as.gid)),
+            (self.layout.cache(&app.name).join("home"), 0o755, own),
+        ]
+    }
+
+    fn with_log(
+        &mut self,
+        app: &Arc<config::App>,
+        source: &str,
+        sink: Sink,
+        then: impl FnOnce(&mut Supervisor) + Send + 'static,
+    ) {
+        if self.deploy_stream(&app.name, &app.work_as).is_none() {
+            return then(self);
+        }
+        if !self.logger.captures(source, Stream::Out) {
+            let fifo = self.layout.fifo(&super::jobs::stream_name(&app.name), Stream::Out);
+            self.logger.open(source, Stream::Out, fifo, sink);
+            return then(self);
+        }
+        let ticket = self.ticket();
+        if self.logger.retarget(ticket, source, Stream::Out, &sink) {
+            self.retargets.insert(ticket, Box::new(then));
+        } else {
+            then(self);
+        }
+    }
+
+    /// The logger is gone: its successor is told the newest sinks, so nobody need wait.
+    pub fn forget_retargets(&mut self) {
+        for (_, then) in std::mem::take(&mut self.retargets) {
+            then(self);
+        }
+    }
+
+    fn begin_job(&mut self, view: &DeployView, job: Job) {
+        let Some((_, app)) = self.spec_of(view.id) else { return };
+        let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
+        let cgroup = self.maker.cgroup(&format!("{}.job", app.name)).unwrap_or_else(|error| {
+            warn!(app = %app.name, %error, "a job runs without a cgroup");
+            None
+        });
+        let home = self.layout.app(&app.name);
+        let spec = match job {
+            Job::Tree { task, who } => {
+                let who = if who == Who::FetchUser { fetcher } else { app.work_as.clone() };
+                tree_job(view, who, &task, home, cgroup)
+            }
+            Job::Step { run, .. } => {
+                let directory = view.release.as_ref().map_or(home, |release| self.layout.release(&app.name, release));
+                JobSpec {
+                    deploy: Some(view.id),
+                    app: app.name.clone(),
+                    args: ["/bin/sh", "-e", "-c", &run].map(str::to_owned).to_vec(),
+                    env: self.step_env(view, &app),
+                    directory,
+                    who: app.work_as.clone(),
+                    is_step: true,
+                    cgroup,
+                }
+            }
+        };
+        self.start_job(spec);
+    }
+
+    /// SURFACE.md section 6, "Steps".
+    fn step_env(&self, view: &DeployView, app: &config::App) -> BTreeMap<String, String> {
+        let cache = self.layout.cache(&app.name);
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let short = |prefix: &str| {
+            let name = view.ref_name.as_deref().and_then(|name| name.strip_prefix(prefix));
+            name.unwrap_or_default().to_owned()
+        };
+        let folder = |release: Option<&ReleaseId>| {
+            release.map(|release| self.layout.release(&app.name, release).display().to_string()).unwrap_or_default()
+        };
+        let live = self.apps.get(&app.name).and_then(|app| app.release()).map(|release| &release.id);
+        let mut env: BTreeMap<String, String> = [
+            ("PATH", PATH.to_owned()),
+            ("HOME", cache.join("home").display().to_string()),
+            ("USER", app.work_as.name.clone().unwrap_or_else(|| app.work_as.uid.to_string())),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("CI", "true".to_owned()),
+            ("EVERHOOK_APP", app.name.to_string()),
+            ("EVERHOOK_DEPLOY", view.id.to_string()),
+            ("EVERHOOK_COMMIT", view.commit.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("EVERHOOK_PREVIOUS_COMMIT", view.previous_commit.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("EVERHOOK_REF", text(&view.ref_name)),
+            ("EVERHOOK_BRANCH", short("refs/heads/")),
+            ("EVERHOOK_TAG", short("refs/tags/")),
+            ("EVERHOOK_AUTHOR", text(&view.author)),
+            ("EVERHOOK_CACHE", cache.display().to_string()),
+            ("EVERHOOK_RELEASE_DIR", folder(view.release.as_ref())),
+            ("EVERHOOK_PREVIOUS_DIR", folder(live)),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        env.extend(app.deploy.iter().flat_map(|deploy| deploy.env.clone()));
+        env
+    }
+
+    fn make_release(&mut self, deploy: DeployId, app: &AppName, release: &ReleaseId, tree_bytes: Option<u64>) {
+        let Some((_, spec)) = self.spec_of(deploy) else { return };
+        let (path, releases) = (self.layout.release(app, release), self.layout.releases(app));
+        let (maker, owner) = (self.maker.clone(), (spec.work_as.uid, spec.work_as.gid));
+        self.files.run(
+            move || {
+                let needed = LEAST_SPACE.max(tree_bytes.unwrap_or(0).saturating_mul(2));
+                let free = files::free_bytes(&releases).map_err(|e| format!("{}: {e}", releases.display()))?;
+                if free < needed {
+                    let mib = |bytes: u64| bytes >> 20;
+                    return Err(format!(
+                        "not enough space: {} MiB are free at {}, {} MiB are needed",
+                        mib(free),
+                        releases.display(),
+                        mib(needed)
+                    ));
+                }
+                maker.folder(&path, 0o755, Some(owner)).map(|()| path)
+            },
+            move |supervisor, result| supervisor.deploy_event(Event::ReleaseMade { deploy, result }),
+        );
+    }
+
+    fn start_trial(
+        &mut self,
+        deploy: DeployId,
+        name: &AppName,
+        id: ReleaseId,
+        commit: CommitId,
+        settle: std::time::Duration,
+    ) {
+        let release = Release { directory: self.layout.release(name, &id), id, commit };
+        let Some(app) = self.apps.get(name) else {
+            let result = Err("the app is in the config no more".to_owned());
+            return self.deploy_event(Event::Trial { deploy, result });
+        };
+        if app.would_run() {
+            self.trials.insert(name.clone(), deploy);
+            self.feed(name, service::Event::Try { release, settle });
+        } else {
+            let note = app.spec().command.is_some().then(|| "not running".to_owned());
+            self.deploy_event(Event::Trial { deploy, result: Ok(note) });
+        }
+    }
+
+    /// A process of the app was started: if that is a release on trial, it is proven from here on.
+    pub fn switched(&mut self, app: &AppName) {
+        if let Some(deploy) = self.trials.get(app).copied() {
+            self.deploy_event(Event::Switched { deploy });
+        }
+    }
+
+    pub fn trial_ended(&mut self, app: &AppName, result: Result<(), String>) {
+        if let Some(deploy) = self.trials.remove(app) {
+            self.deploy_event(Event::Trial { deploy, result: result.map(|()| None) });
+        }
+    }
+
+    fn write_live(&mut self, deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId) {
+        let (layout, name) = (self.layout.clone(), app.clone());
+        let live = Live { release: release.clone(), commit: commit.clone() };
+        self.files.run(
+            move || live::write(&layout, &name, &live),
+            move |supervisor, result| {
+                if result.is_ok() {
+                    let directory = supervisor.layout.release(&app, &release);
+                    let adopted = Release { id: release, commit: commit.clone(), directory };
+                    supervisor.ledger.send(Command::Live { app: app.clone(), commit: Some(commit) });
+                    supervisor.feed(&app, service::Event::Adopt(adopted));
+                    supervisor.tell_dependents(&app);
+                }
+                supervisor.deploy_event(Event::LiveWritten { deploy, result });
+            },
+        );
+    }
+
+    fn go_back(&mut self, app: AppName) {
+        let (layout, name) = (self.layout.clone(), app.clone());
+        self.files.run(
+            move || live::read(&layout, &name),
+            move |supervisor, found| match found {
+                Ok(release) => supervisor.feed(&app, service::Event::GoBack(release)),
+                Err(error) => supervisor.trouble(&error),
+            },
+        );
+    }
+
+    fn deploy_ended(&mut self, view: &DeployView) {
+        self.deploy_states.remove(&view.id);
+        let waiters = std::mem::take(&mut self.waiters);
+        for waiter in waiters {
+            if !waiter.waits_for(view.id) {
+                self.waiters.push(waiter);
+                continue;
+            }
+            let reason = view.reason.clone().unwrap_or_default();
+            let saying = if view.state == DeployState::Live {
+                let release = view.release.as_ref().map(ToString::to_string).unwrap_or_default();
+                let message = format!("{} {release} is live", view.app);
+                Saying::Done(Reply::Changed { deploy: Some(view.id), message })
+            } else {
+                let message = format!("deploy {} of {} {}: {reason}", view.id, view.app, view.state);
+                Saying::Refused(Refusal::new(RefusalKind::Failed, message))
+            };
+            waiter.reply.say(saying);
+        }
+        self.go_on_ending();
+    }
+
+    fn tell_deploy_waiters(&self, view: &DeployView) {
+        for waiter in self.waiters.iter().filter(|waiter| waiter.waits_for(view.id)) {
+            waiter.reply.say(Saying::Progress(Progress::Deploy(Box::new(view.clone()))));
+        }
+    }
+
+    /// Removes release folders; first what is in them, as the app's user.
+    fn remove_releases(&mut self, name: &AppName, releases: Vec<ReleaseId>) {
+        let Some(app) = self.apps.get(name) else { return };
+        let (who, live) = (app.spec().work_as.clone(), app.release().map(|release| release.id.clone()));
+        for release in releases.into_iter().filter(|release| Some(release) != live.as_ref()) {
+            let path = self.layout.release(name, &release);
+            self.empty_folder(name, &who, path);
+        }
+    }
+
+    fn prune(&mut self, name: &AppName, keep: u32) {
+        let Some(app) = self.apps.get(name) else { return };
+        let live = app.release().map(|release| release.id.clone());
+        let folder = self.layout.releases(name);
+        let name = name.clone();
+        self.files.run(
+            move || {
+                let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+                let mut found: Vec<ReleaseId> =
+                    names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+                found.sort();
+                found
+            },
+            move |supervisor, mut found: Vec<ReleaseId>| {
+                let running = supervisor.deploys.running(&name).and_then(|view| view.release.clone());
+                found.retain(|release| Some(release) != live.as_ref() && Some(release) != running.as_ref());
+                let surplus = found.len().saturating_sub((keep as usize).saturating_sub(1));
+                found.truncate(surplus);
+                supervisor.remove_releases(&name, found);
+            },
+        );
+    }
+
+    fn empty_folder(&mut self, app: &AppName, who: &Identity, path: std::path::PathBuf) {
+        let task = TreeTask::Empty { path: path.clone() };
+        self.start_errand(app, who, &task, move |supervisor, end| {
+            if !end.exit.success() {
+                warn!(path = %path.display(), "an old release could not be emptied: {}", end.last_lines.join(" "));
+                return;
+            }
+            supervisor.files.run(
+                move || std::fs::remove_dir(&path).map_err(|e| format!("{}: {e}", path.display())),
+                |supervisor, result| {
+                    if let Err(error) = result {
+                        supervisor.trouble(&error);
+                    }
+                },
+            );
+        });
+    }
+}
+
+fn tree_job(
+    view: &DeployView,
+    who: Identity,
+    task: &TreeTask,
+    directory: std::path::PathBuf,
+    cgroup: Option<Arc<crate::os::cgroup::Cgroup>>,
+) -> JobSpec {
+    JobSpec {
+        deploy: Some(view.id),
+        app: view.app.clone(),
+        args: tree_args(task),
+        env: launch::base_env(&who),
+        directory,
+        who,
+        is_step: false,
+        cgroup,
+    }
+}
+
+/// The tree helper's command line.
+#[must_use]
+pub fn tree_args(task: &TreeTask) -> Vec<String> {
+    let task = serde_json::to_string(task).unwrap_or_default();
+    vec!["everhook".to_owned(), "tree".to_owned(), task]
+}

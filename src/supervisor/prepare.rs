@@ -1,0 +1,145 @@
+//! What an app needs on disk before it can start: folders, FIFOs, its run record, its cgroup. Made
+//! once and reused over restarts, since a new inode costs more than a spawn. Runs on the files thread
+//! (at the start: before there is anything to hold up).
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{PermissionsExt, chown},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use super::layout::Layout;
+use crate::{
+    domain::{
+        api::Stream,
+        config::{self, Identity},
+        model::InstanceId,
+    },
+    os::{
+        cgroup::{Base, Cgroup},
+        fifo,
+    },
+};
+
+/// Uid and gid of the logger under root; no distribution hands them out.
+pub const LOGGER: u32 = 60901;
+/// The listener's.
+pub const LISTENER: u32 = 60900;
+
+/// What an instance is started with.
+pub struct Kit {
+    pub out: Arc<OwnedFd>,
+    pub err: Arc<OwnedFd>,
+    pub record: Arc<OwnedFd>,
+    pub cgroup: Option<Arc<Cgroup>>,
+}
+
+/// Whoever makes folders for others.
+#[derive(Clone)]
+pub struct Maker {
+    pub layout: Layout,
+    /// May owners be set?
+    pub root: bool,
+    pub cgroups: Option<Arc<Base>>,
+    /// Whom the logger runs as, under root.
+    pub logger: Option<(u32, u32)>,
+}
+
+impl Maker {
+    /// The folders that everything shares.
+    ///
+    /// # Errors
+    /// Names the folder.
+    pub fn common(&self) -> Result<(), String> {
+        let Layout { state, run } = &self.layout;
+        for (folder, mode) in [
+            (state.join("apps"), 0o755),
+            (state.join("mirrors"), 0o711),
+            (state.join("logs"), 0o755),
+            (run.join("records"), 0o700),
+            (run.join("fifo"), 0o711),
+            (run.join("keys"), 0o711),
+        ] {
+            self.folder(&folder, mode, None)?;
+        }
+        self.folder(&state.join("logs/deploys"), 0o750, self.logger)?;
+        let buffer = self.layout.buffer();
+        let named = |e: io::Error| format!("{}: {e}", buffer.display());
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&buffer).map_err(named)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(named)?;
+        self.logger.map_or(Ok(()), |(uid, gid)| chown(&buffer, Some(uid), Some(gid)).map_err(named))
+    }
+
+    /// Makes a folder where it is missing, and sees to its mode and owner.
+    ///
+    /// # Errors
+    /// Names the folder.
+    pub fn folder(&self, path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<(), String> {
+        let named = |e: io::Error| format!("{}: {e}", path.display());
+        fs::create_dir_all(path).map_err(named)?;
+        if !fs::symlink_metadata(path).map_err(named)?.is_dir() {
+            return Err(format!("{} is no folder", path.display()));
+        }
+        if self.root {
+            let (uid, gid) = owner.unwrap_or((0, 0));
+            chown(path, Some(uid), Some(gid)).map_err(named)?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(named)
+    }
+
+    /// Everything that an app's instance is started with.
+    ///
+    /// # Errors
+    /// One sentence that names what could not be made.
+    pub fn kit(&self, app: &config::App, instance: &InstanceId) -> Result<Kit, String> {
+        let named = |path: &Path| {
+            let path = path.to_owned();
+            move |e: io::Error| format!("{}: {e}", path.display())
+        };
+        self.folder(&self.layout.app(&app.name), 0o755, None)?;
+        self.folder(&self.layout.logs().join(app.name.as_str()), 0o750, self.logger)?;
+        if app.deploy.is_some() {
+            let own = Some((app.work_as.uid, app.work_as.gid));
+            self.folder(&self.layout.releases(&app.name), 0o755, None)?;
+            self.folder(&self.layout.app(&app.name).join("shared"), 0o755, own)?;
+            self.folder(&self.layout.cache(&app.name), 0o755, own)?;
+        }
+        let name = instance.to_string();
+        let record = self.layout.record(&name);
+        let file =
+            fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
+        let cgroup = self.cgroup(&name)?;
+        Ok(Kit {
+            out: Arc::new(self.stream(&name, Stream::Out, &app.run_as)?),
+            err: Arc::new(self.stream(&name, Stream::Err, &app.run_as)?),
+            record: Arc::new(file.into()),
+            cgroup,
+        })
+    }
+
+    /// A cgroup of this name, where any can be made.
+    ///
+    /// # Errors
+    /// Names the group.
+    pub fn cgroup(&self, name: &str) -> Result<Option<Arc<Cgroup>>, String> {
+        let Some(base) = &self.cgroups else { return Ok(None) };
+        base.make(&format!("{}-{name}", self.layout.cgroup()))
+            .map(|group| Some(Arc::new(group)))
+            .map_err(|e| format!("cgroup {name}: {e}"))
+    }
+
+    /// The child's end of a FIFO that this identity may open by path too.
+    ///
+    /// # Errors
+    /// Names the FIFO.
+    pub fn stream(&self, source: &str, stream: Stream, who: &Identity) -> Result<OwnedFd, String> {
+        let path = self.layout.fifo(source, stream);
+        fifo::make(&path, who.uid, who.gid)
+            .and_then(|()| fifo::open_rw(&path))
+            .map_err(|e| format!("{}: {e}", path.display()))
+    }
+}

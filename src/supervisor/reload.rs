@@ -1,0 +1,281 @@
+//! A changed config, applied all or nothing: only what changed is touched. What a change touches is
+//! `domain::config::diff`'s to say.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use tracing::info;
+
+use super::{
+    Supervisor,
+    apply::{Shell, first},
+    control::ReplyTo,
+    internals::{Keeper, Listener},
+    ledger::Command,
+    live,
+    prepare::{Kit, Maker},
+    settings::{self, Settings},
+};
+use crate::{
+    domain::{
+        api::{EventKind, Refusal, RefusalKind, Reply, Saying, Sink, Stream, ToLogger},
+        config::{self, Config, Http, Plan},
+        deploy,
+        model::AppName,
+        service::{self, App, Release},
+    },
+    os::socket,
+};
+
+/// Everything that a reload needs, made before anything is touched.
+struct Prepared {
+    settings: Settings,
+    plan: Plan,
+    kits: BTreeMap<AppName, NewApp>,
+}
+
+/// What the disk knows and has for an app that starts.
+pub struct NewApp {
+    pub kit: Kit,
+    pub release: Option<Release>,
+    pub held: Option<String>,
+}
+
+/// Makes and reads what an app starts with. A fault of its own makes the app's problem.
+pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
+    let kit = maker.kit(app, &first(&app.name))?;
+    let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
+    let release = release.unwrap_or_else(|error| {
+        app.problem.get_or_insert(error);
+        None
+    });
+    Ok(NewApp { kit, release, held: live::held(&maker.layout, &app.name) })
+}
+
+impl Supervisor {
+    /// Reads the config again and applies it. `reply`: whom to tell how it went.
+    pub fn reload(&mut self, reply: Option<ReplyTo>, by: &str) {
+        let by = by.to_owned();
+        self.prepare_reload(true, move |supervisor, result| {
+            let saying = match result {
+                Ok(prepared) => {
+                    let lines = prepared.plan.lines();
+                    match supervisor.apply_settings(prepared) {
+                        Ok(()) => {
+                            info!(%by, "the config is applied: {}", lines.join("; "));
+                            let cause = format!("{by}: {}", lines.join("; "));
+                            supervisor.note(EventKind::Reload, None, "applied", Some(cause));
+                            Saying::Done(Reply::Plan { lines })
+                        }
+                        Err(error) => supervisor.refuse_reload(&by, error),
+                    }
+                }
+                Err(error) => supervisor.refuse_reload(&by, error),
+            };
+            if let Some(reply) = reply {
+                reply.say(saying);
+            }
+        });
+    }
+
+    fn refuse_reload(&mut self, by: &str, error: String) -> Saying {
+        tracing::error!(%by, "the config is not applied, everything runs on as before:\n{error}");
+        self.note(EventKind::Reload, None, "refused", Some(format!("{by}: {error}")));
+        Saying::Refused(Refusal::new(RefusalKind::Failed, error))
+    }
+
+    /// Says what a reload would do.
+    pub fn say_plan(&mut self, reply: ReplyTo) {
+        self.prepare_reload(false, move |_, result| {
+            reply.say(match result {
+                Ok(prepared) => Saying::Done(Reply::Plan { lines: prepared.plan.lines() }),
+                Err(error) => Saying::Refused(Refusal::new(RefusalKind::Failed, error)),
+            });
+        });
+    }
+
+    fn prepare_reload(
+        &mut self,
+        make: bool,
+        then: impl FnOnce(&mut Supervisor, Result<Prepared, String>) + Send + 'static,
+    ) {
+        let (path, old, maker) = (self.config.path.clone(), Arc::clone(&self.config), self.maker.clone());
+        let envs: BTreeMap<AppName, Vec<(String, String)>> =
+            self.shells.iter().map(|(name, shell)| (name.clone(), shell.env_file.clone())).collect();
+        self.files.run(move || prepare(path, &old, &maker, &envs, make), then);
+    }
+
+    fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
+        let Prepared { settings, plan, kits } = prepared;
+        let listeners = bind_new(&plan, &self.listeners)?;
+        self.config = Arc::clone(&settings.config);
+        self.config_text = settings.text;
+        self.tokens = settings.tokens;
+        self.ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
+        self.deploys.set_parallel(self.config.deploys.parallel);
+        for name in &plan.removed {
+            self.deploy_event(deploy::Event::Forget { app: name.clone() });
+            self.feed(name, service::Event::Remove);
+        }
+        for (name, shell) in &mut self.shells {
+            if let Some(env) = settings.env_files.get(name) {
+                shell.env_file.clone_from(env);
+            }
+        }
+        let changed = plan
+            .restarted
+            .iter()
+            .map(|(name, _)| (name, true))
+            .chain(plan.applied.iter().map(|(name, _)| (name, false)));
+        for (name, restart) in changed.collect::<BTreeMap<_, _>>() {
+            let Some(spec) = self.config.apps.get(name).cloned() else { continue };
+            self.capture(&spec);
+            let spec = Arc::new(spec);
+            self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
+            self.tell_blocked(name, &spec);
+        }
+        for (name, new) in kits {
+            let Some(spec) = self.config.apps.get(&name).cloned() else { continue };
+            let env = settings.env_files.get(&name).cloned().unwrap_or_default();
+            self.add_app(spec, new, env);
+        }
+        self.change_listeners(&plan, listeners);
+        Ok(())
+    }
+
+    /// Takes an app in and starts it.
+    pub fn add_app(&mut self, spec: config::App, new: NewApp, env_file: Vec<(String, String)>) {
+        let name = spec.name.clone();
+        let spec = Arc::new(spec);
+        let commit = new.release.as_ref().map(|release| release.commit.clone());
+        let live = new
+            .release
+            .as_ref()
+            .map(|release| deploy::Live { release: release.id.clone(), commit: release.commit.clone() });
+        self.shells.insert(name.clone(), Shell::new(new.kit, env_file));
+        let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
+        let app = App::new(Arc::clone(&spec), new.release, new.held, seed, crate::os::clock::now().wall);
+        self.apps.insert(name.clone(), app);
+        self.capture(&spec);
+        if spec.deploy.is_some() {
+            self.ledger.send(Command::Live { app: name.clone(), commit });
+            self.deploy_event(deploy::Event::Live { app: name.clone(), live });
+        }
+        if self.begun {
+            self.tell_blocked(&name, &spec);
+            self.look_for_news(&name);
+        }
+    }
+
+    /// Has the logger capture an app's output as its config says now.
+    fn capture(&mut self, app: &config::App) {
+        if app.command.is_none() {
+            return;
+        }
+        let id = first(&app.name);
+        for stream in [Stream::Out, Stream::Err] {
+            let sink = Sink { path: self.layout.log(&id, stream), rotate: Some(app.logs.rotate), keep: app.logs.keep };
+            let fifo = self.layout.fifo(&id.to_string(), stream);
+            self.logger.open(&id.to_string(), stream, fifo, sink);
+        }
+    }
+
+    /// A removed app has no process left.
+    pub fn app_removed(&mut self, name: &AppName) {
+        if self.is_ending() {
+            return;
+        }
+        self.apps.remove(name);
+        if let Some(armed) = self.shells.remove(name).and_then(|shell| shell.armed) {
+            self.deadlines.remove(&(armed, name.clone()));
+        }
+        self.logger.close(&first(name).to_string());
+        self.tell_dependents(name);
+    }
+
+    fn change_listeners(&mut self, plan: &Plan, new: Vec<Listener>) {
+        let gone = |entry: &Http| {
+            plan.listeners_removed.iter().chain(&plan.listeners_changed).any(|old| old.bind == entry.bind)
+        };
+        for listener in self.listeners.iter_mut().filter(|listener| gone(&listener.entry)) {
+            listener.keeper.ending = true;
+            if let Some(fd) = &listener.keeper.pidfd {
+                let _ = crate::os::pidfd::signal(fd, crate::domain::model::Signal::TERM);
+            }
+        }
+        for mut listener in new {
+            listener.number = usize::try_from(self.ticket()).unwrap_or(usize::MAX);
+            let number = listener.number;
+            self.listeners.push(listener);
+            self.start_listener(number);
+        }
+    }
+
+    /// Closes and opens all log files.
+    pub fn reopen_logs(&mut self) {
+        self.logger.tell(&ToLogger::Reopen, None);
+    }
+}
+
+fn prepare(
+    path: PathBuf,
+    old: &Config,
+    maker: &Maker,
+    envs: &BTreeMap<AppName, Vec<(String, String)>>,
+    make: bool,
+) -> Result<Prepared, String> {
+    let mut settings = settings::read(&path)?;
+    let mut plan = config::diff(old, &settings.config);
+    if !plan.refused.is_empty() {
+        return Err(plan.refused.join("\n"));
+    }
+    for (name, env) in &settings.env_files {
+        let touched = plan.restarted.iter().any(|(app, _)| app == name);
+        if !touched && envs.get(name).is_some_and(|before| before != env) {
+            plan.restarted.push((name.clone(), vec!["env_file"]));
+        }
+    }
+    let mut kits = BTreeMap::new();
+    if make {
+        let mut config = (*settings.config).clone();
+        let named = plan
+            .added
+            .iter()
+            .chain(plan.restarted.iter().map(|(name, _)| name))
+            .chain(plan.applied.iter().map(|(name, _)| name));
+        for name in named {
+            let Some(app) = config.apps.get_mut(name) else { continue };
+            let new = new_app(maker, app)?;
+            if plan.added.contains(name) {
+                kits.insert(name.clone(), new);
+            }
+        }
+        settings.config = Arc::new(config);
+    }
+    Ok(Prepared { settings, plan, kits })
+}
+
+/// Binds what is new; a changed entry keeps its socket.
+fn bind_new(plan: &Plan, held: &[Listener]) -> Result<Vec<Listener>, String> {
+    plan.listeners_added
+        .iter()
+        .chain(&plan.listeners_changed)
+        .map(|entry| match held.iter().find(|listener| listener.entry.bind == entry.bind && !listener.keeper.ending) {
+            Some(held) => Ok(with_socket_of(held, entry.clone())),
+            None => bind(entry.clone()),
+        })
+        .collect()
+}
+
+fn with_socket_of(held: &Listener, entry: Http) -> Listener {
+    Listener { entry, socket: Arc::clone(&held.socket), address: held.address, keeper: Keeper::default(), number: 0 }
+}
+
+/// Binds an entry's socket.
+///
+/// # Errors
+/// Names the address.
+pub fn bind(entry: Http) -> Result<Listener, String> {
+    let (socket, address) =
+        socket::listen_tcp(entry.bind).map_err(|e| format!("cannot listen on {}: {e}", entry.bind))?;
+    Ok(Listener { entry, socket: Arc::new(socket), address, keeper: Keeper::default(), number: 0 })
+}

@@ -1,0 +1,375 @@
+//! What people ask for, whoever they are: judge the right, begin the change, note it in the audit,
+//! answer. SURFACE.md sections 2 and 5.
+
+use std::time::Instant;
+
+use tracing::info;
+
+use super::{
+    Supervisor,
+    control::{Asked, From, ReplyTo},
+    ledger::{Command, NewAudit, NewDeploy, Query},
+    pipeline::Rollback,
+    waiters::{Goal, Waiter},
+};
+use crate::domain::{
+    access::{self, Principal},
+    api::{By, LogSource, Refusal, RefusalKind, Reply, Request, Saying, Stream, Target, ToLogger},
+    model::{AppName, nearest},
+    service::{self, order},
+};
+
+/// A request that was understood and allowed.
+struct Wish {
+    who: Principal,
+    by: By,
+    apps: Vec<AppName>,
+    wait: bool,
+    deadline: Option<Instant>,
+    reply: ReplyTo,
+    request: Request,
+}
+
+impl Supervisor {
+    /// Hears a request, and answers it sooner or later.
+    pub fn hear(&mut self, asked: Asked) {
+        let Asked { ask, from, reply } = asked;
+        let address = ask.address.clone();
+        let who = match self.principal(from, ask.token.as_deref()) {
+            Ok(who) => who,
+            Err(refusal) => {
+                if ask.request.changes() {
+                    self.audit(By::Nobody, address, &ask.request, None, Some(refusal.message.clone()));
+                }
+                reply.say(Saying::Refused(refusal));
+                return;
+            }
+        };
+        let by = by(&who);
+        let judged = self.targets(&ask.request, &who).and_then(|apps| {
+            self.judge_right(&who, &ask.request, &apps)?;
+            Ok(apps)
+        });
+        let apps = match judged {
+            Ok(apps) => apps,
+            Err(refusal) => {
+                if ask.request.changes() {
+                    self.audit(by, address, &ask.request, None, Some(refusal.message.clone()));
+                }
+                reply.say(Saying::Refused(refusal));
+                return;
+            }
+        };
+        let deadline = ask.timeout.map(|timeout| Instant::now() + timeout);
+        let request = ask.request.clone();
+        let wish =
+            Wish { who, by: by.clone(), apps, wait: ask.wait, deadline, reply: reply.clone(), request: ask.request };
+        let apps = wish.apps.clone();
+        let result = self.grant(wish);
+        if request.changes() {
+            let reason = result.as_ref().err().map(|refusal| refusal.message.clone());
+            if apps.is_empty() {
+                self.audit(by, address, &request, None, reason);
+            } else {
+                for app in &apps {
+                    self.audit(by.clone(), address.clone(), &request, Some(app), reason.clone());
+                }
+            }
+        }
+        if let Err(refusal) = result {
+            reply.say(Saying::Refused(refusal));
+        }
+    }
+
+    fn principal(&self, from: From, token: Option<&str>) -> Result<Principal, Refusal> {
+        match from {
+            From::Local { uid, user, groups } => Ok(Principal::Local { uid, user, groups }),
+            From::People => {
+                let given = token.unwrap_or_default().as_bytes();
+                let fits =
+                    |(_, secret): &&(crate::domain::config::Token, crate::domain::model::Secret)| secret.matches(given);
+                // Every token is compared, so that the time says nothing about which one fits.
+                let found: Vec<_> = self.tokens.iter().filter(fits).collect();
+                let Some((token, _)) = found.first() else {
+                    return Err(Refusal::new(RefusalKind::Unknown, "the token is not known"));
+                };
+                Ok(Principal::from(token))
+            }
+        }
+    }
+
+    /// The apps that a request is about.
+    fn targets(&self, request: &Request, who: &Principal) -> Result<Vec<AppName>, Refusal> {
+        let one = |app: &AppName| self.known(app, who).map(|app| vec![app]);
+        match request {
+            Request::Status { apps } if apps.is_empty() => Ok(self.visible(who)),
+            Request::Logs(logs) if logs.apps.is_empty() => Ok(self.visible(who)),
+            Request::Status { apps }
+            | Request::Start { apps }
+            | Request::Stop { apps, .. }
+            | Request::Restart { apps } => self.resolve(apps, who),
+            Request::Logs(logs) => self.resolve(&logs.apps, who),
+            Request::Signal { app, .. } | Request::WaitFor { app, .. } => self.resolve(std::slice::from_ref(app), who),
+            Request::DeployApp { app, .. } | Request::Rollback { app, .. } => one(app),
+            Request::Events { app: Some(app), .. }
+            | Request::History { app: Some(app), .. }
+            | Request::Deliveries { app: Some(app), .. } => one(app),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn resolve(&self, targets: &[Target], who: &Principal) -> Result<Vec<AppName>, Refusal> {
+        let mut found = Vec::new();
+        for target in targets {
+            match target {
+                Target::All => found.extend(self.visible(who)),
+                Target::App(app) => found.push(self.known(app, who)?),
+                Target::Instance(id) if id.number == 1 => found.push(self.known(&id.app, who)?),
+                Target::Instance(id) => {
+                    let message = format!("app {:?} has no instance {}", id.app.as_str(), id.number);
+                    return Err(Refusal::new(RefusalKind::NotFound, message));
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn known(&self, app: &AppName, who: &Principal) -> Result<AppName, Refusal> {
+        if self.apps.contains_key(app) && self.may_see(app, who) {
+            return Ok(app.clone());
+        }
+        let names = self.visible(who);
+        let hint = nearest(app.as_str(), names.iter().map(AppName::as_str))
+            .map(|name| format!("; did you mean {name:?}?"))
+            .unwrap_or_default();
+        Err(Refusal::new(RefusalKind::NotFound, format!("app {:?} does not exist{hint}", app.as_str())))
+    }
+
+    fn may_see(&self, app: &AppName, who: &Principal) -> bool {
+        !matches!(who, Principal::Token { apps: Some(apps), .. } if !apps.contains(app))
+    }
+
+    fn visible(&self, who: &Principal) -> Vec<AppName> {
+        self.apps.keys().filter(|app| self.may_see(app, who)).cloned().collect()
+    }
+
+    fn judge_right(&self, who: &Principal, request: &Request, apps: &[AppName]) -> Result<(), Refusal> {
+        let may = |app: Option<&AppName>| {
+            access::may(who, app, request.role(), &self.config.local, self.me.uid)
+                .map_err(|denied| Refusal::new(RefusalKind::Forbidden, denied.to_string()))
+        };
+        if apps.is_empty() { may(None) } else { apps.iter().try_for_each(|app| may(Some(app))) }
+    }
+
+    /// What a list shows to somebody: `None` is everything.
+    fn shown(&self, wish: &Wish) -> Option<Vec<AppName>> {
+        match (&wish.who, wish.apps.is_empty()) {
+            (_, false) => Some(wish.apps.clone()),
+            (Principal::Token { apps: Some(apps), .. }, true) => Some(apps.clone()),
+            _ => None,
+        }
+    }
+
+    fn grant(&mut self, wish: Wish) -> Result<(), Refusal> {
+        if self.is_ending() && wish.request.changes() && !matches!(wish.request, Request::Shutdown { .. }) {
+            return Err(Refusal::new(RefusalKind::Unavailable, "everhook is shutting down"));
+        }
+        let shown = self.shown(&wish);
+        match wish.request.clone() {
+            Request::Status { .. } => self.say_status(&wish.apps, wish.reply),
+            Request::Events { n, since, follow, .. } => {
+                self.say_events(Query::Events { apps: shown.clone(), n, since }, follow.then_some(shown), wish.reply);
+            }
+            Request::History { n, .. } => self.say_found(Query::Deploys { apps: shown, n }, wish.reply),
+            Request::Deploy { id } => self.say_deploy(Query::Deploy { id, apps: shown }, wish.reply),
+            Request::Deliveries { n, .. } => self.say_found(Query::Deliveries { apps: shown, n }, wish.reply),
+            Request::Delivery { id } => self.say_found(Query::Delivery { id, apps: shown }, wish.reply),
+            Request::Audit { since, n } => self.say_found(Query::Audit { since, n }, wish.reply),
+            Request::DeployLog { id, n } => {
+                let reply = wish.reply;
+                self.tail(self.layout.deploy_log(id), n, move |_, lines| {
+                    reply.say(Saying::Done(Reply::Lines(lines)));
+                });
+            }
+            Request::Logs(logs) => self.hand_to_logger(&wish, &logs),
+            Request::Start { .. } => self.start_apps(wish, false),
+            Request::Restart { .. } => self.start_apps(wish, true),
+            Request::Stop { confirmed, .. } => return self.stop_apps(wish, confirmed),
+            Request::Signal { signal, .. } => return self.signal_apps(&wish, signal),
+            Request::WaitFor { state, .. } => {
+                let goals = wish.apps.iter().map(|app| Goal::State { app: app.clone(), state }).collect();
+                let message = format!("{} is {state}", list(&wish.apps));
+                self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+            }
+            Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
+            Request::Rollback { to, .. } => return self.roll_app_back(wish, to),
+            Request::Plan => self.say_plan(wish.reply),
+            Request::Reload => self.reload(Some(wish.reply), &wish.who.to_string()),
+            Request::Shutdown { now } => {
+                wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message: "shutting down".to_owned() }));
+                self.shut_down(&wish.who.to_string(), now);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_apps(&mut self, wish: Wish, restart: bool) {
+        let verb = if restart { "restart" } else { "start" };
+        let failures: Vec<(AppName, u64)> = wish
+            .apps
+            .iter()
+            .filter_map(|name| self.apps.get(name).map(|app| (name.clone(), app.instance().failures())))
+            .collect();
+        let without: Vec<AppName> = wish
+            .apps
+            .iter()
+            .filter(|name| self.apps.get(name).is_some_and(|app| app.spec().command.is_none()))
+            .cloned()
+            .collect();
+        if !without.is_empty() {
+            let message = format!("{} has no command: there is nothing to {verb}", list(&without));
+            wish.reply.say(Saying::Refused(Refusal::new(RefusalKind::Failed, message)));
+            return;
+        }
+        for app in &wish.apps {
+            self.feed(app, service::Event::Start { restart, by: format!("{verb} by {}", wish.who) });
+        }
+        if wish.wait {
+            let goals = failures.into_iter().map(|(app, failures)| Goal::Up { app, failures }).collect();
+            let message = format!("{} {} up", list(&wish.apps), if wish.apps.len() == 1 { "is" } else { "are" });
+            self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+        } else {
+            let message = format!("{verb} of {} has begun", list(&wish.apps));
+            wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message }));
+        }
+    }
+
+    fn stop_apps(&mut self, wish: Wish, confirmed: bool) -> Result<(), Refusal> {
+        let without = wish.apps.iter().find(|name| self.apps.get(name).is_some_and(|app| app.spec().command.is_none()));
+        if let Some(app) = without {
+            let message = format!("{app} has no command: there is nothing to stop");
+            return Err(Refusal::new(RefusalKind::Failed, message));
+        }
+        let hurt: Vec<AppName> = order::hurt_by(&wish.apps, &self.apps).into_iter().cloned().collect();
+        if !confirmed && !hurt.is_empty() {
+            let message = format!("{} comes after {}, which would be stopped", list(&hurt), list(&wish.apps));
+            return Err(Refusal::new(RefusalKind::NeedsConfirmation, message));
+        }
+        for app in &wish.apps {
+            self.feed(app, service::Event::Stop { by: format!("stopped by {}", wish.who) });
+        }
+        let (goals, message) = if wish.wait {
+            let goals = wish.apps.iter().map(|app| Goal::Down { app: app.clone() }).collect();
+            (goals, format!("{} {} stopped", list(&wish.apps), if wish.apps.len() == 1 { "is" } else { "are" }))
+        } else {
+            (Vec::new(), format!("stop of {} has begun", list(&wish.apps)))
+        };
+        self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+        Ok(())
+    }
+
+    fn signal_apps(&mut self, wish: &Wish, signal: crate::domain::model::Signal) -> Result<(), Refusal> {
+        for app in &wish.apps {
+            let fd = self.shells.get(app).and_then(|shell| shell.pidfd.as_ref());
+            let Some(fd) = fd else {
+                return Err(Refusal::new(RefusalKind::Failed, format!("{app} is not running")));
+            };
+            crate::os::pidfd::signal(fd, signal)
+                .map_err(|error| Refusal::new(RefusalKind::Failed, format!("{app}: {signal}: {error}")))?;
+        }
+        let message = format!("{signal} sent to {}", list(&wish.apps));
+        wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message }));
+        Ok(())
+    }
+
+    fn deployable(&self, app: &AppName) -> Result<(), Refusal> {
+        let found = self.apps.get(app);
+        if found.is_some_and(|app| app.spec().deploy.is_none()) {
+            return Err(Refusal::new(
+                RefusalKind::Failed,
+                format!("{app} has no repository: there is nothing to deploy"),
+            ));
+        }
+        match found.and_then(|app| app.spec().problem.clone()) {
+            Some(problem) => Err(Refusal::new(RefusalKind::Failed, problem)),
+            None => Ok(()),
+        }
+    }
+
+    fn deploy_app(&mut self, wish: Wish, rev: Option<String>) -> Result<(), Refusal> {
+        let app = wish.apps[0].clone();
+        self.deployable(&app)?;
+        let ticket = self.ticket();
+        self.queued.insert(ticket, (wish.reply, wish.wait, wish.deadline));
+        if let Some(rev) = &rev {
+            self.revs.insert(ticket, rev.clone());
+        }
+        let order = NewDeploy { ticket, app, ref_name: None, rev, commit: None, release: None, by: wish.by };
+        self.ledger.send(Command::NewDeploy(order));
+        Ok(())
+    }
+
+    fn roll_app_back(&mut self, wish: Wish, to: Option<crate::domain::model::ReleaseId>) -> Result<(), Refusal> {
+        let app = wish.apps[0].clone();
+        self.deployable(&app)?;
+        let ticket = self.ticket();
+        self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
+        self.roll_back(Rollback { app, to, by: wish.by, ticket, reply: wish.reply });
+        Ok(())
+    }
+
+    fn hand_to_logger(&mut self, wish: &Wish, logs: &crate::domain::api::LogsRequest) {
+        let sources = wish
+            .apps
+            .iter()
+            .map(super::apply::first)
+            .map(|id| LogSource {
+                name: id.to_string(),
+                out: self.layout.log(&id, Stream::Out),
+                err: self.layout.log(&id, Stream::Err),
+            })
+            .collect();
+        let message =
+            ToLogger::Serve { sources, follow: logs.follow, n: logs.n, previous: logs.previous, stderr: logs.stderr };
+        let events = self.events.clone();
+        wish.reply.hand_over(move |socket| {
+            let then = move |supervisor: &mut Supervisor| supervisor.logger.tell(&message, Some(socket));
+            let _ = events.send(super::event::Event::Then(Box::new(then)));
+        });
+    }
+
+    /// A row in the audit.
+    pub fn audit(
+        &mut self,
+        by: By,
+        address: Option<String>,
+        request: &Request,
+        app: Option<&AppName>,
+        reason: Option<String>,
+    ) {
+        let outcome = if reason.is_some() { "refused" } else { "done" };
+        info!(?by, action = request.verb(), app = app.map(AppName::as_str), outcome, "asked for");
+        self.ledger.send(Command::Audit(NewAudit {
+            at: crate::os::clock::now().wall,
+            by,
+            address,
+            action: request.verb().to_owned(),
+            app: app.map(ToString::to_string),
+            outcome: outcome.to_owned(),
+            reason,
+        }));
+    }
+}
+
+fn by(who: &Principal) -> By {
+    match who {
+        Principal::Local { uid, user, .. } => By::Local { uid: *uid, user: user.clone() },
+        Principal::Token { name, .. } => By::Token { name: name.clone() },
+    }
+}
+
+fn list(apps: &[AppName]) -> String {
+    apps.iter().map(AppName::as_str).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,116 @@
+//! Reads everything that the config names: its own file, secrets and env files. On the files thread
+//! (at the start: before there is anything to hold up).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::secrets::{self, Secrets};
+use crate::{
+    domain::{
+        config::{self, Config, Finding, Places},
+        deploy::accept,
+        model::{AppName, Secret},
+    },
+    os::users,
+};
+
+/// A config and all that belongs to it.
+pub struct Settings {
+    pub config: Arc<Config>,
+    pub text: String,
+    pub warnings: Vec<Finding>,
+    pub env_files: BTreeMap<AppName, Vec<(String, String)>>,
+    pub tokens: Vec<(config::Token, Secret)>,
+    pub hooks: accept::Snapshot,
+}
+
+/// The default places of whoever runs this.
+#[must_use]
+pub fn places() -> Places {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".local/state");
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    Places { state_home: state.unwrap_or_else(home).join("everhook") }
+}
+
+/// Reads and judges.
+///
+/// # Errors
+/// What is wrong, with its place where it is in the config.
+pub fn read(path: &Path) -> Result<Settings, String> {
+    let named = |e: std::io::Error| format!("{}: {e}", path.display());
+    let text = fs::read_to_string(path).map_err(named)?;
+    if users::facts().uid == 0 {
+        for guarded in [path, path.parent().unwrap_or(Path::new("/"))] {
+            guard(guarded)?;
+        }
+    }
+    let loaded = config::load(&text, path, &places(), &users::facts()).map_err(|faults| faults.to_string())?;
+    let mut config = loaded.config;
+    let env_files = read_env_files(&mut config);
+    let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
+    let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
+    let tokens = tokens(&config, &secrets)?;
+    let hooks = hooks(&config, &secrets)?;
+    Ok(Settings { config: Arc::new(config), text, warnings: loaded.warnings, env_files, tokens, hooks })
+}
+
+/// As root nobody else may decide what root does.
+fn guard(path: &Path) -> Result<(), String> {
+    let facts = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let sticky = facts.is_dir() && facts.permissions().mode() & 0o1000 != 0;
+    if facts.uid() == 0 && (facts.permissions().mode() & 0o022 == 0 || sticky) {
+        return Ok(());
+    }
+    Err(format!(
+        "{} can be written by others than root (owner {}, mode {:o}); run as root, the config and its folder must be \
+         root's alone: chown root {0} && chmod go-w {0}",
+        path.display(),
+        facts.uid(),
+        facts.permissions().mode() & 0o7777
+    ))
+}
+
+fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)>> {
+    let mut read = BTreeMap::new();
+    for (name, app) in &mut config.apps {
+        let mut variables = Vec::new();
+        for path in &app.env_file {
+            let parsed = fs::read_to_string(path).map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
+            match parsed {
+                Ok(more) => variables.extend(more),
+                Err(error) => {
+                    app.problem.get_or_insert(format!("env_file {}: {error}", path.display()));
+                }
+            }
+        }
+        read.insert(name.clone(), variables);
+    }
+    read
+}
+
+fn tokens(config: &Config, secrets: &Secrets) -> Result<Vec<(config::Token, Secret)>, String> {
+    let with_secret = |token: &config::Token| {
+        let secret = secrets.get(&token.secret).cloned().unwrap_or_else(|| Err("it was not read".to_owned()));
+        secret.map(|secret| (token.clone(), secret)).map_err(|error| format!("token {:?}: {error}", token.name))
+    };
+    config.tokens.iter().map(with_secret).collect()
+}
+
+fn hooks(config: &Config, secrets: &Secrets) -> Result<accept::Snapshot, String> {
+    let mut apps = Vec::new();
+    for app in config.apps.values() {
+        let Some(deploy) = &app.deploy else { continue };
+        let wanted = [&deploy.secret, &deploy.previous_secret].into_iter().flatten();
+        let found =
+            wanted.map(|secret| secrets.get(secret).cloned().unwrap_or_else(|| Err("it was not read".to_owned())));
+        let secrets =
+            found.collect::<Result<_, _>>().map_err(|error| format!("app {:?}: {error}", app.name.as_str()))?;
+        apps.push(accept::App { name: app.name.clone(), repo: deploy.repo.clone(), on: deploy.on.clone(), secrets });
+    }
+    Ok(accept::Snapshot::new(apps))
+}

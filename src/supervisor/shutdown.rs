@@ -1,0 +1,107 @@
+//! The ordered end: apps in the reverse of their order, then the listeners, the logger, the store.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Supervisor;
+use crate::{
+    domain::{
+        api::{EventKind, ToLogger},
+        deploy,
+        model::Signal,
+        service::{self, order},
+    },
+    os::pidfd,
+};
+
+/// How far the end has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Apps,
+    /// Everything but the logger, which hears the others' last words.
+    Listeners,
+    Logger,
+    Done,
+}
+
+/// No listener or logger takes longer to leave.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Begins the end; asked again, or with `now`, whatever still runs is killed.
+    pub fn shut_down(&mut self, by: &str, now: bool) {
+        let again = self.ending.is_some();
+        if !again {
+            info!(%by, "shutting down");
+            self.note(EventKind::Supervisor, None, "stopping", Some(by.to_owned()));
+            self.ending = Some(Ending::Apps);
+            self.deploy_event(deploy::Event::Shutdown);
+        }
+        if again || now {
+            for app in self.apps.keys().cloned().collect::<Vec<_>>() {
+                if self.apps[&app].instance().is_active() {
+                    self.kill_tree(&app);
+                }
+            }
+        }
+        self.go_on_ending();
+    }
+
+    /// Does what the end needs next, if anything ends at all.
+    pub fn go_on_ending(&mut self) {
+        match self.ending {
+            Some(Ending::Apps) => self.end_apps(),
+            Some(Ending::Listeners) if self.listeners.is_empty() => self.end_logger(),
+            Some(Ending::Logger) if self.logger.keeper.pid.is_none() => self.ending = Some(Ending::Done),
+            _ => {}
+        }
+    }
+
+    fn end_apps(&mut self) {
+        for app in order::stoppable(&self.apps) {
+            if self.told_to_end.insert(app.clone()) {
+                self.feed(&app, service::Event::Shutdown);
+            }
+        }
+        let busy = self.apps.values().any(|app| app.instance().is_active());
+        if busy || !self.deploys.is_idle() || !self.jobs.is_empty() || self.feeding || self.deploying {
+            return;
+        }
+        if self.ending == Some(Ending::Apps) {
+            self.ending = Some(Ending::Listeners);
+            for listener in &mut self.listeners {
+                listener.keeper.ending = true;
+                if let Some(fd) = &listener.keeper.pidfd {
+                    let _ = pidfd::signal(fd, Signal::TERM);
+                }
+            }
+            self.listeners.retain(|listener| listener.keeper.pid.is_some());
+            self.later(PATIENCE, Supervisor::lose_patience);
+            self.go_on_ending();
+        }
+    }
+
+    fn end_logger(&mut self) {
+        self.ending = Some(Ending::Logger);
+        self.logger.keeper.ending = true;
+        self.logger.tell(&ToLogger::Finish, None);
+        self.go_on_ending();
+    }
+
+    /// What should have ended by now is killed: its sockets and its buffer are ours.
+    fn lose_patience(&mut self) {
+        let listeners = self.listeners.iter().map(|listener| &listener.keeper);
+        for keeper in listeners.chain([&self.logger.keeper]) {
+            if let (Some(fd), Some(pid)) = (&keeper.pidfd, keeper.pid) {
+                warn!(pid, "an internal process does not end; it is killed");
+                let _ = pidfd::signal(fd, Signal::KILL);
+            }
+        }
+    }
+}

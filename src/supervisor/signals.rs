@@ -1,0 +1,75 @@
+//! Signals to the supervisor: DESIGN.md section 11. Who sent one is the kernel's word, as far as it
+//! has one.
+
+use signal_hook::{
+    consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1},
+    iterator::exfiltrator::origin::{Origin, WithOrigin},
+};
+use signal_hook_tokio::SignalsInfo;
+use tracing::info;
+
+use super::{
+    Supervisor,
+    ledger::{Command, NewAudit},
+};
+use crate::domain::{api::By, model::Signal};
+
+/// Signals as a stream.
+pub type Signals = SignalsInfo<WithOrigin>;
+
+/// # Errors
+/// When the handlers cannot be set.
+pub fn listen() -> std::io::Result<Signals> {
+    // A closed stderr must not end us; SIGPIPE is caught, not ignored, as children inherit that.
+    SignalsInfo::with_exfiltrator([SIGCHLD, SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE], WithOrigin::default())
+}
+
+impl Supervisor {
+    /// Handles one signal.
+    pub fn signalled(&mut self, origin: &Origin) {
+        match origin.signal {
+            SIGCHLD => self.reap(),
+            SIGHUP => {
+                let by = self.signal_audit(origin, "reload");
+                self.reload(None, &by);
+            }
+            SIGTERM | SIGINT => {
+                let by = self.signal_audit(origin, "shutdown");
+                self.shut_down(&by, false);
+            }
+            SIGUSR1 => {
+                self.signal_audit(origin, "reopen");
+                self.reopen_logs();
+            }
+            SIGQUIT => self.dump(),
+            _ => {}
+        }
+    }
+
+    fn signal_audit(&mut self, origin: &Origin, action: &str) -> String {
+        let pid = origin.process.and_then(|process| u32::try_from(process.pid).ok()).filter(|pid| *pid != 0);
+        let uid = origin.process.map(|process| process.uid);
+        self.ledger.send(Command::Audit(NewAudit {
+            at: crate::os::clock::now().wall,
+            by: By::Signal { pid, uid },
+            address: None,
+            action: action.to_owned(),
+            app: None,
+            outcome: "done".to_owned(),
+            reason: None,
+        }));
+        let signal = Signal::from_number(origin.signal);
+        match (pid, uid) {
+            (Some(pid), Some(uid)) => format!("{signal} from pid {pid} of uid {uid}"),
+            _ => signal.to_string(),
+        }
+    }
+
+    fn dump(&self) {
+        for app in self.apps.values() {
+            let instance = app.instance();
+            info!(app = %app.name(), state = ?instance.state(), reason = instance.reason(), "state");
+        }
+        info!(jobs = self.jobs.len(), waiters = self.waiters.len(), followers = self.followers.len(), "state");
+    }
+}

@@ -1,0 +1,339 @@
+//! From nothing to the loop: read the config, take the lock, bind, start the threads, end what the
+//! last supervisor left, and only then let apps start.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    fs,
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::Path,
+    sync::Arc,
+    thread,
+};
+
+use futures_core::Stream;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use super::{
+    Me, Supervisor,
+    children::Children,
+    control,
+    event::{Event, Events},
+    files::Files,
+    handover, internals,
+    layout::Layout,
+    ledger::{Command, Ledger, Query},
+    log,
+    prepare::{self, Maker},
+    reload, secrets,
+    settings::{self, Settings},
+    shutdown::Ending,
+    signals,
+    spawner::Spawning,
+};
+use crate::{
+    domain::{
+        api::{EventKind, note_folder, note_name},
+        config::Config,
+        deploy::Deploys,
+    },
+    os::{
+        cgroup, clock, files, identity,
+        lock::{Lock, LockError},
+        reap, socket, users,
+    },
+};
+
+/// Runs until the ordered end.
+///
+/// # Errors
+/// One message that says why it cannot start, and what to do.
+pub fn run(path: &Path) -> Result<(), String> {
+    let uid = users::facts().uid;
+    // The lowest descriptors are the spawner's, so its thread comes first.
+    let (events, inbox) = mpsc::unbounded_channel();
+    let spawning = Spawning::start(events.clone()).map_err(|e| format!("cannot start processes: {e}"))?;
+    let _ = crate::os::limits::raise_files();
+    let settings = settings::read(path)?;
+    let layout = Layout { state: settings.config.state_dir.clone(), run: settings.config.run_dir.clone() };
+    own(&layout.state, uid)?;
+    own(&layout.run, uid)?;
+    let _lock = take_lock(&layout)?;
+    let root = uid == 0;
+    let cgroups = cgroup::find_base().map(Arc::new);
+    let logger = root.then_some((prepare::LOGGER, prepare::LOGGER));
+    let maker = Maker { layout: layout.clone(), root, cgroups, logger };
+    maker.common()?;
+    let _guards = log::start(&settings.config.log, &layout.logs())?;
+    for warning in &settings.warnings {
+        warn!("{warning}");
+    }
+    reap::set_child_subreaper().map_err(|e| format!("cannot become a subreaper: {e}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start the runtime: {e}"))?;
+    runtime.block_on(async move {
+        let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
+        let socket = socket::listen_unix(&layout.control(), 0o666)
+            .map_err(|e| format!("cannot listen on {}: {e}", layout.control().display()))?;
+        let mut supervisor = build(settings, layout, maker, spawning, events.clone())?;
+        tokio::spawn(async move {
+            if let Err(error) = control::accept(socket, events).await {
+                error!(%error, "the control socket is lost");
+            }
+        });
+        supervisor.begin();
+        supervisor.live(inbox, signals).await;
+        info!("ended in order");
+        let control = supervisor.layout.control();
+        supervisor.ledger.close();
+        let _ = fs::remove_file(control);
+        Ok(())
+    })
+}
+
+fn build(
+    settings: Settings,
+    layout: Layout,
+    maker: Maker,
+    spawning: Spawning,
+    events: Events,
+) -> Result<Supervisor, String> {
+    let duplicate = |fd: std::os::fd::BorrowedFd<'_>| {
+        fd.try_clone_to_owned().map(Arc::new).map_err(|e| format!("cannot start: {e}"))
+    };
+    let null = fs::File::options().read(true).write(true).open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
+    let me = Me {
+        boot: secrets::random_hex()[..16].to_owned(),
+        pid: std::process::id(),
+        uid: users::facts().uid,
+        root: maker.root,
+        since: clock::now().wall,
+        null: Arc::new(null.into()),
+        stdout: duplicate(std::io::stdout().as_fd())?,
+        stderr: duplicate(std::io::stderr().as_fd())?,
+    };
+    let told = events.clone();
+    let tell = Box::new(move |what| drop(told.send(Event::Told(what))));
+    let ledger = Ledger::start(&layout.database(), tell).map_err(|e| format!("cannot start the ledger: {e}"))?;
+    ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
+    let files = Files::start(events.clone()).map_err(|e| format!("cannot start a thread: {e}"))?;
+    let echo = settings
+        .config
+        .echo
+        .unwrap_or_else(|| identity::is_pid_one() || std::io::IsTerminal::is_terminal(&std::io::stdout()));
+    let mut listeners = Vec::new();
+    for (number, entry) in settings.config.http.iter().enumerate() {
+        let mut listener = reload::bind(entry.clone())?;
+        listener.number = number;
+        listeners.push(listener);
+    }
+    note_place(&settings.config);
+    let mut supervisor = Supervisor {
+        me,
+        config: Arc::clone(&settings.config),
+        config_text: settings.text,
+        tokens: settings.tokens,
+        layout,
+        maker,
+        begun: false,
+        ending: None,
+        told_to_end: BTreeSet::new(),
+        apps: BTreeMap::new(),
+        shells: BTreeMap::new(),
+        todo: VecDeque::new(),
+        feeding: false,
+        deadlines: BTreeSet::new(),
+        children: Children::default(),
+        deploys: Deploys::new(settings.config.deploys.parallel),
+        deploy_todo: VecDeque::new(),
+        deploying: false,
+        committing: HashMap::new(),
+        deploy_states: HashMap::new(),
+        trials: HashMap::new(),
+        deploy_streams: HashMap::new(),
+        jobs: HashMap::new(),
+        logger: internals::Logger::new(echo),
+        listeners,
+        // Numbers of the first listeners are below.
+        tickets: settings.config.http.len() as u64,
+        waiters: Vec::new(),
+        followers: Vec::new(),
+        questions: HashMap::new(),
+        tails: HashMap::new(),
+        retargets: HashMap::new(),
+        queued: HashMap::new(),
+        revs: HashMap::new(),
+        events,
+        spawning,
+        files,
+        ledger,
+    };
+    supervisor.take_apps(&settings.config, settings.env_files)?;
+    Ok(supervisor)
+}
+
+impl Supervisor {
+    /// Makes what every app needs. What keeps one from it is that app's problem alone.
+    fn take_apps(
+        &mut self,
+        config: &Config,
+        mut env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
+    ) -> Result<(), String> {
+        let mut newest = 0;
+        for app in config.apps.values() {
+            let mut spec = app.clone();
+            let new = reload::new_app(&self.maker, &mut spec)?;
+            newest = newest.max(newest_release(&self.layout.releases(&spec.name)));
+            let env = env_files.remove(&spec.name).unwrap_or_default();
+            self.add_app(spec, new, env);
+        }
+        self.ledger.send(Command::Above(newest));
+        Ok(())
+    }
+
+    /// Takes connections at once, and lets apps start when the last supervisor's are gone.
+    fn begin(&mut self) {
+        info!(pid = self.me.pid, version = env!("CARGO_PKG_VERSION"), "everhook runs");
+        self.note(EventKind::Supervisor, None, "ready", None);
+        for number in self.listeners.iter().map(|listener| listener.number).collect::<Vec<_>>() {
+            self.start_listener(number);
+        }
+        let (layout, config, cgroups) = (self.layout.clone(), Arc::clone(&self.config), self.maker.cgroups.clone());
+        let events = self.events.clone();
+        let work = move || {
+            let found = handover::end_leftovers(&layout, &config, cgroups.as_deref());
+            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(&found))));
+        };
+        if let Err(error) = thread::Builder::new().name("handover".into()).spawn(work) {
+            error!(%error, "cannot look for what the last supervisor left");
+        }
+    }
+
+    fn begin_apps(&mut self, found: &[String]) {
+        if !found.is_empty() {
+            self.note(EventKind::Supervisor, None, "took_over", Some(format!("ended {}", found.join(", "))));
+        }
+        self.begun = true;
+        self.start_logger();
+        if self.is_ending() {
+            return;
+        }
+        let apps: Vec<_> = self.apps.values().map(|app| (app.name().clone(), Arc::clone(app.spec()))).collect();
+        for (name, spec) in apps {
+            self.tell_blocked(&name, &spec);
+        }
+        let ticket = self.ticket();
+        self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
+        self.say_hello();
+    }
+
+    /// The first lines of the shipped default: what runs where, and what to try.
+    fn say_hello(&self) {
+        for listener in &self.listeners {
+            let serve: Vec<_> = listener.entry.serve.iter().map(|serve| internals::serve_word(*serve)).collect();
+            info!("listening on http://{} for {}", listener.address, serve.join(" and "));
+        }
+        let config = self.config.path.display();
+        info!("everything of this is below {} and {}", self.layout.state.display(), self.layout.run.display());
+        info!("try next: everhook status -c {config} · everhook logs -f -c {config} · everhook history -c {config}");
+    }
+
+    async fn live(&mut self, mut inbox: mpsc::UnboundedReceiver<Event>, mut signals: signals::Signals) {
+        let timer = tokio::time::sleep(std::time::Duration::MAX);
+        tokio::pin!(timer);
+        let mut set = None;
+        while self.ending != Some(Ending::Done) {
+            let next = self.next_deadline();
+            if next != set {
+                if let Some(at) = next {
+                    timer.as_mut().reset(at.into());
+                }
+                set = next;
+            }
+            tokio::select! {
+                biased;
+                Some(origin) = next_signal(&mut signals) => self.signalled(&origin),
+                Some(event) = inbox.recv() => self.on(event),
+                () = &mut timer, if set.is_some() => {
+                    set = None;
+                    self.moment();
+                }
+            }
+        }
+    }
+}
+
+async fn next_signal(signals: &mut signals::Signals) -> Option<signal_hook::iterator::exfiltrator::origin::Origin> {
+    std::future::poll_fn(|context| std::pin::Pin::new(&mut *signals).poll_next(context)).await
+}
+
+/// The folder must be ours, and others must be able to go through it.
+fn own(path: &Path, uid: u32) -> Result<(), String> {
+    let named = |e: std::io::Error| format!("{}: {e}", path.display());
+    let made = !path.exists();
+    fs::create_dir_all(path).map_err(named)?;
+    let facts = fs::metadata(path).map_err(named)?;
+    if facts.uid() != uid {
+        return Err(format!(
+            "{} belongs to uid {}, and uid {uid} runs everhook; chown it, or name another state_dir",
+            path.display(),
+            facts.uid()
+        ));
+    }
+    if made {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o711)).map_err(named)?;
+    }
+    if uid != 0 {
+        return Ok(());
+    }
+    for folder in path.ancestors() {
+        let mode = fs::metadata(folder).map_err(named)?.permissions().mode();
+        if mode & 0o001 == 0 {
+            return Err(format!(
+                "the apps' users cannot enter {} (mode {:o}), so {} is of no use to them; chmod o+x {0}, or name \
+                 another state_dir",
+                folder.display(),
+                mode & 0o7777,
+                path.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn take_lock(layout: &Layout) -> Result<Lock, String> {
+    Lock::take(&layout.lock()).map_err(|error| match error {
+        LockError::Held { pid } => {
+            let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            format!("another everhook{pid} runs with state_dir {} already", layout.state.display())
+        }
+        LockError::Io(error) => format!("{}: {error}", layout.lock().display()),
+    })
+}
+
+/// Notes where a client finds us when it cannot read the config.
+fn note_place(config: &Config) {
+    let session = std::env::var_os("XDG_RUNTIME_DIR");
+    let Some(folder) = note_folder(users::facts().uid, session.as_deref().map(Path::new)) else { return };
+    let noted = fs::create_dir_all(&folder).and_then(|()| {
+        files::write_durably(
+            &folder.join(note_name(&config.path)),
+            config.run_dir.as_os_str().as_encoded_bytes(),
+            0o644,
+        )
+    });
+    if let Err(error) = noted {
+        warn!(folder = %folder.display(), %error, "a client with a broken config will not find this supervisor");
+    }
+}
+
+fn newest_release(folder: &Path) -> i64 {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten();
+    let ids = names.filter_map(|entry| entry.file_name().to_str()?.parse::<crate::domain::model::ReleaseId>().ok());
+    ids.map(|id| id.deploy).max().unwrap_or(0)
+}

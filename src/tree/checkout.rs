@@ -1,0 +1,41 @@
+//! Fills a release from a mirror that it only reads: an index of its own, no hooks, nothing of git
+//! left behind.
+
+use std::{fs, path::Path};
+
+use super::{TreeError, git::Git};
+use crate::domain::model::CommitId;
+
+/// Writes the commit's files into `release`, which must be empty.
+pub(super) fn checkout(mirror: &Path, release: &Path, commit: &CommitId) -> Result<(), TreeError> {
+    let shown = release.display();
+    let mut entries = fs::read_dir(release).map_err(|e| TreeError::io(format!("the release {shown}"), e))?;
+    if entries.next().is_some() {
+        return Err(TreeError::Refused(format!("the release {shown} is not empty")));
+    }
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|e| TreeError::io("random bytes", std::io::Error::other(e)))?;
+    // A name that no commit can hold by intent.
+    let index = release.join(format!(".everhook-index-{:032x}", u128::from_ne_bytes(random)));
+    let git = Git::new(mirror).with_work_tree(release, index.clone());
+    let read = run(&git, &["read-tree", commit.as_str()], commit);
+    let written = read.and_then(|()| run(&git, &["checkout-index", "--all", "--force", "--quiet"], commit));
+    match fs::remove_file(&index) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => written.and(Err(TreeError::io("git's index", e))),
+        _ => written,
+    }
+}
+
+fn run(git: &Git, args: &[&str], commit: &CommitId) -> Result<(), TreeError> {
+    let done = git.run(args, b"")?;
+    if done.code == Some(0) {
+        return Ok(());
+    }
+    let short = commit.short();
+    let full = ["No space left on device", "Disk quota exceeded"].iter().any(|words| done.stderr.contains(words));
+    Err(TreeError::Refused(if full {
+        format!("the disk is full, so commit {short} could not be checked out: make room below the state folder")
+    } else {
+        format!("commit {short} could not be checked out: {}", done.last_words())
+    }))
+}

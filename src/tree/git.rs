@@ -1,0 +1,241 @@
+//! git in a closed environment: no prompt, no hook, no config but ours, no protocol but those that
+//! only carry data. DESIGN.md section 7, "Git".
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+use super::TreeError;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// In the mirror's folder: what git takes for the user's config.
+pub(super) const CONFIG: &str = "everhook.gitconfig";
+/// Keys come later; until then ssh takes the fetch user's default ones, asks nothing, leaves no
+/// master behind, and gives up on a host that says nothing for a minute.
+const SSH: &str = "ssh -F none -a -x -o BatchMode=yes -o ControlMaster=no -o ControlPath=none \
+    -o StrictHostKeyChecking=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4";
+const SETTINGS: &str = "\
+[gc]\n\tauto = 0\n\
+[maintenance]\n\tauto = false\n\
+[core]\n\thooksPath = /dev/null\n\tfsmonitor = false\n\tattributesFile = /dev/null\n\texcludesFile = /dev/null\n\
+[protocol]\n\tallow = never\n\
+[protocol \"file\"]\n\tallow = always\n\
+[protocol \"git\"]\n\tallow = always\n\
+[protocol \"http\"]\n\tallow = always\n\
+[protocol \"https\"]\n\tallow = always\n\
+[protocol \"ssh\"]\n\tallow = always\n\
+[http]\n\tlowSpeedLimit = 1\n\tlowSpeedTime = 60\n\
+[submodule]\n\trecurse = false\n\
+[fetch]\n\trecurseSubmodules = false\n\twriteCommitGraph = false\n\
+[credential]\n\thelper =\n\
+[advice]\n\tdetachedHead = false\n";
+
+/// Runs git on a mirror.
+pub(super) struct Git {
+    mirror: PathBuf,
+    extra: Vec<(&'static str, PathBuf)>,
+    directory: PathBuf,
+    /// What stands between `://` and `@` in the repository's URL and is shown to nobody.
+    hidden: Option<String>,
+}
+
+/// How a command ended.
+pub(super) struct Done {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Git {
+    pub(super) fn new(mirror: &Path) -> Self {
+        Self { mirror: mirror.to_owned(), extra: Vec::new(), directory: mirror.to_owned(), hidden: None }
+    }
+
+    /// Keeps the login of this URL out of everything that is printed.
+    pub(super) fn hiding(mut self, repo: &str) -> Self {
+        self.hidden = login(repo).map(|login| format!("{login}@"));
+        self
+    }
+
+    /// With this work tree and index.
+    pub(super) fn with_work_tree(mut self, tree: &Path, index: PathBuf) -> Self {
+        tree.clone_into(&mut self.directory);
+        self.extra = vec![("GIT_WORK_TREE", tree.to_owned()), ("GIT_INDEX_FILE", index)];
+        self
+    }
+
+    /// Runs it to its end. Its stderr goes to ours, line by line.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub(super) fn run<S: AsRef<OsStr>>(&self, args: &[S], input: &[u8]) -> Result<Done, TreeError> {
+        let started = |e| match std::io::Error::kind(&e) {
+            std::io::ErrorKind::NotFound => {
+                TreeError::Refused("git is not installed: no `git` in the usual folders".into())
+            }
+            _ => TreeError::io("starting git", e),
+        };
+        let mut child = self.command().args(args).spawn().map_err(started)?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut out = Vec::new();
+        let said = thread::scope(|scope| {
+            let said = scope.spawn(|| stderr.map(|stderr| self.echo(stderr)).unwrap_or_default());
+            // A git that does not want its input says on stderr why.
+            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+            let read = stdout.map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut out));
+            read.map(|_| said.join().unwrap_or_default())
+        });
+        let stderr = said.map_err(|e| TreeError::io("reading from git", e))?;
+        let status = child.wait().map_err(|e| TreeError::io("waiting for git", e))?;
+        Ok(Done { code: status.code(), stdout: out, stderr })
+    }
+
+    /// Runs it on the mirror alone, where it can only fail because the mirror is damaged.
+    pub(super) fn must<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Vec<u8>, TreeError> {
+        let done = self.run(args, b"")?;
+        match done.code {
+            Some(0) => Ok(done.stdout),
+            _ => Err(TreeError::Mirror(done.last_words())),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("git");
+        command
+            .env_clear()
+            .current_dir(&self.directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .env("PATH", PATH)
+            .env("HOME", &self.mirror)
+            .env("LC_ALL", "C")
+            .env("GIT_DIR", &self.mirror)
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", self.mirror.join(CONFIG))
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            .env("GIT_NO_REPLACE_OBJECTS", "1")
+            .env("GIT_OPTIONAL_LOCKS", "0")
+            .env("GIT_ADVICE", "0")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_ASKPASS", "/bin/false")
+            .env("SSH_ASKPASS", "/bin/false")
+            .env("SSH_ASKPASS_REQUIRE", "never")
+            .env("GIT_SSH_COMMAND", SSH)
+            .env("GIT_SSH_VARIANT", "ssh");
+        for (name, value) in &self.extra {
+            command.env(name, value);
+        }
+        command
+    }
+
+    fn echo(&self, stderr: impl Read) -> String {
+        let mut all = String::new();
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let mut line = String::from_utf8_lossy(&line).into_owned();
+            if let Some(hidden) = &self.hidden {
+                line = line.replace(hidden, "");
+            }
+            eprintln!("{line}");
+            all.push_str(&line);
+            all.push('\n');
+        }
+        all
+    }
+}
+
+impl Done {
+    /// The last thing that git complained about, without its prefix.
+    pub(super) fn last_words(&self) -> String {
+        let complaint = |line: &&str| ["fatal:", "error:", "ERROR:"].iter().any(|p| line.starts_with(p));
+        let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+        let line = lines().rfind(complaint).or_else(|| lines().next_back());
+        match line {
+            Some(line) => line.split_once(": ").filter(|_| complaint(&line)).map_or(line, |(_, rest)| rest).to_owned(),
+            None => format!("git ended with {:?}", self.code),
+        }
+    }
+}
+
+/// `user:password` of `https://user:password@host/path`.
+fn login(repo: &str) -> Option<&str> {
+    let (_, rest) = repo.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    Some(authority.rsplit_once('@')?.0).filter(|login| login.contains(':'))
+}
+
+/// A repository as messages name it.
+pub(super) fn shown(repo: &str) -> String {
+    login(repo).map_or_else(|| repo.to_owned(), |login| repo.replace(&format!("{login}@"), ""))
+}
+
+/// The folder of a repository on this machine.
+pub(super) fn local(repo: &str) -> Option<&Path> {
+    let path = repo.strip_prefix("file://").unwrap_or(repo);
+    path.starts_with('/').then(|| Path::new(path))
+}
+
+/// The config that git takes for the user's: what we set, and that these repositories may be read
+/// although they belong to somebody else (git-config(1), `safe.directory`).
+pub(super) fn config(mirror: &Path, repo: &str) -> String {
+    let mut safe = vec![mirror.to_owned()];
+    if let Some(path) = local(repo) {
+        safe.extend([path.to_owned(), path.join(".git")]);
+    }
+    let real: Vec<PathBuf> = safe.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    safe.extend(real);
+    let lines = safe.iter().map(|path| format!("\tdirectory = {}\n", quoted(&path.to_string_lossy())));
+    format!("{SETTINGS}[safe]\n{}", lines.collect::<String>())
+}
+
+fn quoted(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
+
+/// Is this a name that git takes for a branch, and that nothing takes for an option? The rules of
+/// git-check-ref-format(1).
+pub(super) fn is_branch(name: &str) -> bool {
+    let bad = |c: char| c.is_ascii_control() || " ~^:?*[\\".contains(c);
+    let component = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
+    !name.starts_with('-')
+        && name != "@"
+        && !name.contains(bad)
+        && !name.contains("..")
+        && !name.contains("@{")
+        && !name.ends_with('.')
+        && name.split('/').all(component)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn branches_are_names_and_nothing_else() {
+        for good in ["master", "feature/x", "a.b", "ünï", "v1@2"] {
+            assert!(is_branch(good), "{good}");
+        }
+        for bad in ["", "-x", "--upload-pack=x", "a b", "a\nb", "a..b", "a//b", "/a", "a/", ".a", "a.lock", "a:b", "*"]
+        {
+            assert!(!is_branch(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn logins_are_not_shown() {
+        assert_eq!(shown("https://me:hunter2@example.org/a.git"), "https://example.org/a.git");
+        assert_eq!(shown("ssh://git@example.org/a.git"), "ssh://git@example.org/a.git");
+        assert_eq!(shown("git@example.org:a.git"), "git@example.org:a.git");
+    }
+
+    #[test]
+    fn paths_stand_quoted_in_the_config() {
+        let text = config(Path::new("/m"), "/srv/a \"b\\c");
+        assert!(text.contains("directory = \"/srv/a \\\"b\\\\c\"\n"), "{text}");
+        assert!(text.contains("directory = \"/srv/a \\\"b\\\\c/.git\"\n"), "{text}");
+    }
+}

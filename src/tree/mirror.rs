@@ -1,0 +1,91 @@
+//! A mirror: a bare repository of the fetch user's, which holds nothing that the remote does not
+//! have. Whoever holds its lock works in it alone, so lock files of git in it are left from the dead.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{
+    TreeError, empty,
+    git::{self, CONFIG, Git},
+};
+
+/// Not `.lock`, which are git's.
+const LOCK: &str = "everhook.flock";
+
+/// A mirror that is ours alone while this lives.
+pub(super) struct Mirror {
+    pub path: PathBuf,
+    repo: String,
+    pub git: Git,
+    _lock: File,
+}
+
+impl Mirror {
+    /// Waits for its lock, clears what a killed git left, and makes it a repository if it is none.
+    pub(super) fn open(path: &Path, repo: &str) -> Result<Self, TreeError> {
+        let what = || format!("the mirror {}", path.display());
+        let lock = File::options().create(true).append(true).open(path.join(LOCK));
+        let lock = lock.map_err(|e| TreeError::io(what(), e))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|e| TreeError::io(what(), e))?;
+        let mirror =
+            Self { path: path.to_owned(), repo: repo.to_owned(), git: Git::new(path).hiding(repo), _lock: lock };
+        mirror.prepare()?;
+        Ok(mirror)
+    }
+
+    /// Throws away what is there and begins anew.
+    pub(super) fn renew(&self) -> Result<(), TreeError> {
+        empty::empty_but(&self.path, &[LOCK])?;
+        self.prepare()
+    }
+
+    fn prepare(&self) -> Result<(), TreeError> {
+        let failed = |e| TreeError::io(format!("the mirror {}", self.path.display()), e);
+        clear_leftovers(&self.path).map_err(failed)?;
+        fs::write(self.path.join(CONFIG), git::config(&self.path, &self.repo)).map_err(failed)?;
+        if !self.path.join("HEAD").exists() || !self.path.join("objects").is_dir() {
+            let done = self.git.run(&["init", "--bare", "--quiet", "--template="], b"")?;
+            if done.code != Some(0) {
+                return Err(TreeError::Mirror(done.last_words()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Locks and half-written objects of gits that were killed.
+fn clear_leftovers(path: &Path) -> io::Result<()> {
+    for folder in [path.to_owned(), path.join("objects"), path.join("objects/pack"), path.join("objects/info")] {
+        remove_leftovers(&folder, false)?;
+    }
+    for byte in 0..=u8::MAX {
+        remove_leftovers(&path.join(format!("objects/{byte:02x}")), false)?;
+    }
+    remove_leftovers(&path.join("refs"), true)
+}
+
+fn remove_leftovers(folder: &Path, deep: bool) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if entry.file_type()?.is_dir() {
+            if deep {
+                remove_leftovers(&entry.path(), true)?;
+            }
+        } else if name.ends_with(".lock") || name.starts_with("tmp_") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

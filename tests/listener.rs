@@ -1,0 +1,338 @@
+//! The listener process from both sides: real HTTP from outside, and the test in the supervisor's
+//! place at the other end of its channels.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/listening.rs"]
+mod listening;
+
+use std::{fs::File, io::Read, os::unix::fs::FileExt, thread, time::Duration};
+
+use everhook::domain::api::{FromHooks, INLINE_BODY, MAX_BODY, RawDelivery};
+use http::{Client, head, request};
+use listening::Listener;
+
+const GITHUB: [(&str, &str); 3] =
+    [("Content-Type", "application/json"), ("X-GitHub-Event", "push"), ("X-GitHub-Delivery", "d-1")];
+
+fn body_of(delivery: &RawDelivery, frame: everhook::os::channel::Frame) -> Vec<u8> {
+    let Some(length) = delivery.memfd else { return frame.body };
+    let mut file = File::from(frame.fd.unwrap());
+    assert!(file.write_at(b"x", 0).is_err() && file.set_len(0).is_err(), "it is sealed");
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    file.read_to_end(&mut Vec::new()).unwrap();
+    bytes
+}
+
+#[test]
+fn a_delivery_reaches_the_ledger_as_it_came() {
+    let mut listener = Listener::start("hooks");
+    let body = "{\"text\": \"… 🎉 \\u2026\"}\r\n".as_bytes();
+    let mut client = Client::connect(listener.address);
+    let mut headers = GITHUB.to_vec();
+    headers.push(("Cookie", "private"));
+    client.send(&head("POST", "/hooks/blog?x=1", &headers, Some(body.len())));
+    client.send(body);
+    let (delivery, frame) = listener.delivery();
+    assert_eq!(delivery.app.as_deref(), Some("blog"));
+    assert_eq!(delivery.address, "127.0.0.1");
+    assert_eq!(delivery.memfd, None);
+    assert_eq!(frame.body, body);
+    let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
+    let mut sent = delivery.headers.clone();
+    sent.sort();
+    assert_eq!(
+        sent,
+        [pair("content-type", "application/json"), pair("x-github-delivery", "d-1"), pair("x-github-event", "push")]
+    );
+    listener.answer(delivery.ticket, 202, r#"{"delivery": 31, "deploys": []}"#, None);
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.text()), (202, r#"{"delivery": 31, "deploys": []}"#));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    // The same connection takes the next one, and an error is a problem.
+    client.send(&head("POST", "/deploy", &GITHUB, Some(2)));
+    client.send(b"{}");
+    let (delivery, _) = listener.delivery();
+    assert_eq!(delivery.app, None);
+    listener.answer(delivery.ticket, 429, r#"{"status": 429}"#, Some(7));
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.header("retry-after")), (429, Some("7")));
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+}
+
+#[test]
+fn slashes_and_encoding_make_no_difference() {
+    let mut listener = Listener::start("hooks");
+    for (target, app) in [
+        ("/hooks/blog/", Some("blog")),
+        ("//deploy///blog?a=/x", Some("blog")),
+        ("/hooks/%62log", Some("blog")),
+        ("/hooks/a%2Fb", Some("a/b")),
+        ("/hooks/", None),
+    ] {
+        let mut client = Client::connect(listener.address);
+        client.send(&head("POST", target, &GITHUB, Some(2)));
+        client.send(b"{}");
+        let (delivery, _) = listener.delivery();
+        assert_eq!(delivery.app.as_deref(), app, "{target}");
+        listener.answer(delivery.ticket, 200, "{}", None);
+        assert_eq!(client.answer(false).status, 200);
+    }
+}
+
+#[test]
+fn what_is_refused_at_the_door_reaches_nobody() {
+    let mut listener = Listener::start("hooks");
+    let at = listener.address;
+    let json = ("Content-Type", "application/json");
+    for (method, target, headers, body, status) in [
+        ("GET", "/hooks/blog", vec![], &b""[..], 405),
+        ("PUT", "/deploy", vec![], b"x", 405),
+        ("POST", "/healthz", vec![], b"x", 405),
+        ("POST", "/", vec![], b"x", 404),
+        ("POST", "/hooks/a/b", vec![], b"x", 404),
+        ("GET", "/api/v1/status", vec![("Authorization", "Bearer x")], b"", 404),
+        ("POST", "/hooks/blog", vec![json], b"", 411),
+        ("POST", "/hooks/blog", vec![json, ("Content-Encoding", "gzip")], b"x", 415),
+        ("POST", "/hooks/blog", vec![("Content-Type", "text/plain")], b"x", 415),
+        ("POST", "/hooks/blog", vec![json, ("Content-Length", "26214401")], b"", 413),
+        ("POST", "/hooks/blog", vec![json, ("Content-Length", "2147483648")], b"", 413),
+    ] {
+        let answer = request(at, method, target, &headers, body);
+        assert_eq!(answer.status, status, "{method} {target} {headers:?}");
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{target}");
+        let problem = answer.json();
+        assert_eq!((problem["status"].as_u64(), problem["type"].as_str()), (Some(status.into()), Some("about:blank")));
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
+        if status == 405 {
+            assert_eq!(answer.header("allow"), Some(if target == "/healthz" { "GET, HEAD" } else { "POST" }));
+        }
+    }
+    let many: Vec<(String, String)> = (0..200).map(|i| (format!("X-{i}"), "1".to_owned())).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    assert_eq!(request(at, "POST", "/hooks", &many, b"{}").status, 431);
+    assert_eq!(request(at, "POST", &format!("/hooks/{}", "a".repeat(20_000)), &[], b"{}").status, 431);
+    assert!(listener.is_silent());
+}
+
+#[test]
+fn a_missing_type_is_json_and_parameters_are_fine() {
+    let mut listener = Listener::start("hooks");
+    for headers in [
+        &[][..],
+        &[("Content-Type", "application/json; charset=utf-8"), ("Content-Encoding", "identity")],
+        &[("Content-Type", "application/x-www-form-urlencoded")],
+    ] {
+        let mut client = Client::connect(listener.address);
+        client.send(&head("POST", "/hooks", headers, Some(2)));
+        client.send(b"{}");
+        let (delivery, _) = listener.delivery();
+        listener.answer(delivery.ticket, 200, "{}", None);
+        assert_eq!(client.answer(false).status, 200, "{headers:?}");
+    }
+}
+
+#[test]
+fn large_bodies_come_sealed() {
+    let mut listener = Listener::start("hooks");
+    for size in [INLINE_BODY, INLINE_BODY + 1, MAX_BODY] {
+        let body: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        for chunked in [false, true] {
+            let (address, sent) = (listener.address, body.clone());
+            let client = thread::spawn(move || {
+                let mut client = Client::connect(address);
+                if chunked {
+                    client.send(&head("POST", "/hooks/blog", &[("Transfer-Encoding", "chunked")], None));
+                    for piece in sent.chunks(100_000) {
+                        client.send(format!("{:x}\r\n", piece.len()).as_bytes());
+                        client.send(piece);
+                        client.send(b"\r\n");
+                    }
+                    client.send(b"0\r\n\r\n");
+                } else {
+                    client.send(&head("POST", "/hooks/blog", &[], Some(sent.len())));
+                    client.send(&sent);
+                }
+                client.answer(false).status
+            });
+            let (delivery, frame) = listener.delivery();
+            assert_eq!(delivery.memfd.is_some(), size > INLINE_BODY);
+            let ticket = delivery.ticket;
+            assert!(body_of(&delivery, frame) == body, "{size} {chunked}");
+            listener.answer(ticket, 202, "{}", None);
+            assert_eq!(client.join().unwrap(), 202);
+        }
+    }
+}
+
+#[test]
+fn a_body_over_the_limit_is_told_so_while_it_still_comes() {
+    let mut listener = Listener::start("hooks");
+    let piece = vec![b'x'; 1024 * 1024];
+    let mut announced = Client::connect(listener.address);
+    announced.send(&head("POST", "/hooks/blog", &[], Some(30 * piece.len())));
+    let mut chunked = Client::connect(listener.address);
+    chunked.send(&head("POST", "/hooks/blog", &[("Transfer-Encoding", "chunked")], None));
+    for _ in 0..30 {
+        announced.send(&piece);
+        chunked.send(b"100000\r\n");
+        chunked.send(&piece);
+        chunked.send(b"\r\n");
+    }
+    for client in [&mut announced, &mut chunked] {
+        let answer = client.answer(false);
+        assert_eq!((answer.status, answer.header("connection")), (413, Some("close")));
+    }
+    assert!(listener.is_silent());
+}
+
+#[test]
+fn large_bodies_share_their_room_and_small_ones_need_none() {
+    let mut listener = Listener::start("hooks");
+    let address = listener.address;
+    let send = move |size: usize| {
+        thread::spawn(move || {
+            let mut client = Client::connect(address);
+            client.send(&head("POST", "/hooks/blog", &[], Some(size)));
+            client.send(&vec![b'x'; size]);
+            client.answer(false)
+        })
+    };
+    let kept: Vec<_> = (0..2).map(|_| (send(MAX_BODY), listener.delivery().0.ticket)).collect();
+    let refused = send(MAX_BODY);
+    let small = send(1000);
+    let ticket = listener.delivery().0.ticket;
+    listener.answer(ticket, 202, "{}", None);
+    assert_eq!(small.join().unwrap().status, 202);
+    let refused = refused.join().unwrap();
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")));
+    for (client, ticket) in kept {
+        // A waiting one gets the room as soon as there is some.
+        let next = send(MAX_BODY);
+        listener.answer(ticket, 202, "{}", None);
+        assert_eq!(client.join().unwrap().status, 202);
+        let ticket = listener.delivery().0.ticket;
+        listener.answer(ticket, 202, "{}", None);
+        assert_eq!(next.join().unwrap().status, 202);
+    }
+}
+
+#[test]
+fn answers_find_whoever_asked() {
+    let mut listener = Listener::start("hooks");
+    let mut clients = Vec::new();
+    for number in 0..20 {
+        let mut client = Client::connect(listener.address);
+        client.send(&head("POST", &format!("/hooks/app-{number}"), &[], Some(2)));
+        client.send(b"{}");
+        clients.push(client);
+    }
+    let mut deliveries: Vec<RawDelivery> = (0..20).map(|_| listener.delivery().0).collect();
+    deliveries.reverse();
+    for delivery in deliveries {
+        listener.answer(delivery.ticket, 200, &format!("{:?}", delivery.app.unwrap()), None);
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.answer(false).text(), format!("\"app-{number}\""));
+    }
+}
+
+#[test]
+fn health_is_the_supervisors() {
+    let mut listener = Listener::start("hooks");
+    let mut client = Client::connect(listener.address);
+    client.send(&head("GET", "/healthz", &[], None));
+    let (message, _) = listener.hooks_message();
+    let FromHooks::Health { ticket } = message else { panic!("{message:?}") };
+    listener.answer(ticket, 200, "ok", None);
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.text(), answer.header("content-type")), (200, "ok", Some("text/plain")));
+}
+
+#[test]
+fn a_silent_supervisor_is_told_before_forges_give_up() {
+    let mut listener = Listener::start("hooks");
+    let start = std::time::Instant::now();
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{}");
+    let (delivery, _) = listener.delivery();
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert!(start.elapsed() < Duration::from_secs(10));
+    // An answer that comes too late hurts nobody.
+    listener.answer(delivery.ticket, 202, "{}", None);
+    client.send(&head("GET", "/nothing", &[], None));
+    assert_eq!(client.answer(false).status, 404);
+}
+
+#[test]
+fn when_the_supervisor_is_gone_it_ends() {
+    let mut listener = Listener::start("hooks");
+    let mut idle = Client::connect(listener.address);
+    idle.send(&head("GET", "/nothing", &[], None));
+    assert_eq!(idle.answer(false).status, 404);
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{}");
+    listener.delivery();
+    listener.close_channels();
+    assert_eq!(client.answer(false).status, 503);
+    assert!(client.is_closed() && idle.is_closed());
+    assert_eq!(listener.exit_code(), Some(0));
+}
+
+#[test]
+fn term_answers_what_is_under_way() {
+    let mut listener = Listener::start("hooks");
+    let mut idle = Client::connect(listener.address);
+    idle.send(&head("GET", "/nothing", &[], None));
+    assert_eq!(idle.answer(false).status, 404);
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{}");
+    let (delivery, _) = listener.delivery();
+    listener.term();
+    assert!(idle.is_closed());
+    // It accepts no more; the supervisor holds the socket, so the next listener will.
+    let mut later = Client::connect(listener.address);
+    later.send(&head("POST", "/hooks/later", &[], Some(2)));
+    later.send(b"{}");
+    listener.answer(delivery.ticket, 202, "{}", None);
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.header("connection")), (202, Some("close")));
+    assert_eq!(listener.exit_code(), Some(0));
+    listener.restart();
+    let (delivery, _) = listener.delivery();
+    assert_eq!(delivery.app.as_deref(), Some("later"));
+    listener.answer(delivery.ticket, 202, "{}", None);
+    assert_eq!(later.answer(false).status, 202);
+}
+
+#[test]
+fn killed_it_refuses_nobody() {
+    let mut listener = Listener::start("hooks");
+    for _ in 0..5 {
+        listener.kill();
+        let mut client = Client::connect(listener.address);
+        client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+        client.send(b"{}");
+        listener.restart();
+        let (delivery, _) = listener.delivery();
+        listener.answer(delivery.ticket, 202, "{}", None);
+        assert_eq!(client.answer(false).status, 202);
+    }
+}
+
+#[test]
+fn it_gives_up_privileges_at_the_start() {
+    let mut listener = Listener::start("hooks");
+    let client = request(listener.address, "GET", "/nothing", &[], b"");
+    assert_eq!(client.status, 404);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", listener.pid())).unwrap();
+    assert!(status.lines().any(|line| line == "NoNewPrivs:\t1"), "{status}");
+    assert!(listener.is_silent());
+}

@@ -1,0 +1,234 @@
+//! A run directory, a logs folder and a logger process, as the supervisor has them.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{ErrorKind, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::OpenOptionsExt,
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use everhook::{
+    domain::{
+        api::{FromLogger, LogLine, LogSource, RefusalKind, Sink, Stream, ToLogger},
+        model::Size,
+    },
+    os::channel::Channel,
+};
+use nix::{
+    libc::O_NONBLOCK,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
+};
+use serde::de::DeserializeOwned;
+
+/// Nothing here takes longer on any machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+pub struct Room {
+    pub dir: tempfile::TempDir,
+}
+
+/// A running logger and the supervisor's end of its channel.
+pub struct Logger {
+    pub child: Child,
+    pub channel: Option<Channel>,
+    /// The logger's own end: held open as by a supervisor that does not close it.
+    _channel_of_the_logger: OwnedFd,
+    tickets: u64,
+}
+
+/// Both ends of a FIFO, which the test holds as the supervisor does.
+pub struct Fifo {
+    pub read: OwnedFd,
+    pub write: File,
+}
+
+impl Room {
+    pub fn new() -> Self {
+        let room = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(room.logs()).unwrap();
+        room
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    pub fn log(&self, stream: &str) -> PathBuf {
+        self.logs().join(format!("blog/blog.1.{stream}.log"))
+    }
+
+    pub fn sink(&self, stream: &str, rotate: u64, keep: u32) -> Sink {
+        Sink { path: self.log(stream), rotate: Some(Size(rotate)), keep }
+    }
+
+    pub fn fifo(&self) -> Fifo {
+        let path = self.dir.path().join("fifo");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let read = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
+        let write = OpenOptions::new().write(true).open(&path).unwrap();
+        fs::remove_file(path).unwrap();
+        Fifo { read: read.into(), write }
+    }
+
+    pub fn start(&self) -> Logger {
+        self.start_with(Stdio::null(), None)
+    }
+
+    /// The shell moves the channel from descriptor 0 to 3 and becomes the logger.
+    pub fn start_with(&self, stdout: Stdio, uid: Option<u32>) -> Logger {
+        let (channel, theirs) = Channel::pair().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", r#"exec "$0" "$@" 3<&0 </dev/null"#, env!("CARGO_BIN_EXE_everhook"), "logger"]);
+        command.arg("--buffer").arg(self.dir.path().join("buffer")).arg("--logs").arg(self.logs());
+        command.stdin(theirs.try_clone().unwrap()).stdout(stdout);
+        if let Some(uid) = uid {
+            command.uid(uid).gid(uid);
+        }
+        Logger { child: command.spawn().unwrap(), channel: Some(channel), _channel_of_the_logger: theirs, tickets: 0 }
+    }
+}
+
+impl Logger {
+    pub fn send(&mut self, message: &ToLogger, fd: Option<OwnedFd>) {
+        let channel = self.channel.as_mut().unwrap();
+        channel.queue(message, &[], fd);
+        while !channel.flush().unwrap() {
+            wait(channel, PollFlags::POLLOUT);
+        }
+    }
+
+    pub fn open(&mut self, fifo: &Fifo, stream: Stream, sink: Sink) {
+        let read = fifo.read.try_clone().unwrap();
+        self.send(&ToLogger::Open { source: "blog.1".into(), stream, sink }, Some(read));
+    }
+
+    pub fn hear(&mut self) -> FromLogger {
+        receive(self.channel.as_mut().unwrap()).expect("the logger is there")
+    }
+
+    /// The last lines of a log, with all that its FIFOs held when this was asked.
+    pub fn tail(&mut self, path: &Path, n: u32) -> Result<Vec<String>, RefusalKind> {
+        self.tickets += 1;
+        let mine = self.tickets;
+        self.send(&ToLogger::Tail { ticket: mine, path: path.into(), n }, None);
+        loop {
+            if let FromLogger::Lines { ticket, lines, refusal } = self.hear() {
+                assert_eq!(ticket, mine);
+                return refusal.map_or(Ok(lines), |r| Err(r.kind));
+            }
+        }
+    }
+
+    /// The client's end of a socket on which both logs are served.
+    pub fn serve(&mut self, room: &Room, follow: bool, n: Option<u32>, previous: bool) -> Channel {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let sources = vec![LogSource { name: "blog.1".into(), out: room.log("out"), err: room.log("err") }];
+        self.send(&ToLogger::Serve { sources, follow, n, previous, stderr: false }, Some(theirs));
+        ours
+    }
+
+    pub fn ended(mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for(|| {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn terminate(self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        assert_eq!(self.ended().code(), Some(0));
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        assert_eq!(self.child.wait().unwrap().signal(), Some(9));
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(fd: &impl AsFd, flags: PollFlags) {
+    let timeout = PollTimeout::try_from(DEADLINE).unwrap();
+    assert_ne!(poll(&mut [PollFd::new(fd.as_fd(), flags)], timeout).unwrap(), 0, "nothing came in time");
+}
+
+pub fn wait_for(mut what: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !what() {
+        assert!(Instant::now() < deadline, "it did not come");
+        thread::yield_now();
+    }
+}
+
+/// The next message, or `None` when the other side has closed.
+pub fn receive<T: DeserializeOwned>(channel: &mut Channel) -> Option<T> {
+    loop {
+        match channel.receive() {
+            Ok(frame) => return Some(frame.message().unwrap()),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => wait(channel, PollFlags::POLLIN),
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => return None,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// Everything that a client is sent until its socket is closed, `out line`.
+pub fn lines_of(mut client: Channel) -> Vec<String> {
+    std::iter::from_fn(|| receive::<LogLine>(&mut client)).map(|l| format!("{} {}", l.stream, l.line)).collect()
+}
+
+/// A log and its rotated files, oldest first.
+pub fn files(log: &Path) -> Vec<PathBuf> {
+    let numbered = |n: u32| PathBuf::from(format!("{}.{n}", log.display()));
+    let count = (1..).take_while(|n| numbered(*n).exists()).count();
+    (1..=u32::try_from(count).unwrap()).rev().map(numbered).chain([log.to_owned()]).collect()
+}
+
+/// `line 1` to `line <count>`, in writes of 8 KiB.
+pub fn write_numbered(mut to: &File, count: u32) {
+    let mut text = String::new();
+    for i in 1..=count {
+        text.push_str(&format!("line {i}\n"));
+        if text.len() > 8000 || i == count {
+            to.write_all(text.as_bytes()).unwrap();
+            text.clear();
+        }
+    }
+}
+
+/// All files together hold `line 1` to `line <count>`, each once, in order, whole in one file.
+pub fn assert_numbered(log: &Path, count: u32, limit: u64) {
+    let mut next = 1;
+    for file in files(log) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.len() as u64 <= limit, "{} is larger than it may be", file.display());
+        assert!(text.is_empty() || text.ends_with('\n'), "{} ends inside a line", file.display());
+        for line in text.lines() {
+            assert_eq!(line, format!("line {next}"), "in {}", file.display());
+            next += 1;
+        }
+    }
+    assert_eq!(next, count + 1);
+}

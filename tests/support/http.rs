@@ -1,0 +1,116 @@
+//! HTTP written by hand, so that tests see the bytes and no library smooths them over.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+/// One answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+/// A connection; no step on it takes longer than 20 s.
+pub struct Client {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { stream, read: Vec::new() }
+    }
+
+    /// Sends bytes; a peer that stopped reading is no failure yet, its answer counts.
+    pub fn send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// Reads one answer. `head` alone where the request was HEAD.
+    pub fn answer(&mut self, head_only: bool) -> Answer {
+        let end = loop {
+            if let Some(end) = self.read.windows(4).position(|w| w == b"\r\n\r\n") {
+                break end + 4;
+            }
+            assert!(self.more(), "closed before an answer: {:?}", String::from_utf8_lossy(&self.read));
+        };
+        let head = String::from_utf8(self.read.drain(..end).collect()).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect();
+        let length = headers.iter().find(|(n, _)| n == "content-length").map_or(0, |(_, v)| v.parse().unwrap());
+        let length = if head_only || status == 304 { 0 } else { length };
+        while self.read.len() < length {
+            assert!(self.more(), "closed in the middle of a body");
+        }
+        let rest = self.read.split_off(length);
+        Answer { status, headers, body: std::mem::replace(&mut self.read, rest) }
+    }
+
+    /// Waits until an answer begins.
+    pub fn wait(&mut self) {
+        assert!(self.more(), "closed before an answer");
+    }
+
+    /// Has the peer closed, with nothing more said?
+    pub fn is_closed(&mut self) -> bool {
+        !self.more() && self.read.is_empty()
+    }
+
+    fn more(&mut self) -> bool {
+        let mut piece = vec![0; 64 * 1024];
+        match self.stream.read(&mut piece) {
+            Ok(0) | Err(_) => false,
+            Ok(n) => {
+                self.read.extend_from_slice(&piece[..n]);
+                true
+            }
+        }
+    }
+}
+
+/// One request on a connection of its own; `Content-Length` is added where there is a body.
+pub fn request(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let mut client = Client::connect(address);
+    client.send(&head(method, target, headers, Some(body.len()).filter(|n| *n > 0)));
+    client.send(body);
+    client.answer(method == "HEAD")
+}
+
+pub fn head(method: &str, target: &str, headers: &[(&str, &str)], length: Option<usize>) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(length) = length {
+        head.push_str(&format!("Content-Length: {length}\r\n"));
+    }
+    head.push_str("\r\n");
+    head.into_bytes()
+}

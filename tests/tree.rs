@@ -1,0 +1,558 @@
+//! The tree helper on real repositories: what it answers, what it writes, and what it does not touch.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use everhook::domain::{
+    api::{Fetch, Fetched, Tip, TreeTask, Verdict, Wanted},
+    model::CommitId,
+};
+use tempfile::TempDir;
+
+/// A repository, a mirror, and an app's folders.
+struct World {
+    dir: TempDir,
+    /// Fetches as this uid, works as that one.
+    users: Option<(u32, u32)>,
+}
+
+struct Ran {
+    ok: bool,
+    answer: Vec<u8>,
+    stderr: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let world = Self { dir, users: None };
+        for folder in ["mirror", "release", "shared", "repo"] {
+            fs::create_dir(world.path(folder)).unwrap();
+        }
+        world.git(&["init", "-q", "-b", "master"]);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn git(&self, args: &[&str]) -> String {
+        let output = Command::new("git")
+            .args(["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-c", "safe.directory=*"])
+            .args(args)
+            .current_dir(self.path("repo"))
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn commit(&self, files: &[(&str, &str)], subject: &str) -> CommitId {
+        for (name, text) in files {
+            self.write(&format!("repo/{name}"), text);
+        }
+        self.git(&["add", "-A"]);
+        self.git(&["commit", "-q", "--allow-empty", "-m", subject]);
+        self.git(&["rev-parse", "HEAD"]).parse().unwrap()
+    }
+
+    fn repo(&self) -> String {
+        self.path("repo").to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, task: &TreeTask) -> Ran {
+        let fetches = matches!(task, TreeTask::Fetch(_) | TreeTask::LsRemote { .. });
+        let answer = self.path("answer");
+        File::create(&answer).unwrap();
+        let mut command = match self.users {
+            None => Command::new("/bin/sh"),
+            Some((fetcher, app)) => {
+                let uid = if fetches { fetcher } else { app };
+                let mut command = Command::new("setpriv");
+                command.args([&format!("--reuid={uid}"), &format!("--regid={app}"), "--clear-groups", "/bin/sh"]);
+                fs::set_permissions(&answer, fs::Permissions::from_mode(0o666)).unwrap();
+                command
+            }
+        };
+        // As the supervisor does: whatever the path, it is executed from where it can be.
+        let script = format!("exec \"$0\" tree \"$1\" 3>'{}'", answer.display());
+        let Output { status, stderr, .. } = command
+            .args(["-c", &script, &self.binary(), &serde_json::to_string(task).unwrap()])
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", "core.hooksPath")
+            .env("GIT_CONFIG_VALUE_0", "/evil")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        Ran { ok: status.success(), answer: fs::read(answer).unwrap(), stderr }
+    }
+
+    /// The binary under test, where other users may execute it.
+    fn binary(&self) -> String {
+        let built = env!("CARGO_BIN_EXE_everhook");
+        if self.users.is_none() {
+            return built.to_owned();
+        }
+        let copy = self.path("everhook");
+        if !copy.exists() {
+            fs::copy(built, &copy).unwrap();
+        }
+        copy.to_str().unwrap().to_owned()
+    }
+
+    fn task(&self) -> Fetch {
+        Fetch {
+            deploy: 1,
+            repo: self.repo(),
+            mirror: self.path("mirror"),
+            wanted: Wanted { branches: vec!["master".into()], ref_name: None },
+            commit: None,
+            rev: None,
+            live: None,
+        }
+    }
+
+    fn try_fetch(&self, change: impl FnOnce(&mut Fetch)) -> Ran {
+        let mut task = self.task();
+        change(&mut task);
+        self.run(&TreeTask::Fetch(task))
+    }
+
+    fn fetch(&self, change: impl FnOnce(&mut Fetch)) -> Fetched {
+        let ran = self.try_fetch(change);
+        assert!(ran.ok, "{}", ran.stderr);
+        serde_json::from_slice(&ran.answer).unwrap()
+    }
+
+    /// The sentence that a refused fetch ends with.
+    fn refused(&self, change: impl FnOnce(&mut Fetch)) -> String {
+        let ran = self.try_fetch(change);
+        assert!(!ran.ok, "{:?}", String::from_utf8_lossy(&ran.answer));
+        ran.last_words()
+    }
+
+    fn checkout(&self, commit: &CommitId) {
+        let (mirror, release) = (self.path("mirror"), self.path("release"));
+        let ran = self.run(&TreeTask::Checkout { mirror, release, commit: commit.clone() });
+        assert!(ran.ok, "{}", ran.stderr);
+    }
+
+    fn share(&self, previous: Option<&str>, release: &str, paths: &[&str]) -> Ran {
+        self.run(&TreeTask::Share {
+            release: self.path(release),
+            shared: self.path("shared"),
+            previous: previous.map(|name| self.path(name)),
+            paths: paths.iter().map(PathBuf::from).collect(),
+        })
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap()
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn entries(&self, path: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(path)).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Ran {
+    fn last_words(&self) -> String {
+        self.stderr.trim_end().lines().next_back().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn the_tip_of_the_branch_is_found_and_described() {
+    let world = World::new();
+    let commit = world.commit(&[("a", "12345"), ("b/c", "123")], "first, and best");
+    let fetched = world.fetch(|_| {});
+    assert_eq!(fetched.verdict, Verdict::Deploy);
+    assert_eq!(fetched.ref_name, "refs/heads/master");
+    assert_eq!(fetched.commit, Some(commit.clone()));
+    assert_eq!(fetched.subject.as_deref(), Some("first, and best"));
+    assert_eq!(fetched.author.as_deref(), Some("Ann <ann@example.org>"));
+    assert_eq!(fetched.tree_bytes, Some(8));
+    let next = world.commit(&[("a", "2")], "second");
+    assert_eq!(world.fetch(|task| task.live = Some(commit)).commit, Some(next));
+}
+
+#[test]
+fn the_default_branch_is_the_remotes() {
+    let world = World::new();
+    let commit = world.commit(&[], "first");
+    let fetched = world.fetch(|task| task.wanted.branches.clear());
+    assert_eq!((fetched.ref_name.as_str(), fetched.commit), ("refs/heads/master", Some(commit.clone())));
+    let other = world.fetch(|task| {
+        task.wanted = Wanted { branches: vec![], ref_name: Some("refs/heads/dev".into()) };
+        task.commit = Some(commit.clone());
+    });
+    let Verdict::NotWanted { reason } = other.verdict else { panic!("{other:?}") };
+    assert!(reason.contains("\"dev\"") && reason.contains("\"master\""), "{reason}");
+    let (repo, mirror) = (world.repo(), world.path("mirror"));
+    let ran = world.run(&TreeTask::LsRemote { repo, mirror, wanted: Wanted { branches: vec![], ref_name: None } });
+    let tip: Tip = serde_json::from_slice(&ran.answer).unwrap();
+    assert_eq!(tip, Tip { ref_name: "refs/heads/master".into(), commit });
+}
+
+#[test]
+fn a_late_delivery_is_older_and_a_forced_push_back_is_not() {
+    let world = World::new();
+    let one = world.commit(&[], "one");
+    let two = world.commit(&[], "two");
+    let three = world.commit(&[], "three");
+    let judge = |commit: &CommitId, live: &CommitId| {
+        world.fetch(|task| (task.commit, task.live) = (Some(commit.clone()), Some(live.clone()))).verdict
+    };
+    assert_eq!(judge(&two, &one), Verdict::Deploy);
+    assert_eq!(judge(&one, &two), Verdict::Older);
+    assert_eq!(judge(&three, &three), Verdict::Older);
+    world.git(&["reset", "-q", "--hard", one.as_str()]);
+    assert_eq!(judge(&one, &three), Verdict::Deploy);
+    assert_eq!(judge(&three, &one), Verdict::Gone);
+    let forced = world.commit(&[], "another two");
+    assert_eq!(judge(&forced, &three), Verdict::Deploy);
+    let unknown: CommitId = "1".repeat(40).parse().unwrap();
+    assert_eq!(judge(&unknown, &three), Verdict::Gone);
+}
+
+#[test]
+fn a_live_commit_that_the_remote_has_lost_is_no_obstacle() {
+    let world = World::new();
+    let commit = world.commit(&[], "one");
+    world.commit(&[], "two");
+    let lost: CommitId = "2".repeat(40).parse().unwrap();
+    let fetched = world.fetch(|task| (task.commit, task.live) = (Some(commit), Some(lost)));
+    assert_eq!(fetched.verdict, Verdict::Deploy);
+}
+
+#[test]
+fn a_branch_that_is_gone_takes_its_commit_along() {
+    let world = World::new();
+    world.commit(&[], "one");
+    world.git(&["checkout", "-q", "-b", "feature/x"]);
+    let commit = world.commit(&[], "two");
+    let judge = || {
+        let fetched = world.fetch(|task| {
+            task.wanted = Wanted { branches: vec!["feature/*".into()], ref_name: Some("refs/heads/feature/x".into()) };
+            task.commit = Some(commit.clone());
+        });
+        fetched.verdict
+    };
+    assert_eq!(judge(), Verdict::Deploy);
+    world.git(&["checkout", "-q", "master"]);
+    world.git(&["branch", "-q", "-D", "feature/x"]);
+    assert_eq!(judge(), Verdict::Gone);
+    // A branch takes the name of what was a folder of branches.
+    world.git(&["branch", "-q", "feature", "master"]);
+    assert_eq!(world.fetch(|task| task.wanted.branches = vec!["feature".into()]).verdict, Verdict::Deploy);
+}
+
+#[test]
+fn by_hand_a_branch_or_a_commit_of_one_is_taken_and_nothing_else() {
+    let world = World::new();
+    let one = world.commit(&[], "one");
+    let two = world.commit(&[], "two");
+    world.git(&["checkout", "-q", "-b", "secret"]);
+    let hidden = world.commit(&[], "hidden");
+    let by_hand = |rev: &str| world.fetch(|task| (task.rev, task.live) = (Some(rev.into()), Some(two.clone())));
+    assert_eq!(by_hand("master").commit, Some(two.clone()));
+    let short = by_hand(&one.as_str()[..8]);
+    assert_eq!((short.verdict, short.commit), (Verdict::Deploy, Some(one)));
+    assert_eq!(short.ref_name, "refs/heads/master");
+    assert_eq!(by_hand(two.as_str()).verdict, Verdict::Deploy);
+    for bad in ["secret", hidden.as_str(), "--upload-pack=touch /tmp/x", "master\nx", "", "HEAD~1", "deadbeef"] {
+        let words = world.refused(|task| task.rev = Some(bad.into()));
+        assert!(words.contains("no branch that is deployed"), "{bad}: {words}");
+    }
+}
+
+#[test]
+fn addresses_and_refs_are_never_options() {
+    let world = World::new();
+    let commit = world.commit(&[], "one");
+    let witness = world.path("witness");
+    let attack = format!("--upload-pack=touch {}", witness.display());
+    for repo in [attack.clone(), format!("ext::sh -c touch% {}", witness.display()), "a\nb".into(), String::new()] {
+        world.refused(|task| task.repo = repo);
+    }
+    for name in [attack.as_str(), "refs/heads/--upload-pack=x", "refs/heads/a\nb", "refs/tags/v1", "refs/heads/a..b"] {
+        let fetched = world.fetch(|task| {
+            task.wanted = Wanted { branches: vec!["**".into()], ref_name: Some(name.into()) };
+            task.commit = Some(commit.clone());
+        });
+        assert!(matches!(fetched.verdict, Verdict::NotWanted { .. }), "{name}: {fetched:?}");
+    }
+    world.refused(|task| task.wanted.branches = vec![attack]);
+    assert!(!witness.exists());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let world = World::new();
+    world.commit(&[], "one");
+    let missing = world.path("nothing").to_str().unwrap().to_owned();
+    let words = world.refused(|task| task.repo.clone_from(&missing));
+    assert_eq!(words, format!("there is no repository at {missing}: check `repo`"));
+    let words = world.refused(|task| task.repo = world.path("shared").to_str().unwrap().into());
+    assert!(words.contains("is no git repository"), "{words}");
+    let words = world.refused(|task| task.wanted.branches = vec!["nope".into()]);
+    assert_eq!(words, format!("{} has no branch \"nope\"", world.repo()));
+    let words = world.refused(|task| task.wanted.branches = vec!["a*".into(), "b".into()]);
+    assert!(words.contains("--rev"), "{words}");
+    let words = World::new().refused(|task| task.wanted.branches.clear());
+    assert!(words.contains("no default branch"), "{words}");
+    let words = world.refused(|task| task.repo = "http://me:hunter2@127.0.0.1:1/a.git".into());
+    assert!(words.contains("could not be reached") && !words.contains("hunter2"), "{words}");
+}
+
+#[test]
+fn submodules_and_large_files_are_refused_by_name() {
+    let world = World::new();
+    let commit = world.commit(&[("a", "1")], "one");
+    world.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},vendor/lib")]);
+    world.git(&["commit", "-q", "-m", "submodule"]);
+    let words = world.refused(|_| {});
+    assert!(words.contains("\"vendor/lib\"") && words.contains("submodule"), "{words}");
+    world.git(&["reset", "-q", "--hard", commit.as_str()]);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+    world.commit(&[("docs/example", pointer)], "looks like one");
+    assert_eq!(world.fetch(|_| {}).verdict, Verdict::Deploy);
+    world.git(&["rm", "-q", "docs/example"]);
+    world.commit(&[("art/.gitattributes", "*.psd filter=lfs diff=lfs\n")], "none yet");
+    assert_eq!(world.fetch(|_| {}).verdict, Verdict::Deploy);
+    // Git would call the filter, were it there; the pointer is committed as it is.
+    world.git(&["config", "filter.lfs.clean", "cat"]);
+    world.commit(&[("art/big.psd", pointer)], "one");
+    let words = world.refused(|_| {});
+    assert!(words.contains("\"art/big.psd\"") && words.contains("LFS"), "{words}");
+}
+
+#[test]
+fn a_damaged_mirror_is_made_anew() {
+    let world = World::new();
+    let commit = world.commit(&[("a", "1")], "one");
+    world.fetch(|_| {});
+    let damage: [fn(&Path); 4] = [
+        |mirror| fs::remove_dir_all(mirror.join("objects")).unwrap(),
+        |mirror| fs::write(mirror.join("HEAD"), "nonsense").unwrap(),
+        |mirror| fs::write(mirror.join("config"), "[[[").unwrap(),
+        |mirror| {
+            for folder in fs::read_dir(mirror.join("objects")).unwrap().flatten() {
+                for file in fs::read_dir(folder.path()).unwrap().flatten() {
+                    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o600)).unwrap();
+                    fs::write(file.path(), "").unwrap();
+                }
+            }
+        },
+    ];
+    for (number, damage) in damage.into_iter().enumerate() {
+        damage(&world.path("mirror"));
+        let ran = world.try_fetch(|_| {});
+        assert!(ran.ok, "damage {number}: {}", ran.stderr);
+        let fetched: Fetched = serde_json::from_slice(&ran.answer).unwrap();
+        assert_eq!(fetched.commit, Some(commit.clone()), "damage {number}");
+    }
+}
+
+#[test]
+fn locks_of_the_dead_hold_nobody_up() {
+    let world = World::new();
+    world.commit(&[], "one");
+    world.fetch(|_| {});
+    let left = [
+        "HEAD.lock",
+        "packed-refs.lock",
+        "config.lock",
+        "shallow.lock",
+        "refs/remotes/origin/master.lock",
+        "objects/pack/tmp_pack_x",
+    ];
+    for name in left {
+        world.write(&format!("mirror/{name}"), "");
+    }
+    let commit = world.commit(&[], "two");
+    assert_eq!(world.fetch(|_| {}).commit, Some(commit));
+    for name in left {
+        assert!(!world.path("mirror").join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_checkout_is_what_a_clone_has_and_nothing_of_git() {
+    let world = World::new();
+    world.write("repo/run.sh", "#!/bin/sh\n");
+    fs::set_permissions(world.path("repo/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    symlink("../outside", world.path("repo/link")).unwrap();
+    let files = [
+        (".gitattributes", "* filter=evil\ntests export-ignore\n*.txt text eol=crlf\n"),
+        ("tests/a", "kept"),
+        ("dos.txt", "a\nb\n"),
+        ("deep/er/file", "x"),
+        ("ünï cödé", "y"),
+    ];
+    let commit = world.commit(&files, "one");
+    world.fetch(|_| {});
+    world.checkout(&commit);
+    let mode = |name: &str| fs::metadata(world.path("release").join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("run.sh"), mode("deep/er/file"), mode("deep")), (0o755, 0o644, 0o755));
+    assert_eq!(fs::read_link(world.path("release/link")).unwrap(), Path::new("../outside"));
+    assert_eq!(world.read("release/dos.txt"), "a\r\nb\r\n");
+    assert_eq!(world.read("release/ünï cödé"), "y");
+    assert_eq!(world.read("release/tests/a"), "kept");
+    assert_eq!(world.entries("release"), [".gitattributes", "deep", "dos.txt", "link", "run.sh", "tests", "ünï cödé"]);
+    let again = TreeTask::Checkout { mirror: world.path("mirror"), release: world.path("release"), commit };
+    assert!(world.run(&again).last_words().contains("not empty"));
+}
+
+#[test]
+fn shared_paths_become_links_and_fill_shared_once() {
+    let world = World::new();
+    world.write("release/db.json", "tracked");
+    world.write("release/uploads/.keep", "");
+    let ran = world.share(None, "release", &["db.json", "uploads", "log/app.log", "tmp/"]);
+    assert!(ran.ok, "{}", ran.stderr);
+    for name in ["db.json", "uploads", "log/app.log", "tmp"] {
+        let target = fs::read_link(world.path("release").join(name)).unwrap();
+        assert_eq!(target, world.path("shared").join(name));
+    }
+    assert_eq!(world.read("shared/db.json"), "tracked");
+    assert!(world.path("shared/uploads/.keep").exists() && world.path("shared/tmp").is_dir());
+    world.write("release/log/app.log", "through the link");
+    assert_eq!(world.read("shared/log/app.log"), "through the link");
+
+    world.write("shared/db.json", "grown");
+    world.write("next/db.json", "tracked anew");
+    assert!(world.share(Some("release"), "next", &["db.json"]).ok);
+    assert_eq!(world.read("next/db.json"), "grown");
+}
+
+#[test]
+fn a_link_in_a_commit_leads_nowhere() {
+    let world = World::new();
+    fs::create_dir(world.path("outside")).unwrap();
+    symlink(world.path("outside"), world.path("repo/config")).unwrap();
+    let commit = world.commit(&[], "hostile");
+    world.fetch(|_| {});
+    world.checkout(&commit);
+    let ran = world.share(None, "release", &["config/app.conf"]);
+    assert!(!ran.ok && ran.last_words().contains("\"config/app.conf\""), "{}", ran.stderr);
+    assert!(world.entries("outside").is_empty());
+    for bad in ["/etc/passwd", "../x", "a/../../x", "", "."] {
+        assert!(!world.share(None, "release", &[bad]).ok, "{bad}");
+    }
+    assert!(!world.path("x").exists());
+}
+
+#[test]
+fn what_the_app_wrote_in_place_of_a_link_is_carried_over() {
+    let world = World::new();
+    world.write("shared/db.json", "old");
+    assert!(world.share(None, "release", &["db.json", "data"]).ok);
+    world.write("release/db.json.tmp", "new");
+    fs::rename(world.path("release/db.json.tmp"), world.path("release/db.json")).unwrap();
+    fs::create_dir(world.path("next")).unwrap();
+    let ran = world.share(Some("release"), "next", &["db.json", "data"]);
+    assert!(ran.ok, "{}", ran.stderr);
+    assert_eq!((world.read("shared/db.json").as_str(), world.read("next/db.json").as_str()), ("new", "new"));
+    assert_eq!(world.read("release/db.json"), "new");
+
+    fs::remove_file(world.path("next/data")).unwrap();
+    world.write("next/data/file", "x");
+    fs::create_dir(world.path("third")).unwrap();
+    let ran = world.share(Some("next"), "third", &["db.json", "data"]);
+    assert!(!ran.ok && ran.last_words().contains("\"data\""), "{}", ran.stderr);
+}
+
+#[test]
+fn a_path_that_is_shared_from_now_on_loses_nothing() {
+    let world = World::new();
+    world.write("release/kept.db", "live data");
+    world.write("release/prepared", "tracked");
+    world.write("release/up/.keep", "");
+    world.write("shared/prepared", "by a person");
+    for (name, text) in [("kept.db", "tracked"), ("prepared", "tracked"), ("up/.keep", "")] {
+        world.write(&format!("next/{name}"), text);
+    }
+    let ran = world.share(Some("release"), "next", &["kept.db", "prepared", "up"]);
+    assert!(ran.ok, "{}", ran.stderr);
+    assert_eq!(world.read("next/kept.db"), "live data");
+    assert_eq!(world.read("next/prepared"), "by a person");
+    world.write("release/files/upload", "precious");
+    fs::create_dir(world.path("third")).unwrap();
+    let ran = world.share(Some("release"), "third", &["files"]);
+    assert!(!ran.ok && ran.last_words().contains("\"files\""), "{}", ran.stderr);
+}
+
+#[test]
+fn emptying_follows_no_link_and_fears_no_depth() {
+    let world = World::new();
+    world.write("outside/file", "kept");
+    symlink(world.path("outside"), world.path("release/link")).unwrap();
+    let deep: PathBuf = std::iter::repeat_n("directory", 300).collect();
+    fs::create_dir_all(world.path("release").join(deep)).unwrap();
+    world.write("release/locked/inner/file", "x");
+    for locked in ["release/locked/inner", "release/locked"] {
+        fs::set_permissions(world.path(locked), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let ran = world.run(&TreeTask::Empty { path: world.path("release") });
+    assert!(ran.ok, "{}", ran.stderr);
+    assert!(world.entries("release").is_empty());
+    assert_eq!(world.read("outside/file"), "kept");
+    assert!(world.run(&TreeTask::Empty { path: world.path("never") }).ok);
+    symlink(world.path("outside"), world.path("way")).unwrap();
+    assert!(!world.run(&TreeTask::Empty { path: world.path("way") }).ok);
+    assert!(world.run(&TreeTask::Sync { release: world.path("release") }).ok);
+}
+
+#[test]
+fn each_user_does_its_part_and_no_more() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become two other users");
+        return;
+    }
+    let mut world = World::new();
+    let (fetcher, app) = (60_801, 60_802);
+    world.users = Some((fetcher, app));
+    let own = |path: &str, uid, mode| {
+        std::os::unix::fs::chown(world.path(path), Some(uid), Some(app)).unwrap();
+        fs::set_permissions(world.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    own("mirror", fetcher, 0o2750);
+    own("release", app, 0o755);
+    own("shared", app, 0o755);
+    let commit = world.commit(&[("db.json", "{}"), ("run", "x")], "one");
+    // The repository belongs to root, which git refuses unless told otherwise.
+    assert_eq!(world.fetch(|_| {}).commit, Some(commit.clone()));
+    world.checkout(&commit);
+    let ran = world.share(None, "release", &["db.json"]);
+    assert!(ran.ok, "{}", ran.stderr);
+    let owner = |path: &str| fs::symlink_metadata(world.path(path)).unwrap().uid();
+    assert_eq!((owner("mirror/HEAD"), owner("release/run"), owner("shared/db.json")), (fetcher, app, app));
+    let mirrored = fs::metadata(world.path("mirror/HEAD")).unwrap();
+    assert_eq!((mirrored.gid(), mirrored.mode() & 0o777), (app, 0o640));
+
+    // The app's user changes no mirror, and a folder that is not its own stays.
+    assert!(!world.run(&TreeTask::Empty { path: world.path("mirror") }).ok);
+    assert_eq!(world.fetch(|_| {}).commit, Some(commit));
+    fs::set_permissions(world.path("repo"), fs::Permissions::from_mode(0o700)).unwrap();
+    let words = world.refused(|_| {});
+    assert!(words.contains(&format!("uid {fetcher}")), "{words}");
+}
