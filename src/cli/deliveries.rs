@@ -15,6 +15,7 @@ use crate::domain::{
 
 /// What the forges sent and what became of it; `deliveries show ID`: one
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "everhook deliveries [OPTIONS] [APP]\n       everhook deliveries [OPTIONS] show ID")]
 pub struct Deliveries {
     #[command(flatten)]
     what: AppOrShow,

@@ -51,7 +51,9 @@ impl Place {
         if let Some(socket) = self.socket.as_deref().filter(|path| !path.as_os_str().is_empty()) {
             return Ok(socket.to_owned());
         }
-        let config = self.config().map_err(|failure| Failure::new(Code::NoSupervisor, failure.message))?;
+        let config = self.config().map_err(|Failure { message, .. }| {
+            Failure::new(Code::NoSupervisor, format!("no supervisor is known: {message}, or its socket with --socket"))
+        })?;
         noted(&config, &format!("{} does not tell where it is", config.display()))
     }
 

@@ -4,26 +4,26 @@ pub const HELP: &str = "\
 everhook keeps apps alive and deploys the newest commit when a forge calls its webhook.
 
 Look
-  status [APP…]              what runs, since when, and why not where it does not (also ls, ps)
-  logs [APP…]                what apps wrote; -f follows, --previous shows the run before
-  events [APP]               every transition with its cause; -f follows
-  history [APP]              deploys, newest first; history show ID: one with its steps and log
-  deliveries [APP]           what the forges sent; deliveries show ID: one
-  audit                      who did what from where
+  status [APP…]                what runs, since when, and why not where it does not (also ls, ps)
+  logs [APP…]                  what apps wrote; -f follows, --previous shows the run before
+  events [APP]                 every transition with its cause; -f follows
+  history [APP]                deploys, newest first; history show ID: one with its steps and log
+  deliveries [APP]             what the forges sent; deliveries show ID: one
+  audit                        who did what from where
 Apps
-  start, stop, restart APP…  and wait until it is so; stop holds until start
-  signal APP SIG             to the main process
-  wait APP --for STATE       ready, stopped, failed, …
+  start, stop, restart APP…    and wait until it is so; stop holds until start
+  signal APP SIG               to the main process
+  wait APP --for STATE         ready, stopped, failed, …
 Deploy
-  deploy APP [--rev REV]     shows the pipeline live
-  rollback APP [--to ID]     to the release before, or this one
+  deploy APP [--rev REV]       shows the pipeline live
+  rollback APP [--to RELEASE]  to the release before, or this one
 Config
-  check [--diff]             what is wrong, and where; what a reload would do
-  reload                     apply the config, all or nothing
+  check [--diff]               what is wrong, and where; what a reload would do
+  reload                       apply the config, all or nothing
 Server
-  run                        be the supervisor
-  shutdown [--now]           stop the apps, then the supervisor
-  serve DIR [--bind ADDR]    a small static file server
+  run                          be the supervisor
+  shutdown [--now]             stop the apps, then the supervisor
+  serve DIR [--bind ADDR]      a small static file server
 
 Options for all: -c, --config PATH · --socket PATH · -h, --help · -V, --version
 `everhook help COMMAND` tells the rest. What lists takes --json. APP: blog, blog.2 or --all.

@@ -16,6 +16,7 @@ use crate::domain::{
 
 /// Deploys, newest first; `history show ID`: one with its steps, times and log
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "everhook history [OPTIONS] [APP]\n       everhook history [OPTIONS] show ID")]
 pub struct History {
     #[command(flatten)]
     what: AppOrShow,

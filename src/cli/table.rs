@@ -14,7 +14,7 @@ pub struct Table {
 
 struct Row {
     cells: Vec<Cell>,
-    /// A sentence below the row, as wide as the table.
+    /// A sentence below the row, whole on any terminal.
     below: Option<String>,
 }
 
@@ -67,8 +67,7 @@ impl Table {
         for row in &self.rows {
             print_row(screen, &row.cells, &widths)?;
             if let Some(sentence) = &row.below {
-                let line = cut(&format!("  {sentence}"), screen.width.unwrap_or(usize::MAX));
-                screen.line(&screen.paint(DIM, &line))?;
+                screen.line(&screen.paint(DIM, &format!("  {sentence}")))?;
             }
         }
         screen.flush()

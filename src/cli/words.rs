@@ -73,8 +73,8 @@ pub struct Waiting {
 /// `[APP]`, or `show ID`. An app may be named `show`: only a number after it makes it the word.
 #[derive(Debug, clap::Args)]
 pub struct AppOrShow {
-    /// An app's name; or the word show and a number
-    #[arg(value_names = ["APP | show", "ID"], num_args = 0..=2)]
+    /// Of this app alone; or the word show and a number
+    #[arg(value_name = "APP", num_args = 0..=2)]
     words: Vec<String>,
 }
 
