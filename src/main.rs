@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         Some("logger") => logger::main(&args[1..]),
         Some("tree") => tree::main(&args[1..]),
         _ => match cli::start() {
-            Process::Run { config } => supervisor::run(config),
+            Process::Run { config } => supervisor::run(&config),
             Process::Serve { dir, bind } => listener::serve(&dir, bind),
             Process::Client(code) => code,
         },

@@ -66,6 +66,7 @@ impl Supervisor {
             self.feed_one(&app, event);
         }
         self.feeding = false;
+        self.go_on_ending();
     }
 
     fn feed_one(&mut self, name: &AppName, event: service::Event) {
@@ -81,7 +82,6 @@ impl Supervisor {
         if changed {
             self.tell_dependents(name);
             self.look_at_waiters();
-            self.go_on_ending();
         }
     }
 

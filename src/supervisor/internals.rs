@@ -5,7 +5,7 @@
 use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -132,6 +132,12 @@ impl Logger {
         Self { echo, ..Self::default() }
     }
 
+    /// Is there no process, nor one being started?
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.keeper.pid.is_none() && self.keeper.state != InstanceState::Starting
+    }
+
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.to.is_some()
@@ -172,7 +178,7 @@ impl Logger {
         self.tell(&ToLogger::Close { source: source.to_owned() }, None);
     }
 
-    fn send_open(&self, (source, stream): &(String, Stream), fifo: &PathBuf, sink: &Sink) {
+    fn send_open(&self, (source, stream): &(String, Stream), fifo: &Path, sink: &Sink) {
         if self.to.is_none() {
             return;
         }

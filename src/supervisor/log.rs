@@ -22,6 +22,7 @@ pub fn start(log: &Log, folder: &Path) -> Result<Vec<WorkerGuard>, String> {
     let rolling = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix("everhook.log")
+        .latest_symlink("everhook.log")
         .max_log_files(log.keep.max(1) as usize)
         .build(folder)
         .map_err(|e| format!("cannot log to {}: {e}", folder.display()))?;

@@ -38,7 +38,7 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Instant,
@@ -79,6 +79,8 @@ pub struct Supervisor {
     /// Leftovers of the last supervisor are ended, apps may start.
     begun: bool,
     ending: Option<shutdown::Ending>,
+    /// When the end was asked for.
+    ending_since: Option<Instant>,
     told_to_end: BTreeSet<AppName>,
 
     apps: BTreeMap<AppName, App>,
@@ -121,8 +123,8 @@ pub struct Supervisor {
 
 /// `everhook run`: 0 after an ordered shutdown, 1 when it could not start.
 #[must_use]
-pub fn run(config: PathBuf) -> ExitCode {
-    match start::run(&config) {
+pub fn run(config: &Path) -> ExitCode {
+    match start::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("everhook: {error}");

@@ -1,7 +1,7 @@
 //! A changed config, applied all or nothing: only what changed is touched. What a change touches is
 //! `domain::config::diff`'s to say.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use tracing::info;
 
@@ -101,7 +101,7 @@ impl Supervisor {
         let (path, old, maker) = (self.config.path.clone(), Arc::clone(&self.config), self.maker.clone());
         let envs: BTreeMap<AppName, Vec<(String, String)>> =
             self.shells.iter().map(|(name, shell)| (name.clone(), shell.env_file.clone())).collect();
-        self.files.run(move || prepare(path, &old, &maker, &envs, make), then);
+        self.files.run(move || prepare(&path, &old, &maker, &envs, make), then);
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
@@ -217,13 +217,13 @@ impl Supervisor {
 }
 
 fn prepare(
-    path: PathBuf,
+    path: &Path,
     old: &Config,
     maker: &Maker,
     envs: &BTreeMap<AppName, Vec<(String, String)>>,
     make: bool,
 ) -> Result<Prepared, String> {
-    let mut settings = settings::read(&path)?;
+    let mut settings = settings::read(path)?;
     let mut plan = config::diff(old, &settings.config);
     if !plan.refused.is_empty() {
         return Err(plan.refused.join("\n"));

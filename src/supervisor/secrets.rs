@@ -37,7 +37,7 @@ fn read(secret: &SecretRef, state_dir: &Path, owners: &[u32]) -> Result<Secret, 
             read_file(path, owners)?
         }
         SecretRef::Env(name) => std::env::var_os(name)
-            .map(|value| std::os::unix::ffi::OsStringExt::into_vec(value))
+            .map(std::os::unix::ffi::OsStringExt::into_vec)
             .ok_or_else(|| format!("the variable {name} of a secret is not set"))?,
         SecretRef::Credential(name) => {
             let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
@@ -81,7 +81,7 @@ fn read_file(path: &Path, owners: &[u32]) -> Result<Vec<u8>, String> {
         Some(libc::ELOOP) => format!("the secret {} is a symbolic link; name the file itself", path.display()),
         _ => format!("the secret {}: {e}", path.display()),
     };
-    let file = files::open_nofollow(path).map(fs::File::from).map_err(named)?;
+    let file = files::open_nofollow(path).map_err(named)?;
     let facts = file.metadata().map_err(named)?;
     if !facts.is_file() {
         return Err(format!("the secret {} is no file", path.display()));

@@ -1,6 +1,6 @@
 //! The ordered end: apps in the reverse of their order, then the listeners, the logger, the store.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -27,6 +27,8 @@ pub enum Ending {
 
 /// No listener or logger takes longer to leave.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Two signals closer together are one wish: some terminals and runtimes send both INT and TERM.
+const SECOND_WISH: Duration = Duration::from_millis(100);
 
 impl Supervisor {
     #[must_use]
@@ -36,8 +38,9 @@ impl Supervisor {
 
     /// Begins the end; asked again, or with `now`, whatever still runs is killed.
     pub fn shut_down(&mut self, by: &str, now: bool) {
-        let again = self.ending.is_some();
-        if !again {
+        let again = self.ending_since.is_some_and(|since| since.elapsed() >= SECOND_WISH);
+        if self.ending.is_none() {
+            self.ending_since = Some(Instant::now());
             info!(%by, "shutting down");
             self.note(EventKind::Supervisor, None, "stopping", Some(by.to_owned()));
             self.ending = Some(Ending::Apps);
@@ -58,7 +61,7 @@ impl Supervisor {
         match self.ending {
             Some(Ending::Apps) => self.end_apps(),
             Some(Ending::Listeners) if self.listeners.is_empty() => self.end_logger(),
-            Some(Ending::Logger) if self.logger.keeper.pid.is_none() => self.ending = Some(Ending::Done),
+            Some(Ending::Logger) if self.logger.is_gone() => self.ending = Some(Ending::Done),
             _ => {}
         }
     }

@@ -142,6 +142,7 @@ fn build(
         maker,
         begun: false,
         ending: None,
+        ending_since: None,
         told_to_end: BTreeSet::new(),
         apps: BTreeMap::new(),
         shells: BTreeMap::new(),

@@ -133,7 +133,9 @@ pub enum Told {
         deploys: Vec<DeployView>,
     },
     /// A listener asks whether the loop is alive; answer with [`Command::Health`].
-    Health { ticket: u64 },
+    Health {
+        ticket: u64,
+    },
     Queued {
         ticket: u64,
         deploy: Box<DeployView>,

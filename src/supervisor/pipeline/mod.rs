@@ -54,6 +54,7 @@ impl Supervisor {
             }
         }
         self.deploying = false;
+        self.go_on_ending();
     }
 
     fn deploy_action(&mut self, action: Action) {
@@ -62,7 +63,7 @@ impl Supervisor {
             Action::Run { deploy, job } => self.run_job(deploy, job),
             Action::EndJob { deploy } => self.end_job_of(deploy),
             Action::MakeRelease { deploy, app, release, tree_bytes } => {
-                self.make_release(deploy, &app, &release, tree_bytes)
+                self.make_release(deploy, &app, &release, tree_bytes);
             }
             Action::StartTrial { deploy, app, release, commit, settle } => {
                 self.start_trial(deploy, &app, release, commit, settle);
@@ -93,7 +94,7 @@ impl Supervisor {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }
                 Resumption::Requeue(view) if self.apps.contains_key(&view.app) => {
-                    self.queue_deploy(*view, attempts, rev)
+                    self.queue_deploy(*view, attempts, rev);
                 }
                 Resumption::Requeue(mut view) => {
                     view.state = DeployState::Cancelled;
@@ -367,7 +368,6 @@ impl Supervisor {
             };
             waiter.reply.say(saying);
         }
-        self.go_on_ending();
     }
 
     fn tell_deploy_waiters(&self, view: &DeployView) {
