@@ -16,6 +16,7 @@ use crate::domain::{
 pub struct Teller {
     state: Option<(DeployId, DeployState)>,
     commit: Option<CommitId>,
+    steps: Vec<StepView>,
 }
 
 impl Teller {
@@ -25,7 +26,7 @@ impl Teller {
         match said {
             Saying::Progress(Progress::Instance(event)) | Saying::Event(event) => instance(screen, &event),
             Saying::Progress(Progress::Deploy(deploy)) => self.deploy(screen, &deploy),
-            Saying::Progress(Progress::Step { step, .. }) => tell_step(screen, &step),
+            Saying::Progress(Progress::Step { step, .. }) => self.step(screen, &step),
             Saying::Done(_) | Saying::Refused(_) => Ok(()),
         }
     }
@@ -35,11 +36,17 @@ impl Teller {
         self.state.map(|(id, _)| id)
     }
 
+    /// How it ended is told with the answer.
     fn deploy(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
-        if self.state == Some((deploy.id, deploy.state)) {
-            return Ok(());
-        }
+        let news = self.state != Some((deploy.id, deploy.state));
         self.state = Some((deploy.id, deploy.state));
+        if news && !deploy.state.is_end() {
+            self.state_line(screen, deploy)?;
+        }
+        deploy.steps.iter().try_for_each(|step| self.step(screen, step))
+    }
+
+    fn state_line(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
         let mut line = format!("deploy {} of {}: ", deploy.id, deploy.app);
         line.push_str(&screen.paint(deploy_style(deploy.state), &deploy.state.to_string()));
         if self.commit != deploy.commit {
@@ -52,6 +59,15 @@ impl Teller {
             }
         }
         screen.line(&line)
+    }
+
+    fn step(&mut self, screen: &mut Screen, step: &StepView) -> io::Result<()> {
+        let same = |told: &StepView| (&told.name, &told.command, told.state) == (&step.name, &step.command, step.state);
+        if self.steps.iter().any(same) {
+            return Ok(());
+        }
+        self.steps.push(step.clone());
+        tell_step(screen, step)
     }
 }
 
