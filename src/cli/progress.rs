@@ -16,7 +16,8 @@ use crate::domain::{
 pub struct Teller {
     state: Option<(DeployId, DeployState)>,
     commit: Option<CommitId>,
-    steps: Vec<StepView>,
+    /// By the steps' order.
+    steps: Vec<StepState>,
 }
 
 impl Teller {
@@ -26,7 +27,7 @@ impl Teller {
         match said {
             Saying::Progress(Progress::Instance(event)) | Saying::Event(event) => instance(screen, &event),
             Saying::Progress(Progress::Deploy(deploy)) => self.deploy(screen, &deploy),
-            Saying::Progress(Progress::Step { step, .. }) => self.step(screen, &step),
+            Saying::Progress(Progress::Step { step, .. }) => tell_step(screen, &step),
             Saying::Done(_) | Saying::Refused(_) => Ok(()),
         }
     }
@@ -36,14 +37,19 @@ impl Teller {
         self.state.map(|(id, _)| id)
     }
 
-    /// How it ended is told with the answer.
+    /// What has ended, then the state, then what runs in it. How the deploy ended is told with the answer.
     fn deploy(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
-        let news = self.state != Some((deploy.id, deploy.state));
-        self.state = Some((deploy.id, deploy.state));
-        if news && !deploy.state.is_end() {
+        let told = std::mem::replace(&mut self.steps, deploy.steps.iter().map(|step| step.state).collect());
+        let news = deploy.steps.iter().enumerate().filter(|(i, step)| told.get(*i) != Some(&step.state));
+        let (running, ended): (Vec<_>, Vec<_>) =
+            news.map(|(_, step)| step).partition(|step| step.state == StepState::Running);
+        ended.into_iter().try_for_each(|step| tell_step(screen, step))?;
+        let state = Some((deploy.id, deploy.state));
+        if self.state != state && !deploy.state.is_end() {
             self.state_line(screen, deploy)?;
         }
-        deploy.steps.iter().try_for_each(|step| self.step(screen, step))
+        self.state = state;
+        running.into_iter().try_for_each(|step| tell_step(screen, step))
     }
 
     fn state_line(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
@@ -59,15 +65,6 @@ impl Teller {
             }
         }
         screen.line(&line)
-    }
-
-    fn step(&mut self, screen: &mut Screen, step: &StepView) -> io::Result<()> {
-        let same = |told: &StepView| (&told.name, &told.command, told.state) == (&step.name, &step.command, step.state);
-        if self.steps.iter().any(same) {
-            return Ok(());
-        }
-        self.steps.push(step.clone());
-        tell_step(screen, step)
     }
 }
 

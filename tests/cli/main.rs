@@ -325,29 +325,33 @@ fn progress(state: &str, steps: &Value) -> Value {
 #[test]
 fn a_deploy_is_shown_live() {
     let fake = Fake::new(|_| {
-        let step = |state: &str, seconds: Option<f64>| {
-            let step =
-                json!({"name": "check", "command": "npm test", "state": state, "duration_s": seconds, "exit": null});
-            json!({"ticket": 1, "what": {"progress": {"step": {"deploy": 8, "step": step}}}})
-        };
+        let step = |name: &str, state: &str, seconds: Option<f64>| json!({"name": name, "command": "npm test", "state": state, "duration_s": seconds, "exit": null});
         let mut live = deploy("live", None);
         live["release"] = json!("8-1a2b3c4");
-        let done = said(&reply("deploy", &json!({"deploy": live, "log": []})));
-        let checking = [progress("checking", &json!([])), progress("checking", &json!([]))];
-        Answer::Whole(
-            [progress("fetching", &json!([]))]
-                .into_iter()
-                .chain(checking)
-                .chain([step("running", None), step("done", Some(3.12)), done])
-                .collect(),
-        )
+        let checking = progress("checking", &json!([step("check", "running", None)]));
+        let checked = json!([step("check", "done", Some(3.12)), step("build", "running", None)]);
+        Answer::Whole(vec![
+            progress("fetching", &json!([])),
+            checking.clone(),
+            checking,
+            progress("building", &checked),
+            said(&reply("deploy", &json!({"deploy": live, "log": []}))),
+        ])
     });
     let ran = fake.run(&["deploy", "blog", "--rev", "v1"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines: Vec<&str> = ran.out.lines().collect();
     assert_eq!(
-        ran.out,
-        "deploy 8 of blog: fetching 1a2b3c4 Say hello\ndeploy 8 of blog: checking\n  check    running  npm test\n  \
-         check    done in 3.1s  npm test\ndeploy 8 of blog: live, release 8-1a2b3c4\n"
+        lines,
+        [
+            "deploy 8 of blog: fetching 1a2b3c4 Say hello",
+            "deploy 8 of blog: checking",
+            "  check    running  npm test",
+            "  check    done in 3.1s  npm test",
+            "deploy 8 of blog: building",
+            "  build    running  npm test",
+            "deploy 8 of blog: live, release 8-1a2b3c4",
+        ]
     );
     assert_eq!(fake.requests()[0], json!({"deploy_app": {"app": "blog", "rev": "v1"}}));
 }
@@ -485,7 +489,7 @@ fn a_deploy_is_told_from_what_the_store_says_in_the_end() {
     });
     let ran = fake.run(&["deploy", "blog"]);
     assert_eq!(ran.code, 1);
-    assert_eq!(ran.out.lines().last(), Some("  check    failed with 1 in 3.1s  npm test"));
+    assert!(ran.out.contains("  check    failed with 1 in 3.1s  npm test\n"), "{}", ran.out);
     assert!(ran.err.contains("1 failing\neverhook: deploy 8 of blog: failed at check: `npm test`"), "{}", ran.err);
 }
 
