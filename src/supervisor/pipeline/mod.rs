@@ -111,7 +111,7 @@ impl Supervisor {
         self.committing.insert(ticket, view.id);
         let before = self.deploy_states.insert(view.id, view.state);
         if before != Some(view.state) {
-            info!(app = %view.app, deploy = view.id, "deploy {}: {}", view.state, view.reason.as_deref().unwrap_or(""));
+            info!(app = %view.app, deploy = view.id, reason = view.reason, "deploy {}", view.state);
             self.ledger.send(Command::Event(NewEvent {
                 at: crate::os::clock::now().wall,
                 app: Some(view.app.clone()),
