@@ -140,6 +140,45 @@ fn a_corrected_config_is_tried_at_once() {
 }
 
 #[test]
+fn what_comes_from_the_old_repository_is_given_up_for_the_new_one() {
+    let (server, repo, gate, id, held) = building();
+    repo.commit(&[], "waits");
+    let waits = push(&server, &repo);
+    let other = Repo::new(server.path().join("other"), &[("app.sh", APP), ("VERSION", "other")]);
+    server.edit_config("/repo\"", "/other\"");
+    server.ok(&["reload"]);
+    for id in [id, waits] {
+        let deploy = server.deploy_end(id);
+        assert_eq!(deploy["state"], "cancelled", "{deploy}");
+        assert!(deploy["reason"].as_str().unwrap().contains("repository"), "{deploy}");
+    }
+    drop((held, gate));
+    let deploy = server.deploy_end(waits + 1);
+    assert_eq!((&deploy["state"], &deploy["commit"]), (&"live".into(), &other.head().into()), "{deploy}");
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+}
+
+#[test]
+fn an_app_may_get_a_repository_later() {
+    let (server, repo) = world("", "");
+    let with = fs::read_to_string(server.config()).unwrap();
+    let start = with.find("deploy: (").unwrap();
+    let end = with.rfind("))").unwrap();
+    let without = format!("{}{}", &with[..start], &with[end + 1..]);
+    server.write_config(&without.replace("\"app.sh\"]", "\"repo/app.sh\"]"));
+    let mut server = server;
+    server.start();
+    server.wait_state("site", "ready");
+    server.write_config(&with);
+    server.ok(&["reload"]);
+    let deploy = server.deploy_end(1);
+    assert_eq!((&deploy["state"], &deploy["commit"]), (&"live".into(), &repo.head().into()), "{deploy}");
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+}
+
+#[test]
 fn a_reload_that_changes_the_app_lets_nothing_of_a_push_get_lost() {
     let (server, _repo, gate, id, held) = building();
     server.edit_config("\"OWN\": \"the app's\"", "\"OWN\": \"changed\"");

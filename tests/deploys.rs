@@ -147,7 +147,8 @@ fn steps_see_their_environment_and_nothing_else() {
 
     let state = server.path().join("state");
     for mirror in fs::read_dir(state.join("mirrors")).unwrap() {
-        assert_eq!(owners(&mirror.unwrap().path()), [uid], "no git ran as root");
+        let owners = owners(&mirror.unwrap().path());
+        assert!(owners.len() == 1 && (!is_root() || owners != [0]), "no git ran as root: {owners:?}");
     }
     if is_root() {
         assert_eq!(fs::metadata(home_of(&server)).unwrap().uid(), 0);

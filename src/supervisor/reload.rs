@@ -130,8 +130,12 @@ impl Supervisor {
             let Some(spec) = self.config.apps.get(name).cloned() else { continue };
             self.capture(&spec);
             let spec = Arc::new(spec);
+            let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
+            if let Some(old) = old {
+                self.deploy_reconfigured(&old, &spec);
+            }
         }
         for (name, new) in kits {
             let Some(spec) = self.config.apps.get(&name).cloned() else { continue };

@@ -143,16 +143,25 @@ impl Supervisor {
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let source = log_source(&app.name);
         let sink = Sink { path: self.layout.deploy_log(deploy), rotate: None, keep: 0 };
-        let needs = self.job_folders(&app);
+        self.with_job_folders(&Arc::clone(&app), move |supervisor, made| {
+            if let Err(error) = made {
+                return supervisor.job_never_was(deploy, error);
+            }
+            supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job));
+        });
+    }
+
+    /// Goes on once the folders that jobs of this app work in are there, or it is known why not.
+    fn with_job_folders(
+        &mut self,
+        app: &config::App,
+        then: impl FnOnce(&mut Supervisor, Result<(), String>) + Send + 'static,
+    ) {
+        let needs = self.job_folders(app);
         let maker = self.maker.clone();
         self.files.run(
             move || needs.iter().try_for_each(|(path, mode, owner)| maker.folder(path, *mode, Some(*owner))),
-            move |supervisor, made| {
-                if let Err(error) = made {
-                    return supervisor.job_never_was(deploy, error);
-                }
-                supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job));
-            },
+            then,
         );
     }
 
@@ -368,6 +377,7 @@ impl Supervisor {
             };
             waiter.reply.say(saying);
         }
+        self.look_if_due(&view.app);
     }
 
     fn tell_deploy_waiters(&self, view: &DeployView) {
