@@ -252,3 +252,36 @@ fn two_apps_may_share_a_repository() {
     assert_eq!(server.deploy_end(answer["deploys"][0]["id"].as_i64().unwrap())["state"], "live");
     assert_eq!(server.app("other")["commit"], repo.head());
 }
+
+#[test]
+fn a_release_that_somebody_removed_is_named_and_a_deploy_mends_it() {
+    let (mut server, repo) = live_world("", "");
+    let release = home(&server, "site").join("releases").join(server.app("site")["release"].as_str().unwrap());
+    assert!(server.stop().success());
+    fs::remove_dir_all(&release).unwrap();
+    server.start();
+    server.wait_state("site", "failed");
+    let reason = server.instance("site")["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains(release.to_str().unwrap()), "{reason}");
+    repo.commit(&[("VERSION", "2")], "second");
+    let deploy = server.deliver("site", &repo);
+    assert_eq!((&deploy["state"], &deploy["reason"]), (&"live".into(), &().into()), "{deploy}");
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+    assert_eq!((version(&server).as_str(), copies(&server)), ("2", 1));
+}
+
+#[test]
+fn a_termination_while_it_fetches_or_twice_is_in_order() {
+    let (mut server, _repo, gate, id, held) = building();
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().success(), "{}", server.log());
+    drop(held);
+    server.start();
+    drop(gate.reached());
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+}

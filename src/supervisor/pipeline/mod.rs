@@ -303,6 +303,9 @@ impl Supervisor {
         settle: std::time::Duration,
     ) {
         let release = Release { directory: self.layout.release(name, &id), id, commit };
+        if self.lost.remove(name) {
+            self.forget_loss(name);
+        }
         let Some(app) = self.apps.get(name) else {
             let result = Err("the app is in the config no more".to_owned());
             return self.deploy_event(Event::Trial { deploy, result });
@@ -314,6 +317,13 @@ impl Supervisor {
             let note = app.spec().command.is_some().then(|| "not running".to_owned());
             self.deploy_event(Event::Trial { deploy, result: Ok(note) });
         }
+    }
+
+    /// There is something to run again: what was lost is no problem any more.
+    fn forget_loss(&mut self, name: &AppName) {
+        let Some(app) = self.apps.get(name) else { return };
+        let spec = Arc::new(config::App { problem: None, ..(**app.spec()).clone() });
+        self.feed(name, service::Event::Reconfigure { spec, restart: false });
     }
 
     /// A process of the app was started: if that is a release on trial, it is proven from here on.
