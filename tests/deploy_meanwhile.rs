@@ -272,7 +272,7 @@ fn a_release_that_somebody_removed_is_named_and_a_deploy_mends_it() {
 }
 
 #[test]
-fn a_termination_while_it_fetches_or_twice_is_in_order() {
+fn two_terminations_are_one() {
     let (mut server, _repo, gate, id, held) = building();
     server.signal(Signal::SIGTERM);
     server.signal(Signal::SIGTERM);

@@ -238,3 +238,27 @@ fn kills_at_any_moment_of_a_deploy() {
     }
     assert_eq!(version(&server), last.to_string());
 }
+
+/// A kill between the durable `live` and the record: the deploy was made, and the record says so.
+#[test]
+fn what_became_live_before_the_kill_is_live_after_it() {
+    let (mut server, repo) = live_world("", "");
+    for n in 2..12 {
+        repo.commit(&[("VERSION", &n.to_string())], "next");
+        let id = push(&server, &repo);
+        let live = home(&server, "site").join("live");
+        let end = std::time::Instant::now() + server::LIMIT;
+        while !fs::read_to_string(&live).unwrap().starts_with(&format!("{id}-")) {
+            assert!(std::time::Instant::now() < end);
+            std::thread::yield_now();
+        }
+        server.kill();
+        server.start();
+        let deploy = server.deploy_end(id);
+        assert_eq!(deploy["state"], "live", "{deploy}");
+        let attempts = deploy["steps"].as_array().unwrap().iter().filter(|step| step["name"] == "fetch").count();
+        assert_eq!(attempts, 1, "{deploy}");
+        server.wait_state("site", "ready");
+        assert_live(&server, &deploy);
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Supervisor,
@@ -46,6 +46,11 @@ pub struct NewApp {
 pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
     let kit = maker.kit(app, &first(&app.name))?;
     let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
+    if let Ok(Some(release)) = &release
+        && let Err(error) = live::link(&maker.layout, &app.name, &release.id)
+    {
+        warn!(app = %app.name, "{error}");
+    }
     let lost = release.is_err() && app.problem.is_none();
     let release = release.unwrap_or_else(|error| {
         app.problem.get_or_insert(error);
