@@ -258,6 +258,21 @@ fn a_trial_that_fails_is_taken_back() {
 }
 
 #[test]
+fn what_a_crash_left_of_a_failed_deploy_takes_no_place() {
+    let (server, repo) = live_world("", "layout: Releases(keep: 2), check: [\"! grep -q broken VERSION\"]");
+    let broken = repo.commit(&[("VERSION", "broken")], "broken");
+    assert_eq!(server.deliver("site", &repo)["state"], "failed");
+    let left = format!("2-{}", &broken[..7]);
+    server.until("it is cleared away", |s| (releases(s, "site").len() == 1).then_some(()));
+    fs::create_dir(home(&server, "site").join("releases").join(&left)).unwrap();
+    repo.commit(&[("VERSION", "3")], "mended");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+    server.until("what was left is gone", |s| (!releases(s, "site").contains(&left)).then_some(()));
+    let kept = releases(&server, "site");
+    assert!(kept.len() == 2 && kept[0].starts_with("1-") && kept[1].starts_with("3-"), "{kept:?}");
+}
+
+#[test]
 fn a_full_disk_fails_the_deploy_alone() {
     if !is_root() {
         println!("skipped: only root mounts a small disk");

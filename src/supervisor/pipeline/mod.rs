@@ -4,7 +4,10 @@
 mod catch_up;
 mod rollback;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tracing::{info, warn};
 
@@ -12,7 +15,7 @@ use super::{
     Supervisor,
     jobs::JobSpec,
     launch::{self, PATH},
-    ledger::{Command, NewEvent, Unfinished},
+    ledger::{Command, NewEvent, Query, Unfinished},
     live,
 };
 use crate::{
@@ -406,11 +409,23 @@ impl Supervisor {
         }
     }
 
+    /// Asks first whose releases never were live: a crash can leave one behind, and it counts for
+    /// nothing.
     fn prune(&mut self, name: &AppName, keep: u32) {
-        let Some(app) = self.apps.get(name) else { return };
-        let live = app.release().map(|release| release.id.clone());
-        let folder = self.layout.releases(name);
+        let query = Query::Deploys { apps: Some(vec![name.clone()]), n: 1000 };
         let name = name.clone();
+        self.ask_ledger(query, move |supervisor, reply| {
+            let Ok(Reply::Deploys(deploys)) = reply else { return };
+            let ended = deploys.iter().filter(|view| view.ended_at.is_some());
+            let never_live = ended.filter(|view| view.state != DeployState::Live).map(|view| view.id).collect();
+            supervisor.prune_all_but(name, keep, never_live);
+        });
+    }
+
+    fn prune_all_but(&mut self, name: AppName, keep: u32, never_live: BTreeSet<DeployId>) {
+        let Some(app) = self.apps.get(&name) else { return };
+        let live = app.release().map(|release| release.id.clone());
+        let folder = self.layout.releases(&name);
         self.files.run(
             move || {
                 let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -422,9 +437,11 @@ impl Supervisor {
             move |supervisor, mut found: Vec<ReleaseId>| {
                 let running = supervisor.deploys.running(&name).and_then(|view| view.release.clone());
                 found.retain(|release| Some(release) != live.as_ref() && Some(release) != running.as_ref());
-                let surplus = found.len().saturating_sub((keep as usize).saturating_sub(1));
-                found.truncate(surplus);
-                supervisor.remove_releases(&name, found);
+                let (mut gone, mut were_live): (Vec<_>, Vec<_>) =
+                    found.into_iter().partition(|release| never_live.contains(&release.deploy));
+                let surplus = were_live.len().saturating_sub((keep as usize).saturating_sub(1));
+                gone.extend(were_live.drain(..surplus));
+                supervisor.remove_releases(&name, gone);
             },
         );
     }
