@@ -155,6 +155,8 @@ fn build(
         deploying: false,
         committing: HashMap::new(),
         deploy_states: HashMap::new(),
+        lost: BTreeSet::new(),
+        news_due: BTreeSet::new(),
         trials: HashMap::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
