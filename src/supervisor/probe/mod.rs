@@ -87,7 +87,7 @@ fn status(answer: &[u8]) -> Option<u16> {
     let line = answer.split(|b| *b == b'\r' || *b == b'\n').next()?;
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
     words.next().filter(|version| version.starts_with("HTTP/1."))?;
-    words.next().filter(|code| code.len() == 3)?.parse().ok()
+    words.next().filter(|code| code.len() == 3 && code.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
 async fn connect(address: &ProbeAddress) -> io::Result<TcpStream> {
