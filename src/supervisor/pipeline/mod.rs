@@ -2,12 +2,10 @@
 //! Which deploy runs and what it does next is `domain::deploy`'s; nothing is decided here.
 
 mod catch_up;
+mod releases;
 mod rollback;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tracing::{info, warn};
 
@@ -15,7 +13,7 @@ use super::{
     Supervisor,
     jobs::JobSpec,
     launch::{self, PATH},
-    ledger::{Command, NewEvent, Query, Unfinished},
+    ledger::{Command, NewEvent, Unfinished},
     live,
 };
 use crate::{
@@ -397,71 +395,6 @@ impl Supervisor {
         for waiter in self.waiters.iter().filter(|waiter| waiter.waits_for(view.id)) {
             waiter.reply.say(Saying::Progress(Progress::Deploy(Box::new(view.clone()))));
         }
-    }
-
-    /// Removes release folders; first what is in them, as the app's user.
-    fn remove_releases(&mut self, name: &AppName, releases: Vec<ReleaseId>) {
-        let Some(app) = self.apps.get(name) else { return };
-        let (who, live) = (app.spec().work_as.clone(), app.release().map(|release| release.id.clone()));
-        for release in releases.into_iter().filter(|release| Some(release) != live.as_ref()) {
-            let path = self.layout.release(name, &release);
-            self.empty_folder(name, &who, path);
-        }
-    }
-
-    /// Asks first whose releases never were live: a crash can leave one behind, and it counts for
-    /// nothing.
-    fn prune(&mut self, name: &AppName, keep: u32) {
-        let query = Query::Deploys { apps: Some(vec![name.clone()]), n: 1000 };
-        let name = name.clone();
-        self.ask_ledger(query, move |supervisor, reply| {
-            let Ok(Reply::Deploys(deploys)) = reply else { return };
-            let ended = deploys.iter().filter(|view| view.ended_at.is_some());
-            let never_live = ended.filter(|view| view.state != DeployState::Live).map(|view| view.id).collect();
-            supervisor.prune_all_but(name, keep, never_live);
-        });
-    }
-
-    fn prune_all_but(&mut self, name: AppName, keep: u32, never_live: BTreeSet<DeployId>) {
-        let Some(app) = self.apps.get(&name) else { return };
-        let live = app.release().map(|release| release.id.clone());
-        let folder = self.layout.releases(&name);
-        self.files.run(
-            move || {
-                let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-                let mut found: Vec<ReleaseId> =
-                    names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-                found.sort();
-                found
-            },
-            move |supervisor, mut found: Vec<ReleaseId>| {
-                let running = supervisor.deploys.running(&name).and_then(|view| view.release.clone());
-                found.retain(|release| Some(release) != live.as_ref() && Some(release) != running.as_ref());
-                let (mut gone, mut were_live): (Vec<_>, Vec<_>) =
-                    found.into_iter().partition(|release| never_live.contains(&release.deploy));
-                let surplus = were_live.len().saturating_sub((keep as usize).saturating_sub(1));
-                gone.extend(were_live.drain(..surplus));
-                supervisor.remove_releases(&name, gone);
-            },
-        );
-    }
-
-    fn empty_folder(&mut self, app: &AppName, who: &Identity, path: std::path::PathBuf) {
-        let task = TreeTask::Empty { path: path.clone() };
-        self.start_errand(app, who, &task, move |supervisor, end| {
-            if !end.exit.success() {
-                warn!(path = %path.display(), "an old release could not be emptied: {}", end.last_lines.join(" "));
-                return;
-            }
-            supervisor.files.run(
-                move || std::fs::remove_dir(&path).map_err(|e| format!("{}: {e}", path.display())),
-                |supervisor, result| {
-                    if let Err(error) = result {
-                        supervisor.trouble(&error);
-                    }
-                },
-            );
-        });
     }
 }
 
