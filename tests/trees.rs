@@ -9,7 +9,7 @@ mod server;
 
 use std::{
     fs,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
 };
 
 use nix::{
@@ -62,23 +62,32 @@ fn helpers(server: &Server) -> Vec<i32> {
 }
 
 /// A process that belongs to nobody but has the look of the tree.
-fn bystander(server: &Server) -> Child {
-    let mut command = Command::new("sh");
-    command.args(["-c", "sleep 1000 & wait", &format!("{}-bystander", server.path().display())]);
-    command.env("EVERHOOK_APP", "a").env("EVERHOOK_INSTANCE", "a.1").env("EVERHOOK_BOOT", "another").spawn().unwrap()
+struct Bystander(Child);
+
+impl Bystander {
+    fn new() -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("1000").env("EVERHOOK_APP", "a").env("EVERHOOK_INSTANCE", "a.1").env("EVERHOOK_BOOT", "another");
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn is_untouched(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
 }
 
-fn end(mut child: Child) {
-    assert!(child.try_wait().unwrap().is_none(), "nothing outside the tree is signalled");
-    child.kill().unwrap();
-    child.wait().unwrap();
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
 fn the_whole_tree_hears_the_signal_and_gets_its_time() {
     let mut server = app("20s");
     scripts(&server, "sleep 0.3; echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0");
-    let outside = bystander(&server);
+    let mut outside = Bystander::new();
     server.start();
     up(&server, 1);
     assert!(helpers(&server).len() >= 2);
@@ -92,7 +101,7 @@ fn the_whole_tree_hears_the_signal_and_gets_its_time() {
     assert!(server.stop().success());
     assert_eq!((said(&server, "session bye"), said(&server, "daemon bye")), (2, 2), "at a shutdown too");
     assert!(helpers(&server).is_empty());
-    end(outside);
+    assert!(outside.is_untouched(), "nothing outside the tree is signalled");
 }
 
 #[test]
@@ -131,7 +140,7 @@ fn what_a_killed_supervisor_left_ends_before_the_next_copy() {
     for (stop, mind) in [("20s", "echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0"), ("300ms", ":")] {
         let mut server = app(stop);
         scripts(&server, mind);
-        let outside = bystander(&server);
+        let mut outside = Bystander::new();
         server.start();
         up(&server, 1);
         let old = helpers(&server);
@@ -149,7 +158,7 @@ fn what_a_killed_supervisor_left_ends_before_the_next_copy() {
         let took = server.events().into_iter().find(|e| e["kind"] == "supervisor" && e["to"] == "took_over");
         assert!(took.is_some_and(|e| e["cause"].as_str().unwrap_or_default().contains("a.1")), "it is told");
         server.ok(&["restart", "a"]);
-        end(outside);
+        assert!(outside.is_untouched(), "nothing outside the tree is signalled");
     }
 }
 
