@@ -39,7 +39,7 @@ fn said(server: &Server) -> Vec<String> {
 #[test]
 fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
     let server = Server::with_apps(
-        r#""bad": (command: "echo last words; exit 3", ready: Immediate,
+        r#""bad": (command: "echo last words; exit 3", ready: After("500ms"),
              restart: (first: "20ms", factor: 3.0, jitter: 0.0, give_up: (restarts: 4, within: "5m"))),
            "good": (command: ["sleep", "1000"], ready: Immediate)"#,
     )
