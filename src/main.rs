@@ -8,7 +8,7 @@ use everhook::{
 };
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match args.first().map(String::as_str) {
         // Words that only the supervisor says, to its own processes.
         Some("listener") => listener::main(&args[1..]),

@@ -6,7 +6,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     domain::api::{Ask, Reply, Request, Said, Saying},
-    os::channel::{Channel, Frame},
+    os::{
+        channel::{Channel, Frame},
+        socket::connect_unix,
+    },
 };
 
 /// A look needs no work, so an answer that takes longer never comes.
@@ -141,8 +144,8 @@ impl Client {
     }
 }
 
-fn open(socket: &std::path::Path) -> io::Result<OwnedFd> {
-    let stream = UnixStream::connect(socket)?;
+fn open(socket: &Path) -> io::Result<OwnedFd> {
+    let stream = connect_unix(socket)?;
     stream.set_nonblocking(true)?;
     Ok(stream.into())
 }

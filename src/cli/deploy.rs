@@ -1,5 +1,5 @@
 use super::{
-    client::{change, strange},
+    client::{change, look, strange},
     failure::{Code, Failure},
     find::Place,
     progress::Teller,
@@ -50,12 +50,17 @@ pub fn carry_out(place: &Place, request: Request, waiting: &Waiting) -> Result<(
             Ok(screen.flush()?)
         }
         Ok(_) => Err(strange()),
-        Err(mut failure) => {
-            if let (Code::Interrupted | Code::TimedOut, Some(id)) = (failure.code, teller.deploy_id()) {
-                failure.message.push_str(&format!("; see it with `everhook history show {id}`"));
+        Err(failure) => match (failure.code, teller.deploy_id()) {
+            (Code::Failed, Some(id)) => match look(place, &mut screen, Request::Deploy { id }) {
+                Ok(Reply::Deploy { deploy, log }) if deploy.state.is_end() => ended(&mut screen, &deploy, &log),
+                _ => Err(failure),
+            },
+            (Code::Interrupted | Code::TimedOut, Some(id)) => {
+                let message = format!("{}; see it with `everhook history show {id}`", failure.message);
+                Err(Failure::new(failure.code, message))
             }
-            Err(failure)
-        }
+            _ => Err(failure),
+        },
     }
 }
 

@@ -11,7 +11,13 @@ use super::{
     failure::{Code, Failure},
     screen::complain,
 };
-use crate::domain::api::{CONTROL_SOCKET, note_folder, note_name};
+use crate::{
+    domain::{
+        api::{CONTROL_SOCKET, note_folder, note_name},
+        config::{self, Loaded, Places},
+    },
+    os::users,
+};
 
 /// Looked for in this order where neither option nor variable names one.
 const CONFIGS: [&str; 2] = ["supervisor.ron", "/etc/everhook/supervisor.ron"];
@@ -54,7 +60,25 @@ impl Place {
         let config = self.config().map_err(|Failure { message, .. }| {
             Failure::new(Code::NoSupervisor, format!("no supervisor is known: {message}, or its socket with --socket"))
         })?;
-        noted(&config, &format!("{} does not tell where it is", config.display()))
+        match load(&config) {
+            Ok(loaded) => {
+                let socket = loaded.config.run_dir.join(CONTROL_SOCKET);
+                // The defaults of whoever asks may be others than those of whoever runs it.
+                Ok(if socket.exists() { socket } else { noted(&config).unwrap_or(socket) })
+            }
+            Err(fault) => match noted(&config) {
+                Some(socket) => {
+                    let fault = fault.lines().next().unwrap_or_default();
+                    complain(&format!(
+                        "everhook: warning: {fault}; asking the supervisor that runs an earlier reading"
+                    ));
+                    Ok(socket)
+                }
+                None => {
+                    Err(Failure::new(Code::NoSupervisor, format!("no supervisor is known for this config: {fault}")))
+                }
+            },
+        }
     }
 
     /// The command that starts the supervisor meant here.
@@ -66,19 +90,23 @@ impl Place {
     }
 }
 
-/// The socket by the note that the supervisor of this config left, since the config says nothing now.
-fn noted(config: &Path, fault: &str) -> Result<PathBuf, Failure> {
+/// The socket by the note that the supervisor of this config left. Root's come first: anybody may
+/// ask its supervisor.
+fn noted(config: &Path) -> Option<PathBuf> {
     let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    // Root's supervisor may be asked by anybody: its notes come first.
-    let folders = [Some(0), Some(1)].into_iter().flatten().filter_map(|uid| note_folder(uid, session.as_deref()));
-    let note = folders.map(|folder| folder.join(note_name(config))).find_map(|path| fs::read(path).ok());
-    match note {
-        Some(note) => {
-            complain(&format!(
-                "everhook: warning: {fault}\nasking the supervisor that runs with an earlier reading of it"
-            ));
-            Ok(Path::new(OsStr::from_bytes(&note)).join(CONTROL_SOCKET))
-        }
-        None => Err(Failure::new(Code::NoSupervisor, format!("no supervisor is known for this config: {fault}"))),
-    }
+    let uid = users::facts().uid;
+    let folders = [0, uid].into_iter().filter_map(|uid| note_folder(uid, session.as_deref()));
+    let note = folders.map(|folder| folder.join(note_name(config))).find_map(|path| fs::read(path).ok())?;
+    Some(Path::new(OsStr::from_bytes(&note)).join(CONTROL_SOCKET))
+}
+
+/// Reads and judges a config by this machine.
+///
+/// # Errors
+/// Every fault with its place, or why the file cannot be read.
+pub fn load(path: &Path) -> Result<Loaded, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let places = Places::of(variable("XDG_STATE_HOME"), variable("HOME"));
+    config::load(&text, path, &places, &users::facts()).map_err(|faults| faults.to_string())
 }

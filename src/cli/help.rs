@@ -27,7 +27,7 @@ Server
 
 Options for all: -c, --config PATH · --socket PATH · -h, --help · -V, --version
 `everhook help COMMAND` tells the rest. What lists takes --json. APP: blog, blog.2 or --all.
-Exit codes: 0 done · 1 not so · 2 usage · 3 no supervisor · 4 no such thing · 5 not allowed · 6 timed out";
+Exit: 0 done · 1 not so · 2 usage · 3 no supervisor · 4 no such thing · 5 not allowed · 6 timed out";
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@
 //! they are. Errors are a sentence on stderr and an exit code ([`failure`]).
 
 mod audit;
+mod check;
 mod client;
 mod deliveries;
 mod deploy;
@@ -66,6 +67,7 @@ enum Verb {
     Wait(wait::Wait),
     Deploy(deploy::Deploy),
     Rollback(rollback::Rollback),
+    Check(check::Check),
     Reload(reload::Reload),
     /// Be the supervisor
     Run,
@@ -122,6 +124,7 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Wait(wait) => wait.run(place),
         Verb::Deploy(deploy) => deploy.run(place),
         Verb::Rollback(rollback) => rollback.run(place),
+        Verb::Check(check) => check.run(place),
         Verb::Reload(reload) => reload.run(place),
         Verb::Shutdown(shutdown) => shutdown.run(place),
         Verb::Run | Verb::Serve { .. } => Ok(()),

@@ -16,6 +16,8 @@ use crate::domain::{
 pub struct Teller {
     state: Option<(DeployId, DeployState)>,
     commit: Option<CommitId>,
+    /// By the steps' order.
+    steps: Vec<StepState>,
 }
 
 impl Teller {
@@ -35,11 +37,22 @@ impl Teller {
         self.state.map(|(id, _)| id)
     }
 
+    /// What has ended, then the state, then what runs in it. How the deploy ended is told with the answer.
     fn deploy(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
-        if self.state == Some((deploy.id, deploy.state)) {
-            return Ok(());
+        let told = std::mem::replace(&mut self.steps, deploy.steps.iter().map(|step| step.state).collect());
+        let news = deploy.steps.iter().enumerate().filter(|(i, step)| told.get(*i) != Some(&step.state));
+        let (running, ended): (Vec<_>, Vec<_>) =
+            news.map(|(_, step)| step).partition(|step| step.state == StepState::Running);
+        ended.into_iter().try_for_each(|step| tell_step(screen, step))?;
+        let state = Some((deploy.id, deploy.state));
+        if self.state != state && !deploy.state.is_end() {
+            self.state_line(screen, deploy)?;
         }
-        self.state = Some((deploy.id, deploy.state));
+        self.state = state;
+        running.into_iter().try_for_each(|step| tell_step(screen, step))
+    }
+
+    fn state_line(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
         let mut line = format!("deploy {} of {}: ", deploy.id, deploy.app);
         line.push_str(&screen.paint(deploy_style(deploy.state), &deploy.state.to_string()));
         if self.commit != deploy.commit {

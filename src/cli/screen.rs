@@ -65,7 +65,11 @@ impl Screen {
 
     /// The text in a colour where colours are shown.
     pub fn paint(&self, style: Style, text: &str) -> String {
-        if self.colour && style != Style::new() { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        if self.colour && style != Style::new() && !text.is_empty() {
+            format!("{style}{text}{style:#}")
+        } else {
+            text.to_owned()
+        }
     }
 }
 

@@ -5,7 +5,11 @@ use std::{fs, io, path::Path};
 
 use super::layout::Layout;
 use crate::{
-    domain::{deploy::Live, model::AppName, service::Release},
+    domain::{
+        deploy::Live,
+        model::{AppName, ReleaseId},
+        service::Release,
+    },
     os::files,
 };
 
@@ -40,8 +44,19 @@ pub fn write(layout: &Layout, app: &AppName, live: &Live) -> Result<(), String> 
     let path = layout.live(app);
     let text = format!("{} {}\n", live.release, live.commit);
     files::write_durably(&path, text.as_bytes(), 0o644).map_err(|e| format!("{}: {e}", path.display()))?;
+    link(layout, app, &live.release)
+}
+
+/// Points `current` at the live release, where it does not yet: a crash may have come in between.
+///
+/// # Errors
+/// Names the link.
+pub fn link(layout: &Layout, app: &AppName, release: &ReleaseId) -> Result<(), String> {
     let link = layout.app(app).join("current");
-    let target = Path::new("releases").join(live.release.to_string());
+    let target = Path::new("releases").join(release.to_string());
+    if fs::read_link(&link).is_ok_and(|found| found == target) {
+        return Ok(());
+    }
     files::symlink_swap(&target, &link).map_err(|e| format!("{}: {e}", link.display()))
 }
 

@@ -100,6 +100,10 @@ pub struct Supervisor {
     /// Which deploy tries a release of an app.
     trials: HashMap<AppName, DeployId>,
     deploy_streams: HashMap<AppName, Arc<OwnedFd>>,
+    /// Apps whose file `live` leads nowhere, until a deploy has something to run.
+    lost: BTreeSet<AppName>,
+    /// Apps whose repository is looked at once none of their deploys is left.
+    news_due: BTreeSet<AppName>,
     jobs: jobs::Jobs,
 
     logger: internals::Logger,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     Supervisor,
@@ -37,6 +37,8 @@ struct Prepared {
 pub struct NewApp {
     pub kit: Kit,
     pub release: Option<Release>,
+    /// Its file `live` leads nowhere, which is its problem.
+    pub lost: bool,
     pub held: Option<String>,
 }
 
@@ -44,11 +46,17 @@ pub struct NewApp {
 pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
     let kit = maker.kit(app, &first(&app.name))?;
     let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
+    if let Ok(Some(release)) = &release
+        && let Err(error) = live::link(&maker.layout, &app.name, &release.id)
+    {
+        warn!(app = %app.name, "{error}");
+    }
+    let lost = release.is_err() && app.problem.is_none();
     let release = release.unwrap_or_else(|error| {
         app.problem.get_or_insert(error);
         None
     });
-    Ok(NewApp { kit, release, held: live::held(&maker.layout, &app.name) })
+    Ok(NewApp { kit, release, lost, held: live::held(&maker.layout, &app.name) })
 }
 
 impl Supervisor {
@@ -130,8 +138,12 @@ impl Supervisor {
             let Some(spec) = self.config.apps.get(name).cloned() else { continue };
             self.capture(&spec);
             let spec = Arc::new(spec);
+            let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
+            if let Some(old) = old {
+                self.deploy_reconfigured(&old, &spec);
+            }
         }
         for (name, new) in kits {
             let Some(spec) = self.config.apps.get(&name).cloned() else { continue };
@@ -152,6 +164,9 @@ impl Supervisor {
             .as_ref()
             .map(|release| deploy::Live { release: release.id.clone(), commit: release.commit.clone() });
         self.shells.insert(name.clone(), Shell::new(new.kit, env_file));
+        if new.lost {
+            self.lost.insert(name.clone());
+        }
         let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
         let app = App::new(Arc::clone(&spec), new.release, new.held, seed, crate::os::clock::now().wall);
         self.apps.insert(name.clone(), app);

@@ -32,9 +32,8 @@ pub struct Settings {
 /// The default places of whoever runs this.
 #[must_use]
 pub fn places() -> Places {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".local/state");
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    Places { state_home: state.unwrap_or_else(home).join("everhook") }
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    Places::of(variable("XDG_STATE_HOME"), variable("HOME"))
 }
 
 /// Reads and judges.

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     domain::{
         api::{EventKind, note_folder, note_name},
-        config::Config,
+        config::{self, Config},
         deploy::Deploys,
     },
     os::{
@@ -156,6 +156,8 @@ fn build(
         deploying: false,
         committing: HashMap::new(),
         deploy_states: HashMap::new(),
+        lost: BTreeSet::new(),
+        news_due: BTreeSet::new(),
         trials: HashMap::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
@@ -239,6 +241,11 @@ impl Supervisor {
         for listener in &self.listeners {
             let serve: Vec<_> = listener.entry.serve.iter().map(|serve| internals::serve_word(*serve)).collect();
             info!("listening on http://{} for {}", listener.address, serve.join(" and "));
+        }
+        for app in self.config.apps.values() {
+            if let config::Ready::Http(probe) = &app.ready {
+                info!("app {} will answer on {}", app.name, probe.url);
+            }
         }
         let config = self.config.path.display();
         info!("everything of this is below {} and {}", self.layout.state.display(), self.layout.run.display());

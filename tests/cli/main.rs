@@ -7,11 +7,11 @@ mod fake;
 use std::{
     io::{BufRead, BufReader},
     os::unix::net::UnixListener,
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use everhook::domain::{
-    api::{LogLine, Progress, Refusal, RefusalKind, Request, Saying, Target},
+    api::{LogLine, Progress, Refusal, RefusalKind, Request, Saying, Target, note_folder, note_name},
     model::At,
 };
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ fn on_a_terminal_rows_are_cut_and_coloured() {
     let (code, shown) = on_terminal(fake.command(&["status"]), "");
     assert_eq!(code, 0);
     assert!(shown.contains("\u{1b}[31mfailed\u{1b}[0m"), "{shown}");
-    assert!(shown.lines().take(6).filter(|row| row.contains('…')).count() >= 3, "{shown}");
+    assert!(shown.contains("RESTARTS") && !shown.contains("MEM") && !shown.contains("12.0M"), "{shown}");
     assert!(
         shown.contains("^[[31m five times within a minute, so it was given up on"),
         "a reason is never cut: {shown}"
@@ -315,37 +315,43 @@ fn stop_names_whom_it_hurts_and_asks() {
     assert_eq!(fake.requests().len(), 1);
 }
 
-fn progress(state: &str) -> Value {
-    let view = serde_json::from_value(deploy(state, None)).unwrap();
+fn progress(state: &str, steps: &Value) -> Value {
+    let mut view = deploy(state, None);
+    view["steps"] = steps.clone();
+    let view = serde_json::from_value(view).unwrap();
     said(&Saying::Progress(Progress::Deploy(Box::new(view))))
 }
 
 #[test]
 fn a_deploy_is_shown_live() {
     let fake = Fake::new(|_| {
-        let step = |state: &str, seconds: Option<f64>| {
-            let step =
-                json!({"name": "check", "command": "npm test", "state": state, "duration_s": seconds, "exit": null});
-            json!({"ticket": 1, "what": {"progress": {"step": {"deploy": 8, "step": step}}}})
-        };
+        let step = |name: &str, state: &str, seconds: Option<f64>| json!({"name": name, "command": "npm test", "state": state, "duration_s": seconds, "exit": null});
         let mut live = deploy("live", None);
         live["release"] = json!("8-1a2b3c4");
-        let done = said(&reply("deploy", &json!({"deploy": live, "log": []})));
-        let checking = [progress("checking"), progress("checking")];
-        Answer::Whole(
-            [progress("fetching")]
-                .into_iter()
-                .chain(checking)
-                .chain([step("running", None), step("done", Some(3.12)), done])
-                .collect(),
-        )
+        let checking = progress("checking", &json!([step("check", "running", None)]));
+        let checked = json!([step("check", "done", Some(3.12)), step("build", "running", None)]);
+        Answer::Whole(vec![
+            progress("fetching", &json!([])),
+            checking.clone(),
+            checking,
+            progress("building", &checked),
+            said(&reply("deploy", &json!({"deploy": live, "log": []}))),
+        ])
     });
     let ran = fake.run(&["deploy", "blog", "--rev", "v1"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines: Vec<&str> = ran.out.lines().collect();
     assert_eq!(
-        ran.out,
-        "deploy 8 of blog: fetching 1a2b3c4 Say hello\ndeploy 8 of blog: checking\n  check    running  npm test\n  \
-         check    done in 3.1s  npm test\ndeploy 8 of blog: live, release 8-1a2b3c4\n"
+        lines,
+        [
+            "deploy 8 of blog: fetching 1a2b3c4 Say hello",
+            "deploy 8 of blog: checking",
+            "  check    running  npm test",
+            "  check    done in 3.1s  npm test",
+            "deploy 8 of blog: building",
+            "  build    running  npm test",
+            "deploy 8 of blog: live, release 8-1a2b3c4",
+        ]
     );
     assert_eq!(fake.requests()[0], json!({"deploy_app": {"app": "blog", "rev": "v1"}}));
 }
@@ -375,7 +381,7 @@ fn a_deploy_that_is_not_live_says_why() {
 
 #[test]
 fn ctrl_c_leaves_the_work_running_and_says_so() {
-    let fake = Fake::new(|_| Answer::Open(vec![progress("building")]));
+    let fake = Fake::new(|_| Answer::Open(vec![progress("building", &json!([]))]));
     let mut child = fake.command(&["deploy", "blog"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -464,4 +470,100 @@ fn a_reload_that_is_refused_shows_the_fault() {
     assert!(ran.err.contains("supervisor.ron:3:14") && ran.err.contains("command"), "{}", ran.err);
     let fake = Fake::saying(reply("plan", &json!({"lines": ["restart blog", "nothing else"]})));
     assert_eq!(fake.run(&["reload"]).out, "restart blog\nnothing else\n");
+}
+
+#[test]
+fn a_deploy_is_told_from_what_the_store_says_in_the_end() {
+    let fake = Fake::new(|request| {
+        Answer::Whole(match request {
+            Request::DeployApp { .. } => {
+                let refusal = Refusal::new(RefusalKind::Failed, "deploy 8 of blog failed");
+                vec![progress("checking", &deploy("checking", None)["steps"]), said(&Saying::Refused(refusal))]
+            }
+            Request::Deploy { id: 8 } => {
+                let failed = deploy("failed", Some("`npm test` exited with 1"));
+                vec![said(&reply("deploy", &json!({"deploy": failed, "log": ["1 failing"]})))]
+            }
+            other => panic!("{other:?}"),
+        })
+    });
+    let ran = fake.run(&["deploy", "blog"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.contains("  check    failed with 1 in 3.1s  npm test\n"), "{}", ran.out);
+    assert!(ran.err.contains("1 failing\neverhook: deploy 8 of blog: failed at check: `npm test`"), "{}", ran.err);
+}
+
+/// A folder with this `supervisor.ron`, and the client's command for it.
+fn configured(words: &[&str], config: &str) -> (tempfile::TempDir, Command) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("supervisor.ron"), config).unwrap();
+    let mut command = everhook(words);
+    command.current_dir(folder.path());
+    (folder, command)
+}
+
+#[test]
+fn check_tells_faults_with_their_place_and_delays() {
+    let check = |config: &str| Ran::of(configured(&["check"], config).1.output().unwrap());
+    let ran = check(r#"(state_dir: "state", apps: {"blog": (command: ["sleep", "9"])})"#);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("blog: restarts after 100ms"), "{}", ran.out);
+    assert!(ran.out.ends_with("supervisor.ron is good\n"), "{}", ran.out);
+
+    let ran = check("(apps: {\n \"blog\": (comand: [\"sleep\"]),\n})");
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert!(ran.err.contains("supervisor.ron:2:") && ran.err.contains("command"), "{}", ran.err);
+
+    let ran = check(r#"(state_dir: "state", apps: {"blog": (command: ["sleep", "9"], user: "nobody-has-this-name")})"#);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("nobody-has-this-name") && ran.err.ends_with("cannot run: blog\n"), "{}", ran.err);
+
+    let missing = Ran::of(everhook(&["check", "-c", "/nonexistent/supervisor.ron"]).output().unwrap());
+    assert_eq!(missing.code, 1);
+    assert!(missing.err.contains("/nonexistent/supervisor.ron: No such file"), "{}", missing.err);
+}
+
+#[test]
+fn check_diff_asks_the_supervisor() {
+    let fake = Fake::saying(reply("plan", &json!({"lines": ["blog: restart (command)"]})));
+    let (_folder, mut command) = configured(&["check", "--diff"], "()");
+    let ran = Ran::of(command.arg("--socket").arg(fake.socket()).output().unwrap());
+    assert_eq!((ran.code, ran.out.as_str()), (0, "blog: restart (command)\n"));
+    let (_folder, mut command) = configured(&["check", "--diff"], r#"(state_dir: "state")"#);
+    assert_eq!(Ran::of(command.output().unwrap()).code, 3);
+}
+
+#[test]
+fn the_config_tells_where_the_supervisor_is_and_its_note_where_the_config_cannot() {
+    let fake = Fake::saying(reply("status", &status()));
+    let run_dir = fake.socket().parent().unwrap().display().to_string();
+    let (_folder, mut command) = configured(&["status", "--json"], &format!("(run_dir: {run_dir:?})"));
+    assert_eq!(Ran::of(command.output().unwrap()).json(), status());
+
+    let (folder, mut command) = configured(&["status", "--json"], "(apps: {");
+    let ran = Ran::of(command.output().unwrap());
+    assert_eq!(ran.code, 3);
+    assert!(ran.err.contains("supervisor.ron:1:"), "{}", ran.err);
+    // Root's notes have a fixed place, which a test leaves alone.
+    if nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let session = folder.path().join("session");
+    let config = folder.path().canonicalize().unwrap().join("supervisor.ron");
+    let note = note_folder(1, Some(&session)).unwrap();
+    std::fs::create_dir_all(&note).unwrap();
+    std::fs::write(note.join(note_name(&config)), run_dir).unwrap();
+    let ran = Ran::of(command.env("XDG_RUNTIME_DIR", &session).output().unwrap());
+    assert_eq!(ran.json(), status());
+    assert!(ran.err.starts_with("everhook: warning: ") && ran.err.contains("supervisor.ron:1:"), "{}", ran.err);
+}
+
+#[test]
+fn a_long_way_to_the_socket_is_no_hindrance() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("x".repeat(150));
+    let fake = Fake::saying(reply("status", &status()));
+    std::os::unix::fs::symlink(fake.socket().parent().unwrap(), &long).unwrap();
+    let mut command = everhook(&["status", "--json", "--socket"]);
+    assert_eq!(Ran::of(command.arg(long.join("control.sock")).output().unwrap()).json(), status());
 }

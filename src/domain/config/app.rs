@@ -177,7 +177,6 @@ impl Entry<'_> {
         let growing = restart.factor.is_finite() && restart.factor >= 1.0;
         for (holds, field, message) in [
             (codes, &["success"][..], "expected exit codes from 0 to 255"),
-            (!restart.first.is_zero(), &["first"], "the first delay cannot be zero"),
             (growing, &["factor"], "expected a factor of at least 1.0"),
             (restart.max >= restart.first, &["max"], "the longest delay is shorter than the first"),
             ((0.0..=1.0).contains(&restart.jitter), &["jitter"], "expected a share from 0.0 to 1.0"),

@@ -122,13 +122,14 @@ fn steps(judge: &mut Judge<'_>, keys: &[&str], raw: &[raw::Step]) -> Vec<Step> {
     steps
 }
 
-/// Paths that are links into `shared/`: inside the release, none inside another.
+/// Paths that are links into `shared/`: inside the release, none inside another. The slash at the end
+/// of one stays: it says that this is a folder.
 fn shared(judge: &mut Judge<'_>, keys: &[&str], raw: &[String]) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for (i, text) in raw.iter().enumerate() {
         let i = i.to_string();
         let keys = [keys, &[&i]].concat();
-        let path: PathBuf = Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
+        let mut path: PathBuf = Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
         let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
         if !inside || path.as_os_str().is_empty() || text.contains('\0') {
             judge.error(&keys, format!("{text:?} must be a path inside the release, without `..`"));
@@ -139,6 +140,9 @@ fn shared(judge: &mut Judge<'_>, keys: &[&str], raw: &[String]) -> Vec<PathBuf> 
         }
         if let Some(other) = paths.iter().find(|other| other.starts_with(&path) || path.starts_with(other)) {
             judge.error(&keys, format!("{text:?} and \"{}\" lie in each other", other.display()));
+        }
+        if text.ends_with('/') {
+            path.push("");
         }
         paths.push(path);
     }

@@ -59,6 +59,13 @@ pub fn describe(config: &Config) -> Vec<String> {
     config.apps.values().flat_map(app).collect()
 }
 
+/// A script's first line is enough to know it by.
+fn shortened(script: &str) -> String {
+    let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    format!("`{first}{}`", if lines.next().is_some() { " …" } else { "" })
+}
+
 fn app(app: &App) -> Vec<String> {
     let name = &app.name;
     if let Some(problem) = &app.problem {
@@ -71,7 +78,7 @@ fn app(app: &App) -> Vec<String> {
     };
     let command = match command {
         Command::List(words) => format!("{words:?}"),
-        Command::Shell(text) => format!("`{text}`"),
+        Command::Shell(text) => shortened(text),
     };
     let place = match &app.directory {
         Some(directory) => directory.display().to_string(),

@@ -39,6 +39,16 @@ pub struct Places {
     pub state_home: PathBuf,
 }
 
+impl Places {
+    /// By `$XDG_STATE_HOME`, which counts where it is absolute, and `$HOME`.
+    #[must_use]
+    pub fn of(xdg_state_home: Option<PathBuf>, home: Option<PathBuf>) -> Self {
+        let home = || home.unwrap_or_else(|| "/".into()).join(".local/state");
+        let state = xdg_state_home.filter(|path| path.is_absolute());
+        Self { state_home: state.unwrap_or_else(home).join("everhook") }
+    }
+}
+
 /// A config that can be used.
 #[derive(Debug)]
 pub struct Loaded {

@@ -283,7 +283,8 @@ pub struct Deploy {
     pub build: Vec<Step>,
     /// The steps' own variables.
     pub env: BTreeMap<String, String>,
-    /// Paths inside a release, relative, no `..`, that are links into `shared/`.
+    /// Paths inside a release, relative, no `..`, that are links into `shared/`; a folder where one
+    /// ends in a slash.
     pub shared: Vec<PathBuf>,
     /// Limit of a whole deploy up to the switch, and of each step that names none.
     pub timeout: Duration,
@@ -323,9 +324,11 @@ impl PartialEq for Trigger {
 impl PartialEq for Deploy {
     fn eq(&self, other: &Self) -> bool {
         let key = |d: &Self| {
+            // As they are written: a slash at the end makes a difference here, and none to a path.
+            let shared: Vec<_> = d.shared.iter().map(|path| path.clone().into_os_string()).collect();
             (
                 (d.repo.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
-                (d.check.clone(), d.build.clone(), d.env.clone(), d.shared.clone(), d.timeout, d.settle),
+                (d.check.clone(), d.build.clone(), d.env.clone(), shared, d.timeout, d.settle),
             )
         };
         self.on == other.on && key(self) == key(other)

@@ -8,7 +8,8 @@ use super::super::{
 };
 use crate::domain::{
     api::{By, DeployState, DeployView, Reply, Tip, TreeTask, Wanted},
-    config::Trigger,
+    config::{self, Trigger},
+    deploy::Event,
     model::{AppName, CommitId},
 };
 
@@ -38,17 +39,59 @@ impl Supervisor {
             };
             self.ask_for_deploy(app, ref_name, None, By::First);
         } else if self.config.deploys.catch_up {
-            let mirror = self.layout.mirror(&deploy.repo, spec.work_as.gid);
-            let wanted = Wanted { branches, ref_name: None };
-            let task = TreeTask::LsRemote { repo: deploy.repo.clone(), mirror, wanted };
-            let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
-            let app = app.clone();
-            self.start_errand(&app.clone(), &who, &task, move |supervisor, end| {
+            self.ask_remote(app, &spec, deploy, branches);
+        }
+    }
+
+    fn ask_remote(&mut self, app: &AppName, spec: &config::App, deploy: &config::Deploy, branches: Vec<String>) {
+        let mirror = self.layout.mirror(&deploy.repo, spec.work_as.gid);
+        let wanted = Wanted { branches, ref_name: None };
+        let task = TreeTask::LsRemote { repo: deploy.repo.clone(), mirror, wanted };
+        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
+        let app = app.clone();
+        // The repository may be another one since the last deploy.
+        self.with_job_folders(spec, move |supervisor, made| {
+            if let Err(error) = made {
+                return supervisor.trouble(&error);
+            }
+            supervisor.start_errand(&app.clone(), &who, &task, move |supervisor, end| {
                 match serde_json::from_slice::<Tip>(&end.answer) {
                     Ok(tip) if end.exit.success() => supervisor.judge_tip(app, tip),
                     _ => warn!(%app, "the repository could not be asked for news: {}", end.last_lines.join(" ")),
                 }
             });
+        });
+    }
+
+    /// A reload changed an app. What would come from a repository that it has no more is given up;
+    /// other deploys go on as they were queued. Then the app is deployed as the config says now, where
+    /// that leads to another commit or there is none yet.
+    pub fn deploy_reconfigured(&mut self, old: &config::App, new: &config::App) {
+        let app = &new.name;
+        let source = |app: &config::App| app.deploy.as_ref().map(|deploy| (deploy.repo.clone(), deploy.on.clone()));
+        let repo = |app: &config::App| app.deploy.as_ref().map(|deploy| deploy.repo.clone());
+        let mended = old.problem.is_some() && new.problem.is_none();
+        let first = self.apps.get(app).is_some_and(|app| app.release().is_none());
+        if source(old) == source(new) && !mended && !(first && old.deploy != new.deploy) {
+            return;
+        }
+        self.news_due.insert(app.clone());
+        if repo(old) != repo(new) {
+            let left = self.deploys.running(app).into_iter().chain(self.deploys.waiting(app));
+            let left: Vec<_> = left.map(|view| view.id).collect();
+            for deploy in left {
+                let why = "its repository is another one in the config now".to_owned();
+                self.deploy_event(Event::Cancel { deploy, why });
+            }
+        }
+        self.look_if_due(app);
+    }
+
+    /// Looks for news that were put off, if no deploy is left that would bring them.
+    pub fn look_if_due(&mut self, app: &AppName) {
+        let busy = self.deploys.running(app).is_some() || self.deploys.waiting(app).next().is_some();
+        if !busy && !self.is_ending() && self.news_due.remove(app) {
+            self.look_for_news(app);
         }
     }
 

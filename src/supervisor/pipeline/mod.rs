@@ -4,7 +4,10 @@
 mod catch_up;
 mod rollback;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tracing::{info, warn};
 
@@ -12,7 +15,7 @@ use super::{
     Supervisor,
     jobs::JobSpec,
     launch::{self, PATH},
-    ledger::{Command, NewEvent, Unfinished},
+    ledger::{Command, NewEvent, Query, Unfinished},
     live,
 };
 use crate::{
@@ -111,7 +114,7 @@ impl Supervisor {
         self.committing.insert(ticket, view.id);
         let before = self.deploy_states.insert(view.id, view.state);
         if before != Some(view.state) {
-            info!(app = %view.app, deploy = view.id, "deploy {}: {}", view.state, view.reason.as_deref().unwrap_or(""));
+            info!(app = %view.app, deploy = view.id, reason = view.reason, "deploy {}", view.state);
             self.ledger.send(Command::Event(NewEvent {
                 at: crate::os::clock::now().wall,
                 app: Some(view.app.clone()),
@@ -143,16 +146,25 @@ impl Supervisor {
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let source = log_source(&app.name);
         let sink = Sink { path: self.layout.deploy_log(deploy), rotate: None, keep: 0 };
-        let needs = self.job_folders(&app);
+        self.with_job_folders(&Arc::clone(&app), move |supervisor, made| {
+            if let Err(error) = made {
+                return supervisor.job_never_was(deploy, error);
+            }
+            supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job));
+        });
+    }
+
+    /// Goes on once the folders that jobs of this app work in are there, or it is known why not.
+    fn with_job_folders(
+        &mut self,
+        app: &config::App,
+        then: impl FnOnce(&mut Supervisor, Result<(), String>) + Send + 'static,
+    ) {
+        let needs = self.job_folders(app);
         let maker = self.maker.clone();
         self.files.run(
             move || needs.iter().try_for_each(|(path, mode, owner)| maker.folder(path, *mode, Some(*owner))),
-            move |supervisor, made| {
-                if let Err(error) = made {
-                    return supervisor.job_never_was(deploy, error);
-                }
-                supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job));
-            },
+            then,
         );
     }
 
@@ -294,6 +306,9 @@ impl Supervisor {
         settle: std::time::Duration,
     ) {
         let release = Release { directory: self.layout.release(name, &id), id, commit };
+        if self.lost.remove(name) {
+            self.forget_loss(name);
+        }
         let Some(app) = self.apps.get(name) else {
             let result = Err("the app is in the config no more".to_owned());
             return self.deploy_event(Event::Trial { deploy, result });
@@ -305,6 +320,13 @@ impl Supervisor {
             let note = app.spec().command.is_some().then(|| "not running".to_owned());
             self.deploy_event(Event::Trial { deploy, result: Ok(note) });
         }
+    }
+
+    /// There is something to run again: what was lost is no problem any more.
+    fn forget_loss(&mut self, name: &AppName) {
+        let Some(app) = self.apps.get(name) else { return };
+        let spec = Arc::new(config::App { problem: None, ..(**app.spec()).clone() });
+        self.feed(name, service::Event::Reconfigure { spec, restart: false });
     }
 
     /// A process of the app was started: if that is a release on trial, it is proven from here on.
@@ -368,6 +390,7 @@ impl Supervisor {
             };
             waiter.reply.say(saying);
         }
+        self.look_if_due(&view.app);
     }
 
     fn tell_deploy_waiters(&self, view: &DeployView) {
@@ -386,11 +409,23 @@ impl Supervisor {
         }
     }
 
+    /// Asks first whose releases never were live: a crash can leave one behind, and it counts for
+    /// nothing.
     fn prune(&mut self, name: &AppName, keep: u32) {
-        let Some(app) = self.apps.get(name) else { return };
-        let live = app.release().map(|release| release.id.clone());
-        let folder = self.layout.releases(name);
+        let query = Query::Deploys { apps: Some(vec![name.clone()]), n: 1000 };
         let name = name.clone();
+        self.ask_ledger(query, move |supervisor, reply| {
+            let Ok(Reply::Deploys(deploys)) = reply else { return };
+            let ended = deploys.iter().filter(|view| view.ended_at.is_some());
+            let never_live = ended.filter(|view| view.state != DeployState::Live).map(|view| view.id).collect();
+            supervisor.prune_all_but(name, keep, never_live);
+        });
+    }
+
+    fn prune_all_but(&mut self, name: AppName, keep: u32, never_live: BTreeSet<DeployId>) {
+        let Some(app) = self.apps.get(&name) else { return };
+        let live = app.release().map(|release| release.id.clone());
+        let folder = self.layout.releases(&name);
         self.files.run(
             move || {
                 let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -402,9 +437,11 @@ impl Supervisor {
             move |supervisor, mut found: Vec<ReleaseId>| {
                 let running = supervisor.deploys.running(&name).and_then(|view| view.release.clone());
                 found.retain(|release| Some(release) != live.as_ref() && Some(release) != running.as_ref());
-                let surplus = found.len().saturating_sub((keep as usize).saturating_sub(1));
-                found.truncate(surplus);
-                supervisor.remove_releases(&name, found);
+                let (mut gone, mut were_live): (Vec<_>, Vec<_>) =
+                    found.into_iter().partition(|release| never_live.contains(&release.deploy));
+                let surplus = were_live.len().saturating_sub((keep as usize).saturating_sub(1));
+                gone.extend(were_live.drain(..surplus));
+                supervisor.remove_releases(&name, gone);
             },
         );
     }

@@ -1,0 +1,262 @@
+//! kill -9 and SIGTERM of the supervisor in every step of a deploy: what is recorded afterwards is
+//! true, the right release runs once, and the deploy comes to its end.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/deploying.rs"]
+mod deploying;
+#[path = "support/forge.rs"]
+mod forge;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+};
+
+use deploying::*;
+use forge::Forge;
+use serde_json::Value;
+use server::{Repo, Server, processes};
+
+/// Stands at a gate while it starts, once it is told to end, or not at all: as its commit says.
+const GATED: &str = r#"
+import http.server, os, signal, sys, threading
+open(sys.argv[1]).close()
+gate = os.environ["DIR"] + "/gate"
+def end(*_):
+    if os.path.exists("slow-end"): open(gate).read()
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+if os.path.exists("slow-start"): open(gate).read()
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("content-length", "0"); self.end_headers()
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()
+"#;
+
+const STEP: &str = "if [ -e slow ]; then cat $DIR/gate; fi";
+
+fn step_at(kind: &str) -> (Server, Repo, Gate) {
+    let (server, repo) = live_world("", &format!("{kind}: [\"{STEP}\"]"));
+    let gate = Gate::new(&server, "gate");
+    repo.commit(&[("slow", ""), ("VERSION", "2")], "slow");
+    (server, repo, gate)
+}
+
+/// Another start has what the first one had, and nothing of the last one's jobs is left.
+fn runs_the_first(server: &Server) {
+    server.wait_state("site", "ready");
+    assert_eq!(version(server), "1");
+    runs_once(server);
+}
+
+fn ends_live(server: &Server, id: i64) -> Value {
+    let deploy = server.deploy_end(id);
+    assert_eq!((&deploy["state"], &deploy["reason"]), (&"live".into(), &().into()), "{deploy}");
+    server.wait_state("site", "ready");
+    assert_live(server, &deploy);
+    assert_eq!(version(server), "2");
+    deploy
+}
+
+#[test]
+fn a_step_begins_anew_after_a_kill() {
+    for (kind, state) in [("check", "checking"), ("build", "building")] {
+        let (mut server, repo, gate) = step_at(kind);
+        let id = push(&server, &repo);
+        let held = gate.reached();
+        wait_deploy(&server, id, state);
+        server.kill();
+        let left = processes(&server.path().join("gate").display().to_string());
+        server.start();
+        let again = wait_deploy(&server, id, state);
+        assert_eq!(again["ended_at"], Value::Null);
+        runs_the_first(&server);
+        let now = processes(&server.path().join("gate").display().to_string());
+        assert!(now.iter().all(|pid| !left.contains(pid)), "the old step still runs: {left:?}, {now:?}");
+        drop(held);
+        drop(gate.reached());
+        ends_live(&server, id);
+        assert_eq!(deploys(&server).len(), 2, "{kind}: nothing was caught up with on top");
+    }
+}
+
+#[test]
+fn the_third_interruption_is_the_last() {
+    let (mut server, repo, gate) = step_at("build");
+    let id = push(&server, &repo);
+    for _ in 0..3 {
+        let held = gate.reached();
+        wait_deploy(&server, id, "building");
+        server.kill();
+        drop(held);
+        server.start();
+    }
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "failed", "{deploy}");
+    assert!(deploy["reason"].as_str().unwrap().contains("interrupted 3 times"), "{deploy}");
+    runs_the_first(&server);
+    server.until("the half-made release is gone", |s| (releases(s, "site").len() == 1).then_some(()));
+}
+
+#[test]
+fn a_fetch_begins_anew_after_a_kill() {
+    let (mut server, repo) = world("", "");
+    let forge = Forge::new(server.path());
+    let path = server.path().join("repo");
+    server.edit_config(&format!("repo: \"{}\"", path.display()), &format!("repo: \"{}\"", forge.url("repo")));
+    start_live(&mut server);
+    forge.close();
+    repo.commit(&[("VERSION", "2")], "second");
+    let id = push(&server, &repo);
+    forge.visited();
+    wait_deploy(&server, id, "fetching");
+    server.kill();
+    server.start();
+    wait_deploy(&server, id, "fetching");
+    forge.visited();
+    runs_the_first(&server);
+    forge.open();
+    ends_live(&server, id);
+}
+
+#[test]
+fn a_terminated_supervisor_does_the_deploy_at_its_next_start() {
+    let (mut server, repo, gate) = step_at("build");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    assert!(server.stop().success(), "{}", server.log());
+    drop(held);
+    assert_eq!(copies(&server), 0);
+    assert_eq!(processes(&server.path().join("gate").display().to_string()), [] as [i32; 0]);
+    server.start();
+    let held = gate.reached();
+    runs_the_first(&server);
+    drop(held);
+    ends_live(&server, id);
+}
+
+/// An app that says when it is ready, and a free port for it.
+fn gated() -> (Server, Repo, Gate, SocketAddr) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let apps = site("stop: (timeout: \"2s\"),", "")
+        .replace("[\"/bin/sh\", \"app.sh\"]", "\"python3 app.py $DIR/held\"")
+        .replace("After(\"20ms\")", &format!("Tcp(addr: \"{port}\", within: \"20s\")"))
+        .replace("ready:", &format!("port: {}, ready:", port.port()));
+    let (server, repo) = world_with(&apps);
+    repo.commit(&[("app.py", GATED)], "gated");
+    let gate = Gate::new(&server, "gate");
+    (server, repo, gate, port)
+}
+
+#[test]
+fn a_kill_while_the_new_release_is_proven() {
+    let (mut server, repo, gate, _) = gated();
+    start_live(&mut server);
+    repo.commit(&[("VERSION", "2"), ("slow-start", "")], "slow to start");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    wait_deploy(&server, id, "verifying");
+    let live = fs::read_to_string(home(&server, "site").join("live")).unwrap();
+    assert!(live.starts_with("1-"), "not live before it is proven: {live}");
+    server.kill();
+    drop(held);
+    server.start();
+    assert!(copies(&server) <= 1);
+    drop(gate.reached());
+    ends_live(&server, id);
+}
+
+#[test]
+fn a_kill_while_the_old_release_ends() {
+    let (mut server, repo, gate, _) = gated();
+    repo.commit(&[("slow-end", "")], "slow to end");
+    start_live(&mut server);
+    repo.git(&["rm", "-q", "slow-end"]);
+    repo.commit(&[("VERSION", "2")], "second");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    wait_deploy(&server, id, "switching");
+    server.kill();
+    server.start();
+    drop(held);
+    let deploy = server.until("the end", |s| Some(deploy(s, id)).filter(|d| d["ended_at"].is_string()));
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    ends_live(&server, id);
+}
+
+#[test]
+fn a_terminated_supervisor_leaves_the_old_release_live_until_the_new_one_is_proven() {
+    let (mut server, repo, gate, _) = gated();
+    start_live(&mut server);
+    repo.commit(&[("VERSION", "2"), ("slow-start", "")], "slow to start");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    wait_deploy(&server, id, "verifying");
+    assert!(server.stop().success(), "{}", server.log());
+    drop(held);
+    assert_eq!(copies(&server), 0);
+    assert!(fs::read_to_string(home(&server, "site").join("live")).unwrap().starts_with("1-"));
+    server.start();
+    drop(gate.reached());
+    ends_live(&server, id);
+}
+
+/// Kills at moments that nobody chose: whatever is live then is whole, and runs once.
+#[test]
+fn kills_at_any_moment_of_a_deploy() {
+    let (mut server, repo) = live_world("", "build: [\"cp VERSION built\"]");
+    let mut last = 1;
+    for n in 2..10 {
+        repo.commit(&[("VERSION", &n.to_string())], "next");
+        let id = push(&server, &repo);
+        // The n-th look at it falls into another moment each time.
+        for _ in 0..n {
+            let _ = deploy(&server, id);
+        }
+        server.kill();
+        let live = fs::read_to_string(home(&server, "site").join("live")).unwrap();
+        let release = live.split(' ').next().unwrap();
+        let whole = home(&server, "site").join("releases").join(release);
+        assert_eq!(
+            fs::read_to_string(whole.join("built")).unwrap(),
+            fs::read_to_string(whole.join("VERSION")).unwrap(),
+            "a half-made release is live"
+        );
+        server.start();
+        let ended = server.deploy_end(id);
+        assert_eq!(ended["state"], "live", "{ended}");
+        server.wait_state("site", "ready");
+        assert_live(&server, &ended);
+        last = n;
+    }
+    assert_eq!(version(&server), last.to_string());
+}
+
+/// A kill between the durable `live` and the record: the deploy was made, and the record says so.
+#[test]
+fn what_became_live_before_the_kill_is_live_after_it() {
+    let (mut server, repo) = live_world("", "");
+    for n in 2..12 {
+        repo.commit(&[("VERSION", &n.to_string())], "next");
+        let id = push(&server, &repo);
+        let live = home(&server, "site").join("live");
+        let end = std::time::Instant::now() + server::LIMIT;
+        while !fs::read_to_string(&live).unwrap().starts_with(&format!("{id}-")) {
+            assert!(std::time::Instant::now() < end);
+            std::thread::yield_now();
+        }
+        server.kill();
+        server.start();
+        let deploy = server.deploy_end(id);
+        assert_eq!(deploy["state"], "live", "{deploy}");
+        let attempts = deploy["steps"].as_array().unwrap().iter().filter(|step| step["name"] == "fetch").count();
+        assert_eq!(attempts, 1, "{deploy}");
+        server.wait_state("site", "ready");
+        assert_live(&server, &deploy);
+    }
+}
