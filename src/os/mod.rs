@@ -15,6 +15,7 @@ pub mod identity;
 pub mod inherited;
 pub mod limits;
 pub mod lock;
+pub mod mask;
 pub mod memfd;
 pub mod pidfd;
 pub mod reap;

@@ -236,14 +236,13 @@ impl Supervisor {
         for app in &wish.apps {
             self.feed(app, service::Event::Start { restart, by: format!("{verb} by {}", wish.who) });
         }
-        if wish.wait {
+        let (goals, message) = if wish.wait {
             let goals = failures.into_iter().map(|(app, failures)| Goal::Up { app, failures }).collect();
-            let message = format!("{} {} up", list(&wish.apps), if wish.apps.len() == 1 { "is" } else { "are" });
-            self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+            (goals, format!("{} {} up", list(&wish.apps), if wish.apps.len() == 1 { "is" } else { "are" }))
         } else {
-            let message = format!("{verb} of {} has begun", list(&wish.apps));
-            wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message }));
-        }
+            (Vec::new(), format!("{verb} of {} has begun", list(&wish.apps)))
+        };
+        self.wait_kept(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
     }
 
     fn stop_apps(&mut self, wish: Wish, confirmed: bool) -> Result<(), Refusal> {
@@ -266,7 +265,7 @@ impl Supervisor {
         } else {
             (Vec::new(), format!("stop of {} has begun", list(&wish.apps)))
         };
-        self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+        self.wait_kept(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
         Ok(())
     }
 

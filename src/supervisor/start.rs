@@ -43,7 +43,7 @@ use crate::{
     os::{
         cgroup, clock, files, identity,
         lock::{Lock, LockError},
-        reap, socket, users,
+        mask, reap, socket, users,
     },
 };
 
@@ -53,6 +53,7 @@ use crate::{
 /// One message that says why it cannot start, and what to do.
 pub fn run(path: &Path) -> Result<(), String> {
     let uid = users::facts().uid;
+    mask::unblock_all().map_err(|e| format!("cannot unblock signals: {e}"))?;
     // The lowest descriptors are the spawner's, so its thread comes first.
     let (events, inbox) = mpsc::unbounded_channel();
     let spawning = Spawning::start(events.clone()).map_err(|e| format!("cannot start processes: {e}"))?;

@@ -54,6 +54,12 @@ impl Supervisor {
         self.look_at_waiters();
     }
 
+    /// The same once everything asked of the disk so far is done: who is told of a stop relies on it
+    /// over a crash.
+    pub fn wait_kept(&mut self, waiter: Waiter) {
+        self.files.run(|| (), |supervisor, ()| supervisor.wait(waiter));
+    }
+
     /// Answers those whose goals are reached or out of reach.
     pub fn look_at_waiters(&mut self) {
         let waiters = std::mem::take(&mut self.waiters);

@@ -72,7 +72,7 @@ impl Server {
     pub fn edit_config(&self, from: &str, to: &str) {
         let text = fs::read_to_string(self.config()).unwrap();
         assert!(text.contains(from), "the config has no {from}");
-        fs::write(self.config(), text.replace(from, to)).unwrap();
+        self.write_config(&text.replace(from, to));
     }
 
     fn command(&self, args: &[&str]) -> Command {

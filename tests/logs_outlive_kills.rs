@@ -1,0 +1,148 @@
+//! What apps write is kept: every line once, in order, whoever of everhook's processes is killed.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{fs, path::PathBuf};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use server::Server;
+
+/// The log files of an app, oldest first.
+fn files(server: &Server, app: &str) -> Vec<PathBuf> {
+    let folder = server.path().join("state/logs").join(app);
+    let prefix = format!("{app}.1.out.log");
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut numbered: Vec<(u32, PathBuf)> = entries
+        .filter_map(|path| {
+            let rest = path.file_name()?.to_str()?.strip_prefix(&prefix)?.to_owned();
+            let number = if rest.is_empty() { 0 } else { rest.strip_prefix('.')?.parse().ok()? };
+            Some((number, path))
+        })
+        .collect();
+    numbered.sort();
+    numbered.into_iter().rev().map(|(_, path)| path).collect()
+}
+
+/// All that was captured, over rotations.
+fn captured(server: &Server, app: &str) -> String {
+    let bytes: Vec<u8> = files(server, app).iter().flat_map(|path| fs::read(path).unwrap()).collect();
+    String::from_utf8(bytes).unwrap()
+}
+
+fn captured_bytes(server: &Server) -> u64 {
+    let folder = server.path().join("state/logs/a");
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|facts| facts.len()).sum()
+}
+
+fn logger(server: &Server) -> Option<i64> {
+    server.status()["supervisor"]["logger"]["pid"].as_i64()
+}
+
+/// A million lines of one width, the number in front.
+const WRITER: &str = r#""a": (ready: Immediate, restart: (policy: Never), stop: (timeout: "5s"), logs: (rotate: "1MiB", keep: 1000),
+    command: ["awk", "BEGIN { for (i = 0; i < 1000000; i++) printf \"%07d abcdefghijklmnopqrstuvwxyz\\n\", i }"])"#;
+const WIDTH: u64 = 35;
+
+#[test]
+fn a_million_lines_outlive_kills_of_the_logger() {
+    let server = Server::with_apps(WRITER).started();
+    for kills in 1..=6 {
+        server.until("more was captured", |s| (captured_bytes(s) > kills * 4_000_000).then_some(()));
+        let pid = server.until("a logger runs", logger);
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+        server.until("another logger runs", |s| logger(s).filter(|new| *new != pid));
+    }
+    server.wait_state("a", "done");
+    server.until("everything was captured", |s| (captured_bytes(s) >= 1_000_000 * WIDTH).then_some(()));
+    let all = captured(&server, "a");
+    assert_eq!(all.len() as u64, 1_000_000 * WIDTH, "neither lost nor doubled");
+    for (n, line) in all.lines().enumerate() {
+        assert_eq!(line, format!("{n:07} abcdefghijklmnopqrstuvwxyz"));
+    }
+    assert!(files(&server, "a").len() > 30, "it was rotated");
+    assert!(server.instance("a")["restarts"] == 0, "the app did not notice");
+}
+
+#[test]
+fn what_was_written_before_a_kill_of_the_supervisor_is_kept() {
+    let mut server = Server::with_apps(WRITER);
+    let mut goal = 0;
+    for _ in 0..3 {
+        goal += 3_000_000;
+        server.start();
+        server.until("more was captured", |s| (captured_bytes(s) > goal).then_some(()));
+        server.kill();
+        goal = captured_bytes(&server);
+    }
+    server.start();
+    server.wait_state("a", "done");
+    let end = format!("{:07} abcdefghijklmnopqrstuvwxyz\n", 999_999);
+    server.until("the last line was captured", |s| captured(s, "a").ends_with(&end).then_some(()));
+    // A run that was ended in the middle of a write leaves the beginning of a line: the next run's
+    // first line follows on it.
+    let all = captured(&server, "a");
+    let mut runs = all.split("0000000 abcdefghijklmnopqrstuvwxyz\n");
+    assert_eq!(runs.next(), Some(""));
+    let runs: Vec<&str> = runs.collect();
+    assert!(runs.len() >= 2, "{} runs", runs.len());
+    for run in runs {
+        let whole = run.rfind('\n').map_or(0, |end| end + 1);
+        for (n, line) in run[..whole].lines().enumerate() {
+            assert_eq!(line, format!("{:07} abcdefghijklmnopqrstuvwxyz", n + 1));
+        }
+        let next = format!("{:07} abcdefghijklmnopqrstuvwxyz\n", run[..whole].lines().count() + 1);
+        assert!(next.starts_with(&run[whole..]), "{:?}", &run[whole..]);
+    }
+}
+
+#[test]
+fn last_lines_following_and_the_run_before() {
+    let server = Server::with_apps(
+        r#""a": (ready: Immediate, command: "for i in 1 2 3 4 5; do echo line $i of $$; done; echo trouble of $$ >&2; exec sleep 1000")"#,
+    )
+    .started();
+    server.wait_state("a", "ready");
+    let first = server.main_pid("a");
+    server.until("it has written", |s| s.ok(&["logs", "a"]).contains(&format!("trouble of {first}")).then_some(()));
+    let two = server.ok(&["logs", "a", "-n", "2"]);
+    assert!(two.contains(&format!("line 5 of {first}")) && !two.contains("line 3"), "{two}");
+    let errors = server.ok(&["logs", "a", "--stderr"]);
+    assert!(errors.contains("trouble") && !errors.contains("line"), "{errors}");
+    server.ok(&["restart", "a"]);
+    let second = server.main_pid("a");
+    server.until("it has written again", |s| {
+        s.ok(&["logs", "a"]).contains(&format!("trouble of {second}")).then_some(())
+    });
+    let previous = server.ok(&["logs", "a", "--previous"]);
+    assert!(
+        previous.contains(&format!("line 1 of {first}")) && !previous.contains(&format!("of {second}")),
+        "{previous}"
+    );
+    let all = server.ok(&["logs", "a", "-n", "1000"]);
+    assert!(all.contains(&format!("of {first}")) && all.contains(&format!("of {second}")), "over restarts: {all}");
+    let lines = server.ok(&["logs", "a", "-n", "1", "--json"]);
+    let line: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["instance"], &line["at"]), (&"a.1".into(), &serde_json::Value::Null), "{line}");
+    server.fails(4, &["logs", "b"]);
+}
+
+#[test]
+fn with_echo_the_lines_come_to_the_supervisors_own_output() {
+    let server = Server::new(
+        r#"(state_dir: "@DIR@/state", echo: true, apps: {"a": (command: "echo hello; exec sleep 1000"), "b": (command: "echo there; exec sleep 1000")})"#,
+    )
+    .started();
+    for (app, word) in [("a.1", "hello"), ("b.1", "there")] {
+        server.until("the line is echoed", |s| {
+            s.log().lines().any(|line| line.contains(app) && line.ends_with(word)).then_some(())
+        });
+    }
+}

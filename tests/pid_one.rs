@@ -1,0 +1,48 @@
+//! As the first process of a pid namespace.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::fs;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+use server::Server;
+
+const PREFIX: [&str; 6] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"];
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn it_reaps_orphans_and_ends_in_order() {
+    if !geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    let orphans = "for i in $(seq 1000); do (sleep 0.01 &) ; done; echo made >> @DIR@/said; exit 7";
+    let mut server = Server::with_apps(&format!(
+        r#""orphans": (command: "{orphans}", ready: Immediate, restart: (policy: Never)),
+           "a": (command: ["sh", "-c", "trap 'echo bye >> @DIR@/said; exit 0' TERM; while :; do sleep 1000 & wait; done"], ready: Immediate)"#
+    ));
+    server.start_as(&PREFIX);
+    let app = server.wait_state("orphans", "failed");
+    assert_eq!(app["instances"][0]["last_exit"]["code"], 7, "its own exit is not stolen");
+    assert_eq!(server.status()["supervisor"]["pid"], 1);
+    let one = children(server.pid())[0];
+    server.until("no zombie is left", |_| {
+        let dead = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "));
+        (!children(one).iter().any(dead)).then_some(())
+    });
+    server.wait_state("a", "ready");
+    kill(Pid::from_raw(i32::try_from(one).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(server.ended().success(), "{}", server.log());
+    assert!(fs::read_to_string(server.path().join("said")).unwrap().contains("bye"));
+}

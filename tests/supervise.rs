@@ -1,0 +1,324 @@
+//! Starts, ends and states of apps, from outside.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{
+    fs,
+    os::unix::fs::chown,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+use serde_json::Value;
+use server::{Server, text};
+
+/// The transitions of an app, oldest first.
+fn transitions(server: &Server, app: &str) -> Vec<(String, String)> {
+    let word = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let events = server.events();
+    events
+        .iter()
+        .filter(|e| e["app"] == app && e["kind"] == "instance")
+        .map(|e| (word(&e["to"]), word(&e["cause"])))
+        .collect()
+}
+
+/// What the apps of a test wrote into `@DIR@/said`, in order.
+fn said(server: &Server) -> Vec<String> {
+    let text = fs::read_to_string(server.path().join("said")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
+    let server = Server::with_apps(
+        r#""bad": (command: "echo last words; exit 3", ready: After("500ms"),
+             restart: (first: "20ms", factor: 3.0, jitter: 0.0, give_up: (restarts: 4, within: "5m"))),
+           "good": (command: ["sleep", "1000"], ready: Immediate)"#,
+    )
+    .started();
+    server.wait_state("good", "ready");
+    let good = server.main_pid("good");
+    let app = server.wait_state("bad", "failed");
+    let instance = &app["instances"][0];
+    assert_eq!((&instance["restarts"], &instance["pid"]), (&4.into(), &Value::Null), "{instance}");
+    assert_eq!(instance["last_exit"]["code"], 3);
+    assert!(instance["reason"].as_str().unwrap().contains("gave up after 4 restarts within 5m"), "{instance}");
+
+    let causes: Vec<_> = transitions(&server, "bad").into_iter().filter(|(to, _)| to == "backoff").collect();
+    let delays: Vec<_> = causes.iter().map(|(_, cause)| cause.rsplit(' ').next().unwrap()).collect();
+    assert_eq!(delays, ["20ms", "60ms", "180ms", "540ms"], "{causes:?}");
+    assert!(causes.iter().all(|(_, cause)| cause.contains('3')), "{causes:?}");
+
+    fs::write(server.path().join("mended"), "").unwrap();
+    server.edit_config("echo last words; exit 3", "echo last words; test -e @DIR@/mended && exec sleep 1000; exit 3");
+    server.ok(&["reload"]);
+    server.wait_state("bad", "ready");
+    fs::remove_file(server.path().join("mended")).unwrap();
+    kill(Pid::from_raw(server.main_pid("bad")), Signal::SIGKILL).unwrap();
+    server.wait_state("bad", "failed");
+    let said = server.fails(1, &["restart", "bad"]);
+    assert!(said.contains("last words") && said.contains("exit"), "{said}");
+    fs::write(server.path().join("mended"), "").unwrap();
+    server.ok(&["restart", "bad"]);
+    assert_eq!(server.app("bad")["state"], "ready");
+    assert_eq!(server.main_pid("good"), good, "the other app was left alone");
+}
+
+#[test]
+fn a_start_that_fails_says_why_at_the_first_exit() {
+    let server = Server::with_apps(
+        r#""a": (command: "echo no database >&2; exit 4", enabled: true, restart: (first: "10s")),
+           "late": (command: ["sleep", "1000"], ready: Tcp(addr: "127.0.0.1:1", within: "300ms"), restart: (first: "10s"))"#,
+    )
+    .started();
+    server.ok(&["stop", "a", "late"]);
+    for verb in ["start", "restart"] {
+        let said = server.fails(1, &[verb, "a"]);
+        assert!(said.contains("no database") && said.contains('4'), "{verb}: {said}");
+        let said = server.fails(1, &[verb, "late"]);
+        assert!(said.contains("not ready within 300ms"), "{verb}: {said}");
+        assert_eq!(server.app("a")["state"], "backoff", "everhook goes on trying");
+    }
+    assert!(server.instance("a")["next_start_at"].is_string());
+    server.fails(4, &["start", "nobody"]);
+    server.fails(2, &["start"]);
+    server.fails(6, &["wait", "late", "--for", "ready", "--timeout", "100ms"]);
+}
+
+#[test]
+fn policies_decide_what_an_end_means() {
+    let apps = [
+        ("Never", 0, "done"),
+        ("OnFailure", 0, "done"),
+        ("Never", 5, "failed"),
+        ("OnFailure", 5, "failed"),
+        ("Always", 0, "failed"),
+    ];
+    let config: String = apps
+        .iter()
+        .enumerate()
+        .map(|(n, (policy, code, _))| {
+            format!(
+                "\"a{n}\": (command: \"exit {code}\", ready: Immediate, restart: (policy: {policy}, first: \"1ms\", give_up: (restarts: 2, within: \"5m\"))),\n"
+            )
+        })
+        .collect();
+    let server = Server::with_apps(&config).started();
+    for (n, (policy, code, state)) in apps.iter().enumerate() {
+        let app = server.wait_state(&format!("a{n}"), state);
+        let restarts = app["instances"][0]["restarts"].as_i64().unwrap();
+        let want = if *policy == "Never" || *state == "done" { 0 } else { 2 };
+        assert_eq!(restarts, want, "{policy} {code}: {app}");
+    }
+}
+
+#[test]
+fn apps_start_in_order_and_end_in_reverse() {
+    let app = |name: &str, after: &str, code: &str| {
+        format!(
+            r#""{name}": (after: [{after}], ready: Immediate, command: "trap 'echo end {name} >> @DIR@/said; exit 0' TERM; echo start {name} >> @DIR@/said; {code}"),"#
+        )
+    };
+    let forever = "while :; do sleep 1000 & wait; done";
+    let config = format!(
+        r#"{} {} {} "once": (command: "echo once >> @DIR@/said", restart: (policy: OnFailure), ready: After("30s")),"#,
+        app("a", "\"b\"", forever),
+        app("b", "\"z\", \"once\"", forever),
+        app("z", "\"once\"", forever)
+    );
+    let mut server = Server::with_apps(&config).started();
+    server.wait_state("a", "ready");
+    server.until("all have spoken", |s| (said(s).len() == 4).then_some(()));
+    assert_eq!(said(&server)[0], "once");
+    let causes: Vec<_> = server.events().iter().filter(|e| e["to"] == "starting").map(|e| e["app"].clone()).collect();
+    assert_eq!(causes, ["once", "z", "b", "a"]);
+    assert!(server.stop().success());
+    assert_eq!(said(&server)[4..], ["end a", "end b", "end z"]);
+}
+
+#[test]
+fn a_stop_holds_until_somebody_starts_it() {
+    let mut server = Server::with_apps(
+        r#""a": (command: ["sleep", "1000"], ready: Immediate), "b": (command: ["sleep", "1000"], ready: Immediate, after: ["a"])"#,
+    )
+    .started();
+    server.wait_state("b", "ready");
+    let said = server.fails(2, &["stop", "a"]);
+    assert!(said.contains('b') && said.contains("-y"), "{said}");
+    server.ok(&["stop", "a", "-y"]);
+    server.ok(&["stop", "a", "-y"]);
+    let down = server.path().join("state/apps/a/down");
+    assert!(down.exists());
+    server.ok(&["reload"]);
+    for crash in [false, true] {
+        if crash {
+            server.kill();
+        } else {
+            assert!(server.stop().success());
+        }
+        server.start();
+        server.wait_state("b", "ready");
+        let a = server.instance("a");
+        assert_eq!((&a["state"], &a["pid"]), (&"stopped".into(), &Value::Null), "{a}");
+        assert!(a["reason"].as_str().unwrap().contains("stopped"), "it says who: {a}");
+    }
+    server.ok(&["start", "a"]);
+    server.ok(&["start", "a"]);
+    assert!(!down.exists());
+    let pid = server.main_pid("a");
+    server.ok(&["restart", "a"]);
+    assert_ne!(server.main_pid("a"), pid);
+}
+
+#[test]
+fn a_second_stop_kills() {
+    let server = Server::with_apps(
+        r#""stubborn": (command: "trap '' TERM; echo up; while :; do sleep 1000; done", stop: (timeout: "1h"))"#,
+    )
+    .started();
+    server.wait_state("stubborn", "ready");
+    server.ok(&["stop", "stubborn", "--no-wait"]);
+    let app = server.wait_state("stubborn", "stopping");
+    assert!(app["instances"][0]["pid"].is_i64(), "{app}");
+    server.ok(&["stop", "stubborn"]);
+    let end = &server.instance("stubborn")["last_exit"];
+    assert_eq!((&end["code"], &end["signal"]), (&Value::Null, &9.into()), "{end}");
+}
+
+#[test]
+fn signals_and_waits_reach_an_app() {
+    let server = Server::with_apps(
+        r#""a": (ready: Immediate, restart: (policy: OnFailure),
+             command: "trap 'echo hup >> @DIR@/said' HUP; trap 'exit 0' USR1; echo up >> @DIR@/said; while :; do sleep 1000 & wait; done")"#,
+    )
+    .started();
+    server.ok(&["wait", "a", "--for", "ready", "--timeout", "20s"]);
+    server.until("it is up", |s| (said(s) == ["up"]).then_some(()));
+    for spelling in ["HUP", "SIGHUP", "1"] {
+        let before = said(&server).len();
+        server.ok(&["signal", "a", spelling]);
+        server.until("it heard", |s| (said(s).len() > before).then_some(()));
+    }
+    server.ok(&["signal", "a.1", "USR1"]);
+    server.ok(&["wait", "a", "--for", "done"]);
+    assert_eq!(server.instance("a")["last_exit"]["code"], 0);
+    let why = server.fails(1, &["signal", "a", "HUP"]);
+    assert!(why.contains('a'), "{why}");
+}
+
+#[test]
+fn status_tells_everything_and_absent_is_null() {
+    let server = Server::with_apps(
+        r#""a": (command: ["sleep", "1000"], ready: Immediate), "b": (command: "sleep 1000", enabled: false)"#,
+    )
+    .started();
+    server.wait_state("a", "ready");
+    let keys = |v: &Value| {
+        let mut keys: Vec<_> = v.as_object().unwrap().keys().cloned().collect();
+        keys.sort();
+        keys.join(" ")
+    };
+    let status = server.until("listener and logger are up", |s| {
+        let status = s.status();
+        let up =
+            status["supervisor"]["listeners"][0]["state"] == "ready" && status["supervisor"]["logger"]["pid"].is_i64();
+        up.then_some(status)
+    });
+    let supervisor = &status["supervisor"];
+    assert_eq!(keys(supervisor), "config config_differs listeners logger pid since state_dir version");
+    assert_eq!(supervisor["pid"], server.pid());
+    assert_eq!(keys(&supervisor["listeners"][0]), "bind pid restarts serve state");
+    assert_eq!(keys(&supervisor["logger"]), "pid restarts");
+    for app in status["apps"].as_array().unwrap() {
+        assert_eq!(keys(app), "behind commit frozen instances name release state");
+        let instance = &app["instances"][0];
+        assert_eq!(
+            keys(instance),
+            "cpu_s last_exit memory_bytes name next_start_at pid reason release restarts since sockets state status"
+        );
+        assert_eq!(instance["last_exit"], Value::Null);
+    }
+    let (a, b) = (server.instance("a"), server.instance("b"));
+    assert!(a["memory_bytes"].as_i64().unwrap() > 0 && a["cpu_s"].is_number() && a["reason"].is_null(), "{a}");
+    assert_eq!((&b["state"], &b["memory_bytes"], &b["pid"]), (&"stopped".into(), &Value::Null, &Value::Null));
+    server.edit_config("1000", "1001");
+    assert_eq!(server.status()["supervisor"]["config_differs"], true);
+}
+
+#[test]
+fn what_one_app_lacks_is_no_other_apps_problem() {
+    let config = r#"(state_dir: "@DIR@/state", apps: {
+"user": (command: ["sleep", "1000"], user: "no-such-user"),
+"program": (command: ["no-such-program"], restart: (first: "1ms", give_up: (restarts: 1, within: "5m"))),
+"folder": (command: ["sleep", "1000"], directory: "@DIR@/nowhere", restart: (first: "1ms", give_up: (restarts: 1, within: "5m"))),
+"file": (command: ["sleep", "1000"], env_file: "@DIR@/no-such-env"),
+"good": (command: ["sleep", "1000"]),
+})"#;
+    let server = Server::new(config).started();
+    server.wait_state("good", "ready");
+    for (app, line, names) in [
+        ("user", 2, "no-such-user"),
+        ("program", 3, "no-such-program"),
+        ("folder", 4, "nowhere"),
+        ("file", 5, "no-such-env"),
+    ] {
+        let app = server.wait_state(app, "failed");
+        let reason = app["instances"][0]["reason"].as_str().unwrap().to_owned();
+        assert!(reason.contains(names), "{app}");
+        assert!(line == 5 || reason.contains(&format!("supervisor.ron:{line}")), "{app}");
+    }
+    assert_eq!(server.app("good")["state"], "ready");
+}
+
+#[test]
+fn run_that_cannot_start_says_why() {
+    let broken = Server::new("(state_dir: \"@DIR@/state\", aps: {})");
+    let said = broken.fails(1, &["run"]);
+    assert!(said.contains("supervisor.ron:1") && said.contains("apps"), "{said}");
+    assert!(!broken.path().join("state").exists(), "nothing was made");
+    let said = broken.fails(3, &["--socket", "/nonexistent/control.sock", "status"]);
+    assert!(said.contains("/nonexistent/control.sock"), "{said}");
+
+    let server = Server::with_apps(r#""a": (command: ["sleep", "1000"])"#).started();
+    let said = server.fails(1, &["run"]);
+    assert!(said.contains(&server.pid().to_string()), "{said}");
+    server.ok(&["status"]);
+
+    if geteuid().is_root() {
+        let foreign = Server::with_apps("");
+        let state = foreign.path().join("state");
+        fs::create_dir(&state).unwrap();
+        chown(&state, Some(1), None).unwrap();
+        let said = foreign.fails(1, &["run"]);
+        assert!(said.contains(state.to_str().unwrap()) && said.contains("uid 1") && said.contains("chown"), "{said}");
+    } else {
+        println!("not root: a state_dir of another user is left out");
+    }
+}
+
+#[test]
+fn restarts_of_a_crash_loop_in_parallel_are_all_answered() {
+    let server =
+        Server::with_apps(r#""x": (command: ["false"], ready: Immediate, restart: (first: "1ms", max: "5ms"))"#)
+            .started();
+    let mut clients: Vec<_> = (0..40)
+        .map(|_| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_everhook"));
+            command.args(["restart", "x", "-c"]).arg(server.config());
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for client in clients.drain(..) {
+        let output = client.wait_with_output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
+    }
+    server.ok(&["status"]);
+}

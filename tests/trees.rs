@@ -1,0 +1,217 @@
+//! A tree of processes ends as a whole, gets its time for it, and nothing else is touched; also when
+//! the supervisor was killed in between.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use server::{Server, processes};
+
+/// Three processes that are told apart in the process table by their last argument: the main one, one
+/// in a session of its own and one that was daemonised. Each writes a line when it is there, and one
+/// when it hears TERM; `mind` is what the helpers do then.
+fn scripts(server: &Server, mind: &str) {
+    let dir = server.path().display();
+    fs::write(
+        server.path().join("helper.sh"),
+        format!(
+            "trap 'echo \"$1 heard\" >> {dir}/said; {mind}' TERM\necho \"$1 up\" >> {dir}/said\nwhile :; do sleep 1000 & wait $!; done\n"
+        ),
+    )
+    .unwrap();
+    fs::write(
+        server.path().join("main.sh"),
+        format!(
+            "setsid sh {dir}/helper.sh session {dir}-tree &\n(setsid sh -c 'sh {dir}/helper.sh daemon {dir}-tree &' &)\n\
+             until [ \"$(grep -c up {dir}/said)\" -ge 2 ]; do sleep 0.01; done\necho main up >> {dir}/said\nexec sleep 1000\n"
+        ),
+    )
+    .unwrap();
+    fs::write(server.path().join("said"), "").unwrap();
+}
+
+fn app(stop: &str) -> Server {
+    Server::with_apps(&format!(
+        "\"a\": (command: [\"sh\", \"@DIR@/main.sh\", \"@DIR@-tree\"], ready: Immediate, stop: (timeout: \"{stop}\"), restart: (first: \"1ms\"))"
+    ))
+}
+
+fn said(server: &Server, what: &str) -> usize {
+    let said = fs::read_to_string(server.path().join("said")).unwrap();
+    said.lines().filter(|line| *line == what).count()
+}
+
+fn up(server: &Server, times: usize) {
+    server.until("the tree is up", |s| (said(s, "main up") == times).then_some(()));
+}
+
+/// The helpers of the tree; their own `sleep`s are not among them.
+fn helpers(server: &Server) -> Vec<i32> {
+    processes(&format!("{}-tree", server.path().display()))
+}
+
+/// A process that belongs to nobody but has the look of the tree.
+struct Bystander(Child);
+
+impl Bystander {
+    fn new() -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("1000").env("EVERHOOK_APP", "a").env("EVERHOOK_INSTANCE", "a.1").env("EVERHOOK_BOOT", "another");
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn is_untouched(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_whole_tree_hears_the_signal_and_gets_its_time() {
+    let mut server = app("20s");
+    scripts(&server, "sleep 0.3; echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0");
+    let mut outside = Bystander::new();
+    server.start();
+    up(&server, 1);
+    assert!(helpers(&server).len() >= 2);
+    server.ok(&["stop", "a"]);
+    assert_eq!((said(&server, "session bye"), said(&server, "daemon bye")), (1, 1));
+    assert!(helpers(&server).is_empty(), "stopped is said when nothing is left");
+    assert_eq!(server.instance("a")["last_exit"]["signal"], 15);
+
+    server.ok(&["start", "a"]);
+    up(&server, 2);
+    assert!(server.stop().success());
+    assert_eq!((said(&server, "session bye"), said(&server, "daemon bye")), (2, 2), "at a shutdown too");
+    assert!(helpers(&server).is_empty());
+    assert!(outside.is_untouched(), "nothing outside the tree is signalled");
+}
+
+#[test]
+fn who_ignores_the_signal_is_killed_when_the_time_is_over() {
+    let mut server = app("500ms");
+    scripts(&server, ":");
+    server.start();
+    up(&server, 1);
+    let begun = std::time::Instant::now();
+    server.ok(&["stop", "a"]);
+    assert!(begun.elapsed().as_millis() >= 500, "not before");
+    assert_eq!((said(&server, "session heard"), said(&server, "daemon heard")), (1, 1), "they hear it once");
+    assert!(helpers(&server).is_empty());
+}
+
+#[test]
+fn when_the_main_process_ends_by_itself_the_rest_ends_before_the_next() {
+    let mut server = app("20s");
+    scripts(&server, "echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0");
+    server.start();
+    up(&server, 1);
+    let old = server.main_pid("a");
+    let tree = helpers(&server);
+    kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
+    server.wait_new_pid("a", old);
+    up(&server, 2);
+    let lines = fs::read_to_string(server.path().join("said")).unwrap();
+    let place = |what: &str, n: usize| lines.lines().enumerate().filter(|(_, l)| *l == what).nth(n).unwrap().0;
+    let second_up = place("session up", 1).min(place("daemon up", 1));
+    assert!(place("session bye", 0) < second_up && place("daemon bye", 0) < second_up, "{lines}");
+    assert!(helpers(&server).iter().all(|pid| !tree.contains(pid)), "no second copy");
+}
+
+#[test]
+fn what_a_killed_supervisor_left_ends_before_the_next_copy() {
+    for (stop, mind) in [("20s", "echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0"), ("300ms", ":")] {
+        let mut server = app(stop);
+        scripts(&server, mind);
+        let mut outside = Bystander::new();
+        server.start();
+        up(&server, 1);
+        let old = helpers(&server);
+        server.kill();
+        assert!(!old.is_empty() && old.contains(&helpers(&server)[0]), "apps outlive it");
+        server.start();
+        up(&server, 2);
+        assert_eq!((said(&server, "session heard"), said(&server, "daemon heard")), (1, 1));
+        let new = helpers(&server);
+        assert!(new.iter().all(|pid| !old.contains(pid)), "no second copy: {old:?} {new:?}");
+        let lines = fs::read_to_string(server.path().join("said")).unwrap();
+        let heard = lines.lines().enumerate().filter(|(_, l)| l.ends_with("heard")).last().unwrap().0;
+        let second = lines.lines().enumerate().filter(|(_, l)| *l == "session up").nth(1).unwrap().0;
+        assert!(heard < second, "{lines}");
+        let took = server.events().into_iter().find(|e| e["kind"] == "supervisor" && e["to"] == "took_over");
+        assert!(took.is_some_and(|e| e["cause"].as_str().unwrap_or_default().contains("a.1")), "it is told");
+        server.ok(&["restart", "a"]);
+        assert!(outside.is_untouched(), "nothing outside the tree is signalled");
+    }
+}
+
+#[test]
+fn a_main_process_that_ignores_the_signal_is_killed_by_the_next_supervisor() {
+    let mut server = Server::with_apps(
+        r#""a": (command: ["sh", "-c", "trap '' TERM; echo $$ >> @DIR@/said; while :; do sleep 1000; done", "@DIR@-tree"],
+             ready: Immediate, stop: (timeout: "300ms"))"#,
+    );
+    fs::write(server.path().join("said"), "").unwrap();
+    server.start();
+    let lines = |s: &Server| fs::read_to_string(s.path().join("said")).unwrap().lines().count();
+    server.until("it is up", |s| (lines(s) == 1).then_some(()));
+    let old = server.main_pid("a");
+    server.kill();
+    server.start();
+    server.until("it is up again", |s| (lines(s) == 2).then_some(()));
+    // A shell that is about to execute `sleep` has its parent's command line for a moment.
+    server.until("one copy runs", |s| (helpers(s) == [s.main_pid("a")]).then_some(()));
+    assert_ne!(server.main_pid("a"), old);
+}
+
+#[test]
+fn killed_again_and_again_no_copy_is_left_over() {
+    let mut server = Server::with_apps(
+        r#""a": (command: ["sleep", "1000"], ready: Immediate), "b": (command: ["sleep", "1000"], ready: Immediate, after: ["a"])"#,
+    );
+    for _ in 0..6 {
+        server.start();
+        server.kill();
+    }
+    server.start();
+    server.wait_state("b", "ready");
+    let home = server.path().join("state").to_str().unwrap().to_owned();
+    for app in ["a", "b"] {
+        let pid = server.main_pid(app);
+        server.ok(&["stop", app, "-y"]);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+    // Every process of any of these runs writes into a FIFO of this state folder.
+    let writers: Vec<i32> = all_pids().into_iter().filter(|pid| writes_below(*pid, &home) && is_sleep(*pid)).collect();
+    assert!(writers.is_empty(), "{writers:?}");
+}
+
+fn all_pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn is_sleep(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep")
+}
+
+fn writes_below(pid: i32, folder: &str) -> bool {
+    fs::read_link(format!("/proc/{pid}/fd/1")).is_ok_and(|to| to.starts_with(folder))
+}
