@@ -247,7 +247,7 @@ fn what_became_live_before_the_kill_is_live_after_it() {
         let live = home(&server, "site").join("live");
         let end = std::time::Instant::now() + server::LIMIT;
         while !fs::read_to_string(&live).unwrap().starts_with(&format!("{id}-")) {
-            assert!(std::time::Instant::now() < end);
+            assert!(std::time::Instant::now() < end, "{}", server.log());
             std::thread::yield_now();
         }
         server.kill();

@@ -265,7 +265,7 @@ impl Supervisor {
 
     fn logger_stumbles(&mut self, why: &str) {
         self.logger.to = None;
-        self.forget_retargets();
+        self.forget_questions();
         let pause = self.logger.keeper.ended();
         self.note(EventKind::Logger, Some("ready"), "backoff", Some(why.to_owned()));
         warn!("the logger: {why}");

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, Read},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -63,7 +63,8 @@ fn show(secret: &SecretRef) -> String {
 fn make(path: &Path) -> Result<(), String> {
     let named = |e: io::Error| format!("the secret {} cannot be made: {e}", path.display());
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(named)?;
+        // As the state folder is to be: others go through it, and see nothing in it.
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(folder).map_err(named)?;
     }
     files::write_durably(path, random_hex().as_bytes(), 0o600).map_err(named)
 }

@@ -199,10 +199,14 @@ impl Supervisor {
         }
     }
 
-    /// The logger is gone: its successor is told the newest sinks, so nobody need wait.
-    pub fn forget_retargets(&mut self) {
+    /// The logger is gone, and so are its answers: its successor is told the newest sinks, so nobody
+    /// need wait for the one, and the other is only for the eye.
+    pub fn forget_questions(&mut self) {
         for (_, then) in std::mem::take(&mut self.retargets) {
             then(self);
+        }
+        for (_, then) in std::mem::take(&mut self.tails) {
+            then(self, Vec::new());
         }
     }
 
