@@ -104,9 +104,11 @@ fn what_was_written_before_a_kill_of_the_supervisor_is_kept() {
 }
 
 #[test]
-fn last_lines_following_and_the_run_before() {
+fn last_lines_and_the_run_before() {
+    // A run begins in the log where the logger hears of it; what is written sooner counts to the run
+    // before, so this app takes a moment.
     let server = Server::with_apps(
-        r#""a": (ready: Immediate, command: "for i in 1 2 3 4 5; do echo line $i of $$; done; echo trouble of $$ >&2; exec sleep 1000")"#,
+        r#""a": (ready: Immediate, command: "sleep 0.5; for i in 1 2 3 4 5; do echo line $i of $$; done; echo trouble of $$ >&2; exec sleep 1000")"#,
     )
     .started();
     server.wait_state("a", "ready");

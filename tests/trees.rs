@@ -26,7 +26,7 @@ fn scripts(server: &Server, mind: &str) {
     fs::write(
         server.path().join("helper.sh"),
         format!(
-            "trap 'echo \"$1 heard\" >> {dir}/said; {mind}' TERM\necho \"$1 up\" >> {dir}/said\nwhile :; do sleep 1000 & wait $!; done\n"
+            "trap 'echo \"$1 heard\" >> {dir}/said; {mind}' TERM\necho \"$1 up\" >> {dir}/said\nwhile :; do sleep 0.05; done\n"
         ),
     )
     .unwrap();

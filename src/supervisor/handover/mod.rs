@@ -110,6 +110,9 @@ impl Leftover {
             let query = TreeQuery { cgroup: Some(group), ..by_environment };
             members.extend(tree::members(&query).unwrap_or_default());
         }
+        // Who is found both ways hears a signal once.
+        members.sort_by_key(|member| member.pid);
+        members.dedup_by_key(|member| member.pid);
         members
     }
 
