@@ -71,6 +71,12 @@ pub struct Job {
     then: Then,
 }
 
+impl std::fmt::Display for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} main {:?} exit {:?} unwanted {}", self.name, self.main, self.exit, self.unwanted)
+    }
+}
+
 /// The jobs that run.
 pub type Jobs = HashMap<JobId, Job>;
 
@@ -223,7 +229,7 @@ impl Supervisor {
         self.look_at_ending_jobs();
     }
 
-    fn job_tree(&self, job: &Job) -> Vec<tree::Member> {
+    pub fn job_tree(&self, job: &Job) -> Vec<tree::Member> {
         let query =
             TreeQuery { root: job.main, boot: &self.me.boot, instance: &job.name, cgroup: job.cgroup.as_deref() };
         tree::members(&query).unwrap_or_default()

@@ -70,6 +70,9 @@ impl Supervisor {
             let instance = app.instance();
             info!(app = %app.name(), state = ?instance.state(), reason = instance.reason(), "state");
         }
-        info!(jobs = self.jobs.len(), waiters = self.waiters.len(), followers = self.followers.len(), "state");
+        for job in self.jobs.values() {
+            info!(%job, tree = ?self.job_tree(job).iter().map(|member| (member.pid, &member.name)).collect::<Vec<_>>(), "state");
+        }
+        info!(ending = ?self.ending, jobs = self.jobs.len(), waiters = self.waiters.len(), followers = self.followers.len(), "state");
     }
 }

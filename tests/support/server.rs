@@ -277,6 +277,9 @@ impl Server {
                 return status;
             }
             if Instant::now() > end {
+                // It says what it waits for.
+                let _ = Command::new("kill").args(["-QUIT", &child.id().to_string()]).status();
+                thread::sleep(Duration::from_millis(300));
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("it does not end: {}", self.log());
