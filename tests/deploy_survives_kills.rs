@@ -209,7 +209,10 @@ fn a_terminated_supervisor_leaves_the_old_release_live_until_the_new_one_is_prov
 /// Kills at moments that nobody chose: whatever is live then is whole, and runs once.
 #[test]
 fn kills_at_any_moment_of_a_deploy() {
-    let (mut server, repo) = live_world("", "build: [\"cp VERSION built\"]");
+    let (mut server, repo) = world("", "build: [\"cp VERSION built\"]");
+    // A catch-up of the start would take the next commit before its push.
+    server.edit_config("apps:", "deploys: (catch_up: false), apps:");
+    start_live(&mut server);
     let mut last = 1;
     for n in 2..10 {
         repo.commit(&[("VERSION", &n.to_string())], "next");
@@ -240,7 +243,10 @@ fn kills_at_any_moment_of_a_deploy() {
 /// A kill between the durable `live` and the record: the deploy was made, and the record says so.
 #[test]
 fn what_became_live_before_the_kill_is_live_after_it() {
-    let (mut server, repo) = live_world("", "");
+    let (mut server, repo) = world("", "");
+    // A catch-up of the start would take the next commit before its push.
+    server.edit_config("apps:", "deploys: (catch_up: false), apps:");
+    start_live(&mut server);
     for n in 2..12 {
         repo.commit(&[("VERSION", &n.to_string())], "next");
         let id = push(&server, &repo);

@@ -195,6 +195,7 @@ impl Supervisor {
             Err(error) => {
                 if let Some(job) = self.jobs.remove(&id) {
                     (job.then)(self, never_was(error.to_string()));
+                    self.go_on_ending();
                 }
             }
         }
@@ -261,6 +262,8 @@ impl Supervisor {
                 self.job_is_over(job);
             }
         }
+        // An errand may be the last that a shutdown waits for.
+        self.go_on_ending();
     }
 
     fn job_is_over(&mut self, job: Job) {
