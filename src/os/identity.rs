@@ -33,9 +33,28 @@ pub fn in_container() -> bool {
     pid_namespace().is_ok_and(|inode| inode != FIRST_PID_NAMESPACE)
 }
 
+/// Version and patch level of the running kernel; `None` where `/proc` does not say.
+#[must_use]
+pub fn kernel() -> Option<(u32, u32)> {
+    parse_kernel(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
+}
+
+fn parse_kernel(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_are_told_by_two_numbers() {
+        assert_eq!(parse_kernel("5.10.0-28-amd64\n"), Some((5, 10)));
+        assert_eq!(parse_kernel("6.18.3"), Some((6, 18)));
+        assert_eq!(parse_kernel("next"), None);
+        assert!(kernel() >= Some((5, 10)));
+    }
 
     #[test]
     fn the_machine_names_itself() {

@@ -31,6 +31,7 @@ impl Supervisor {
             SIGCHLD => self.reap(),
             SIGHUP => {
                 let by = self.signal_audit(origin, "reload");
+                self.bind_control_again();
                 self.reload(None, &by);
             }
             SIGTERM | SIGINT => {

@@ -47,11 +47,17 @@ use crate::{
     },
 };
 
+/// Older ones have neither `close_range` nor all of clone3.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+
 /// Runs until the ordered end.
 ///
 /// # Errors
 /// One message that says why it cannot start, and what to do.
 pub fn run(path: &Path) -> Result<(), String> {
+    if let Some(version) = identity::kernel().filter(|version| *version < OLDEST_KERNEL) {
+        return Err(format!("Linux {}.{} is too old: everhook needs 5.10 or newer", version.0, version.1));
+    }
     let uid = users::facts().uid;
     mask::unblock_all().map_err(|e| format!("cannot unblock signals: {e}"))?;
     // The lowest descriptors are the spawner's, so its thread comes first.
@@ -216,6 +222,20 @@ impl Supervisor {
         if let Err(error) = thread::Builder::new().name("handover".into()).spawn(work) {
             error!(%error, "cannot look for what the last supervisor left");
         }
+    }
+
+    /// A cleaner of temporary files may have removed the control socket: clients need it back.
+    pub fn bind_control_again(&mut self) {
+        let path = self.layout.control();
+        let bind = move || if path.exists() { None } else { Some(socket::listen_unix(&path, 0o666)) };
+        self.files.run(bind, |supervisor, bound| match bound {
+            None => {}
+            Some(Ok(listener)) => {
+                warn!("the control socket was gone; it is bound again");
+                tokio::spawn(control::accept(listener, supervisor.events.clone()));
+            }
+            Some(Err(error)) => supervisor.trouble(&format!("the control socket is gone: {error}")),
+        });
     }
 
     fn begin_apps(&mut self, found: &[String]) {
