@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{error, info, warn};
 
 use super::{
@@ -43,7 +43,7 @@ use crate::{
     os::{
         cgroup, clock, files, identity,
         lock::{Lock, LockError},
-        mask, reap, socket, users,
+        mask, reap, users,
     },
 };
 
@@ -79,14 +79,8 @@ pub fn run(path: &Path) -> Result<(), String> {
         .map_err(|e| format!("cannot start the runtime: {e}"))?;
     runtime.block_on(async move {
         let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
-        let socket = socket::listen_unix(&layout.control(), 0o666)
-            .map_err(|e| format!("cannot listen on {}: {e}", layout.control().display()))?;
-        let mut supervisor = build(settings, layout, maker, spawning, events.clone())?;
-        tokio::spawn(async move {
-            if let Err(error) = control::accept(socket, events).await {
-                error!(%error, "the control socket is lost");
-            }
-        });
+        let control = control::open(&layout.control(), events.clone())?;
+        let mut supervisor = build(settings, layout, maker, spawning, events, control)?;
         supervisor.begin();
         supervisor.live(inbox, signals).await;
         info!("ended in order");
@@ -103,6 +97,7 @@ fn build(
     maker: Maker,
     spawning: Spawning,
     events: Events,
+    control: AbortHandle,
 ) -> Result<Supervisor, String> {
     let duplicate = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().map(Arc::new).map_err(|e| format!("cannot start: {e}"))
@@ -139,7 +134,10 @@ fn build(
         config: Arc::clone(&settings.config),
         config_text: settings.text,
         tokens: settings.tokens,
+        reloading: false,
+        reloads: Vec::new(),
         layout,
+        control,
         maker,
         begun: false,
         ending: None,
