@@ -201,7 +201,10 @@ fn only_the_whole_name_of_a_branch_counts() {
     for (app, branch) in [("exact", "x"), ("globs", "release/1.2"), ("globs", "v7")] {
         accepted(&push(app, &format!("refs/heads/{branch}")));
     }
-    assert_eq!(skipped(&github(&server, "/hooks/site", "push", &repo.push_of("refs/heads/main", &"0".repeat(40)))), "branch \"main\" was deleted");
+    assert_eq!(
+        skipped(&github(&server, "/hooks/site", "push", &repo.push_of("refs/heads/main", &"0".repeat(40)))),
+        "branch \"main\" was deleted"
+    );
 }
 
 #[test]
@@ -324,7 +327,9 @@ fn what_is_wrong_has_its_own_answer() {
         problem(&answer, 405);
         assert_eq!(answer.header("allow"), Some("POST"), "{method}");
     }
-    for (name, value) in [("content-type", "text/plain"), ("content-type", "application/xml"), ("content-encoding", "gzip")] {
+    for (name, value) in
+        [("content-type", "text/plain"), ("content-type", "application/xml"), ("content-encoding", "gzip")]
+    {
         problem(&post(&server, "/hooks/site", &[(name, value)], b"{}"), 415);
     }
     let mut client = http::Client::connect(address);
