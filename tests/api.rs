@@ -6,8 +6,6 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::fs;
-
 use http::Answer;
 use serde_json::{Value, json};
 use server::{Repo, Server};
@@ -30,7 +28,7 @@ const CONFIG: &str = r#"(state_dir: "@DIR@/state", http: [(bind: "127.0.0.1:0", 
 fn server() -> (Server, Repo) {
     let server = Server::new(CONFIG);
     for role in ["viewer", "operator", "deployer", "admin"] {
-        fs::write(server.path().join(role), format!("token of the {role}\n")).unwrap();
+        server.write_secret(role, &format!("token of the {role}\n"));
     }
     let repo = Repo::new(server.path().join("repo"), &[("VERSION", "1")]);
     let server = server.started();
@@ -192,7 +190,7 @@ fn whoever_is_not_known_or_may_not_is_told_so() {
 #[test]
 fn the_audit_tells_who_did_what_from_where() {
     let (server, _repo) = server();
-    let newest = |server: &Server| server.json(&["audit"])[0].clone();
+    let newest = |server: &Server| server.json(&["audit"]).as_array().unwrap().last().unwrap().clone();
     let token = |name: &str| json!({"kind": "token", "name": name});
     let row = |server: &Server, by: Value, action: &str, app: &str, outcome: &str| {
         let row = newest(server);

@@ -32,9 +32,9 @@ fn no_supervisor_is_3_and_tells_how_to_start_one() {
 #[test]
 fn what_does_not_exist_is_4_and_the_nearest_is_named() {
     let server = server();
-    for args in [&["restart", "wbe"][..], &["status", "wbe"], &["stop", "wbe"], &["logs", "wbe"], &["history", "wbe"]] {
+    for args in [&["restart", "wep"][..], &["status", "wep"], &["stop", "wep"], &["logs", "wep"], &["history", "wep"]] {
         let told = server.fails(4, args);
-        assert!(told.contains("app \"wbe\" does not exist; did you mean \"web\"?"), "{args:?}: {told}");
+        assert!(told.contains("app \"wep\" does not exist; did you mean \"web\"?"), "{args:?}: {told}");
     }
     for args in [&["restart", "web.2"][..], &["history", "show", "7"], &["deliveries", "show", "7"]] {
         server.fails(4, args);
@@ -101,7 +101,7 @@ fn without_local_nobody_else_may_do_anything() {
         assert_eq!(output.status.code(), Some(5), "{args:?}: {told}");
         assert!(told.contains("needs the role"), "{args:?}: {told}");
     }
-    let row = server.json(&["audit"])[0].clone();
+    let row = server.json(&["audit"]).as_array().unwrap().last().unwrap().clone();
     assert_eq!((row["by"]["uid"].as_u64(), row["outcome"].as_str()), (Some(NOBODY.into()), Some("refused")), "{row}");
     assert_eq!((row["action"].as_str(), row["app"].as_str()), (Some("restart"), Some("web")), "{row}");
 }

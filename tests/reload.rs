@@ -193,12 +193,12 @@ fn a_broken_file_changes_nothing() {
     server.write_config(&good.replace("red", "blue").replace("ready: Immediate, after", "raedy: Immediate, after"));
     for args in [&["reload"][..], &["check"], &["check", "--diff"]] {
         let told = server.fails(1, args);
-        let place = format!("{}:3:", server.config().display());
+        let place = format!("{}:4:", server.config().display());
         assert!(told.contains(&place) && told.contains("raedy") && told.contains("ready"), "{args:?}: {told}");
     }
     let event = hup(&server);
     assert_eq!(event["to"], "refused");
-    assert!(event["cause"].as_str().unwrap().contains("supervisor.ron:3:"), "{event}");
+    assert!(event["cause"].as_str().unwrap().contains("supervisor.ron:4:"), "{event}");
     assert_eq!(pids(&server), before);
     // Whoever cannot read the config asks the supervisor that runs.
     let status = server.cli(&["status"]);
@@ -282,7 +282,7 @@ fn a_config_behind_links_is_read_through_them() {
 fn the_audit_names_whoever_sent_the_signal() {
     let server = server();
     hup(&server);
-    let row = server.json(&["audit"])[0].clone();
+    let row = server.json(&["audit"]).as_array().unwrap().last().unwrap().clone();
     let by = json!({"kind": "signal", "pid": std::process::id(), "uid": nix::unistd::getuid().as_raw()});
     assert_eq!((&row["by"], &row["action"], &row["outcome"]), (&by, &json!("reload"), &json!("done")), "{row}");
 }

@@ -26,8 +26,8 @@ const APPS: &str = r#"
 fn server() -> (Server, Repo) {
     let server = Server::with_apps(APPS);
     // A newline at the end, as an editor leaves it, is no part of a secret.
-    fs::write(server.path().join("secret"), format!("{SECRET}\n")).unwrap();
-    fs::write(server.path().join("old"), format!("{OLD_SECRET}\r\n")).unwrap();
+    server.write_secret("secret", &format!("{SECRET}\n"));
+    server.write_secret("old", &format!("{OLD_SECRET}\n"));
     let repo = Repo::new(server.path().join("repo"), &[("VERSION", "1")]);
     (server.started(), repo)
 }
@@ -266,7 +266,7 @@ fn what_is_not_proven_gets_one_answer_whatever_is_wrong() {
         post(&server, "/hooks/site", &[push, ("x-hub-signature-256", &good)], format!("{body} ").as_bytes()),
         post(&server, "/hooks", &[push, ("x-hub-signature-256", &wrong)], body.as_bytes()),
         gitlab(&server, "/deploy/site", "Push Hook", "wrong", &fixture("gitlab/push-event.json")),
-        gitlab(&server, "/deploy/site", "Push Hook", &format!("{SECRET}\n "), "{}"),
+        gitlab(&server, "/deploy/site", "Push Hook", &format!("{SECRET}x"), "{}"),
         post(&server, "/hooks/site", &[push, ("x-hub-signature-256", &wrong)], b"no json"),
     ];
     for (forge, header) in [
@@ -315,10 +315,11 @@ fn the_previous_secret_is_good_too() {
 #[test]
 fn what_is_wrong_has_its_own_answer() {
     let (server, _repo) = server();
-    for (event, body) in [("push", "no json"), ("push", "{}"), ("push", "[]"), ("push", "")] {
+    for (event, body) in [("push", "no json"), ("push", "{}"), ("push", "[]")] {
         problem(&github(&server, "/hooks/site", event, body), 400);
     }
     problem(&gitlab(&server, "/hooks/site", "Push Hook", SECRET, "{"), 400);
+    problem(&post(&server, "/hooks/site", &[], b""), 411);
     let form = github_as(&server, "/hooks/site", "push", "application/x-www-form-urlencoded", SECRET, b"other=1");
     problem(&form, 400);
     let address = server.address("hooks");

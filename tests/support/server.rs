@@ -37,10 +37,8 @@ impl Server {
     pub fn new(config: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("everhook-test-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let secret = dir.path().join("secret");
-        fs::write(&secret, SECRET).unwrap();
-        fs::set_permissions(secret, fs::Permissions::from_mode(0o600)).unwrap();
         let server = Self { dir, child: None, events: None };
+        server.write_secret("secret", SECRET);
         server.write_config(config);
         server
     }
@@ -63,6 +61,13 @@ impl Server {
 
     pub fn config(&self) -> PathBuf {
         self.path().join("supervisor.ron")
+    }
+
+    /// A file in the folder that nobody else reads.
+    pub fn write_secret(&self, name: &str, content: &str) {
+        let path = self.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     pub fn write_config(&self, config: &str) {
