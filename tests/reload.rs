@@ -279,6 +279,52 @@ fn a_config_behind_links_is_read_through_them() {
 }
 
 #[test]
+fn how_everhook_speaks_changes_too() {
+    let server = server();
+    let before = pids(&server);
+    server.edit_config("apps: {", "log: (level: \"error\", format: Json), echo: true, apps: {");
+    assert_eq!(server.ok(&["reload"]).trim(), "log: changed\necho: changed");
+    let said = server.log().len();
+    server.edit_config("level: \"error\"", "level: \"info\"");
+    server.ok(&["reload"]);
+    server.ok(&["restart", "two"]);
+    let log =
+        server.until("it says so in JSON", |s| Some(s.log()[said..].to_owned()).filter(|log| log.contains("restart")));
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+    server.edit_config("\"sleep\", \"1002\"", "\"sh\", \"-c\", \"echo echoed; exec sleep 1002\"");
+    server.ok(&["reload"]);
+    server.until("the echo", |s| s.log().contains("echoed\n").then_some(()));
+    assert_eq!(pids(&server)["one"], before["one"]);
+}
+
+#[test]
+fn a_token_and_a_secret_are_read_again() {
+    let server = Server::new(
+        r#"(state_dir: "@DIR@/state", http: [(bind: "127.0.0.1:0", serve: [Hooks, Api])],
+        tokens: [(name: "eye", secret: File("@DIR@/..data/token"), role: Viewer)],
+        apps: {"site": (deploy: (repo: "@DIR@/repo", on: [Push(branch: "x")], secret: File("@DIR@/secret")))})"#,
+    );
+    for (folder, token) in [("..v1", "first"), ("..v2", "second")] {
+        fs::create_dir(server.path().join(folder)).unwrap();
+        server.write_secret(&format!("{folder}/token"), token);
+    }
+    symlink("..v1", server.path().join("..data")).unwrap();
+    let server = server.started();
+    let status = |token: &str| {
+        let token = format!("Bearer {token}");
+        let headers = [("authorization", token.as_str())];
+        http::request(server.address("api"), "GET", "/api/v1/status", &headers, &[]).status
+    };
+    let body = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/github/push.1.json")).unwrap();
+    assert_eq!((status("first"), status("second"), server.push("site", "1", &body).0), (200, 401, 200));
+    symlink("..v2", server.path().join("next")).unwrap();
+    fs::rename(server.path().join("next"), server.path().join("..data")).unwrap();
+    server.write_secret("secret", "another");
+    server.ok(&["reload"]);
+    assert_eq!((status("first"), status("second"), server.push("site", "2", &body).0), (401, 200, 401));
+}
+
+#[test]
 fn the_audit_names_whoever_sent_the_signal() {
     let server = server();
     hup(&server);

@@ -83,6 +83,7 @@ pub struct Supervisor {
     layout: layout::Layout,
     /// Takes clients of `control.sock`.
     control: AbortHandle,
+    log: log::Writing,
     maker: prepare::Maker,
     /// Leftovers of the last supervisor are ended, apps may start.
     begun: bool,

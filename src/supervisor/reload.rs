@@ -9,9 +9,9 @@ use super::{
     Supervisor,
     apply::{Shell, first},
     control::ReplyTo,
-    internals::{Keeper, Listener},
+    internals::{Keeper, Listener, echoes},
     ledger::Command,
-    live,
+    live, log,
     prepare::{Kit, Maker},
     settings::{self, Settings},
 };
@@ -31,6 +31,8 @@ struct Prepared {
     settings: Settings,
     plan: Plan,
     kits: BTreeMap<AppName, NewApp>,
+    /// Where `log` has changed.
+    log: Option<log::Made>,
 }
 
 /// A wish that the config be read again.
@@ -142,8 +144,12 @@ impl Supervisor {
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
-        let Prepared { settings, plan, kits } = prepared;
+        let Prepared { settings, plan, kits, log } = prepared;
         let listeners = bind_new(&plan, &self.listeners)?;
+        if let Some(log) = log {
+            self.log.switch(log);
+        }
+        self.logger.set_echo(echoes(&settings.config));
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
         self.tokens = settings.tokens;
@@ -300,7 +306,11 @@ fn prepare(
         }
     }
     let mut kits = BTreeMap::new();
+    let mut log = None;
     if make {
+        if old.log != settings.config.log {
+            log = Some(log::make(&settings.config.log, &maker.layout.logs())?);
+        }
         let mut config = (*settings.config).clone();
         let named = plan
             .added
@@ -316,7 +326,7 @@ fn prepare(
         }
         settings.config = Arc::new(config);
     }
-    Ok(Prepared { settings, plan, kits })
+    Ok(Prepared { settings, plan, kits, log })
 }
 
 /// Binds what is new. A changed entry keeps its socket, and one that comes back while its process

@@ -41,7 +41,7 @@ use crate::{
         deploy::Deploys,
     },
     os::{
-        cgroup, clock, files, identity,
+        cgroup, clock, files,
         lock::{Lock, LockError},
         mask, reap, users,
     },
@@ -68,7 +68,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     let logger = root.then_some((prepare::LOGGER, prepare::LOGGER));
     let maker = Maker { layout: layout.clone(), root, cgroups, logger };
     maker.common()?;
-    let _guards = log::start(&settings.config.log, &layout.logs())?;
+    let log = log::start(log::make(&settings.config.log, &layout.logs())?)?;
     for warning in &settings.warnings {
         warn!("{warning}");
     }
@@ -80,7 +80,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     runtime.block_on(async move {
         let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
         let control = control::open(&layout.control(), events.clone())?;
-        let mut supervisor = build(settings, layout, maker, spawning, events, control)?;
+        let mut supervisor = build(settings, layout, maker, spawning, events, (control, log))?;
         supervisor.begin();
         supervisor.live(inbox, signals).await;
         info!("ended in order");
@@ -97,7 +97,7 @@ fn build(
     maker: Maker,
     spawning: Spawning,
     events: Events,
-    control: AbortHandle,
+    (control, log): (AbortHandle, log::Writing),
 ) -> Result<Supervisor, String> {
     let duplicate = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().map(Arc::new).map_err(|e| format!("cannot start: {e}"))
@@ -118,10 +118,7 @@ fn build(
     let ledger = Ledger::start(&layout.database(), tell).map_err(|e| format!("cannot start the ledger: {e}"))?;
     ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
     let files = Files::start(events.clone()).map_err(|e| format!("cannot start a thread: {e}"))?;
-    let echo = settings
-        .config
-        .echo
-        .unwrap_or_else(|| identity::is_pid_one() || std::io::IsTerminal::is_terminal(&std::io::stdout()));
+    let echo = internals::echoes(&settings.config);
     let mut listeners = Vec::new();
     for (number, entry) in settings.config.http.iter().enumerate() {
         let mut listener = reload::bind(entry.clone())?;
@@ -138,6 +135,7 @@ fn build(
         reloads: Vec::new(),
         layout,
         control,
+        log,
         maker,
         begun: false,
         ending: None,
