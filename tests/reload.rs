@@ -131,6 +131,43 @@ fn what_an_env_file_says_now_restarts_its_app_alone() {
 }
 
 #[test]
+fn what_is_stopped_stays_so_and_enabled_counts() {
+    let server = server();
+    server.ok(&["stop", "two", "-y"]);
+    server.edit_config("red", "blue");
+    assert_eq!(server.ok(&["reload"]).trim(), "two: restarted (env)");
+    assert_eq!(server.app("two")["state"], "stopped");
+    server.ok(&["start", "two"]);
+    assert!(environ(&server, "two").contains("COLOUR=blue"));
+
+    server.edit_config("\"COLOUR\": \"blue\"}", "\"COLOUR\": \"blue\"}, enabled: false");
+    assert_eq!(server.ok(&["reload"]).trim(), "two: changed without a restart (enabled)");
+    let app = server.wait_state("two", "stopped");
+    assert!(app["instances"][0]["reason"].as_str().unwrap().contains("disabled"), "{app}");
+    server.edit_config(", enabled: false", "");
+    server.ok(&["reload"]);
+    server.wait_state("two", "ready");
+}
+
+#[test]
+fn whoever_waits_for_an_app_that_goes_is_told() {
+    let server = server();
+    let binary = env!("CARGO_BIN_EXE_everhook");
+    let mut waiting = std::process::Command::new(binary);
+    let mut waiting = waiting.args(["wait", "three", "--for", "failed", "--timeout", "20s", "--config"]);
+    waiting = waiting.arg(server.config()).stderr(std::process::Stdio::piped());
+    let waiting = waiting.spawn().unwrap();
+    let text = fs::read_to_string(server.config()).unwrap();
+    let start = text.find("\"three\"").unwrap();
+    let end = text.rfind("\n}").unwrap();
+    server.write_config(&format!("{}{}", &text[..start], &text[end..]));
+    server.ok(&["reload"]);
+    let output = waiting.wait_with_output().unwrap();
+    let told = server::text(&output);
+    assert!([1, 4].contains(&output.status.code().unwrap()) && told.contains("three"), "{told}");
+}
+
+#[test]
 fn apps_come_and_go_and_come_back() {
     let server = server();
     let before = pids(&server);

@@ -148,7 +148,10 @@ impl Server {
     pub fn cli_as(&self, id: u32, args: &[&str]) -> Output {
         let binary = self.path().join("everhook");
         if !binary.exists() {
-            fs::copy(env!("CARGO_BIN_EXE_everhook"), &binary).unwrap();
+            // By another process: a file that this one writes may be inherited by a child that a test
+            // beside this one starts, and is then busy.
+            let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_everhook")).arg(&binary).status().unwrap();
+            assert!(copied.success());
         }
         let line = self.command(args);
         let mut command = Command::new(binary);
