@@ -49,7 +49,7 @@ impl Client {
             Ok(stream) => Ok(Self { channel: Channel::new(stream), socket, interrupt: None, deadline: None }),
             Err(e) => {
                 let why = match e.kind() {
-                    io::ErrorKind::NotFound => "it does not exist".into(),
+                    io::ErrorKind::NotFound => "it does not exist; one that runs makes it again at SIGHUP".into(),
                     io::ErrorKind::ConnectionRefused => "nobody listens".into(),
                     _ => e.to_string(),
                 };

@@ -25,12 +25,12 @@ use super::{
 use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
-        config::{Http, Identity, Serve},
+        config::{Config, Http, Identity, Serve},
         model::Exit,
     },
     os::{
         channel::Channel,
-        fifo,
+        fifo, identity,
         spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
         watched::Watched,
     },
@@ -130,6 +130,14 @@ impl Logger {
     #[must_use]
     pub fn new(echo: bool) -> Self {
         Self { echo, ..Self::default() }
+    }
+
+    /// Repeats what it captures on our own stdout, or not.
+    pub fn set_echo(&mut self, on: bool) {
+        if self.echo != on {
+            self.echo = on;
+            self.tell(&ToLogger::Echo { on }, None);
+        }
     }
 
     /// Is there no process, nor one being started?
@@ -371,6 +379,12 @@ impl Supervisor {
             let _ = events.send(Event::Then(Box::new(then)));
         });
     }
+}
+
+/// Is apps' output repeated on our own stdout?
+#[must_use]
+pub fn echoes(config: &Config) -> bool {
+    config.echo.unwrap_or_else(|| identity::is_pid_one() || std::io::IsTerminal::is_terminal(&std::io::stdout()))
 }
 
 /// The word of SURFACE.md section 4, and of the listener's command line.

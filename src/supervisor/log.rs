@@ -6,18 +6,32 @@ use tracing_appender::{
     non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard},
     rolling::{RollingFileAppender, Rotation},
 };
-use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 use crate::domain::config::{Log, LogFormat};
 
 /// Lines that wait for a slow disk; the appender's default of 128,000 costs 4 MB at once.
 const QUEUE: usize = 1024;
 
-/// Begins logging; what it returns must live as long as there is something to say.
+type Layers = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// The log as it is written now; must live as long as there is something to say.
+pub struct Writing {
+    layers: reload::Handle<Layers, Registry>,
+    guards: Vec<WorkerGuard>,
+}
+
+/// A log that nothing goes to yet.
+pub struct Made {
+    layers: Layers,
+    guards: Vec<WorkerGuard>,
+}
+
+/// Makes everything that the log needs.
 ///
 /// # Errors
 /// When the file cannot be made, or the level is none.
-pub fn start(log: &Log, folder: &Path) -> Result<Vec<WorkerGuard>, String> {
+pub fn make(log: &Log, folder: &Path) -> Result<Made, String> {
     let filter = EnvFilter::try_new(&log.level).map_err(|e| format!("log level {:?}: {e}", log.level))?;
     let rolling = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
@@ -31,19 +45,31 @@ pub fn start(log: &Log, folder: &Path) -> Result<Vec<WorkerGuard>, String> {
     // Stderr may be a pipe that nobody reads: that must never hold the loop.
     let (stderr, stderr_guard) = queue().finish(std::io::stderr());
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(layer(log.format, file, false))
-        .with(layer(log.format, stderr, colour))
-        .try_init()
-        .map_err(|e| e.to_string())?;
-    Ok(vec![file_guard, stderr_guard])
+    let layers = vec![layer(log.format, file, false), layer(log.format, stderr, colour), filter.boxed()].boxed();
+    Ok(Made { layers, guards: vec![file_guard, stderr_guard] })
 }
 
-fn layer<S>(format: LogFormat, to: NonBlocking, colour: bool) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-{
+/// Begins logging.
+///
+/// # Errors
+/// When something in this process logs already.
+pub fn start(made: Made) -> Result<Writing, String> {
+    let (layers, handle) = reload::Layer::new(made.layers);
+    tracing_subscriber::registry().with(layers).try_init().map_err(|e| e.to_string())?;
+    Ok(Writing { layers: handle, guards: made.guards })
+}
+
+impl Writing {
+    /// Logs there from now on; what was said before is written out where it belongs.
+    pub fn switch(&mut self, made: Made) {
+        // Fails only where nothing logs any more.
+        if self.layers.reload(made.layers).is_ok() {
+            self.guards = made.guards;
+        }
+    }
+}
+
+fn layer(format: LogFormat, to: NonBlocking, colour: bool) -> Layers {
     let plain = fmt::layer().with_writer(to).with_target(false).with_ansi(colour);
     match format {
         LogFormat::Text => plain.boxed(),

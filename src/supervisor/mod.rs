@@ -44,6 +44,8 @@ use std::{
     time::Instant,
 };
 
+use tokio::task::AbortHandle;
+
 use crate::domain::{
     api::DeployState,
     config::{self, Config},
@@ -74,7 +76,14 @@ pub struct Supervisor {
     /// The file's text as it was applied.
     config_text: String,
     tokens: Vec<(config::Token, Secret)>,
+    /// A reload is on its way.
+    reloading: bool,
+    /// Reloads that were asked for meanwhile.
+    reloads: Vec<reload::Wanted>,
     layout: layout::Layout,
+    /// Takes clients of `control.sock`.
+    control: AbortHandle,
+    log: log::Writing,
     maker: prepare::Maker,
     /// Leftovers of the last supervisor are ended, apps may start.
     begun: bool,

@@ -9,15 +9,15 @@ use super::{
     Supervisor,
     apply::{Shell, first},
     control::ReplyTo,
-    internals::{Keeper, Listener},
+    internals::{Keeper, Listener, echoes},
     ledger::Command,
-    live,
+    live, log,
     prepare::{Kit, Maker},
     settings::{self, Settings},
 };
 use crate::{
     domain::{
-        api::{EventKind, Refusal, RefusalKind, Reply, Saying, Sink, Stream, ToLogger},
+        api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, Sink, Stream, ToLogger},
         config::{self, Config, Http, Plan},
         deploy,
         model::AppName,
@@ -31,6 +31,17 @@ struct Prepared {
     settings: Settings,
     plan: Plan,
     kits: BTreeMap<AppName, NewApp>,
+    /// Where `log` has changed.
+    log: Option<log::Made>,
+}
+
+/// A wish that the config be read again.
+pub struct Wanted {
+    pub by: By,
+    /// The same in words.
+    pub who: String,
+    /// Whom to tell how it went.
+    pub reply: Option<ReplyTo>,
 }
 
 /// What the disk knows and has for an app that starts.
@@ -60,35 +71,55 @@ pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
 }
 
 impl Supervisor {
-    /// Reads the config again and applies it. `reply`: whom to tell how it went.
-    pub fn reload(&mut self, reply: Option<ReplyTo>, by: &str) {
-        let by = by.to_owned();
+    /// Reads the config again and applies it. One at a time, since each starts from what the last one
+    /// applied; wishes that come meanwhile are granted by one more reading.
+    pub fn reload(&mut self, wanted: Wanted) {
+        self.reloads.push(wanted);
+        if !self.reloading {
+            self.reload_next();
+        }
+    }
+
+    fn reload_next(&mut self) {
+        let wanted = std::mem::take(&mut self.reloads);
+        self.reloading = !wanted.is_empty();
+        if wanted.is_empty() {
+            return;
+        }
         self.prepare_reload(true, move |supervisor, result| {
-            let saying = match result {
-                Ok(prepared) => {
-                    let lines = prepared.plan.lines();
-                    match supervisor.apply_settings(prepared) {
-                        Ok(()) => {
-                            info!(%by, "the config is applied: {}", lines.join("; "));
-                            let cause = format!("{by}: {}", lines.join("; "));
-                            supervisor.note(EventKind::Reload, None, "applied", Some(cause));
-                            Saying::Done(Reply::Plan { lines })
-                        }
-                        Err(error) => supervisor.refuse_reload(&by, error),
-                    }
+            let who: Vec<_> = wanted.iter().map(|wanted| wanted.who.as_str()).collect();
+            let result = supervisor.finish_reload(&who.join(", "), result);
+            for Wanted { by, reply, .. } in wanted {
+                supervisor.audit(by, None, &Request::Reload, None, result.as_ref().err().cloned());
+                if let Some(reply) = reply {
+                    reply.say(match result.clone() {
+                        Ok(lines) => Saying::Done(Reply::Plan { lines }),
+                        Err(error) => Saying::Refused(Refusal::new(RefusalKind::Failed, error)),
+                    });
                 }
-                Err(error) => supervisor.refuse_reload(&by, error),
-            };
-            if let Some(reply) = reply {
-                reply.say(saying);
             }
+            supervisor.reload_next();
         });
     }
 
-    fn refuse_reload(&mut self, by: &str, error: String) -> Saying {
-        tracing::error!(%by, "the config is not applied, everything runs on as before:\n{error}");
-        self.note(EventKind::Reload, None, "refused", Some(format!("{by}: {error}")));
-        Saying::Refused(Refusal::new(RefusalKind::Failed, error))
+    /// Applies what was prepared; what it changed, in words.
+    fn finish_reload(&mut self, who: &str, prepared: Result<Prepared, String>) -> Result<Vec<String>, String> {
+        let applied = prepared.and_then(|prepared| {
+            let lines = prepared.plan.lines();
+            self.apply_settings(prepared).map(|()| lines)
+        });
+        match &applied {
+            Ok(lines) => {
+                let changes = lines.join("; ");
+                info!(by = who, "the config is applied: {changes}");
+                self.note(EventKind::Reload, None, "applied", Some(format!("{who}: {changes}")));
+            }
+            Err(error) => {
+                tracing::error!(by = who, "the config is not applied, everything runs on as before:\n{error}");
+                self.note(EventKind::Reload, None, "refused", Some(format!("{who}: {error}")));
+            }
+        }
+        applied
     }
 
     /// Says what a reload would do.
@@ -113,8 +144,12 @@ impl Supervisor {
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
-        let Prepared { settings, plan, kits } = prepared;
+        let Prepared { settings, plan, kits, log } = prepared;
         let listeners = bind_new(&plan, &self.listeners)?;
+        if let Some(log) = log {
+            self.log.switch(log);
+        }
+        self.logger.set_echo(echoes(&settings.config));
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
         self.tokens = settings.tokens;
@@ -147,6 +182,10 @@ impl Supervisor {
         }
         for (name, new) in kits {
             let Some(spec) = self.config.apps.get(&name).cloned() else { continue };
+            if self.apps.contains_key(&name) {
+                // Its earlier life is still being stopped; it comes back after that.
+                continue;
+            }
             let env = settings.env_files.get(&name).cloned().unwrap_or_default();
             self.add_app(spec, new, env);
         }
@@ -200,11 +239,28 @@ impl Supervisor {
             return;
         }
         self.apps.remove(name);
-        if let Some(armed) = self.shells.remove(name).and_then(|shell| shell.armed) {
+        let shell = self.shells.remove(name);
+        if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));
         }
         self.logger.close(&first(name).to_string());
         self.tell_dependents(name);
+        self.bring_back(name, shell.map(|shell| shell.env_file).unwrap_or_default());
+    }
+
+    /// Takes an app in again that the config got back while it was being stopped.
+    fn bring_back(&mut self, name: &AppName, env_file: Vec<(String, String)>) {
+        let Some(spec) = self.config.apps.get(name) else { return };
+        let (mut spec, maker, name) = (spec.clone(), self.maker.clone(), name.clone());
+        let work = move || new_app(&maker, &mut spec).map(|new| (spec, new));
+        self.files.run(work, move |supervisor, made| {
+            let wanted = supervisor.config.apps.contains_key(&name) && !supervisor.apps.contains_key(&name);
+            match made {
+                Ok((spec, new)) if wanted && !supervisor.is_ending() => supervisor.add_app(spec, new, env_file),
+                Ok(_) => {}
+                Err(error) => tracing::error!(app = %name, %error, "it cannot come back"),
+            }
+        });
     }
 
     fn change_listeners(&mut self, plan: &Plan, new: Vec<Listener>) {
@@ -250,7 +306,11 @@ fn prepare(
         }
     }
     let mut kits = BTreeMap::new();
+    let mut log = None;
     if make {
+        if old.log != settings.config.log {
+            log = Some(log::make(&settings.config.log, &maker.layout.logs())?);
+        }
         let mut config = (*settings.config).clone();
         let named = plan
             .added
@@ -266,19 +326,20 @@ fn prepare(
         }
         settings.config = Arc::new(config);
     }
-    Ok(Prepared { settings, plan, kits })
+    Ok(Prepared { settings, plan, kits, log })
 }
 
-/// Binds what is new; a changed entry keeps its socket.
+/// Binds what is new. A changed entry keeps its socket, and one that comes back while its process
+/// still leaves takes it over; port 0 is another port each time.
 fn bind_new(plan: &Plan, held: &[Listener]) -> Result<Vec<Listener>, String> {
-    plan.listeners_added
-        .iter()
-        .chain(&plan.listeners_changed)
-        .map(|entry| match held.iter().find(|listener| listener.entry.bind == entry.bind && !listener.keeper.ending) {
-            Some(held) => Ok(with_socket_of(held, entry.clone())),
-            None => bind(entry.clone()),
-        })
-        .collect()
+    let holder = |entry: &Http| held.iter().find(|listener| listener.entry.bind == entry.bind);
+    let changed = plan.listeners_changed.iter().map(|entry| (entry, holder(entry)));
+    let added = plan.listeners_added.iter().map(|entry| (entry, holder(entry).filter(|_| entry.bind.port() != 0)));
+    let bound = |(entry, holder): (&Http, Option<&Listener>)| match holder {
+        Some(held) => Ok(with_socket_of(held, entry.clone())),
+        None => bind(entry.clone()),
+    };
+    changed.chain(added).map(bound).collect()
 }
 
 fn with_socket_of(held: &Listener, entry: Http) -> Listener {

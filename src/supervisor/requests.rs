@@ -10,6 +10,7 @@ use super::{
     control::{Asked, From, ReplyTo},
     ledger::{Command, NewAudit, NewDeploy, Query},
     pipeline::Rollback,
+    reload::Wanted,
     waiters::{Goal, Waiter},
 };
 use crate::domain::{
@@ -38,9 +39,7 @@ impl Supervisor {
         let who = match self.principal(from, ask.token.as_deref()) {
             Ok(who) => who,
             Err(refusal) => {
-                if ask.request.changes() {
-                    self.audit(By::Nobody, address, &ask.request, None, Some(refusal.message.clone()));
-                }
+                self.audit_refusal(&By::Nobody, address.as_deref(), &ask.request, &refusal);
                 reply.say(Saying::Refused(refusal));
                 return;
             }
@@ -53,9 +52,7 @@ impl Supervisor {
         let apps = match judged {
             Ok(apps) => apps,
             Err(refusal) => {
-                if ask.request.changes() {
-                    self.audit(by, address, &ask.request, None, Some(refusal.message.clone()));
-                }
+                self.audit_refusal(&by, address.as_deref(), &ask.request, &refusal);
                 reply.say(Saying::Refused(refusal));
                 return;
             }
@@ -66,7 +63,8 @@ impl Supervisor {
             Wish { who, by: by.clone(), apps, wait: ask.wait, deadline, reply: reply.clone(), request: ask.request };
         let apps = wish.apps.clone();
         let result = self.grant(wish);
-        if request.changes() {
+        // A reload tells by itself how it went.
+        if request.changes() && (result.is_err() || !matches!(request, Request::Reload)) {
             let reason = result.as_ref().err().map(|refusal| refusal.message.clone());
             if apps.is_empty() {
                 self.audit(by, address, &request, None, reason);
@@ -194,8 +192,8 @@ impl Supervisor {
                 });
             }
             Request::Logs(logs) => self.hand_to_logger(&wish, &logs),
-            Request::Start { .. } => self.start_apps(wish, false),
-            Request::Restart { .. } => self.start_apps(wish, true),
+            Request::Start { .. } => return self.start_apps(wish, false),
+            Request::Restart { .. } => return self.start_apps(wish, true),
             Request::Stop { confirmed, .. } => return self.stop_apps(wish, confirmed),
             Request::Signal { signal, .. } => return self.signal_apps(&wish, signal),
             Request::WaitFor { state, .. } => {
@@ -206,7 +204,10 @@ impl Supervisor {
             Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
             Request::Rollback { to, .. } => return self.roll_app_back(wish, to),
             Request::Plan => self.say_plan(wish.reply),
-            Request::Reload => self.reload(Some(wish.reply), &wish.who.to_string()),
+            Request::Reload => {
+                let who = wish.who.to_string();
+                self.reload(Wanted { by: wish.by, who, reply: Some(wish.reply) });
+            }
             Request::Shutdown { now } => {
                 wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message: "shutting down".to_owned() }));
                 self.shut_down(&wish.who.to_string(), now);
@@ -215,7 +216,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn start_apps(&mut self, wish: Wish, restart: bool) {
+    fn start_apps(&mut self, wish: Wish, restart: bool) -> Result<(), Refusal> {
         let verb = if restart { "restart" } else { "start" };
         let failures: Vec<(AppName, u64)> = wish
             .apps
@@ -230,8 +231,7 @@ impl Supervisor {
             .collect();
         if !without.is_empty() {
             let message = format!("{} has no command: there is nothing to {verb}", list(&without));
-            wish.reply.say(Saying::Refused(Refusal::new(RefusalKind::Failed, message)));
-            return;
+            return Err(Refusal::new(RefusalKind::Failed, message));
         }
         for app in &wish.apps {
             self.feed(app, service::Event::Start { restart, by: format!("{verb} by {}", wish.who) });
@@ -243,6 +243,7 @@ impl Supervisor {
             (Vec::new(), format!("{verb} of {} has begun", list(&wish.apps)))
         };
         self.wait_kept(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+        Ok(())
     }
 
     fn stop_apps(&mut self, wish: Wish, confirmed: bool) -> Result<(), Refusal> {
@@ -337,6 +338,18 @@ impl Supervisor {
             let then = move |supervisor: &mut Supervisor| supervisor.logger.tell(&message, Some(socket));
             let _ = events.send(super::event::Event::Then(Box::new(then)));
         });
+    }
+
+    /// Rows for a change that was refused before anybody looked whether the apps that it names exist.
+    fn audit_refusal(&mut self, by: &By, address: Option<&str>, request: &Request, refusal: &Refusal) {
+        if !request.changes() {
+            return;
+        }
+        let named = request.named();
+        let apps = if named.is_empty() { vec![None] } else { named.into_iter().map(Some).collect() };
+        for app in apps {
+            self.audit(by.clone(), address.map(str::to_owned), request, app, Some(refusal.message.clone()));
+        }
     }
 
     /// A row in the audit.

@@ -11,6 +11,7 @@ use tracing::info;
 use super::{
     Supervisor,
     ledger::{Command, NewAudit},
+    reload::Wanted,
 };
 use crate::domain::{api::By, model::Signal};
 
@@ -30,9 +31,9 @@ impl Supervisor {
         match origin.signal {
             SIGCHLD => self.reap(),
             SIGHUP => {
-                let by = self.signal_audit(origin, "reload");
-                self.bind_control_again();
-                self.reload(None, &by);
+                let (by, who) = sender(origin);
+                self.restore_control();
+                self.reload(Wanted { by, who, reply: None });
             }
             SIGTERM | SIGINT => {
                 let by = self.signal_audit(origin, "shutdown");
@@ -48,22 +49,17 @@ impl Supervisor {
     }
 
     fn signal_audit(&mut self, origin: &Origin, action: &str) -> String {
-        let pid = origin.process.and_then(|process| u32::try_from(process.pid).ok()).filter(|pid| *pid != 0);
-        let uid = origin.process.map(|process| process.uid);
+        let (by, who) = sender(origin);
         self.ledger.send(Command::Audit(NewAudit {
             at: crate::os::clock::now().wall,
-            by: By::Signal { pid, uid },
+            by,
             address: None,
             action: action.to_owned(),
             app: None,
             outcome: "done".to_owned(),
             reason: None,
         }));
-        let signal = Signal::from_number(origin.signal);
-        match (pid, uid) {
-            (Some(pid), Some(uid)) => format!("{signal} from pid {pid} of uid {uid}"),
-            _ => signal.to_string(),
-        }
+        who
     }
 
     fn dump(&self) {
@@ -76,4 +72,16 @@ impl Supervisor {
         }
         info!(ending = ?self.ending, jobs = self.jobs.len(), waiters = self.waiters.len(), followers = self.followers.len(), "state");
     }
+}
+
+/// Who sent it, and the same in words.
+fn sender(origin: &Origin) -> (By, String) {
+    let pid = origin.process.and_then(|process| u32::try_from(process.pid).ok()).filter(|pid| *pid != 0);
+    let uid = origin.process.map(|process| process.uid);
+    let signal = Signal::from_number(origin.signal);
+    let who = match (pid, uid) {
+        (Some(pid), Some(uid)) => format!("{signal} from pid {pid} of uid {uid}"),
+        _ => signal.to_string(),
+    };
+    (By::Signal { pid, uid }, who)
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{error, info, warn};
 
 use super::{
@@ -41,9 +41,9 @@ use crate::{
         deploy::Deploys,
     },
     os::{
-        cgroup, clock, files, identity,
+        cgroup, clock, files,
         lock::{Lock, LockError},
-        mask, reap, socket, users,
+        mask, reap, users,
     },
 };
 
@@ -55,7 +55,7 @@ const OLDEST_KERNEL: (u32, u32) = (5, 10);
 /// # Errors
 /// One message that says why it cannot start, and what to do.
 pub fn run(path: &Path) -> Result<(), String> {
-    if let Some(version) = identity::kernel().filter(|version| *version < OLDEST_KERNEL) {
+    if let Some(version) = crate::os::identity::kernel().filter(|version| *version < OLDEST_KERNEL) {
         return Err(format!("Linux {}.{} is too old: everhook needs 5.10 or newer", version.0, version.1));
     }
     let uid = users::facts().uid;
@@ -74,7 +74,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     let logger = root.then_some((prepare::LOGGER, prepare::LOGGER));
     let maker = Maker { layout: layout.clone(), root, cgroups, logger };
     maker.common()?;
-    let _guards = log::start(&settings.config.log, &layout.logs())?;
+    let log = log::start(log::make(&settings.config.log, &layout.logs())?)?;
     for warning in &settings.warnings {
         warn!("{warning}");
     }
@@ -85,14 +85,8 @@ pub fn run(path: &Path) -> Result<(), String> {
         .map_err(|e| format!("cannot start the runtime: {e}"))?;
     runtime.block_on(async move {
         let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
-        let socket = socket::listen_unix(&layout.control(), 0o666)
-            .map_err(|e| format!("cannot listen on {}: {e}", layout.control().display()))?;
-        let mut supervisor = build(settings, layout, maker, spawning, events.clone())?;
-        tokio::spawn(async move {
-            if let Err(error) = control::accept(socket, events).await {
-                error!(%error, "the control socket is lost");
-            }
-        });
+        let control = control::open(&layout.control(), events.clone())?;
+        let mut supervisor = build(settings, layout, maker, spawning, events, (control, log))?;
         supervisor.begin();
         supervisor.live(inbox, signals).await;
         info!("ended in order");
@@ -109,6 +103,7 @@ fn build(
     maker: Maker,
     spawning: Spawning,
     events: Events,
+    (control, log): (AbortHandle, log::Writing),
 ) -> Result<Supervisor, String> {
     let duplicate = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().map(Arc::new).map_err(|e| format!("cannot start: {e}"))
@@ -129,10 +124,7 @@ fn build(
     let ledger = Ledger::start(&layout.database(), tell).map_err(|e| format!("cannot start the ledger: {e}"))?;
     ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
     let files = Files::start(events.clone()).map_err(|e| format!("cannot start a thread: {e}"))?;
-    let echo = settings
-        .config
-        .echo
-        .unwrap_or_else(|| identity::is_pid_one() || std::io::IsTerminal::is_terminal(&std::io::stdout()));
+    let echo = internals::echoes(&settings.config);
     let mut listeners = Vec::new();
     for (number, entry) in settings.config.http.iter().enumerate() {
         let mut listener = reload::bind(entry.clone())?;
@@ -145,7 +137,11 @@ fn build(
         config: Arc::clone(&settings.config),
         config_text: settings.text,
         tokens: settings.tokens,
+        reloading: false,
+        reloads: Vec::new(),
         layout,
+        control,
+        log,
         maker,
         begun: false,
         ending: None,
@@ -222,20 +218,6 @@ impl Supervisor {
         if let Err(error) = thread::Builder::new().name("handover".into()).spawn(work) {
             error!(%error, "cannot look for what the last supervisor left");
         }
-    }
-
-    /// A cleaner of temporary files may have removed the control socket: clients need it back.
-    pub fn bind_control_again(&mut self) {
-        let path = self.layout.control();
-        let bind = move || if path.exists() { None } else { Some(socket::listen_unix(&path, 0o666)) };
-        self.files.run(bind, |supervisor, bound| match bound {
-            None => {}
-            Some(Ok(listener)) => {
-                warn!("the control socket was gone; it is bound again");
-                tokio::spawn(control::accept(listener, supervisor.events.clone()));
-            }
-            Some(Err(error)) => supervisor.trouble(&format!("the control socket is gone: {error}")),
-        });
     }
 
     fn begin_apps(&mut self, found: &[String]) {

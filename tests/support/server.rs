@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -37,10 +37,8 @@ impl Server {
     pub fn new(config: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("everhook-test-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let secret = dir.path().join("secret");
-        fs::write(&secret, SECRET).unwrap();
-        fs::set_permissions(secret, fs::Permissions::from_mode(0o600)).unwrap();
         let server = Self { dir, child: None, events: None };
+        server.write_secret("secret", SECRET);
         server.write_config(config);
         server
     }
@@ -63,6 +61,13 @@ impl Server {
 
     pub fn config(&self) -> PathBuf {
         self.path().join("supervisor.ron")
+    }
+
+    /// A file in the folder that nobody else reads.
+    pub fn write_secret(&self, name: &str, content: &str) {
+        let path = self.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     pub fn write_config(&self, config: &str) {
@@ -137,6 +142,21 @@ impl Server {
 
     pub fn cli(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
+    }
+
+    /// The same as another user, without any group of ours. The binary may be where nobody else goes.
+    pub fn cli_as(&self, id: u32, args: &[&str]) -> Output {
+        let binary = self.path().join("everhook");
+        if !binary.exists() {
+            // By another process: a file that this one writes may be inherited by a child that a test
+            // beside this one starts, and is then busy.
+            let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_everhook")).arg(&binary).status().unwrap();
+            assert!(copied.success());
+        }
+        let line = self.command(args);
+        let mut command = Command::new(binary);
+        command.args(line.get_args()).current_dir(self.path()).stdin(Stdio::null()).env_clear();
+        command.uid(id).gid(id).output().unwrap()
     }
 
     /// Runs a command that must succeed.

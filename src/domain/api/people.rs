@@ -136,6 +136,32 @@ impl Request {
         }
     }
 
+    /// The apps that it names, whether they exist or not.
+    #[must_use]
+    pub fn named(&self) -> Vec<&AppName> {
+        let named = |target| match target {
+            &Target::All => None,
+            Target::App(app) => Some(app),
+            Target::Instance(id) => Some(&id.app),
+        };
+        match self {
+            Self::Status { apps } | Self::Start { apps } | Self::Stop { apps, .. } | Self::Restart { apps } => {
+                apps.iter().filter_map(named).collect()
+            }
+            Self::Logs(logs) => logs.apps.iter().filter_map(named).collect(),
+            Self::Signal { app, .. } | Self::WaitFor { app, .. } => named(app).into_iter().collect(),
+            Self::DeployApp { app, .. } | Self::Rollback { app, .. } => vec![app],
+            Self::Events { app, .. } | Self::History { app, .. } | Self::Deliveries { app, .. } => app.iter().collect(),
+            Self::Deploy { .. }
+            | Self::Delivery { .. }
+            | Self::Audit { .. }
+            | Self::DeployLog { .. }
+            | Self::Plan
+            | Self::Reload
+            | Self::Shutdown { .. } => Vec::new(),
+        }
+    }
+
     /// The role it needs; for requests about apps, in each of these apps.
     #[must_use]
     pub fn role(&self) -> Role {

@@ -34,12 +34,14 @@ pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
     apps.keys().filter(|name| !needed(name)).cloned().collect()
 }
 
-/// The running apps that wait for one of `stopped` at their start: whom a stop hurts.
+/// The running apps that wait for one of `stopped` at their start: whom a stop hurts. What is stopped
+/// already hurts nobody more.
 #[must_use]
 pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a BTreeMap<AppName, App>) -> Vec<&'a AppName> {
+    let stops = |name: &AppName| apps.get(name).is_some_and(|app| !matches!(app.instance().state(), State::Stopped));
     apps.values()
         .filter(|app| app.instance().is_active() && !stopped.contains(app.name()))
-        .filter(|app| app.spec().after.iter().any(|name| stopped.contains(name)))
+        .filter(|app| app.spec().after.iter().any(|name| stopped.contains(name) && stops(name)))
         .map(App::name)
         .collect()
 }

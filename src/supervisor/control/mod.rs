@@ -2,15 +2,18 @@
 //! channels of listeners, where the token does. One task a connection; what is asked becomes one
 //! event, what is answered goes back through [`ReplyTo`].
 
-use std::{io, os::fd::OwnedFd};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
-use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tokio::{sync::mpsc, task::AbortHandle};
+use tracing::{debug, error, info, warn};
 
-use super::event::{Event, Events};
+use super::{
+    Supervisor,
+    event::{Event, Events},
+};
 use crate::{
     domain::api::{Ask, Said, Saying},
-    os::{channel::Channel, users, watched::Watched},
+    os::{channel::Channel, socket, users, watched::Watched},
 };
 
 /// A question and who asks it.
@@ -59,8 +62,38 @@ impl ReplyTo {
     }
 }
 
-/// Takes clients of `control.sock` until the loop ends.
-pub async fn accept(listener: std::os::unix::net::UnixListener, events: Events) -> io::Result<()> {
+/// Binds `control.sock` and takes its clients until the loop ends or the handle is used.
+///
+/// # Errors
+/// Names the socket.
+pub fn open(path: &Path, events: Events) -> Result<AbortHandle, String> {
+    let socket = socket::listen_unix(path, 0o666).map_err(|e| format!("cannot listen on {}: {e}", path.display()))?;
+    let task = tokio::spawn(async move {
+        if let Err(error) = accept(socket, events).await {
+            error!(%error, "the control socket is lost");
+        }
+    });
+    Ok(task.abort_handle())
+}
+
+impl Supervisor {
+    /// Makes `control.sock` again where somebody removed it, as cleaners of temporary folders do.
+    pub fn restore_control(&mut self) {
+        let path = self.layout.control();
+        if !matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            return;
+        }
+        match open(&path, self.events.clone()) {
+            Ok(control) => {
+                std::mem::replace(&mut self.control, control).abort();
+                info!(socket = %path.display(), "the control socket was gone and is there again");
+            }
+            Err(error) => error!(%error, "the control socket is gone"),
+        }
+    }
+}
+
+async fn accept(listener: std::os::unix::net::UnixListener, events: Events) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     loop {

@@ -1,0 +1,385 @@
+//! A changed config from outside: all or nothing, and only what changed is touched.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::{PermissionsExt, symlink},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use server::Server;
+
+const APPS: &str = r#""one": (command: ["sleep", "1001"], ready: Immediate, env_file: "@DIR@/one.env", restart: (policy: Always, first: "10ms")),
+    "two": (command: ["sleep", "1002"], ready: Immediate, env: {"COLOUR": "red"}),
+    "three": (command: ["sleep", "1003"], ready: Immediate, after: ["two"])"#;
+
+fn server() -> Server {
+    let server = Server::with_apps(APPS);
+    fs::write(server.path().join("one.env"), "GREETING=hello\n").unwrap();
+    let server = server.started();
+    for app in ["one", "two", "three"] {
+        server.wait_state(app, "ready");
+    }
+    server
+}
+
+/// Who runs with which pid, listeners and logger too.
+fn pids(server: &Server) -> BTreeMap<String, Value> {
+    let status = server.status();
+    let supervisor = &status["supervisor"];
+    let listeners =
+        supervisor["listeners"].as_array().unwrap().iter().map(|l| (l["bind"].to_string(), l["pid"].clone()));
+    let apps = status["apps"].as_array().unwrap();
+    let apps = apps.iter().map(|app| (app["name"].as_str().unwrap().to_owned(), app["instances"][0]["pid"].clone()));
+    listeners.chain(apps).chain([("the logger".to_owned(), supervisor["logger"]["pid"].clone())]).collect()
+}
+
+fn reloads(server: &Server) -> usize {
+    server.events().iter().filter(|event| event["kind"] == "reload").count()
+}
+
+/// Reloads by signal, and waits for its end.
+fn hup(server: &Server) -> Value {
+    let before = reloads(server);
+    server.signal(Signal::SIGHUP);
+    server.until("the end of the reload", |s| {
+        let all = s.events();
+        let reloads: Vec<_> = all.iter().filter(|event| event["kind"] == "reload").collect();
+        (reloads.len() > before).then(|| (*reloads.last().unwrap()).clone())
+    })
+}
+
+fn environ(server: &Server, app: &str) -> String {
+    let bytes = fs::read(format!("/proc/{}/environ", server.main_pid(app))).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[test]
+fn an_unchanged_file_changes_nothing() {
+    let server = server();
+    let before = pids(&server);
+    assert_eq!(server.ok(&["reload"]).trim(), "nothing changes");
+    assert_eq!(hup(&server)["to"], "applied");
+    assert_eq!(pids(&server), before);
+    assert_eq!(server.status()["supervisor"]["config_differs"], false);
+}
+
+#[test]
+fn only_what_changed_is_touched() {
+    let server = server();
+    let before = pids(&server);
+    server.edit_config("red", "blue");
+    assert_eq!(server.status()["supervisor"]["config_differs"], true);
+    assert!(server.ok(&["status"]).contains("differs"), "{}", server.ok(&["status"]));
+    let plan = server.ok(&["check", "--diff"]);
+    assert_eq!(plan.trim(), "two: restarted (env)");
+    assert_eq!(pids(&server), before, "a look changes nothing");
+    assert_eq!(server.ok(&["reload"]), plan);
+    let old = i32::try_from(before["two"].as_i64().unwrap()).unwrap();
+    let new = server.wait_new_pid("two", old);
+    let mut expected = before.clone();
+    expected.insert("two".into(), new.into());
+    assert_eq!(pids(&server), expected);
+    assert!(environ(&server, "two").contains("COLOUR=blue"));
+    assert_eq!(server.status()["supervisor"]["config_differs"], false);
+}
+
+#[test]
+fn a_policy_counts_without_a_restart() {
+    let server = server();
+    let pid = server.main_pid("one");
+    server.edit_config("policy: Always", "policy: Never");
+    assert_eq!(server.ok(&["reload"]).trim(), "one: changed without a restart (restart)");
+    assert_eq!(server.main_pid("one"), pid);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    server.until("it stays down", |s| {
+        let app = s.app("one");
+        assert!(app["state"] != "backoff", "{app}");
+        ["failed", "done", "stopped"].contains(&app["state"].as_str().unwrap()).then_some(())
+    });
+    server.edit_config("policy: Never", "policy: Always");
+    server.ok(&["reload"]);
+    server.ok(&["start", "one"]);
+    assert_ne!(server.main_pid("one"), pid);
+}
+
+#[test]
+fn what_an_env_file_says_now_restarts_its_app_alone() {
+    let server = server();
+    let before = pids(&server);
+    fs::write(server.path().join("one.env"), "GREETING=good day\n").unwrap();
+    assert_eq!(server.ok(&["reload"]).trim(), "one: restarted (env_file)");
+    server.wait_new_pid("one", i32::try_from(before["one"].as_i64().unwrap()).unwrap());
+    assert!(environ(&server, "one").contains("GREETING=good day"));
+    assert_eq!((&pids(&server)["two"], &pids(&server)["three"]), (&before["two"], &before["three"]));
+    assert_eq!(server.ok(&["reload"]).trim(), "nothing changes");
+}
+
+#[test]
+fn what_is_stopped_stays_so_and_enabled_counts() {
+    let server = server();
+    server.ok(&["stop", "two", "-y"]);
+    server.edit_config("red", "blue");
+    assert_eq!(server.ok(&["reload"]).trim(), "two: restarted (env)");
+    assert_eq!(server.app("two")["state"], "stopped");
+    server.ok(&["start", "two"]);
+    assert!(environ(&server, "two").contains("COLOUR=blue"));
+
+    server.edit_config("\"COLOUR\": \"blue\"}", "\"COLOUR\": \"blue\"}, enabled: false");
+    assert_eq!(server.ok(&["reload"]).trim(), "two: changed without a restart (enabled)");
+    let app = server.wait_state("two", "stopped");
+    assert!(app["instances"][0]["reason"].as_str().unwrap().contains("disabled"), "{app}");
+    server.edit_config(", enabled: false", "");
+    server.ok(&["reload"]);
+    server.wait_state("two", "ready");
+}
+
+#[test]
+fn whoever_waits_for_an_app_that_goes_is_told() {
+    let server = server();
+    let binary = env!("CARGO_BIN_EXE_everhook");
+    let mut waiting = std::process::Command::new(binary);
+    let mut waiting = waiting.args(["wait", "three", "--for", "failed", "--timeout", "20s", "--config"]);
+    waiting = waiting.arg(server.config()).stderr(std::process::Stdio::piped());
+    let waiting = waiting.spawn().unwrap();
+    let text = fs::read_to_string(server.config()).unwrap();
+    let start = text.find("\"three\"").unwrap();
+    let end = text.rfind("\n}").unwrap();
+    server.write_config(&format!("{}{}", &text[..start], &text[end..]));
+    server.ok(&["reload"]);
+    let output = waiting.wait_with_output().unwrap();
+    let told = server::text(&output);
+    assert!([1, 4].contains(&output.status.code().unwrap()) && told.contains("three"), "{told}");
+}
+
+#[test]
+fn apps_come_and_go_and_come_back() {
+    let server = server();
+    let before = pids(&server);
+    let new = r#""four": (command: "trap 'exec sleep 1005' TERM; sleep 1004 & wait", ready: Immediate, stop: (timeout: "1s")), "one""#;
+    server.edit_config("\"one\"", new);
+    assert_eq!(server.ok(&["reload"]).trim(), "four: added");
+    let four = i64::from({
+        server.wait_state("four", "ready");
+        server.main_pid("four")
+    });
+    assert_eq!(&pids(&server)["one"], &before["one"]);
+    // It comes back while its earlier life takes its time to end.
+    let with = fs::read_to_string(server.config()).unwrap();
+    server.edit_config(new, "\"one\"");
+    assert_eq!(server.ok(&["reload"]).trim(), "four: removed");
+    server.write_config(&with);
+    assert_eq!(server.ok(&["reload"]).trim(), "four: added");
+    let again = server.until("it is back", |s| {
+        let pid =
+            s.status()["apps"].as_array()?.iter().find(|a| a["name"] == "four")?["instances"][0]["pid"].as_i64()?;
+        Some(pid).filter(|pid| *pid != four)
+    });
+    assert!(!fs::exists(format!("/proc/{four}")).unwrap(), "no second copy runs");
+    server.wait_state("four", "ready");
+    assert_eq!(i64::from(server.main_pid("four")), again);
+    server.edit_config(new, "\"one\"");
+    server.ok(&["reload"]);
+    server
+        .until("it is gone", |s| s.status()["apps"].as_array()?.iter().all(|app| app["name"] != "four").then_some(()));
+    server.fails(4, &["restart", "four"]);
+    assert!(!fs::exists(format!("/proc/{again}")).unwrap());
+    let after = pids(&server);
+    assert_eq!(after, before);
+}
+
+#[test]
+fn listeners_come_and_go() {
+    let server = server();
+    let before = pids(&server);
+    let (first, address) = (server.address("hooks"), free_address());
+    let entry = format!(", (bind: \"{address}\", serve: [Hooks])]");
+    let entry = entry.as_str();
+    for round in 0..3 {
+        server.edit_config("[Hooks, Api])]", &format!("[Hooks, Api]){entry}"));
+        assert_eq!(server.ok(&["reload"]).trim(), format!("listener {address}: opened"), "round {round}");
+        let health = |address| http::request(address, "GET", "/healthz", &[], &[]).status;
+        assert_eq!((health(address), health(first)), (200, 200));
+        server.edit_config(entry, "]");
+        assert_eq!(server.ok(&["reload"]).trim(), format!("listener {address}: closed"));
+    }
+    server.until("nobody listens", |_| TcpStream::connect(address).is_err().then_some(()));
+    server.until("as before", |s| (pids(s) == before).then_some(()));
+}
+
+#[test]
+fn a_broken_file_changes_nothing() {
+    let server = server();
+    let before = pids(&server);
+    let good = fs::read_to_string(server.config()).unwrap();
+    server.write_config(&good.replace("red", "blue").replace("ready: Immediate, after", "raedy: Immediate, after"));
+    for args in [&["reload"][..], &["check"], &["check", "--diff"]] {
+        let told = server.fails(1, args);
+        let place = format!("{}:4:", server.config().display());
+        assert!(told.contains(&place) && told.contains("raedy") && told.contains("ready"), "{args:?}: {told}");
+    }
+    let event = hup(&server);
+    assert_eq!(event["to"], "refused");
+    assert!(event["cause"].as_str().unwrap().contains("supervisor.ron:4:"), "{event}");
+    assert_eq!(pids(&server), before);
+    // Whoever cannot read the config asks the supervisor that runs.
+    let status = server.cli(&["status"]);
+    let told = server::text(&status);
+    assert!(status.status.success() && told.contains("warning") && told.contains("two"), "{told}");
+    let audit = server.json(&["audit"]);
+    let refused =
+        audit.as_array().unwrap().iter().filter(|row| row["action"] == "reload" && row["outcome"] == "refused");
+    assert_eq!(refused.count(), 2, "{audit}");
+
+    // A port that is taken, a state_dir that moves: the rest of the file is not applied either.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let entry = format!(", (bind: \"{}\", serve: [Hooks])]", taken.local_addr().unwrap());
+    server.write_config(&good.replace("red", "blue").replace("[Hooks, Api])]", &format!("[Hooks, Api]){entry}")));
+    let told = server.fails(1, &["reload"]);
+    assert!(told.contains(&taken.local_addr().unwrap().to_string()), "{told}");
+    assert_eq!(pids(&server), before);
+    server.write_config(&good);
+    assert_eq!(server.ok(&["reload"]).trim(), "nothing changes");
+}
+
+#[test]
+fn many_reloads_at_once_end_at_the_last_file() {
+    let server = server();
+    let before = pids(&server);
+    let good = fs::read_to_string(server.config()).unwrap();
+    for round in 0..50 {
+        let more = if round % 2 == 0 { "" } else { r#""extra": (command: ["sleep", "1009"], ready: Immediate), "# };
+        // A half-written file would be refused, so it is put there whole.
+        let next = server.path().join("next.ron");
+        fs::write(&next, good.replace("red", &format!("red{round}")).replace("\"one\":", &format!("{more}\"one\":")))
+            .unwrap();
+        fs::rename(&next, server.config()).unwrap();
+        server.signal(Signal::SIGHUP);
+    }
+    server.until("the last file is applied", |s| {
+        let ready = s.status()["apps"].as_array()?.iter().filter(|app| app["state"] == "ready").count() == 4;
+        let differs = s.status()["supervisor"]["config_differs"] == true;
+        (ready && !differs && environ(s, "two").contains("COLOUR=red49")).then_some(())
+    });
+    let after = pids(&server);
+    assert_eq!((&after["one"], &after["three"]), (&before["one"], &before["three"]));
+    let marker = "EVERHOOK_INSTANCE=extra.1\0";
+    let copies = server::processes("1009").into_iter().filter(|pid| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environ = String::from_utf8_lossy(&environ).into_owned();
+        let parent = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        environ.contains(marker) && parent.contains(&format!("PPid:\t{}\n", server.pid()))
+    });
+    assert_eq!(copies.count(), 1);
+}
+
+#[test]
+fn a_config_behind_links_is_read_through_them() {
+    let server = Server::with_apps(APPS);
+    fs::write(server.path().join("one.env"), "GREETING=hello\n").unwrap();
+    let text = fs::read_to_string(server.config()).unwrap();
+    let text = text.replace(&format!("{}/one.env", server.path().display()), "one.env");
+    for (folder, colour) in [("..v1", "red"), ("..v2", "green")] {
+        let folder = server.path().join(folder);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("supervisor.ron"), text.replace("red", colour)).unwrap();
+    }
+    fs::remove_file(server.config()).unwrap();
+    symlink("..data/supervisor.ron", server.config()).unwrap();
+    symlink("..v1", server.path().join("..data")).unwrap();
+    let server = server.started();
+    server.wait_state("two", "ready");
+    server.wait_state("one", "ready");
+    assert!(environ(&server, "one").contains("GREETING=hello"));
+    let (one, two) = (server.main_pid("one"), server.main_pid("two"));
+    symlink("..v2", server.path().join("next")).unwrap();
+    fs::rename(server.path().join("next"), server.path().join("..data")).unwrap();
+    hup(&server);
+    server.wait_new_pid("two", two);
+    assert!(environ(&server, "two").contains("COLOUR=green"));
+    assert_eq!(server.main_pid("one"), one);
+}
+
+#[test]
+fn how_everhook_speaks_changes_too() {
+    let server = server();
+    let before = pids(&server);
+    server.edit_config("apps: {", "log: (level: \"error\", format: Json), echo: true, apps: {");
+    assert_eq!(server.ok(&["reload"]).trim(), "log: changed\necho: changed");
+    let said = server.log().len();
+    server.edit_config("level: \"error\"", "level: \"info\"");
+    server.ok(&["reload"]);
+    server.ok(&["restart", "two"]);
+    let log =
+        server.until("it says so in JSON", |s| Some(s.log()[said..].to_owned()).filter(|log| log.contains("restart")));
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+    server.edit_config("\"sleep\", \"1002\"", "\"sh\", \"-c\", \"echo echoed; exec sleep 1002\"");
+    server.ok(&["reload"]);
+    server.until("the echo", |s| s.log().contains("echoed\n").then_some(()));
+    assert_eq!(pids(&server)["one"], before["one"]);
+}
+
+#[test]
+fn a_token_and_a_secret_are_read_again() {
+    let server = Server::new(
+        r#"(state_dir: "@DIR@/state", http: [(bind: "127.0.0.1:0", serve: [Hooks, Api])],
+        tokens: [(name: "eye", secret: File("@DIR@/..data/token"), role: Viewer)],
+        apps: {"site": (deploy: (repo: "@DIR@/repo", on: [Push(branch: "x")], secret: File("@DIR@/secret")))})"#,
+    );
+    for (folder, token) in [("..v1", "first"), ("..v2", "second")] {
+        fs::create_dir(server.path().join(folder)).unwrap();
+        server.write_secret(&format!("{folder}/token"), token);
+    }
+    symlink("..v1", server.path().join("..data")).unwrap();
+    let server = server.started();
+    let status = |token: &str| {
+        let token = format!("Bearer {token}");
+        let headers = [("authorization", token.as_str())];
+        http::request(server.address("api"), "GET", "/api/v1/status", &headers, &[]).status
+    };
+    let body = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/github/push.1.json")).unwrap();
+    assert_eq!((status("first"), status("second"), server.push("site", "1", &body).0), (200, 401, 200));
+    symlink("..v2", server.path().join("next")).unwrap();
+    fs::rename(server.path().join("next"), server.path().join("..data")).unwrap();
+    server.write_secret("secret", "another");
+    server.ok(&["reload"]);
+    assert_eq!((status("first"), status("second"), server.push("site", "2", &body).0), (401, 200, 401));
+}
+
+#[test]
+fn the_audit_names_whoever_sent_the_signal() {
+    let server = server();
+    hup(&server);
+    let row = server.json(&["audit"]).as_array().unwrap().last().unwrap().clone();
+    let by = json!({"kind": "signal", "pid": std::process::id(), "uid": nix::unistd::getuid().as_raw()});
+    assert_eq!((&row["by"], &row["action"], &row["outcome"]), (&by, &json!("reload"), &json!("done")), "{row}");
+}
+
+#[test]
+fn a_control_socket_that_was_removed_is_made_again() {
+    let server = server();
+    let before = pids(&server);
+    let socket = server.path().join("state/run/control.sock");
+    fs::remove_file(&socket).unwrap();
+    let told = server.fails(3, &["status"]);
+    assert!(told.contains("control.sock") && told.contains("SIGHUP"), "{told}");
+    server.signal(Signal::SIGHUP);
+    server.until("it answers again", |s| s.cli(&["status"]).status.success().then_some(()));
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
+    assert_eq!(pids(&server), before);
+}
