@@ -34,7 +34,9 @@ fn scripts(server: &Server, mind: &str) {
         server.path().join("main.sh"),
         format!(
             "setsid sh {dir}/helper.sh session {dir}-tree &\n(setsid sh -c 'sh {dir}/helper.sh daemon {dir}-tree &' &)\n\
-             until [ \"$(grep -c up {dir}/said)\" -ge 2 ]; do sleep 0.01; done\necho main up >> {dir}/said\nexec sleep 1000\n"
+             mine=$(grep -c 'main up' {dir}/said)\n\
+             until [ \"$(grep -c 'session up' {dir}/said)\" -gt \"$mine\" ] && [ \"$(grep -c 'daemon up' {dir}/said)\" -gt \"$mine\" ]\n\
+             do sleep 0.01; done\necho main up >> {dir}/said\nexec sleep 1000\n"
         ),
     )
     .unwrap();
