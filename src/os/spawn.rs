@@ -39,8 +39,8 @@ use super::{identity, record::RECORD_SIZE};
 
 /// Soft limit of open files of a child whose spec names none; `select(2)` breaks above it.
 const NOFILE_SOFT: u64 = 1024;
-/// What nearly every child needs: three streams, a result or a channel, a record, one to spare.
-const FIRST_SLOTS: usize = 6;
+/// What nearly every child needs: three streams, a result or a channel, a record, a gate, one to spare.
+const FIRST_SLOTS: usize = 7;
 
 /// Whom the child becomes. Absent: whoever we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +81,9 @@ pub struct SpawnSpec {
     pub cgroup: Option<Arc<OwnedFd>>,
     /// No record, no exec.
     pub record: Option<RecordFile>,
+    /// Exec waits until nobody has the other end of this pipe open, but 50 ms at most: for whoever must have
+    /// done something before the program's first act.
+    pub gate: Option<Arc<OwnedFd>>,
     /// Die with the thread that spawned (jobs and internal processes).
     pub die_with_parent: bool,
     pub no_new_privs: bool,
@@ -108,6 +111,7 @@ impl SpawnSpec {
             fds: Vec::new(),
             cgroup: None,
             record: None,
+            gate: None,
             die_with_parent: false,
             no_new_privs: false,
             no_capabilities: false,
@@ -185,6 +189,7 @@ impl Spawner {
         let by_hand = if self.clone3 { None } else { open_procs(spec).map_err(preparing)? };
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));
+        filled.extend(spec.gate.as_deref());
         filled.extend(&by_hand);
         self.grow(filled.len()).map_err(preparing)?;
         let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
@@ -272,12 +277,14 @@ fn name_of(step: Step, spec: &SpawnSpec) -> String {
 }
 
 impl Plan {
-    /// `slots` hold, in this order, the child's descriptors, the record, and the file of its cgroup.
+    /// `slots` hold, in this order, the child's descriptors, the record, the gate, and the file of its cgroup.
     fn new(spec: &SpawnSpec, slots: &[RawFd], by_hand: bool, machine: &str) -> io::Result<Self> {
         let moves: Vec<(RawFd, RawFd)> = slots.iter().zip(&spec.fds).map(|(slot, (_, to))| (*slot, *to)).collect();
-        let after = &slots[moves.len()..];
-        let record = spec.record.as_ref().and(after.first().copied());
-        let procs = after.get(usize::from(record.is_some())).copied().filter(|_| by_hand);
+        let mut after = slots[moves.len()..].iter().copied();
+        let mut slot = |wanted: bool| if wanted { after.next() } else { None };
+        let record = slot(spec.record.is_some());
+        let gate = slot(spec.gate.is_some());
+        let procs = slot(by_hand);
         let numbers: Vec<RawFd> = moves.iter().map(|(_, to)| *to).collect();
         let pid_env: Vec<PidEntry> = spec.pid_env.iter().map(|name| PidEntry::new(name)).collect();
         let mut envp: Vec<*const c_char> = spec.env.iter().map(|entry| entry.as_ptr()).collect();
@@ -294,6 +301,7 @@ impl Plan {
             moves,
             record,
             record_tail: record_tail(spec, machine)?,
+            gate,
             procs,
             credentials: spec.credentials.clone().filter(|c| !already(c)),
             limits: limits(spec)?,

@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     ffi::{CString, c_char, c_int, c_void},
     os::fd::RawFd,
+    time::Duration,
 };
 
 use super::{
@@ -15,6 +16,9 @@ use super::{
     raw::{self, Errno},
 };
 use crate::os::record::{self, DIGITS, RECORD_SIZE};
+
+/// The longest wait at a gate: the spawning thread waits too.
+const GATE: Duration = Duration::from_millis(50);
 
 /// Everything the child needs, made before it is.
 pub(super) struct Plan {
@@ -35,6 +39,8 @@ pub(super) struct Plan {
     /// Slot of the run record.
     pub record: Option<RawFd>,
     pub record_tail: String,
+    /// Slot of the gate.
+    pub gate: Option<RawFd>,
     /// Slot of `cgroup.procs`, where clone could not place the child.
     pub procs: Option<RawFd>,
     pub credentials: Option<Credentials>,
@@ -146,6 +152,9 @@ fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
     if let Some(slot) = plan.record {
         note(slot, &plan.record_tail).at(Step::Record)?;
     }
+    if let Some(gate) = plan.gate {
+        raw::wait_for_hangup(gate, GATE);
+    }
     for &(first, last) in &plan.gaps {
         raw::close_range(first, last, 0).at(Step::Descriptors)?;
     }
@@ -161,7 +170,7 @@ fn part_descriptors(plan: &mut Plan) -> Result<(), Errno> {
     let above = plan.last_slot.unsigned_abs().saturating_add(1);
     raw::close_range(above, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
     let slots = plan.moves.iter_mut().map(|(slot, _)| slot);
-    for slot in slots.chain(&mut plan.record).chain(&mut plan.procs) {
+    for slot in slots.chain(&mut plan.record).chain(&mut plan.gate).chain(&mut plan.procs) {
         if *slot <= plan.highest {
             *slot = raw::dup_above(*slot, plan.highest)?;
         }

@@ -82,6 +82,23 @@ fn status_of(text: &str, key: &str) -> String {
 }
 
 #[test]
+fn the_program_waits_at_the_gate() {
+    let (read, write) = std::io::pipe().unwrap();
+    let (done, hear) = std::sync::mpsc::channel();
+    let mut order = shell(":");
+    order.gate = Some(Arc::new(read.into()));
+    let waiter = std::thread::spawn(move || {
+        let child = Spawner::new().unwrap().spawn(&order).unwrap();
+        done.send(()).unwrap();
+        child
+    });
+    assert!(hear.recv_timeout(Duration::from_millis(10)).is_err(), "not before it is open");
+    drop(write);
+    hear.recv_timeout(Duration::from_secs(10)).unwrap();
+    wait(&waiter.join().unwrap());
+}
+
+#[test]
 fn nothing_but_the_spec_reaches_the_child() {
     alone("os::spawn::tests::nothing_but_the_spec_reaches_the_child", || {
         // A descriptor that is not closed at exec, as a careless parent of ours leaves it.
