@@ -261,6 +261,7 @@ fn what_one_app_lacks_is_no_other_apps_problem() {
 "folder": (command: ["sleep", "1000"], directory: "@DIR@/nowhere", restart: (first: "1ms", give_up: (restarts: 1, within: "5m"))),
 "file": (command: ["sleep", "1000"], env_file: "@DIR@/no-such-env"),
 "good": (command: ["sleep", "1000"]),
+"off": (command: ["no-such-program"], enabled: false),
 })"#;
     let server = Server::new(config).started();
     server.wait_state("good", "ready");
@@ -273,8 +274,9 @@ fn what_one_app_lacks_is_no_other_apps_problem() {
         let app = server.wait_state(app, "failed");
         let reason = app["instances"][0]["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains(names), "{app}");
-        assert!(line == 5 || reason.contains(&format!("supervisor.ron:{line}")), "{app}");
+        assert!(reason.contains(&format!("supervisor.ron:{line}:")), "{app}");
     }
+    assert_eq!(server.app("off")["state"], "stopped", "nobody wants it to run");
     assert_eq!(server.app("good")["state"], "ready");
 }
 
