@@ -32,7 +32,7 @@ use nix::{
 };
 
 use self::{
-    child::{Failure, Plan, Step},
+    child::{Failure, PidEntry, Plan, Step},
     clone::Stack,
 };
 use super::{identity, record::RECORD_SIZE};
@@ -69,6 +69,9 @@ pub struct SpawnSpec {
     pub args: Vec<CString>,
     /// `NAME=value`.
     pub env: Vec<CString>,
+    /// Names of variables, none of them in `env`, whose value is the child's own pid: `LISTEN_PID` and
+    /// its like, which no parent can know before.
+    pub pid_env: Vec<&'static str>,
     /// Entered as the child's user.
     pub directory: PathBuf,
     pub credentials: Option<Credentials>,
@@ -102,6 +105,7 @@ impl SpawnSpec {
             program,
             args,
             env: Vec::new(),
+            pid_env: Vec::new(),
             directory: "/".into(),
             credentials: None,
             fds: Vec::new(),
@@ -282,10 +286,14 @@ impl Plan {
         let gate = slot(spec.gate.is_some());
         let procs = slot(by_hand);
         let numbers: Vec<RawFd> = moves.iter().map(|(_, to)| *to).collect();
+        let pid_env: Vec<PidEntry> = spec.pid_env.iter().map(|name| PidEntry::new(name)).collect();
+        let mut envp: Vec<*const c_char> = spec.env.iter().map(|entry| entry.as_ptr()).collect();
+        envp.extend(pid_env.iter().map(PidEntry::as_ptr).chain([ptr::null()]));
         Ok(Self {
             program: spec.program.as_ptr(),
             argv: pointers(&spec.args),
-            envp: pointers(&spec.env),
+            envp,
+            pid_env,
             directory: CString::new(spec.directory.clone().into_os_string().into_vec())?,
             last_slot: slots.iter().copied().max().unwrap_or(2),
             highest: numbers.iter().copied().max().unwrap_or(-1),

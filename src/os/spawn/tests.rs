@@ -115,6 +115,22 @@ fn nothing_but_the_spec_reaches_the_child() {
 }
 
 #[test]
+fn it_finds_its_own_pid_in_its_environment() {
+    let mut spawner = Spawner::new().unwrap();
+    for clone3 in [true, false] {
+        spawner.clone3 = clone3;
+        let spec = SpawnSpec {
+            pid_env: vec!["LISTEN_PID", "WATCHDOG_PID"],
+            ..shell("test $LISTEN_PID = $$ && test $WATCHDOG_PID = $$ && env | grep -c _PID=")
+        };
+        // Twice, since nothing of the first child's may be left.
+        for _ in 0..2 {
+            assert_eq!(output(&mut spawner, spec.clone()), "2\n");
+        }
+    }
+}
+
+#[test]
 fn signals_are_neither_blocked_nor_ignored() {
     alone("os::spawn::tests::signals_are_neither_blocked_nor_ignored", || {
         for number in [Number::SIGTERM, Number::SIGHUP, Number::SIGPIPE, Number::SIGCHLD, Number::SIGUSR1] {
