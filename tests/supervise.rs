@@ -324,3 +324,24 @@ fn restarts_of_a_crash_loop_in_parallel_are_all_answered() {
     }
     server.ok(&["status"]);
 }
+
+#[test]
+fn a_folder_belongs_to_one_supervisor() {
+    let server = Server::with_apps("").started();
+    let first = server.json(&["status"])["supervisor"]["pid"].to_string();
+    for (state, run, taken) in
+        [("state", "state/run", "state"), ("state", "run", "state"), ("other", "state/run", "state/run")]
+    {
+        let dir = server.path().display();
+        let config = server.path().join("second.ron");
+        fs::write(&config, format!("(state_dir: \"{dir}/{state}\", run_dir: \"{dir}/{run}\", apps: {{}})")).unwrap();
+        let second = std::process::Command::new(env!("CARGO_BIN_EXE_everhook"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        assert!(said.contains(&first) && said.contains(&format!("{dir}/{taken} ")), "{said}");
+    }
+}
