@@ -32,15 +32,15 @@ use nix::{
 };
 
 use self::{
-    child::{Failure, Plan, Step},
+    child::{Failure, PidEntry, Plan, Step},
     clone::Stack,
 };
 use super::{identity, record::RECORD_SIZE};
 
 /// Soft limit of open files of a child whose spec names none; `select(2)` breaks above it.
 const NOFILE_SOFT: u64 = 1024;
-/// What nearly every child needs: three streams, a result or a channel, a record, cgroups of version
-/// 1, some to spare.
+/// What nearly every child needs: three streams, a result or a channel, a record, a gate, cgroups of
+/// version 1, one to spare.
 const FIRST_SLOTS: usize = 10;
 
 /// Whom the child becomes. Absent: whoever we are.
@@ -92,6 +92,9 @@ pub struct SpawnSpec {
     pub args: Vec<CString>,
     /// `NAME=value`.
     pub env: Vec<CString>,
+    /// Names of variables, none of them in `env`, whose value is the child's own pid: `LISTEN_PID` and
+    /// its like, which no parent can know before.
+    pub pid_env: Vec<&'static str>,
     /// Entered as the child's user.
     pub directory: PathBuf,
     pub credentials: Option<Credentials>,
@@ -103,6 +106,9 @@ pub struct SpawnSpec {
     pub cgroups1: Vec<Arc<OwnedFd>>,
     /// No record, no exec.
     pub record: Option<RecordFile>,
+    /// Exec waits until nobody has the other end of this pipe open, but 50 ms at most: for whoever must have
+    /// done something before the program's first act.
+    pub gate: Option<Arc<OwnedFd>>,
     /// Die with the thread that spawned (jobs and internal processes).
     pub die_with_parent: bool,
     pub no_new_privs: bool,
@@ -124,12 +130,14 @@ impl SpawnSpec {
             program,
             args,
             env: Vec::new(),
+            pid_env: Vec::new(),
             directory: "/".into(),
             credentials: None,
             fds: Vec::new(),
             cgroup: None,
             cgroups1: Vec::new(),
             record: None,
+            gate: None,
             die_with_parent: false,
             no_new_privs: false,
             capabilities: None,
@@ -207,6 +215,7 @@ impl Spawner {
         let by_hand = open_procs(spec, self.clone3).map_err(preparing)?;
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));
+        filled.extend(spec.gate.as_deref());
         filled.extend(&by_hand);
         self.grow(filled.len()).map_err(preparing)?;
         let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
@@ -305,17 +314,23 @@ fn limit_name(resource: u32, spec: &SpawnSpec) -> String {
 }
 
 impl Plan {
-    /// `slots` hold, in this order, the child's descriptors, the record, and the files of its cgroups.
+    /// `slots` hold, in this order, the child's descriptors, the record, the gate, and the files of its cgroups.
     fn new(spec: &SpawnSpec, slots: &[RawFd], by_hand: usize, machine: &str) -> io::Result<Self> {
         let moves: Vec<(RawFd, RawFd)> = slots.iter().zip(&spec.fds).map(|(slot, (_, to))| (*slot, *to)).collect();
-        let after = &slots[moves.len()..];
-        let record = spec.record.as_ref().and(after.first().copied());
-        let procs = after.iter().skip(usize::from(record.is_some())).take(by_hand).copied().collect();
+        let mut after = slots[moves.len()..].iter().copied();
+        let mut slot = |wanted: bool| if wanted { after.next() } else { None };
+        let record = slot(spec.record.is_some());
+        let gate = slot(spec.gate.is_some());
+        let procs = after.take(by_hand).collect();
         let numbers: Vec<RawFd> = moves.iter().map(|(_, to)| *to).collect();
+        let pid_env: Vec<PidEntry> = spec.pid_env.iter().map(|name| PidEntry::new(name)).collect();
+        let mut envp: Vec<*const c_char> = spec.env.iter().map(|entry| entry.as_ptr()).collect();
+        envp.extend(pid_env.iter().map(PidEntry::as_ptr).chain([ptr::null()]));
         Ok(Self {
             program: spec.program.as_ptr(),
             argv: pointers(&spec.args),
-            envp: pointers(&spec.env),
+            envp,
+            pid_env,
             directory: CString::new(spec.directory.clone().into_os_string().into_vec())?,
             last_slot: slots.iter().copied().max().unwrap_or(2),
             highest: numbers.iter().copied().max().unwrap_or(-1),
@@ -323,6 +338,7 @@ impl Plan {
             moves,
             record,
             record_tail: record_tail(spec, machine)?,
+            gate,
             procs,
             credentials: spec.credentials.clone().filter(|c| !already(c)),
             limits: limits(spec)?,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{EventKind, ToLogger},
+        api::EventKind,
         config, deploy,
         model::{AppName, InstanceId, Signal},
         service::{self, Action, order},
@@ -149,8 +149,8 @@ impl Supervisor {
         let id = first(name);
         let spec = app.spec();
         match instance_spec(spec, app.release(), &id, shell, &self.me) {
-            Ok(order) => {
-                self.logger.tell(&ToLogger::Mark { source: id.to_string(), at: crate::os::clock::now().wall }, None);
+            Ok(mut order) => {
+                order.gate = self.logger.mark(&id);
                 self.spawn(Owner::App(name.clone()), order);
             }
             Err(error) => self.feed(name, service::Event::SpawnFailed(error.to_string())),

@@ -26,7 +26,7 @@ use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
         config::{Config, Http, Identity, Serve},
-        model::Exit,
+        model::{Exit, InstanceId},
     },
     os::{
         channel::Channel,
@@ -156,6 +156,16 @@ impl Logger {
         if let Some(to) = &self.to {
             let _ = to.send(Outgoing { message: message.clone(), fd });
         }
+    }
+
+    /// A run of this instance is about to begin: everything that stands in its FIFOs belongs to the run before.
+    /// The program must not start before the answer, the end of this pipe; `None` where nobody would answer.
+    pub fn mark(&self, instance: &InstanceId) -> Option<Arc<OwnedFd>> {
+        self.to.as_ref()?;
+        let (ours, theirs) = std::io::pipe().ok()?;
+        let at = crate::os::clock::now().wall;
+        self.tell(&ToLogger::Mark { source: instance.to_string(), at }, Some(theirs.into()));
+        Some(Arc::new(ours.into()))
     }
 
     /// Captures a FIFO from now on.

@@ -24,6 +24,7 @@ use crate::domain::{
 struct Wish {
     who: Principal,
     by: By,
+    address: Option<String>,
     apps: Vec<AppName>,
     wait: bool,
     deadline: Option<Instant>,
@@ -59,12 +60,21 @@ impl Supervisor {
         };
         let deadline = ask.timeout.map(|timeout| Instant::now() + timeout);
         let request = ask.request.clone();
-        let wish =
-            Wish { who, by: by.clone(), apps, wait: ask.wait, deadline, reply: reply.clone(), request: ask.request };
+        let wish = Wish {
+            who,
+            by: by.clone(),
+            address: address.clone(),
+            apps,
+            wait: ask.wait,
+            deadline,
+            reply: reply.clone(),
+            request: ask.request,
+        };
         let apps = wish.apps.clone();
         let result = self.grant(wish);
-        // A reload tells by itself how it went.
-        if request.changes() && (result.is_err() || !matches!(request, Request::Reload)) {
+        // A reload, and a search for the release before, tell by themselves how it went.
+        let later = matches!(request, Request::Reload | Request::Rollback { .. });
+        if request.changes() && (result.is_err() || !later) {
             let reason = result.as_ref().err().map(|refusal| refusal.message.clone());
             if apps.is_empty() {
                 self.audit(by, address, &request, None, reason);
@@ -316,7 +326,7 @@ impl Supervisor {
         self.deployable(&app)?;
         let ticket = self.ticket();
         self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
-        self.roll_back(Rollback { app, to, by: wish.by, ticket, reply: wish.reply });
+        self.roll_back(Rollback { app, to, by: wish.by, address: wish.address, ticket, reply: wish.reply });
         Ok(())
     }
 

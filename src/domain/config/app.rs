@@ -71,10 +71,18 @@ impl Entry<'_> {
             logs: self.logs(judge),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
+            places: self.places(judge),
         };
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
         app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app
+    }
+
+    /// Where the fields stand that can turn out to be wrong only when they are used.
+    fn places(&self, judge: &Judge<'_>) -> BTreeMap<&'static str, String> {
+        let fields = ["command", "directory", "user", "env_file"];
+        let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
+        written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect()
     }
 
     /// Notes what keeps this app from running, and says it with its place.

@@ -139,6 +139,19 @@ pub struct App {
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
     pub problem: Option<String>,
+    /// Where its fields stand, for what is found out later: `file:line:column`. The entry itself is `""`.
+    pub places: BTreeMap<&'static str, String>,
+}
+
+impl App {
+    /// Something that is wrong with this app alone, with the place of the field that asks for it.
+    #[must_use]
+    pub fn fault(&self, field: &str, message: &str) -> String {
+        match self.places.get(field).or_else(|| self.places.get("")) {
+            Some(place) => format!("{message} ({place})"),
+            None => message.to_owned(),
+        }
+    }
 }
 
 /// How a main process is started.

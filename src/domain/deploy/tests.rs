@@ -61,6 +61,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         logs: Logs { rotate: Size(1 << 20), keep: 1 },
         deploy: Some(deploy),
         problem: None,
+        places: Default::default(),
     })
 }
 

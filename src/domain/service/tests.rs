@@ -39,6 +39,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         logs: Logs { rotate: Size(1 << 20), keep: 3 },
         deploy: None,
         problem: None,
+        places: Default::default(),
     }
 }
 

@@ -8,19 +8,25 @@ use std::{
     convert::Infallible,
     ffi::{CString, c_char, c_int, c_void},
     os::fd::RawFd,
+    time::Duration,
 };
 
 use super::{
     Credentials,
     raw::{self, Errno},
 };
-use crate::os::record::{self, RECORD_SIZE};
+use crate::os::record::{self, DIGITS, RECORD_SIZE};
+
+/// The longest wait at a gate: the spawning thread waits too.
+const GATE: Duration = Duration::from_millis(50);
 
 /// Everything the child needs, made before it is.
 pub(super) struct Plan {
     pub program: *const c_char,
     pub argv: Vec<*const c_char>,
     pub envp: Vec<*const c_char>,
+    /// What `envp` points to besides the spec's.
+    pub pid_env: Vec<PidEntry>,
     pub directory: CString,
     /// Descriptors above this one are the parent's alone.
     pub last_slot: RawFd,
@@ -33,6 +39,8 @@ pub(super) struct Plan {
     /// Slot of the run record.
     pub record: Option<RawFd>,
     pub record_tail: String,
+    /// Slot of the gate.
+    pub gate: Option<RawFd>,
     /// Slots of the `cgroup.procs` that the child enters by itself: clone can place it in one only.
     pub procs: Vec<RawFd>,
     pub credentials: Option<Credentials>,
@@ -48,6 +56,32 @@ pub(super) struct Plan {
     pub parent: Option<libc::pid_t>,
     /// What the child tells its parent.
     pub failure: Option<Failure>,
+}
+
+/// `NAME=` and room for a pid, null-terminated at every moment.
+pub(super) struct PidEntry {
+    text: Box<[u8]>,
+    /// Where the value begins.
+    value: usize,
+}
+
+impl PidEntry {
+    pub(super) fn new(name: &str) -> Self {
+        let mut text = format!("{name}=").into_bytes();
+        let value = text.len();
+        text.resize(value + DIGITS + 1, 0);
+        Self { text: text.into(), value }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const c_char {
+        self.text.as_ptr().cast()
+    }
+
+    fn fill(&mut self, pid: u64) {
+        let mut digits = [0; DIGITS];
+        let places = self.text.iter_mut().skip(self.value);
+        places.zip(record::decimal(pid, &mut digits)).for_each(|(to, from)| *to = *from);
+    }
 }
 
 /// What the child was at when it failed.
@@ -120,9 +154,13 @@ fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
     if let Some(slot) = plan.record {
         note(slot, &plan.record_tail).at(Step::Record)?;
     }
+    if let Some(gate) = plan.gate {
+        raw::wait_for_hangup(gate, GATE);
+    }
     for &(first, last) in &plan.gaps {
         raw::close_range(first, last, 0).at(Step::Descriptors)?;
     }
+    plan.pid_env.iter_mut().for_each(|entry| entry.fill(own_pid()));
     raw::default_dispositions();
     raw::set_mask(0);
     raw::execve(plan.program, &plan.argv, &plan.envp).at(Step::Execute)
@@ -134,7 +172,7 @@ fn part_descriptors(plan: &mut Plan) -> Result<(), Errno> {
     let above = plan.last_slot.unsigned_abs().saturating_add(1);
     raw::close_range(above, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
     let slots = plan.moves.iter_mut().map(|(slot, _)| slot);
-    for slot in slots.chain(&mut plan.record).chain(&mut plan.procs) {
+    for slot in slots.chain(&mut plan.record).chain(&mut plan.gate).chain(&mut plan.procs) {
         if *slot <= plan.highest {
             *slot = raw::dup_above(*slot, plan.highest)?;
         }
@@ -174,14 +212,17 @@ fn die_with(parent: libc::pid_t) -> Result<(), Errno> {
     if raw::getppid() == parent { Ok(()) } else { Err(Errno(libc::ESRCH)) }
 }
 
+fn own_pid() -> u64 {
+    u64::from(raw::getpid().unsigned_abs())
+}
+
 /// One write of a fixed length, so that a record is never half of one and half of another.
 fn note(slot: RawFd, tail: &str) -> Result<(), Errno> {
     let mut stat = [0; 1024];
     let length = raw::read_file(c"/proc/self/stat", &mut stat)?;
     let start_time = stat.get(..length).and_then(record::start_time_of).ok_or(Errno(libc::EINVAL))?;
     let mut line = [b' '; RECORD_SIZE];
-    let pid = u64::from(raw::getpid().unsigned_abs());
-    if !record::fill(&mut line, pid, start_time, tail.as_bytes()) {
+    if !record::fill(&mut line, own_pid(), start_time, tail.as_bytes()) {
         return Err(Errno(libc::EINVAL));
     }
     raw::write_at_start(slot, &line)

@@ -7,6 +7,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     ptr,
+    time::Duration,
 };
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -101,6 +102,16 @@ pub(super) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> 
     let length = checked(unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) });
     close(fd);
     length.map(|n| usize::try_from(n).unwrap_or(0))
+}
+
+/// Returns when nobody has the other end of this pipe open any more, or the time is over. What goes wrong is no
+/// reason not to go on.
+pub(super) fn wait_for_hangup(pipe: RawFd, at_most: Duration) {
+    let mut watched = libc::pollfd { fd: pipe, events: 0, revents: 0 };
+    let mut left = libc::timespec { tv_sec: 0, tv_nsec: at_most.subsec_nanos().into() };
+    let (no_mask, place) = (ptr::null::<u64>(), ptr::from_mut(&mut watched));
+    // SAFETY: one descriptor's entry and a time, both valid for writing; no mask is given.
+    unsafe { libc::syscall(libc::SYS_ppoll, place, 1, ptr::from_mut(&mut left), no_mask, SET_SIZE) };
 }
 
 pub(super) fn setsid() -> Result<(), Errno> {

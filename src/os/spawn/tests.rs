@@ -82,6 +82,23 @@ fn status_of(text: &str, key: &str) -> String {
 }
 
 #[test]
+fn the_program_waits_at_the_gate() {
+    let (read, write) = std::io::pipe().unwrap();
+    let (done, hear) = std::sync::mpsc::channel();
+    let mut order = shell(":");
+    order.gate = Some(Arc::new(read.into()));
+    let waiter = std::thread::spawn(move || {
+        let child = Spawner::new().unwrap().spawn(&order).unwrap();
+        done.send(()).unwrap();
+        child
+    });
+    assert!(hear.recv_timeout(Duration::from_millis(10)).is_err(), "not before it is open");
+    drop(write);
+    hear.recv_timeout(Duration::from_secs(10)).unwrap();
+    wait(&waiter.join().unwrap());
+}
+
+#[test]
 fn nothing_but_the_spec_reaches_the_child() {
     alone("os::spawn::tests::nothing_but_the_spec_reaches_the_child", || {
         // A descriptor that is not closed at exec, as a careless parent of ours leaves it.
@@ -95,6 +112,22 @@ fn nothing_but_the_spec_reaches_the_child() {
         assert_eq!(text, "0027\n/usr\n0\n1\n2\n3\nPATH=/usr/bin:/bin\nLANG=C.UTF-8\nPWD=/usr\n");
         assert!(no_children());
     });
+}
+
+#[test]
+fn it_finds_its_own_pid_in_its_environment() {
+    let mut spawner = Spawner::new().unwrap();
+    for clone3 in [true, false] {
+        spawner.clone3 = clone3;
+        let spec = SpawnSpec {
+            pid_env: vec!["LISTEN_PID", "WATCHDOG_PID"],
+            ..shell("test $LISTEN_PID = $$ && test $WATCHDOG_PID = $$ && env | grep -c _PID=")
+        };
+        // Twice, since nothing of the first child's may be left.
+        for _ in 0..2 {
+            assert_eq!(output(&mut spawner, spec.clone()), "2\n");
+        }
+    }
 }
 
 #[test]
