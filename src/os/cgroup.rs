@@ -67,7 +67,7 @@ fn place(line: &str, own: &str) -> Option<PathBuf> {
 }
 
 /// Spaces and the like stand in mountinfo as three octal digits.
-fn unescaped(field: &str) -> PathBuf {
+pub(super) fn unescaped(field: &str) -> PathBuf {
     ["\\040", "\\011", "\\012", "\\134"]
         .into_iter()
         .zip([" ", "\t", "\n", "\\"])

@@ -13,6 +13,7 @@ pub mod fifo;
 pub mod files;
 pub mod identity;
 pub mod inherited;
+pub mod init;
 pub mod limits;
 pub mod lock;
 pub mod mask;

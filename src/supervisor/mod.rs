@@ -46,12 +46,15 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use crate::domain::{
-    api::DeployState,
-    config::{self, Config},
-    deploy::{self, Deploys},
-    model::{AppName, At, DeployId, Secret},
-    service::{self, App},
+use crate::{
+    domain::{
+        api::DeployState,
+        config::{self, Config},
+        deploy::{self, Deploys},
+        model::{AppName, At, DeployId, Secret},
+        service::{self, App},
+    },
+    os::init::Machine,
 };
 
 /// What never changes while this process lives.
@@ -134,15 +137,22 @@ pub struct Supervisor {
     ledger: ledger::Ledger,
 }
 
-/// `everhook run`: 0 after an ordered shutdown, 1 when it could not start.
+/// `everhook run`: 0 after an ordered shutdown, 1 when it could not start. As the init of a machine it
+/// switches that off instead of returning.
 #[must_use]
 pub fn run(config: &Path) -> ExitCode {
-    match start::run(config) {
+    let machine = Machine::take();
+    let code = match start::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("everhook: {error}");
             ExitCode::FAILURE
         }
+    };
+    match machine.map(Machine::power_off) {
+        // Nobody is there to read the code of an init.
+        Some(never) => match never {},
+        None => code,
     }
 }
 
