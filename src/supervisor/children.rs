@@ -5,10 +5,7 @@ use std::collections::HashMap;
 
 use super::{Supervisor, apply::SeatId, jobs::JobId};
 use crate::{
-    domain::{
-        model::Exit,
-        service::Happening,
-    },
+    domain::{model::Exit, service::Happening},
     os::{
         reap,
         spawn::{SpawnError, SpawnSpec, Spawned},

@@ -282,7 +282,9 @@ impl Supervisor {
 
     /// What is so once these copies have been started, or restarted one by one.
     fn up(&self, chosen: &Chosen, restart: bool) -> Vec<Goal> {
-        let Some((app, shell)) = self.apps.get(&chosen.app).zip(self.shells.get(&chosen.app)) else { return Vec::new() };
+        let Some((app, shell)) = self.apps.get(&chosen.app).zip(self.shells.get(&chosen.app)) else {
+            return Vec::new();
+        };
         let rolled = restart.then(|| Goal::Rolled { app: chosen.app.clone(), after: shell.rolled.0 });
         let copies = app.copies().iter().filter(|copy| chosen.only.is_none_or(|number| number == copy.number()));
         let up = copies.map(|copy| Goal::Up {
@@ -325,9 +327,8 @@ impl Supervisor {
 
     /// Does nothing of the app run on when these are stopped?
     fn ends_with(&self, name: &AppName, stopped: &[Chosen]) -> bool {
-        let is_stopped = |number| {
-            stopped.iter().any(|chosen| chosen.app == *name && chosen.only.is_none_or(|only| only == number))
-        };
+        let is_stopped =
+            |number| stopped.iter().any(|chosen| chosen.app == *name && chosen.only.is_none_or(|only| only == number));
         self.apps.get(name).is_some_and(|app| {
             app.copies().iter().all(|copy| is_stopped(copy.number()) || !copy.instance().is_active())
         })

@@ -85,7 +85,7 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: None,
             frozen: None,
-            instances: runs.iter().map(|run| instance_view(app.name(), run)).collect(),
+            instances: runs.iter().map(|run| instance_view(app, run)).collect(),
         }
     }
 
@@ -118,12 +118,14 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     Some(At(now.wall.0 + wait))
 }
 
-fn instance_view(app: &AppName, run: &Run) -> InstanceView {
+fn instance_view(app: &App, run: &Run) -> InstanceView {
     let instance = &run.instance;
+    // What does not run will start in what is live then.
+    let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
     let last_exit =
         instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
     InstanceView {
-        name: InstanceId { app: app.clone(), number: run.seat.number },
+        name: InstanceId { app: app.name().clone(), number: run.seat.number },
         state: word(instance.state()),
         pid: instance.pid(),
         since: instance.since(),
@@ -132,7 +134,7 @@ fn instance_view(app: &AppName, run: &Run) -> InstanceView {
         status: None,
         last_exit,
         next_start_at: starting_again_at(instance),
-        release: run.release.as_ref().map(|release| release.id.clone()),
+        release: release.map(|release| release.id.clone()),
         sockets: BTreeMap::new(),
         memory_bytes: None,
         cpu_s: None,

@@ -145,7 +145,8 @@ impl Supervisor {
             Goal::Deploy { id } => return format!("timed out; deploy {id} goes on"),
         };
         let app = self.apps.get(&chosen.app);
-        let instance = app.map(|app| chosen.only.and_then(|number| app.copy(number)).map_or(app.worst(), Copy::instance));
+        let instance =
+            app.map(|app| chosen.only.and_then(|number| app.copy(number)).map_or(app.worst(), Copy::instance));
         let why = instance.and_then(Instance::reason).map(|why| format!(" ({why})")).unwrap_or_default();
         let alone = app.is_some_and(|app| app.copies().len() == 1);
         let name = if alone { chosen.app.to_string() } else { chosen.to_string() };

@@ -165,8 +165,9 @@ impl Entry<'_> {
             Some(raw::Ready::After(span)) => Ready::After(span.0),
             Some(raw::Ready::Tcp { addr, within }) => {
                 let read = addr.as_deref().ok_or("`addr` is missing".to_owned());
-                let read =
-                    read.and_then(|text| probe::address(&numbered(text, number), None).map_err(|e| format!("{text:?}: {e}")));
+                let read = read.and_then(|text| {
+                    probe::address(&numbered(text, number), None).map_err(|e| format!("{text:?}: {e}"))
+                });
                 let address = judge.take(&tcp, read, ProbeAddress::Localhost(1));
                 Ready::Tcp(TcpProbe { address, within: time(within) })
             }

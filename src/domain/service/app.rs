@@ -27,19 +27,32 @@ pub enum Event {
     /// Everything is known that was known before: act on it.
     Begin,
     /// A person wants it, or this copy alone, to run; `restart`: anew if it runs.
-    Start { only: Option<u32>, restart: bool, by: String },
+    Start {
+        only: Option<u32>,
+        restart: bool,
+        by: String,
+    },
     /// A person wants it, or this copy alone, not to run.
-    Stop { only: Option<u32>, by: String },
+    Stop {
+        only: Option<u32>,
+        by: String,
+    },
     /// The apps of `after` hold it back (`Some`: with this reason), or no longer.
     Block(Option<String>),
     /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
-    Try { release: Release, settle: Duration },
+    Try {
+        release: Release,
+        settle: Duration,
+    },
     /// This release is live; nothing runs it on trial (apps without a command, stopped ones).
     Adopt(Release),
     /// Run this release instead of what runs, without a trial.
     GoBack(Option<Release>),
     /// The config says something else; `restart`: the processes must know it.
-    Reconfigure { spec: Arc<config::App>, restart: bool },
+    Reconfigure {
+        spec: Arc<config::App>,
+        restart: bool,
+    },
     /// The app left the config.
     Remove,
     /// everhook ends.
@@ -206,8 +219,7 @@ impl App {
     #[must_use]
     pub fn holds(&self) -> Vec<(Option<u32>, String)> {
         let all = self.held.iter().map(|by| (None, by.clone()));
-        let copies =
-            self.copies.iter().filter_map(|copy| copy.held.clone().map(|by| (Some(copy.number()), by)));
+        let copies = self.copies.iter().filter_map(|copy| copy.held.clone().map(|by| (Some(copy.number()), by)));
         all.chain(copies).collect()
     }
 
@@ -420,8 +432,10 @@ impl App {
             if only.is_some() {
                 self.all_back("back to the release before", now, out);
             }
+        } else if let Some(number) = only {
+            self.leave_out(number);
         } else {
-            self.leave_out(only, &format!("{stopped} was stopped meanwhile"), out);
+            self.call_off(&format!("{stopped} was stopped meanwhile"), out);
         }
         for copy in self.copies_of(only) {
             self.tell(copy, out, |instance, app, out| instance.stop(app, by, now, out));
@@ -430,7 +444,7 @@ impl App {
 
     fn end(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
         self.fail_trial(cause, out);
-        self.leave_out(None, cause, out);
+        self.call_off(cause, out);
         self.cease_all(cause, now, out);
     }
 
@@ -452,10 +466,10 @@ impl App {
         self.recount(now, out);
         if !spec.enabled && was_enabled {
             self.fail_trial("the app was disabled", out);
-            self.leave_out(None, "the app was disabled", out);
+            self.call_off("the app was disabled", out);
             self.cease_all("disabled in the config", now, out);
         } else if self.spec.problem.is_some() {
-            self.leave_out(None, "the config has a problem", out);
+            self.call_off("the config has a problem", out);
             self.cease_all("the config has a problem", now, out);
         } else if restart {
             self.roll(known, "the config has changed");
@@ -476,7 +490,7 @@ impl App {
             let number = self.copies[copy].number();
             self.copies[copy].leaving = number > count;
             if number > count {
-                self.leave_out(Some(number), &format!("{}.{number} is in the config no more", self.name()), out);
+                self.leave_out(number);
                 self.tell(copy, out, |instance, app, out| {
                     instance.cease(app, "`instances` was lowered", now, out);
                 });

@@ -494,7 +494,7 @@ impl Instance {
 }
 
 /// The word of SURFACE.md section 3.
-fn name(state: &State) -> &'static str {
+pub(super) fn name(state: &State) -> &'static str {
     match state {
         State::Stopped => "stopped",
         State::Waiting => "waiting",

@@ -29,8 +29,7 @@ fn is_past(app: &App) -> bool {
 
 /// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
 pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
-    let needed =
-        |name: &AppName| apps.values().any(|other| other.is_active() && other.spec().after.contains(name));
+    let needed = |name: &AppName| apps.values().any(|other| other.is_active() && other.spec().after.contains(name));
     apps.keys().filter(|name| !needed(name)).cloned().collect()
 }
 

@@ -49,11 +49,7 @@ impl App {
     /// Starts these copies anew, one by one. Whoever asks during a restart has their copies added to it;
     /// the one whose turn it is has another one.
     pub(super) fn roll(&mut self, numbers: Vec<u32>, cause: &str) {
-        let roll = self.roll.get_or_insert_with(|| Roll {
-            cause: String::new(),
-            left: VecDeque::new(),
-            current: None,
-        });
+        let roll = self.roll.get_or_insert_with(|| Roll { cause: String::new(), left: VecDeque::new(), current: None });
         cause.clone_into(&mut roll.cause);
         if roll.current.as_ref().is_some_and(|current| numbers.contains(&current.number)) {
             roll.current = None;
@@ -124,23 +120,24 @@ impl App {
         out.push(Task::Rolled(Err(format!("{who}: {why}{on}"))));
     }
 
-    /// This copy, or all of them (`None`), have no turn any more.
-    pub(super) fn leave_out(&mut self, only: Option<u32>, why: &str, out: &mut Vec<Task>) {
-        let Some(roll) = &mut self.roll else { return };
-        match only {
-            Some(number) if roll.current.as_ref().is_none_or(|current| current.number != number) => {
-                roll.left.retain(|left| *left != number);
-            }
-            _ => {
-                self.roll = None;
-                out.push(Task::Rolled(Err(why.to_owned())));
-            }
+    /// This copy has no turn any more; the others go on.
+    pub(super) fn leave_out(&mut self, number: u32) {
+        if let Some(roll) = &mut self.roll {
+            roll.left.retain(|left| *left != number);
+            roll.current.take_if(|current| current.number == number);
+        }
+    }
+
+    /// Nobody has a turn any more.
+    pub(super) fn call_off(&mut self, why: &str, out: &mut Vec<Task>) {
+        if self.roll.take().is_some() {
+            out.push(Task::Rolled(Err(why.to_owned())));
         }
     }
 
     pub(super) fn begin_trial(&mut self, release: Release, settle: Duration, out: &mut Vec<Task>) {
         let cause = format!("release {}", release.id);
-        self.leave_out(None, &cause, out);
+        self.call_off(&cause, out);
         let previous = self.release.replace(release);
         self.trial = Some(Trial { previous, settle, until: None });
         let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(super::Copy::number).collect();
@@ -159,7 +156,7 @@ impl App {
         let Some(trial) = self.trial.take() else { return };
         self.release = trial.previous;
         self.forget_trial();
-        self.leave_out(None, reason, out);
+        self.call_off(reason, out);
         out.push(Task::TrialEnded(Err(reason.to_owned())));
     }
 
