@@ -70,7 +70,10 @@ impl Logger {
             ToLogger::Open { source, stream, sink } => self.begin(&source, stream, sink, fd),
             ToLogger::Retarget { ticket, source, stream, sink } => self.retarget(ticket, &source, stream, sink),
             ToLogger::Close { source } => self.close(|s| s.name == source, None),
-            ToLogger::Mark { source, at } => self.mark(&source, at),
+            ToLogger::Mark { source, at } => {
+                self.mark(&source, at);
+                drop(fd);
+            }
             ToLogger::Echo { on } => {
                 if let Err(error) = self.echo.set(on) {
                     eprintln!("everhook logger: standard output: {error}");

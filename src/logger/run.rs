@@ -5,15 +5,17 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-    resource::{Resource, getrlimit, setrlimit},
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
 };
 
 use super::{
@@ -35,9 +37,9 @@ use crate::{
 };
 
 /// A pass in which nobody gave this many bytes is followed by [`PAUSE`]: many small writes then cost one
-/// pass. A flood fills a pipe within a pause, so it is never slowed down.
+/// pass. In ms; a flood fills a pipe within a pause, so it is never slowed down.
 const BUSY: usize = 16 * 1024;
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: u8 = 5;
 /// Readers and stdout have this long to take what is left at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -145,11 +147,20 @@ impl Logger {
                 self.step_clients();
             }
             if most > 0 && most < BUSY && !self.more && !self.finished {
-                thread::sleep(PAUSE);
+                self.pause();
             }
         }
         self.finish();
         Ok(())
+    }
+
+    /// Lets small writes gather; whoever asks something is not kept waiting.
+    fn pause(&self) {
+        let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+        let channel = self.channel.as_ref().map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+        let mut watched: Vec<PollFd> = [signals].into_iter().chain(channel).collect();
+        // Interrupted or not, what comes next is the same.
+        let _ = poll(&mut watched, PAUSE);
     }
 
     fn timeout(&self) -> EpollTimeout {

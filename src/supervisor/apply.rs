@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{EventKind, ToLogger},
+        api::EventKind,
         config, deploy,
         model::{AppName, InstanceId, Signal},
         service::{self, Action, App, Happening, Seat, Task, order},
@@ -201,9 +201,8 @@ impl Supervisor {
         seat.killed = false;
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), &instance, (seat, &shell.env_file), &self.me) {
-            Ok(order) => {
-                let source = instance.to_string();
-                self.logger.tell(&ToLogger::Mark { source, at: crate::os::clock::now().wall }, None);
+            Ok(mut order) => {
+                order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
             }
             Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
@@ -379,6 +378,7 @@ fn instance_spec(
     let env = launch::instance_env(app, id, release, &me.boot, env_file);
     let command = app.command.as_ref().map(|command| launch::arguments(command, id.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
+    launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
     spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());

@@ -26,7 +26,7 @@ use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
         config::{Config, Http, Identity, Serve},
-        model::Exit,
+        model::{Exit, InstanceId},
     },
     os::{
         channel::Channel,
@@ -158,6 +158,16 @@ impl Logger {
         }
     }
 
+    /// A run of this instance is about to begin: everything that stands in its FIFOs belongs to the run before.
+    /// The program must not start before the answer, the end of this pipe; `None` where nobody would answer.
+    pub fn mark(&self, instance: &InstanceId) -> Option<Arc<OwnedFd>> {
+        self.to.as_ref()?;
+        let (ours, theirs) = std::io::pipe().ok()?;
+        let at = crate::os::clock::now().wall;
+        self.tell(&ToLogger::Mark { source: instance.to_string(), at }, Some(theirs.into()));
+        Some(Arc::new(ours.into()))
+    }
+
     /// Captures a FIFO from now on.
     pub fn open(&mut self, source: &str, stream: Stream, fifo: PathBuf, sink: Sink) {
         let key = (source.to_owned(), stream);
@@ -215,7 +225,7 @@ impl Supervisor {
         words.extend_from_slice(args);
         let mut spec = launch::spec(&words, &env.into(), &who, self.me.root)?;
         spec.no_new_privs = true;
-        spec.no_capabilities = self.me.root;
+        spec.capabilities = self.me.root.then_some(0);
         spec.umask = 0o027;
         Ok(spec)
     }

@@ -25,6 +25,7 @@ use crate::domain::{
 struct Wish {
     who: Principal,
     by: By,
+    address: Option<String>,
     chosen: Vec<Chosen>,
     /// The apps of these.
     apps: Vec<AppName>,
@@ -89,6 +90,7 @@ impl Supervisor {
         let wish = Wish {
             who,
             by: by.clone(),
+            address: address.clone(),
             chosen,
             apps: apps.clone(),
             wait: ask.wait,
@@ -97,8 +99,9 @@ impl Supervisor {
             request: ask.request,
         };
         let result = self.grant(wish);
-        // A reload tells by itself how it went.
-        if request.changes() && (result.is_err() || !matches!(request, Request::Reload)) {
+        // A reload, and a search for the release before, tell by themselves how it went.
+        let later = matches!(request, Request::Reload | Request::Rollback { .. });
+        if request.changes() && (result.is_err() || !later) {
             let reason = result.as_ref().err().map(|refusal| refusal.message.clone());
             if apps.is_empty() {
                 self.audit(by, address, &request, None, reason);
@@ -385,7 +388,7 @@ impl Supervisor {
         self.deployable(&app)?;
         let ticket = self.ticket();
         self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
-        self.roll_back(Rollback { app, to, by: wish.by, ticket, reply: wish.reply });
+        self.roll_back(Rollback { app, to, by: wish.by, address: wish.address, ticket, reply: wish.reply });
         Ok(())
     }
 

@@ -37,7 +37,8 @@ pub enum ToLogger {
     Retarget { ticket: u64, source: String, stream: Stream, sink: Sink },
     /// Stop capturing, after what the FIFO holds was written.
     Close { source: String },
-    /// A new run of this instance begins here: note it in `<instance>.runs`.
+    /// A new run of this instance begins here: note it in `<instance>.runs`, then close the pipe that is beside
+    /// the frame. The run's program waits for that.
     Mark { source: String, at: At },
     /// Copy app output to stdout, each line with the source's name before it.
     Echo { on: bool },

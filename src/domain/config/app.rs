@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, numbered, order, probe, raw, shell,
+    deploy, identity, judge::Judge, limits, numbered, order, probe, raw, shell,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
@@ -53,12 +53,15 @@ impl Entry<'_> {
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
         let ready = self.ready(judge, 1);
+        let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
+        let problem = problem.or(beyond);
         let mut app = App {
             name,
             command,
             directory,
             run_as: who.run_as,
             work_as: who.work_as,
+            groups: who.groups,
             env: raw.env.clone(),
             env_file: self.env_files(judge),
             port: raw.port,
@@ -69,13 +72,22 @@ impl Entry<'_> {
             ready,
             restart: self.restart(judge),
             stop: self.stop(judge),
+            limits,
             logs: self.logs(judge),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
+            places: self.places(judge),
         };
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
         app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app
+    }
+
+    /// Where the fields stand that can turn out to be wrong only when they are used.
+    fn places(&self, judge: &Judge<'_>) -> BTreeMap<&'static str, String> {
+        let fields = ["command", "directory", "user", "env_file"];
+        let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
+        written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect()
     }
 
     /// Notes what keeps this app from running, and says it with its place.

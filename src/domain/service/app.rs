@@ -235,12 +235,12 @@ impl App {
     pub fn rests(&self) -> Option<Rest> {
         if self.ending || self.removed {
             Some(Rest::Ending)
+        } else if !self.spec.enabled {
+            Some(Rest::Disabled)
         } else if let Some(problem) = &self.spec.problem {
             Some(Rest::Problem(problem.clone()))
         } else if let Some(by) = self.held.clone().or_else(|| self.all_copies_held()) {
             Some(Rest::Held(by))
-        } else if !self.spec.enabled {
-            Some(Rest::Disabled)
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
         } else {
