@@ -59,7 +59,8 @@ impl Programs {
         let dir = folder();
         for name in ["probe", "floor"] {
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("benches/programs/{name}.c"));
-            let done = Command::new("cc").args(["-O2", "-static", "-o"]).arg(dir.path().join(name)).arg(source).status();
+            let done =
+                Command::new("cc").args(["-O2", "-static", "-o"]).arg(dir.path().join(name)).arg(source).status();
             assert!(done.unwrap().success(), "cc cannot compile {name}.c");
         }
         Self { dir }
@@ -100,9 +101,8 @@ impl World {
             let (probe, told) = (programs.path("probe"), dir.join("told"));
             let told = told.display();
             let probe = probe.display();
-            let apps: String = (0..count)
-                .map(|n| format!("\"a{n}\": (command: [\"{probe}\", \"a{n}\", \"{told}\"]),\n"))
-                .collect();
+            let apps: String =
+                (0..count).map(|n| format!("\"a{n}\": (command: [\"{probe}\", \"a{n}\", \"{told}\"]),\n")).collect();
             let more = more.replace("PROBE", &probe.to_string()).replace("TOLD", &told.to_string());
             let config = format!(
                 "(state_dir: \"{dir}/state\", http: [(bind: \"127.0.0.1:0\", serve: [Hooks])], log: (level: \"error\"),\n\
@@ -220,7 +220,10 @@ fn percentile(times: &mut [u64], share: f64) -> f64 {
 }
 
 fn row(what: &str, ours: f64, floor: f64, unit: &str, limit: f64) {
-    println!("{what:<54} {ours:>9.3} {unit:<4} floor {floor:>9.3} {unit:<4} ratio {:>6.2}  (at most {limit})", ours / floor);
+    println!(
+        "{what:<54} {ours:>9.3} {unit:<4} floor {floor:>9.3} {unit:<4} ratio {:>6.2}  (at most {limit})",
+        ours / floor
+    );
 }
 
 fn kill_to_running(programs: &Programs, count: usize) {
@@ -288,7 +291,13 @@ fn beside_a_flood(programs: &Programs) {
     );
     loud.all(2);
     let mut high = times(&mut loud);
-    row("restart beside a flooding app, p90 (floor: quiet)", percentile(&mut high, 0.9), percentile(&mut low, 0.9), "ms", 1.5);
+    row(
+        "restart beside a flooding app, p90 (floor: quiet)",
+        percentile(&mut high, 0.9),
+        percentile(&mut low, 0.9),
+        "ms",
+        1.5,
+    );
 }
 
 fn crash_loop(programs: &Programs) {
