@@ -40,10 +40,14 @@ fn is_program(program: &str) -> bool {
     !program.contains("missing")
 }
 
+fn can_limit(kind: &str) -> Result<(), String> {
+    if kind == "tasks" { Err("cgroup /x is not writable".into()) } else { Ok(()) }
+}
+
 /// A config is loaded as root, unless it starts with `// as 1000`.
 fn loaded(text: &str) -> Result<config::Loaded, config::Faults> {
     let uid = if text.trim_start_matches('\u{feff}').starts_with("// as 1000") { 1000 } else { 0 };
-    let facts = Facts { uid, user, group, is_directory, is_program };
+    let facts = Facts { uid, user, group, is_directory, is_program, can_limit };
     let places = Places { state_home: "/home/www/.local/state/everhook".into() };
     config::load(text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts)
 }

@@ -11,7 +11,7 @@ use super::{
     children::Owner,
     launch,
     ledger::{Command, NewEvent},
-    live, prepare, probe,
+    limits, live, prepare, probe,
 };
 use crate::{
     domain::{
@@ -68,12 +68,13 @@ pub struct SeatShell {
     pub main: Option<u32>,
     probe: Option<AbortHandle>,
     killed: bool,
+    pub memory: limits::Memory,
 }
 
 impl SeatShell {
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
-        Self { kit, pidfd: None, main: None, probe: None, killed: false }
+        Self { kit, pidfd: None, main: None, probe: None, killed: false, memory: limits::Memory::default() }
     }
 }
 
@@ -199,11 +200,13 @@ impl Supervisor {
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         let Some(seat) = shell.seats.get_mut(&id.seat) else { return };
         seat.killed = false;
+        let unmet = seat.begin_limits(&spec.limits);
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), &instance, (seat, &shell.env_file), &self.me) {
             Ok(mut order) => {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
+                self.limits_begun(id, unmet);
             }
             Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
         }
@@ -326,7 +329,7 @@ impl Supervisor {
     }
 
     /// An event of an app as a whole.
-    fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
+    pub fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
         self.ledger.send(Command::Event(NewEvent {
             at: crate::os::clock::now().wall,
             app: Some(name.clone()),
@@ -381,7 +384,8 @@ fn instance_spec(
     launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
-    spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
+    spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());
+    spec.cgroups1 = seat.kit.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
     spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: me.boot.clone() });
     Ok(spec)
 }

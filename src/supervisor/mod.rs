@@ -17,6 +17,7 @@ mod jobs;
 mod launch;
 mod layout;
 mod ledger;
+mod limits;
 mod live;
 mod log;
 mod pipeline;
@@ -121,6 +122,8 @@ pub struct Supervisor {
     logger: internals::Logger,
     listeners: Vec<internals::Listener>,
 
+    /// The timer of `memory_restart` runs.
+    sampling: bool,
     tickets: u64,
     waiters: Vec<waiters::Waiter>,
     followers: Vec<answers::Follower>,

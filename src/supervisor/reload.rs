@@ -193,6 +193,7 @@ impl Supervisor {
             self.add_app(spec, new, env);
         }
         self.change_listeners(&plan, listeners);
+        self.sample();
         Ok(())
     }
 
@@ -250,7 +251,14 @@ impl Supervisor {
     /// A copy that the config has no more has no process left.
     pub fn instance_gone(&mut self, id: &InstanceId) {
         if let Some(shell) = self.shells.get_mut(&id.app) {
-            shell.seats.retain(|seat, _| seat.number != id.number);
+            let stays = |seat: &Seat, shell: &mut SeatShell| {
+                let stays = seat.number != id.number;
+                if !stays {
+                    shell.remove_group();
+                }
+                stays
+            };
+            shell.seats.retain(stays);
         }
         self.logger.close(&id.to_string());
     }
@@ -265,7 +273,8 @@ impl Supervisor {
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));
         }
-        for seat in shell.iter().flat_map(|shell| shell.seats.keys()) {
+        for (seat, held) in shell.iter().flat_map(|shell| &shell.seats) {
+            held.remove_group();
             self.logger.close(&InstanceId { app: name.clone(), number: seat.number }.to_string());
         }
         self.tell_dependents(name);

@@ -98,7 +98,8 @@ mod tests {
 
     fn load_as(uid: u32, text: &str) -> Result<Loaded, Faults> {
         let group = |text: &str| account(text).map(|found| Group { name: found.name, gid: found.gid });
-        let facts = Facts { uid, user: account, group, is_directory: |_| true, is_program: |_| true };
+        let facts =
+            Facts { uid, user: account, group, is_directory: |_| true, is_program: |_| true, can_limit: |_| Ok(()) };
         let places = Places { state_home: "/home/ann/state".into() };
         load(text, Path::new("/srv/supervisor.ron"), &places, &facts)
     }

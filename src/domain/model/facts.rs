@@ -34,4 +34,6 @@ pub struct Facts {
     pub is_directory: fn(&Path) -> bool,
     /// Does this program exist and may it be executed (a name is looked for in the fixed PATH)?
     pub is_program: fn(&str) -> bool,
+    /// Can a tree's `memory`, `cpu` or `tasks` be limited here; else why not.
+    pub can_limit: fn(&str) -> Result<(), String>,
 }

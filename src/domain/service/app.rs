@@ -67,9 +67,17 @@ pub enum Event {
 pub enum Happening {
     Spawned(u32),
     SpawnFailed(String),
-    Exited { exit: Exit, alone: bool },
+    Exited {
+        exit: Exit,
+        alone: bool,
+    },
     TreeEmpty,
-    Probed { attempt: u64, result: Result<(), String> },
+    Probed {
+        attempt: u64,
+        result: Result<(), String>,
+    },
+    /// It uses more than it may, in a sentence.
+    Outgrown(String),
 }
 
 /// What the shell is to do.
@@ -330,6 +338,10 @@ impl App {
             Happening::Probed { attempt, result: Ok(()) } => instance.probed(attempt, now, out),
             Happening::Probed { attempt, result: Err(why) } => {
                 instance.probe_failed(attempt, why);
+                None
+            }
+            Happening::Outgrown(why) => {
+                instance.outgrown(&why, app, now, out);
                 None
             }
         });

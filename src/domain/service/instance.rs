@@ -375,6 +375,18 @@ impl Instance {
         None
     }
 
+    /// It is to be ended in order and judged as if it had failed.
+    pub(super) fn outgrown(&mut self, why: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        let (pid, ready_for) = match &self.state {
+            State::Ready { pid, since } => (*pid, Some(now.mono.duration_since(*since))),
+            State::Starting { pid: Some(pid), .. } => (*pid, None),
+            _ => return,
+        };
+        out.push(Action::StopProbe);
+        let end = End { exit: None, ready_for, reason: why.to_owned() };
+        self.end_tree(Main::Alive(pid), Then::Judge(end), why, app, now, out);
+    }
+
     fn end_tree(&mut self, main: Main, then: Then, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
         let until = now.mono + app.stop.stages[0].timeout;
         self.reason = Some(reason.to_owned());
