@@ -37,22 +37,23 @@ const SMALL: &str = r#"(echo: false, apps: {
 
 /// Says what it sees on the console, lines of `VM`, a key and a value.
 const TEST: &str = r#"exec > /dev/console 2>&1
-until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 600 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
+until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 100 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
 echo "VM mounts $(awk '{ print $2 "=" $3 }' /proc/mounts | tr '\n' ' ')"
 echo "VM ctrl-alt-del $(cat /proc/sys/kernel/ctrl-alt-del)"
 group=$(echo /sys/fs/cgroup/*-limited.1)
 echo "VM limits $(cat $group/memory.max) $(cat $group/cpu.max) $(cat $group/pids.max)"
-until_so 'everhook status hog --json | grep -q "\"oom\":true"'
+json() { everhook "$@" --json | tr -d '\n'; }
+until_so 'json status hog | grep -q "\"oom\": *true"'
 until_so 'everhook events parent --json | grep -q "out of memory"'
 echo "VM parent-events $(everhook events parent --json | grep 'out of memory' | head -n 1)"
 sed 's/enabled: false, //' /etc/everhook/supervisor.ron > /new.ron && cat /new.ron > /etc/everhook/supervisor.ron
 everhook reload > /dev/null
-until_so 'everhook status orphans --json | grep -q "\"code\":7"'
+until_so 'json status orphans | grep -q "\"code\": *7"'
 zombies() { grep -l '^State:.Z' /proc/[0-9]*/status 2> /dev/null | wc -l; }
 until_so '[ $(zombies) = 0 ]'
 echo "VM made $(cat /made)"
 echo "VM zombies $(zombies)"
-echo "VM status $(everhook status --json)"
+echo "VM status $(json status)"
 echo "VM warnings $(everhook check | grep -c 'runs without')"
 kill -TERM 1
 "#;

@@ -22,6 +22,7 @@ fi
 
 root=$(mktemp -d "$image.root.XXXXXX")
 trap 'rm -rf "$root" "${work:-$root}"' EXIT
+chmod 755 "$root"
 mkdir "$root/bin" "$root/tmp" "$root/var"
 cp "$everhook" "$root/init"
 strip "$root/init"
