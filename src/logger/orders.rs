@@ -145,7 +145,7 @@ impl Logger {
             eprintln!("everhook logger: a reader's socket: {error}");
             return;
         }
-        self.clients.insert(token, Client::new(socket, wish, self.closer.clone()));
+        self.clients.insert(token, Client::new(socket, wish, self.aside.clone()));
         self.step_client(token);
     }
 }

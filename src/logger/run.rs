@@ -17,11 +17,12 @@ use nix::sys::{
 };
 
 use super::{
+    aside::Aside,
     capture::{Capture, Told},
     client::{Client, Progress},
     echo::Echo,
     lines::Lines,
-    sink::{Closer, SinkFile},
+    sink::SinkFile,
 };
 use crate::{
     domain::{
@@ -64,7 +65,7 @@ pub(super) struct Logger {
     pub channel: Option<Channel>,
     signals: SignalFd,
     pub capture: Capture,
-    pub closer: Closer,
+    pub aside: Aside,
     /// The logs folder; nothing outside of it is read.
     pub logs: PathBuf,
     pub sinks: HashMap<PathBuf, SinkFile>,
@@ -95,8 +96,8 @@ impl Logger {
         mask.add(Signal::SIGTERM);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let closer = Closer::start();
-        let (capture, finished) = Capture::take_over(buffer, &closer);
+        let aside = Aside::start();
+        let (capture, finished) = Capture::take_over(buffer, &aside);
         if let Err(error) = finished {
             eprintln!("everhook logger: what a killed logger had begun could not be finished: {error}");
         }
@@ -108,7 +109,7 @@ impl Logger {
             channel: Some(Channel::new(channel)),
             signals,
             capture,
-            closer,
+            aside,
             logs,
             sinks: HashMap::new(),
             sources: HashMap::new(),
@@ -264,8 +265,8 @@ impl Logger {
     /// Has a sink ready under its path, with this limit and number from here on.
     pub fn sink(&mut self, sink: Sink) -> PathBuf {
         let path = sink.path.clone();
-        let closer = &self.closer;
-        let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), closer.clone()));
+        let aside = &self.aside;
+        let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), aside.clone()));
         file.sink = sink;
         if let Err(error) = file.current() {
             eprintln!("everhook logger: {}: {error}", path.display());

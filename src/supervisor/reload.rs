@@ -227,7 +227,7 @@ impl Supervisor {
         }
         let id = first(&app.name);
         for stream in [Stream::Out, Stream::Err] {
-            let sink = Sink { path: self.layout.log(&id, stream), rotate: Some(app.logs.rotate), keep: app.logs.keep };
+            let sink = Sink::of(self.layout.log(&id, stream), &app.logs);
             let fifo = self.layout.fifo(&id.to_string(), stream);
             self.logger.open(&id.to_string(), stream, fifo, sink);
         }

@@ -138,7 +138,7 @@ fn retarget_and_close_write_what_the_fifo_holds_first() {
     let room = Room::new();
     let mut fifo = room.fifo();
     let mut logger = room.start();
-    let deploy = |id: u32| Sink { path: room.logs().join(format!("deploys/{id}.log")), rotate: None, keep: 0 };
+    let deploy = |id: u32| Sink::raw(room.logs().join(format!("deploys/{id}.log")), None, 0);
     logger.open(&fifo, Stream::Out, deploy(1));
     fifo.write.write_all(b"first\n").unwrap();
     let sink = deploy(2);
@@ -161,7 +161,7 @@ fn out_and_err_of_a_job_share_a_log() {
     let mut logger = room.start();
     let log = room.logs().join("deploys/1.log");
     for (fifo, stream) in [(&out, Stream::Out), (&err, Stream::Err)] {
-        logger.open(fifo, stream, Sink { path: log.clone(), rotate: None, keep: 0 });
+        logger.open(fifo, stream, Sink::raw(log.clone(), None, 0));
     }
     for i in 0..3 {
         writeln!(out.write, "out {i}").unwrap();

@@ -72,7 +72,7 @@ impl Room {
     }
 
     pub fn sink(&self, stream: &str, rotate: u64, keep: u32) -> Sink {
-        Sink { path: self.log(stream), rotate: Some(Size(rotate)), keep }
+        Sink::raw(self.log(stream), Some(Size(rotate)), keep)
     }
 
     pub fn fifo(&self) -> Fifo {

@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
+    App, Command, Form, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
     deploy, identity, judge::Judge, order, probe, raw, shell,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Of `logs.age`.
+const SHORTEST_AGE: Duration = Duration::from_secs(1);
 
 /// All apps; `hooks`: some listener takes webhooks.
 pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
@@ -206,7 +208,22 @@ impl Entry<'_> {
         let raw = &self.raw.logs;
         let rotate = raw.rotate.unwrap_or(Size(50 << 20));
         judge.require(rotate.0 > 0, &self.keys(&["logs", "rotate"]), "a file of no size cannot be rotated");
-        Logs { rotate, keep: raw.keep.unwrap_or(10) }
+        let age = raw.age.map(|span| span.0);
+        let long = age.is_none_or(|age| age >= SHORTEST_AGE);
+        judge.require(long, &self.keys(&["logs", "age"]), "a file is rotated every second at most");
+        let line_limit = raw.line_limit.unwrap_or(Size(1 << 20));
+        judge.require(line_limit.0 > 0, &self.keys(&["logs", "line_limit"]), "a line of no length holds nothing");
+        let form = match (raw.format, raw.stamp) {
+            (Some(raw::LineFormat::Json), _) => Form::Json,
+            (_, Some(raw::Stamp::Rfc3339)) => Form::Stamped,
+            _ => Form::Raw,
+        };
+        if form == Form::Raw && self.raw.logs.line_limit.is_some() {
+            let message = format!("app \"{}\": `line_limit` counts with `stamp: Rfc3339` or `format: Json` alone", self.name);
+            judge.warn(&self.keys(&["logs", "line_limit"]), message);
+        }
+        let compress = raw.compress.unwrap_or(true);
+        Logs { rotate, age, keep: raw.keep.unwrap_or(10), compress, form, line_limit }
     }
 }
 
