@@ -255,6 +255,10 @@ fn by_hand_it_goes_back_and_forth() {
     assert_eq!((version(&server), runs_in(&server)), ("1".into(), old));
     server.fails(4, &["rollback", "site", "--to", "99-1234567"]);
     server.fails(1, &["rollback", "site"]);
+    let audit = server.json(&["audit"]);
+    let outcomes: Vec<_> =
+        audit.as_array().unwrap().iter().filter(|row| row["action"] == "rollback").map(|row| &row["outcome"]).collect();
+    assert_eq!(outcomes, ["done", "done", "refused", "refused"], "{audit}");
 
     let told = server.ok(&["deploy", "site"]);
     for word in ["fetching", "check", "switch", "live"] {

@@ -105,10 +105,8 @@ fn what_was_written_before_a_kill_of_the_supervisor_is_kept() {
 
 #[test]
 fn last_lines_and_the_run_before() {
-    // A run begins in the log where the logger hears of it; what is written sooner counts to the run
-    // before, so this app takes a moment.
     let server = Server::with_apps(
-        r#""a": (ready: Immediate, command: "sleep 0.5; for i in 1 2 3 4 5; do echo line $i of $$; done; echo trouble of $$ >&2; exec sleep 1000")"#,
+        r#""a": (ready: Immediate, command: "for i in 1 2 3 4 5; do echo line $i of $$; done; echo trouble of $$ >&2; exec sleep 1000")"#,
     )
     .started();
     server.wait_state("a", "ready");
@@ -134,6 +132,23 @@ fn last_lines_and_the_run_before() {
     let line: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
     assert_eq!((&line["instance"], &line["at"]), (&"a.1".into(), &serde_json::Value::Null), "{line}");
     server.fails(4, &["logs", "b"]);
+}
+
+#[test]
+fn what_a_run_writes_first_is_its_own() {
+    let server = Server::with_apps(
+        r#""a": (ready: Immediate, restart: (first: "0s"), command: "echo first of $$; exec sleep 1000")"#,
+    )
+    .started();
+    server.wait_state("a", "ready");
+    let mut runs = vec![server.main_pid("a")];
+    for n in 0..10 {
+        let pid = runs[n];
+        server.until("it has written", |s| s.ok(&["logs", "a"]).contains(&format!("first of {pid}\n")).then_some(()));
+        server.ok(&["restart", "a"]);
+        runs.push(server.main_pid("a"));
+        assert_eq!(server.ok(&["logs", "a", "--previous"]).trim(), format!("first of {pid}"), "run {n} of {runs:?}");
+    }
 }
 
 #[test]

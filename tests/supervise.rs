@@ -261,6 +261,7 @@ fn what_one_app_lacks_is_no_other_apps_problem() {
 "folder": (command: ["sleep", "1000"], directory: "@DIR@/nowhere", restart: (first: "1ms", give_up: (restarts: 1, within: "5m"))),
 "file": (command: ["sleep", "1000"], env_file: "@DIR@/no-such-env"),
 "good": (command: ["sleep", "1000"]),
+"off": (command: ["no-such-program"], enabled: false),
 })"#;
     let server = Server::new(config).started();
     server.wait_state("good", "ready");
@@ -273,8 +274,9 @@ fn what_one_app_lacks_is_no_other_apps_problem() {
         let app = server.wait_state(app, "failed");
         let reason = app["instances"][0]["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains(names), "{app}");
-        assert!(line == 5 || reason.contains(&format!("supervisor.ron:{line}")), "{app}");
+        assert!(reason.contains(&format!("supervisor.ron:{line}:")), "{app}");
     }
+    assert_eq!(server.app("off")["state"], "stopped", "nobody wants it to run");
     assert_eq!(server.app("good")["state"], "ready");
 }
 
@@ -321,4 +323,25 @@ fn restarts_of_a_crash_loop_in_parallel_are_all_answered() {
         assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
     }
     server.ok(&["status"]);
+}
+
+#[test]
+fn a_folder_belongs_to_one_supervisor() {
+    let server = Server::with_apps("").started();
+    let first = server.json(&["status"])["supervisor"]["pid"].to_string();
+    for (state, run, taken) in
+        [("state", "state/run", "state"), ("state", "run", "state"), ("other", "state/run", "state/run")]
+    {
+        let dir = server.path().display();
+        let config = server.path().join("second.ron");
+        fs::write(&config, format!("(state_dir: \"{dir}/{state}\", run_dir: \"{dir}/{run}\", apps: {{}})")).unwrap();
+        let second = std::process::Command::new(env!("CARGO_BIN_EXE_everhook"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        assert!(said.contains(&first) && said.contains(&format!("{dir}/{taken} ")), "{said}");
+    }
 }

@@ -240,11 +240,8 @@ impl Capture {
         if is_full(sink, end - from) {
             return self.lose(sink, from, end, "the log is full");
         }
-        let stored = if sink.pen.is_raw() {
-            self.store(sink, from, end, Left::default())
-        } else {
-            self.form(sink, from, end)
-        };
+        let stored =
+            if sink.pen.is_raw() { self.store(sink, from, end, Left::default()) } else { self.form(sink, from, end) };
         match stored {
             Ok(()) => None,
             Err(stuck) => self.lose(sink, stuck.at, end, &reason(&stuck.error)),
@@ -362,6 +359,27 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// Moves a file away that has another form than its sink, so that none has two.
+    ///
+    /// # Errors
+    /// When it cannot be read, moved or made.
+    pub fn begin_form(&mut self, sink: &mut SinkFile) -> io::Result<()> {
+        if sink.pen.is_raw() || sink.gap.is_some() {
+            return Ok(());
+        }
+        let mut first = [0; 64];
+        let opened = sink.current()?;
+        let n = opened.file.read_at(&mut first, 0)?;
+        if n == 0 || sink.pen.has_begun(&first[..n]) {
+            return Ok(());
+        }
+        if sink.opened.as_ref().is_some_and(|opened| opened.line_open) {
+            self.buffer.data_mut()[LEAD] = b'\n';
+            self.store(sink, LEAD, LEAD + 1, Left::default()).map_err(|stuck| stuck.error)?;
+        }
+        self.rotate(sink)
     }
 
     /// Begins a new file where this one's last line is whole.

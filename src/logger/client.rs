@@ -49,6 +49,8 @@ pub enum Progress {
     More,
     /// It does not take more now.
     Blocked,
+    /// It has everything and nothing will come.
+    Done,
 }
 
 /// A file that is read on; the last one of a log grows.
@@ -66,6 +68,8 @@ struct Follow {
     reading: Reading,
     waiting_since: Option<Instant>,
     skipped: u64,
+    /// Nothing more will come.
+    ended: bool,
 }
 
 /// Somebody who follows logs.
@@ -112,10 +116,17 @@ impl Client {
         }
     }
 
-    /// Nothing more will come.
+    /// Nothing more will come into this log.
+    pub fn ended(&mut self, path: &Path) {
+        for follow in self.follows.iter_mut().filter(|follow| follow.feed.path == path) {
+            follow.ended = true;
+        }
+    }
+
+    /// Nothing more will come at all.
     pub fn end(&mut self) {
-        if self.filter.is_some() {
-            self.channel.queue(&LogFrame::end(), &[], None);
+        for follow in &mut self.follows {
+            follow.ended = true;
         }
     }
 
@@ -134,11 +145,19 @@ impl Client {
             }
             more |= follow.go_on(&mut chunk, filter, &mut self.channel, &self.aside, now);
         }
+        let done = !more && self.follows.iter().all(|follow| follow.ended);
+        if done {
+            self.channel.queue(&LogFrame::end(), &[], None);
+            self.follows.clear();
+        }
         if !self.channel.flush()? {
             return Ok(Progress::Blocked);
         }
         if more {
             return Ok(Progress::More);
+        }
+        if done {
+            return Ok(Progress::Done);
         }
         let first = self.follows.iter().filter_map(|follow| follow.waiting_since).min();
         Ok(Progress::Waiting(first.map(|since| since + PATIENCE)))
@@ -188,7 +207,7 @@ impl Follow {
             Ok(Part { inode: file.metadata()?.ino(), file: Arc::new(file), from })
         });
         let (lines, reading) = (lines_of(feed.form), Reading::new(feed.form));
-        Self { feed, parts: part.into_iter().collect(), lines, reading, waiting_since: None, skipped: 0 }
+        Self { feed, parts: part.into_iter().collect(), lines, reading, waiting_since: None, skipped: 0, ended: false }
     }
 
     fn opened(&mut self, file: &Arc<File>, aside: &Aside) {
@@ -223,14 +242,7 @@ impl Follow {
     }
 
     /// Queues what a chunk holds; is there more?
-    fn go_on(
-        &mut self,
-        chunk: &mut [u8],
-        filter: &Filter,
-        channel: &mut Channel,
-        aside: &Aside,
-        now: Instant,
-    ) -> bool {
+    fn go_on(&mut self, chunk: &mut [u8], filter: &Filter, channel: &mut Channel, aside: &Aside, now: Instant) -> bool {
         if self.skipped > 0 {
             let text = format!("[everhook: {} lines skipped]", std::mem::take(&mut self.skipped));
             queue(channel, &self.feed, None, text, self.place(0));
@@ -280,7 +292,7 @@ impl Follow {
     fn rest(&mut self, filter: &Filter, channel: &mut Channel, now: Instant) {
         if !self.lines.waits() {
             self.waiting_since = None;
-        } else if now >= *self.waiting_since.get_or_insert(now) + PATIENCE {
+        } else if self.ended || now >= *self.waiting_since.get_or_insert(now) + PATIENCE {
             self.waiting_since = None;
             if let Some(bytes) = self.lines.show() {
                 let line = self.reading.line(&bytes, false);

@@ -124,6 +124,16 @@ impl Pen {
         if self.form == Form::Json { b"\"}\n" } else { b"\n" }
     }
 
+    /// Does a file that begins like this have this form?
+    #[must_use]
+    pub fn has_begun(&self, bytes: &[u8]) -> bool {
+        match self.form {
+            Form::Raw => true,
+            Form::Stamped => stamped(bytes).is_some(),
+            Form::Json => bytes.starts_with(br#"{"at":""#),
+        }
+    }
+
     /// At most this many bytes more does a line have in the file, escapes aside.
     #[must_use]
     pub fn frame(&self) -> usize {
@@ -375,7 +385,8 @@ mod tests {
             let mut tip = Tip::CLOSED;
             let all = written(&pen(form, 10), &["aaaaaaaaa≤bbbb\n".as_bytes()], &mut tip);
             let mut reading = Reading::new(form);
-            let lines: Vec<_> = String::from_utf8(all).unwrap().lines().map(|l| reading.line(l.as_bytes(), true)).collect();
+            let lines: Vec<_> =
+                String::from_utf8(all).unwrap().lines().map(|l| reading.line(l.as_bytes(), true)).collect();
             let texts: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
             assert_eq!(texts, [format!("aaaaaaaaa≤{GOES_ON}"), format!("{WENT_ON}bbbb")]);
             assert!(lines.iter().all(|line| line.at == Some(At(0))));
@@ -405,7 +416,7 @@ mod tests {
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
             let want: Vec<String> = bytes.split(|b| *b == b'\n').map(|l| String::from_utf8_lossy(l).into_owned()).collect();
             for form in [Form::Stamped, Form::Json] {
-                let mut all = written(&pen(form, 1 << 20), &pieces, &mut Tip::CLOSED);
+                let mut all = written(&pen(form, 1 << 20), &pieces, &mut Tip::default());
                 if all.last() != Some(&b'\n') {
                     all.push(b'\n');
                 }

@@ -9,11 +9,7 @@ use std::{
 
 use memchr::memrchr_iter;
 
-use super::{
-    chain::numbered,
-    form::Reading,
-    history::lines_of,
-};
+use super::{chain::numbered, form::Reading, history::lines_of};
 use crate::domain::config::Form;
 
 /// What a tail answers at most, in bytes.

@@ -5,15 +5,19 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    thread,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-    resource::{Resource, getrlimit, setrlimit},
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
 };
 
 use super::{
@@ -21,6 +25,7 @@ use super::{
     capture::{Capture, Told},
     client::{Client, Progress},
     echo::Echo,
+    filter::Filter,
     lines::Lines,
     sink::SinkFile,
 };
@@ -36,15 +41,16 @@ use crate::{
 };
 
 /// A pass in which nobody gave this many bytes is followed by [`PAUSE`]: many small writes then cost one
-/// pass. A flood fills a pipe within a pause, so it is never slowed down.
+/// pass. In ms; a flood fills a pipe within a pause, so it is never slowed down.
 const BUSY: usize = 16 * 1024;
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: u8 = 5;
 /// Readers and stdout have this long to take what is left at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 pub(super) const CHANNEL: u64 = 0;
 const SIGNAL: u64 = 1;
-const FIRST: u64 = 2;
+const BELL: u64 = 2;
+const FIRST: u64 = 3;
 
 /// A FIFO and where it goes.
 pub(super) struct Source {
@@ -57,6 +63,23 @@ pub(super) struct Source {
     /// An app's output, which is echoed; a job's is not.
     is_app: bool,
     lines: Lines,
+}
+
+/// Rung by a thread that has told a reader the past.
+#[derive(Clone)]
+pub(super) struct Bell {
+    told: mpsc::Sender<(u64, Option<Filter>)>,
+    fd: Arc<EventFd>,
+}
+
+impl Bell {
+    /// The client goes on with this filter, or has what it asked for.
+    pub fn ring(&self, token: u64, filter: Option<Filter>) {
+        // Without a loop there is nothing to wake.
+        if self.told.send((token, filter)).is_ok() {
+            let _ = self.fd.write(1);
+        }
+    }
 }
 
 /// The logger process.
@@ -73,6 +96,12 @@ pub(super) struct Logger {
     pub clients: HashMap<u64, Client>,
     pub echo: Echo,
     pub finished: bool,
+    pub bell: Bell,
+    told: mpsc::Receiver<(u64, Option<Filter>)>,
+    /// Threads that tell the past.
+    pub telling: usize,
+    /// When the first file becomes too old.
+    expiry: Option<Instant>,
     next: u64,
     /// When the first unfinished line of a reader is to be shown.
     deadline: Option<Instant>,
@@ -104,6 +133,9 @@ impl Logger {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL))?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL))?;
+        let fd = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        epoll.add(&*fd, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        let (tell, told) = mpsc::channel();
         Ok(Self {
             epoll,
             channel: Some(Channel::new(channel)),
@@ -116,6 +148,10 @@ impl Logger {
             clients: HashMap::new(),
             echo: Echo::new(),
             finished: false,
+            bell: Bell { told: tell, fd },
+            told,
+            telling: 0,
+            expiry: None,
             next: FIRST,
             deadline: None,
             more: false,
@@ -139,28 +175,73 @@ impl Logger {
                 match event.data() {
                     CHANNEL => self.hear(),
                     SIGNAL => self.finished |= self.signals.read_signal()?.is_some(),
+                    BELL => self.hear_bell(),
                     token => most = most.max(self.ready(token, event.events())),
                 }
             }
             if self.captured || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.step_clients();
             }
+            if self.expiry.is_some_and(|at| at <= Instant::now()) {
+                self.rotate_expired();
+            }
             if most > 0 && most < BUSY && !self.more && !self.finished {
-                thread::sleep(PAUSE);
+                self.pause();
             }
         }
         self.finish();
         Ok(())
     }
 
+    /// Lets small writes gather; whoever asks something is not kept waiting.
+    fn pause(&self) {
+        let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+        let channel = self.channel.as_ref().map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+        let mut watched: Vec<PollFd> = [signals].into_iter().chain(channel).collect();
+        // Interrupted or not, what comes next is the same.
+        let _ = poll(&mut watched, PAUSE);
+    }
+
     fn timeout(&self) -> EpollTimeout {
         if self.more {
             return EpollTimeout::ZERO;
         }
-        let Some(deadline) = self.deadline else { return EpollTimeout::NONE };
+        let Some(deadline) = self.deadline.into_iter().chain(self.expiry).min() else { return EpollTimeout::NONE };
         // A millisecond more, as the rest of one is cut off.
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn hear_bell(&mut self) {
+        let _ = self.bell.fd.read();
+        while let Ok((token, filter)) = self.told.try_recv() {
+            self.telling -= 1;
+            match (filter, self.clients.get_mut(&token)) {
+                (Some(filter), Some(client)) => {
+                    client.begin(filter);
+                    self.step_client(token);
+                }
+                _ => self.dismiss(token),
+            }
+        }
+    }
+
+    /// Moves files away whose first line is too old. One whose last line is open follows when it is whole.
+    fn rotate_expired(&mut self) {
+        let now = Instant::now();
+        self.expiry = None;
+        for sink in self.sinks.values_mut() {
+            match sink.expires() {
+                Some(at) if at > now => self.expiry = Some(self.expiry.map_or(at, |first| first.min(at))),
+                Some(_) => {
+                    if let Err(error) = self.capture.rotate(sink) {
+                        eprintln!("everhook logger: {}: {error}", sink.sink.path.display());
+                    }
+                    tell_opened(sink, &mut self.clients);
+                }
+                None => {}
+            }
+        }
     }
 
     /// A source or a client is ready; how many bytes were captured.
@@ -215,10 +296,10 @@ impl Logger {
         if source.is_app && self.echo.is_on() {
             self.echo.push(&source.name, &mut source.lines, self.capture.last());
         }
-        for file in sink.fresh.drain(..) {
-            for client in self.clients.values_mut() {
-                client.opened(&sink.sink.path, &file);
-            }
+        tell_opened(sink, &mut self.clients);
+        let line_open = sink.opened.as_ref().is_some_and(|opened| opened.line_open);
+        if let Some(at) = sink.expires().filter(|at| !line_open || *at > Instant::now()) {
+            self.expiry = Some(self.expiry.map_or(at, |first| first.min(at)));
         }
         if let Some(told) = told {
             let source = source.name.clone();
@@ -267,14 +348,12 @@ impl Logger {
         let path = sink.path.clone();
         let aside = &self.aside;
         let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), aside.clone()));
-        file.sink = sink;
-        if let Err(error) = file.current() {
+        if let Err(error) = file.become_like(sink).and_then(|()| self.capture.begin_form(file)) {
             eprintln!("everhook logger: {}: {error}", path.display());
         }
-        for file in file.fresh.drain(..) {
-            for client in self.clients.values_mut() {
-                client.opened(&path, &file);
-            }
+        tell_opened(file, &mut self.clients);
+        if let Some(at) = file.expires() {
+            self.expiry = Some(self.expiry.map_or(at, |first| first.min(at)));
         }
         path
     }
@@ -321,7 +400,8 @@ impl Logger {
         self.next
     }
 
-    fn step_clients(&mut self) {
+    /// Lets all clients go on.
+    pub fn step_clients(&mut self) {
         self.more = false;
         self.captured = false;
         self.deadline = None;
@@ -365,17 +445,30 @@ impl Logger {
     fn finish(&mut self) {
         self.hear();
         self.close(|_| true, None);
+        for client in self.clients.values_mut() {
+            client.end();
+        }
         let end = Instant::now() + LAST_WORDS;
         let mut events = [EpollEvent::empty(); 16];
         loop {
             self.step_clients();
-            let busy = self.more || self.clients.values().any(Client::wants_write);
+            let busy = self.more || self.telling > 0 || self.clients.values().any(Client::wants_write);
             if !busy || Instant::now() >= end {
                 break;
             }
-            // Only to wait until one of them takes something.
+            // Only to wait until one of them takes something, or was told everything.
             let _ = self.epoll.wait(&mut events, if self.more { 0u8 } else { 10 });
+            self.hear_bell();
         }
         self.echo.finish(end.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Lets followers go on in the files that a sink has opened.
+fn tell_opened(sink: &mut SinkFile, clients: &mut HashMap<u64, Client>) {
+    for file in sink.fresh.drain(..) {
+        for client in clients.values_mut() {
+            client.opened(&sink.sink.path, &file);
+        }
     }
 }

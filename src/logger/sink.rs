@@ -71,18 +71,21 @@ impl SinkFile {
     }
 
     /// Goes on as this says.
-    pub fn become_like(&mut self, sink: Sink) {
+    ///
+    /// # Errors
+    /// When the file cannot be opened or made.
+    pub fn become_like(&mut self, sink: Sink) -> io::Result<()> {
         self.pen = Pen::of(&sink);
         self.sink = sink;
         if self.sink.compress {
             self.aside.compress(&self.sink.path);
         }
-        if self.sink.age.is_none() {
-            return;
+        let (aged, path) = (self.sink.age.is_some(), self.sink.path.clone());
+        let opened = self.current()?;
+        if aged && opened.size > 0 && opened.born.is_none() {
+            opened.born = born(&path, opened);
         }
-        if let Some(opened) = self.opened.as_mut().filter(|opened| opened.size > 0 && opened.born.is_none()) {
-            opened.born = born(&self.sink.path, opened);
-        }
+        Ok(())
     }
 
     /// When the file is too old; `None` while nothing is in it.

@@ -80,7 +80,7 @@ pub(super) fn fill(line: &mut [u8; RECORD_SIZE], pid: u64, start_time: u64, tail
         at = at.saturating_add(bytes.len());
         place.map(|place| place.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from)).is_some()
     };
-    let mut digits = [0; 20];
+    let mut digits = [0; DIGITS];
     let written = put(decimal(pid, &mut digits)) && put(b" ") && put(decimal(start_time, &mut digits)) && put(tail);
     let fits = written && at < RECORD_SIZE;
     if let Some(last) = line.last_mut() {
@@ -89,8 +89,11 @@ pub(super) fn fill(line: &mut [u8; RECORD_SIZE], pid: u64, start_time: u64, tail
     fits
 }
 
-/// The digits of a number; `u64` has at most 20.
-fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
+/// The most digits that a `u64` has.
+pub(super) const DIGITS: usize = 20;
+
+/// The digits of a number. Neither allocates nor panics.
+pub(super) fn decimal(mut number: u64, digits: &mut [u8; DIGITS]) -> &[u8] {
     let mut first = digits.len();
     for (i, digit) in digits.iter_mut().enumerate().rev() {
         *digit = b'0'.wrapping_add((number % 10) as u8);

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{EventKind, ToLogger},
+        api::EventKind,
         config, deploy,
         model::{AppName, InstanceId, Signal},
         service::{self, Action, order},
@@ -149,8 +149,8 @@ impl Supervisor {
         let id = first(name);
         let spec = app.spec();
         match instance_spec(spec, app.release(), &id, shell, &self.me) {
-            Ok(order) => {
-                self.logger.tell(&ToLogger::Mark { source: id.to_string(), at: crate::os::clock::now().wall }, None);
+            Ok(mut order) => {
+                order.gate = self.logger.mark(&id);
                 self.spawn(Owner::App(name.clone()), order);
             }
             Err(error) => self.feed(name, service::Event::SpawnFailed(error.to_string())),
@@ -298,6 +298,7 @@ fn instance_spec(
     let env = launch::instance_env(app, id, release, &me.boot, &shell.env_file);
     let command = app.command.as_ref().map(launch::arguments).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
+    launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&shell.kit.out), 1), (Arc::clone(&shell.kit.err), 2)];
     spec.cgroup = shell.kit.cgroup.as_ref().map(|group| group.folder());

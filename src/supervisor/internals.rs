@@ -26,7 +26,7 @@ use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
         config::{Config, Http, Identity, Serve},
-        model::Exit,
+        model::{Exit, InstanceId},
     },
     os::{
         channel::Channel,
@@ -111,6 +111,8 @@ pub struct Logger {
     pub keeper: Keeper,
     pub run: u64,
     to: Option<mpsc::UnboundedSender<Outgoing>>,
+    /// Said when there is one again.
+    waiting: Vec<Outgoing>,
     /// What is captured, to be opened again by the next logger.
     sources: std::collections::BTreeMap<(String, Stream), Source>,
     echo: bool,
@@ -158,6 +160,24 @@ impl Logger {
         }
     }
 
+    /// A run of this instance is about to begin: everything that stands in its FIFOs belongs to the run before.
+    /// The program must not start before the answer, the end of this pipe; `None` where nobody would answer.
+    pub fn mark(&self, instance: &InstanceId) -> Option<Arc<OwnedFd>> {
+        self.to.as_ref()?;
+        let (ours, theirs) = std::io::pipe().ok()?;
+        let at = crate::os::clock::now().wall;
+        self.tell(&ToLogger::Mark { source: instance.to_string(), at }, Some(theirs.into()));
+        Some(Arc::new(ours.into()))
+    }
+
+    /// Says it to this logger, or to the next one.
+    pub fn tell_any(&mut self, message: ToLogger, fd: OwnedFd) {
+        match &self.to {
+            Some(_) => self.tell(&message, Some(fd)),
+            None => self.waiting.push(Outgoing { message, fd: Some(fd) }),
+        }
+    }
+
     /// Captures a FIFO from now on.
     pub fn open(&mut self, source: &str, stream: Stream, fifo: PathBuf, sink: Sink) {
         let key = (source.to_owned(), stream);
@@ -199,10 +219,13 @@ impl Logger {
         }
     }
 
-    fn tell_everything(&self) {
+    fn tell_everything(&mut self) {
         self.tell(&ToLogger::Echo { on: self.echo }, None);
         for (key, source) in &self.sources {
             self.send_open(key, &source.fifo, &source.sink);
+        }
+        for Outgoing { message, fd } in std::mem::take(&mut self.waiting) {
+            self.tell(&message, fd);
         }
     }
 }
@@ -215,7 +238,7 @@ impl Supervisor {
         words.extend_from_slice(args);
         let mut spec = launch::spec(&words, &env.into(), &who, self.me.root)?;
         spec.no_new_privs = true;
-        spec.no_capabilities = self.me.root;
+        spec.capabilities = self.me.root.then_some(0);
         spec.umask = 0o027;
         Ok(spec)
     }

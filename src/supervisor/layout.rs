@@ -89,9 +89,10 @@ impl Layout {
         self.run.join("control.sock")
     }
 
+    /// Each folder is one supervisor's alone: what is live is decided in the one, who runs in the other.
     #[must_use]
-    pub fn lock(&self) -> PathBuf {
-        self.run.join("lock")
+    pub fn locks(&self) -> [PathBuf; 2] {
+        [self.state.join("lock"), self.run.join("lock")]
     }
 
     /// The logger's buffer, which outlives it.

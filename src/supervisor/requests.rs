@@ -15,7 +15,7 @@ use super::{
 };
 use crate::domain::{
     access::{self, Principal},
-    api::{By, LogSource, Refusal, RefusalKind, Reply, Request, Saying, Stream, Target, ToLogger},
+    api::{By, Refusal, RefusalKind, Reply, Request, Saying, Target},
     model::{AppName, nearest},
     service::{self, order},
 };
@@ -24,6 +24,7 @@ use crate::domain::{
 struct Wish {
     who: Principal,
     by: By,
+    address: Option<String>,
     apps: Vec<AppName>,
     wait: bool,
     deadline: Option<Instant>,
@@ -59,12 +60,21 @@ impl Supervisor {
         };
         let deadline = ask.timeout.map(|timeout| Instant::now() + timeout);
         let request = ask.request.clone();
-        let wish =
-            Wish { who, by: by.clone(), apps, wait: ask.wait, deadline, reply: reply.clone(), request: ask.request };
+        let wish = Wish {
+            who,
+            by: by.clone(),
+            address: address.clone(),
+            apps,
+            wait: ask.wait,
+            deadline,
+            reply: reply.clone(),
+            request: ask.request,
+        };
         let apps = wish.apps.clone();
         let result = self.grant(wish);
-        // A reload tells by itself how it went.
-        if request.changes() && (result.is_err() || !matches!(request, Request::Reload)) {
+        // A reload, and a search for the release before, tell by themselves how it went.
+        let later = matches!(request, Request::Reload | Request::Rollback { .. });
+        if request.changes() && (result.is_err() || !later) {
             let reason = result.as_ref().err().map(|refusal| refusal.message.clone());
             if apps.is_empty() {
                 self.audit(by, address, &request, None, reason);
@@ -101,6 +111,7 @@ impl Supervisor {
         let one = |app: &AppName| self.known(app, who).map(|app| vec![app]);
         match request {
             Request::Status { apps } if apps.is_empty() => Ok(self.visible(who)),
+            Request::Logs(logs) if logs.deploy.is_some() => Ok(Vec::new()),
             Request::Logs(logs) if logs.apps.is_empty() => Ok(self.visible(who)),
             Request::Status { apps }
             | Request::Start { apps }
@@ -191,7 +202,10 @@ impl Supervisor {
                     reply.say(Saying::Done(Reply::Lines(lines)));
                 });
             }
-            Request::Logs(logs) => self.hand_to_logger(&wish, &logs),
+            Request::Logs(logs) => match logs.deploy {
+                Some(id) => self.serve_deploy_log(id, shown, logs, wish.reply),
+                None => self.serve_logs(&wish.apps, logs, &wish.reply),
+            },
             Request::Start { .. } => return self.start_apps(wish, false),
             Request::Restart { .. } => return self.start_apps(wish, true),
             Request::Stop { confirmed, .. } => return self.stop_apps(wish, confirmed),
@@ -316,28 +330,8 @@ impl Supervisor {
         self.deployable(&app)?;
         let ticket = self.ticket();
         self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
-        self.roll_back(Rollback { app, to, by: wish.by, ticket, reply: wish.reply });
+        self.roll_back(Rollback { app, to, by: wish.by, address: wish.address, ticket, reply: wish.reply });
         Ok(())
-    }
-
-    fn hand_to_logger(&mut self, wish: &Wish, logs: &crate::domain::api::LogsRequest) {
-        let sources = wish
-            .apps
-            .iter()
-            .map(super::apply::first)
-            .map(|id| LogSource {
-                name: id.to_string(),
-                out: self.layout.log(&id, Stream::Out),
-                err: self.layout.log(&id, Stream::Err),
-            })
-            .collect();
-        let message =
-            ToLogger::Serve { sources, follow: logs.follow, n: logs.n, previous: logs.previous, stderr: logs.stderr };
-        let events = self.events.clone();
-        wish.reply.hand_over(move |socket| {
-            let then = move |supervisor: &mut Supervisor| supervisor.logger.tell(&message, Some(socket));
-            let _ = events.send(super::event::Event::Then(Box::new(then)));
-        });
     }
 
     /// Rows for a change that was refused before anybody looked whether the apps that it names exist.

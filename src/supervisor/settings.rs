@@ -83,7 +83,8 @@ fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)
             match parsed {
                 Ok(more) => variables.extend(more),
                 Err(error) => {
-                    app.problem.get_or_insert(format!("env_file {}: {error}", path.display()));
+                    let fault = app.fault("env_file", &format!("env_file {}: {error}", path.display()));
+                    app.problem.get_or_insert(fault);
                 }
             }
         }

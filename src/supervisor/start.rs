@@ -68,7 +68,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     let layout = Layout { state: settings.config.state_dir.clone(), run: settings.config.run_dir.clone() };
     own(&layout.state, uid)?;
     own(&layout.run, uid)?;
-    let _lock = take_lock(&layout)?;
+    let _locks = layout.locks().map(|path| take_lock(&path)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let root = uid == 0;
     let cgroups = cgroup::find_base().map(Arc::new);
     let logger = root.then_some((prepare::LOGGER, prepare::LOGGER));
@@ -317,13 +317,14 @@ fn own(path: &Path, uid: u32) -> Result<(), String> {
     Ok(())
 }
 
-fn take_lock(layout: &Layout) -> Result<Lock, String> {
-    Lock::take(&layout.lock()).map_err(|error| match error {
+fn take_lock(path: &Path) -> Result<Lock, String> {
+    Lock::take(path).map_err(|error| match error {
         LockError::Held { pid } => {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-            format!("another everhook{pid} runs with state_dir {} already", layout.state.display())
+            let folder = path.parent().unwrap_or(path).display();
+            format!("another everhook{pid} uses {folder} already: shut it down, or give this one folders of its own")
         }
-        LockError::Io(error) => format!("{}: {error}", layout.lock().display()),
+        LockError::Io(error) => format!("{}: {error}", path.display()),
     })
 }
 

@@ -9,11 +9,11 @@ use std::{
 };
 
 use everhook::domain::{
-    api::{LogLine, Stream, ToLogger},
+    api::{Stream, ToLogger},
     model::At,
 };
 
-use crate::room::{Room, lines_of, receive, write_numbered};
+use crate::room::{Room, line, lines_of, write_numbered};
 
 /// `N` of `[everhook: N lines skipped]`.
 fn gap(line: &str) -> Option<u32> {
@@ -39,7 +39,7 @@ fn following_goes_on_over_rotations_and_restarts() {
     });
     let (mut seen, mut skipped) = (0, 0);
     while seen + skipped < 10_000 {
-        let line: LogLine = receive(&mut client).expect("no silent end");
+        let line = line(&mut client).expect("no silent end");
         assert_eq!((line.instance.as_str(), line.stream.as_str()), ("blog.1", "out"));
         if let Some(lines) = gap(&line.line) {
             skipped += lines;
@@ -66,7 +66,7 @@ fn a_slow_reader_is_told_what_it_missed_and_stops_nobody() {
     assert_eq!(logger.tail(&room.log("out"), 1).unwrap(), ["line 200000"]);
     let (mut next, mut skipped) = (1, 0);
     while next <= 200_000 {
-        let line = receive::<LogLine>(&mut client).expect("no silent end").line;
+        let line = line(&mut client).expect("no silent end").line;
         if let Some(lines) = gap(&line) {
             skipped += lines;
             next += lines;
@@ -114,7 +114,7 @@ fn characters_are_whole_and_unfinished_lines_are_shown() {
     let mut client = logger.serve(&room, true, Some(0), false);
     // Answered when it is being served.
     logger.tail(&room.log("out"), 1).unwrap();
-    let mut next = || receive::<LogLine>(&mut client).unwrap().line;
+    let mut next = || line(&mut client).unwrap().line;
     // No newline comes, and the last character is cut: what is whole is shown within a second or so.
     let begun = Instant::now();
     fifo.write.write_all(b"\r1% \xe2").unwrap();

@@ -18,7 +18,8 @@ use std::{
 
 use everhook::{
     domain::{
-        api::{FromLogger, LogLine, LogSource, RefusalKind, Sink, Stream, ToLogger},
+        api::{FromLogger, LogFeed, LogFrame, LogLine, LogWish, RefusalKind, Saying, Sink, Stream, ToLogger},
+        config::Form,
         model::Size,
     },
     os::channel::Channel,
@@ -135,9 +136,23 @@ impl Logger {
 
     /// The client's end of a socket on which both logs are served.
     pub fn serve(&mut self, room: &Room, follow: bool, n: Option<u32>, previous: bool) -> Channel {
+        self.serve_form(room, Form::Raw, LogWish { follow, n, previous, ..LogWish::default() })
+    }
+
+    pub fn serve_form(&mut self, room: &Room, form: Form, wish: LogWish) -> Channel {
+        let feed = |stream: Stream| LogFeed {
+            instance: "blog.1".into(),
+            stream,
+            path: room.log(stream.as_str()),
+            form,
+            from: None,
+        };
+        self.serve_feeds(vec![feed(Stream::Out), feed(Stream::Err)], wish)
+    }
+
+    pub fn serve_feeds(&mut self, feeds: Vec<LogFeed>, wish: LogWish) -> Channel {
         let (ours, theirs) = Channel::pair().unwrap();
-        let sources = vec![LogSource { name: "blog.1".into(), out: room.log("out"), err: room.log("err") }];
-        self.send(&ToLogger::Serve { sources, follow, n, previous, stderr: false }, Some(theirs));
+        self.send(&ToLogger::Serve { feeds, wish }, Some(theirs));
         ours
     }
 
@@ -194,9 +209,23 @@ pub fn receive<T: DeserializeOwned>(channel: &mut Channel) -> Option<T> {
     }
 }
 
-/// Everything that a client is sent until its socket is closed, `out line`.
+/// The next line that a client is sent; `None` when it has them all.
+pub fn line(client: &mut Channel) -> Option<LogLine> {
+    loop {
+        match receive(client).expect("an answer ends with its end") {
+            LogFrame::Line(line) => return Some(line),
+            LogFrame::Here { .. } => {}
+            LogFrame::Said(said) => {
+                assert!(matches!(said.what, Saying::Done(_)), "{said:?}");
+                return None;
+            }
+        }
+    }
+}
+
+/// Everything that a client is sent, `out line`.
 pub fn lines_of(mut client: Channel) -> Vec<String> {
-    std::iter::from_fn(|| receive::<LogLine>(&mut client)).map(|l| format!("{} {}", l.stream, l.line)).collect()
+    std::iter::from_fn(|| line(&mut client)).map(|l| format!("{} {}", l.stream, l.line)).collect()
 }
 
 /// A log and its rotated files, oldest first.

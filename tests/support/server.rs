@@ -297,9 +297,13 @@ impl Server {
                 return status;
             }
             if Instant::now() > end {
-                // It says what it waits for.
+                // It says what it waits for, if it still hears.
+                let before = self.log().len();
                 let _ = Command::new("kill").args(["-QUIT", &child.id().to_string()]).status();
-                thread::sleep(Duration::from_millis(300));
+                let end = Instant::now() + LIMIT;
+                while self.log().len() == before && Instant::now() < end {
+                    thread::yield_now();
+                }
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("it does not end: {}", self.log());

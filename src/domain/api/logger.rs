@@ -40,7 +40,8 @@ pub enum ToLogger {
     Retarget { ticket: u64, source: String, stream: Stream, sink: Sink },
     /// Stop capturing, after what the FIFO holds was written.
     Close { source: String },
-    /// A new run of this instance begins here: note it in `<instance>.runs`.
+    /// A new run of this instance begins here: note it in `<instance>.runs`, then close the pipe that is beside
+    /// the frame. The run's program waits for that.
     Mark { source: String, at: At },
     /// Copy app output to stdout, each line with the source's name before it.
     Echo { on: bool },
@@ -48,6 +49,8 @@ pub enum ToLogger {
     Tail { ticket: u64, path: PathBuf, n: u32 },
     /// Serve `logs` on the client's socket, which is beside the frame: [`LogFrame`]s, then close.
     Serve { feeds: Vec<LogFeed>, wish: LogWish },
+    /// Nothing more will come into this log: who follows it is told the rest, then left.
+    End { path: PathBuf },
     /// Close and open all files again.
     Reopen,
     /// Write everything that the FIFOs hold, then end with 0.

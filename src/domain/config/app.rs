@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, order, probe, raw, shell,
+    App, Command, Form, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage,
+    TcpProbe, deploy, identity, judge::Judge, limits, order, probe, raw, shell,
 };
-use crate::domain::model::{AppName, Signal, Size};
+use crate::domain::model::{AppName, Signal};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Of `logs.age`.
@@ -52,12 +52,15 @@ impl Entry<'_> {
         judge.require(raw.port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
+        let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
+        let problem = problem.or(beyond);
         let mut app = App {
             name,
             command,
             directory,
             run_as: who.run_as,
             work_as: who.work_as,
+            groups: who.groups,
             env: raw.env.iter().map(|(key, value)| (key.clone(), numbered(value))).collect(),
             env_file: self.env_files(judge),
             port: raw.port,
@@ -66,13 +69,22 @@ impl Entry<'_> {
             ready: self.ready(judge),
             restart: self.restart(judge),
             stop: self.stop(judge),
+            limits,
             logs: self.logs(judge),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
+            places: self.places(judge),
         };
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
         app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app
+    }
+
+    /// Where the fields stand that can turn out to be wrong only when they are used.
+    fn places(&self, judge: &Judge<'_>) -> BTreeMap<&'static str, String> {
+        let fields = ["command", "directory", "user", "env_file"];
+        let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
+        written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect()
     }
 
     /// Notes what keeps this app from running, and says it with its place.
@@ -206,12 +218,13 @@ impl Entry<'_> {
 
     fn logs(&self, judge: &mut Judge<'_>) -> Logs {
         let raw = &self.raw.logs;
-        let rotate = raw.rotate.unwrap_or(Size(50 << 20));
+        let default = Logs::default();
+        let rotate = raw.rotate.unwrap_or(default.rotate);
         judge.require(rotate.0 > 0, &self.keys(&["logs", "rotate"]), "a file of no size cannot be rotated");
         let age = raw.age.map(|span| span.0);
         let long = age.is_none_or(|age| age >= SHORTEST_AGE);
         judge.require(long, &self.keys(&["logs", "age"]), "a file is rotated every second at most");
-        let line_limit = raw.line_limit.unwrap_or(Size(1 << 20));
+        let line_limit = raw.line_limit.unwrap_or(default.line_limit);
         judge.require(line_limit.0 > 0, &self.keys(&["logs", "line_limit"]), "a line of no length holds nothing");
         let form = match (raw.format, raw.stamp) {
             (Some(raw::LineFormat::Json), _) => Form::Json,
@@ -219,11 +232,12 @@ impl Entry<'_> {
             _ => Form::Raw,
         };
         if form == Form::Raw && self.raw.logs.line_limit.is_some() {
-            let message = format!("app \"{}\": `line_limit` counts with `stamp: Rfc3339` or `format: Json` alone", self.name);
+            let message =
+                format!("app \"{}\": `line_limit` counts with `stamp: Rfc3339` or `format: Json` alone", self.name);
             judge.warn(&self.keys(&["logs", "line_limit"]), message);
         }
-        let compress = raw.compress.unwrap_or(true);
-        Logs { rotate, age, keep: raw.keep.unwrap_or(10), compress, form, line_limit }
+        let (keep, compress) = (raw.keep.unwrap_or(default.keep), raw.compress.unwrap_or(default.compress));
+        Logs { rotate, age, keep, compress, form, line_limit }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{App, Command, Config, Deploy, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger};
+use super::{App, Command, Config, Deploy, Limits, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger};
 use crate::domain::model::show_span;
 
 /// Delays that are counted at most; with a factor just above 1 they would go on for long.
@@ -87,7 +87,8 @@ fn app(app: &App) -> Vec<String> {
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
     let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
-    [Some(runs), Some(ends), deployed].into_iter().flatten().collect()
+    let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
+    [Some(runs), Some(ends), limits, deployed].into_iter().flatten().collect()
 }
 
 fn deploys(deploy: &Deploy) -> String {
@@ -157,6 +158,29 @@ fn list(delays: &[Duration], restarts: u32) -> String {
         (_, true) => format!("{}, then every {last}", shown[..shown.len() - 1].join(", ")),
         (_, false) => shown.join(", "),
     }
+}
+
+/// `None` where nothing is limited.
+fn limits(limits: &Limits) -> Option<String> {
+    let Limits { memory, memory_restart, cpu, tasks, files, core, nice, oom_score, umask, capabilities, no_new_privs } =
+        limits;
+    let told: Vec<String> = [
+        memory.map(|size| format!("at most {size} of memory")),
+        memory_restart.map(|size| format!("restarted over {size}")),
+        cpu.map(|cpu| format!("{cpu} CPUs")),
+        tasks.map(|tasks| format!("{tasks} tasks")),
+        files.map(|files| format!("{files} open files")),
+        core.map(|size| if size.0 == 0 { "no core files".into() } else { format!("core files up to {size}") }),
+        nice.map(|nice| format!("nice {nice}")),
+        oom_score.map(|score| format!("oom_score {score}")),
+        umask.map(|mask| format!("umask {mask:04o}")),
+        capabilities.map(|set| if set.0 == 0 { "no capability".into() } else { format!("capabilities {set}") }),
+        no_new_privs.then(|| "no_new_privs".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!told.is_empty()).then(|| told.join(", "))
 }
 
 fn stop(stop: &Stop) -> String {

@@ -60,6 +60,13 @@ impl Judge<'_> {
         self.mark(keys)
     }
 
+    /// `file:line:column` of what stands at this path, or of its nearest parent.
+    pub fn place(&self, keys: &[&str]) -> Option<String> {
+        let marks = self.marks(keys);
+        let (line, column) = self.source.position(marks.first()?.span.start);
+        Some(format!("{}:{line}:{column}", self.source.path.display()))
+    }
+
     pub fn report(&mut self, severity: Severity, keys: &[&str], message: String) {
         let finding = self.source.finding(severity, message, &self.marks(keys));
         self.findings.push(finding);

@@ -14,6 +14,7 @@ mod env_file;
 mod finding;
 mod identity;
 mod judge;
+mod limits;
 mod order;
 mod parse;
 mod probe;

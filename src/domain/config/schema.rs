@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::model::{AppName, Exit, Signal, Size};
+use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
 
 /// The whole of `supervisor.ron`.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,6 +122,8 @@ pub struct App {
     pub run_as: Identity,
     /// Whom git's checkout, steps and release files belong to: never root.
     pub work_as: Identity,
+    /// Supplementary groups that the config names; `None`: the user's own.
+    pub groups: Option<Vec<u32>>,
     pub env: BTreeMap<String, String>,
     /// Absolute paths, later ones win.
     pub env_file: Vec<PathBuf>,
@@ -131,11 +133,25 @@ pub struct App {
     pub ready: Ready,
     pub restart: Restart,
     pub stop: Stop,
+    pub limits: Limits,
     pub logs: Logs,
     pub deploy: Option<Deploy>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
     pub problem: Option<String>,
+    /// Where its fields stand, for what is found out later: `file:line:column`. The entry itself is `""`.
+    pub places: BTreeMap<&'static str, String>,
+}
+
+impl App {
+    /// Something that is wrong with this app alone, with the place of the field that asks for it.
+    #[must_use]
+    pub fn fault(&self, field: &str, message: &str) -> String {
+        match self.places.get(field).or_else(|| self.places.get("")) {
+            Some(place) => format!("{message} ({place})"),
+            None => message.to_owned(),
+        }
+    }
 }
 
 /// How a main process is started.
@@ -260,6 +276,31 @@ impl Stop {
     }
 }
 
+/// What an instance may use, and what it may do. `None`: no limit but the machine's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Limits {
+    /// Of the whole tree; over it the kernel kills.
+    pub memory: Option<Size>,
+    /// Over it the instance is restarted in order.
+    pub memory_restart: Option<Size>,
+    /// Processors' worth of time of the whole tree: 1.5 is one and a half.
+    pub cpu: Option<f64>,
+    /// Processes and threads of the whole tree.
+    pub tasks: Option<u64>,
+    /// Open files of each process.
+    pub files: Option<u64>,
+    /// Of a core file of each process.
+    pub core: Option<Size>,
+    /// -20 to 19.
+    pub nice: Option<i32>,
+    /// -1,000 to 1,000.
+    pub oom_score: Option<i32>,
+    pub umask: Option<u32>,
+    /// All that it may ever have; given to a user that has none of its own.
+    pub capabilities: Option<Capabilities>,
+    pub no_new_privs: bool,
+}
+
 /// How an instance's output is written, and where it is cut into files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logs {
@@ -273,6 +314,13 @@ pub struct Logs {
     pub form: Form,
     /// A longer line is cut into marked parts; counts where `form` is not raw.
     pub line_limit: Size,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        let (rotate, line_limit) = (Size(50 << 20), Size(1 << 20));
+        Self { rotate, age: None, keep: 10, compress: true, form: Form::Raw, line_limit }
+    }
 }
 
 /// What a line is in a log file.

@@ -168,12 +168,12 @@ impl App {
     pub fn rests(&self) -> Option<Rest> {
         if self.ending || self.removed {
             Some(Rest::Ending)
+        } else if !self.spec.enabled {
+            Some(Rest::Disabled)
         } else if let Some(problem) = &self.spec.problem {
             Some(Rest::Problem(problem.clone()))
         } else if let Some(by) = &self.held {
             Some(Rest::Held(by.clone()))
-        } else if !self.spec.enabled {
-            Some(Rest::Disabled)
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
         } else {

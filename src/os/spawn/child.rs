@@ -8,19 +8,25 @@ use std::{
     convert::Infallible,
     ffi::{CString, c_char, c_int, c_void},
     os::fd::RawFd,
+    time::Duration,
 };
 
 use super::{
     Credentials,
     raw::{self, Errno},
 };
-use crate::os::record::{self, RECORD_SIZE};
+use crate::os::record::{self, DIGITS, RECORD_SIZE};
+
+/// The longest wait at a gate: the spawning thread waits too.
+const GATE: Duration = Duration::from_millis(50);
 
 /// Everything the child needs, made before it is.
 pub(super) struct Plan {
     pub program: *const c_char,
     pub argv: Vec<*const c_char>,
     pub envp: Vec<*const c_char>,
+    /// What `envp` points to besides the spec's.
+    pub pid_env: Vec<PidEntry>,
     pub directory: CString,
     /// Descriptors above this one are the parent's alone.
     pub last_slot: RawFd,
@@ -33,19 +39,49 @@ pub(super) struct Plan {
     /// Slot of the run record.
     pub record: Option<RawFd>,
     pub record_tail: String,
-    /// Slot of `cgroup.procs`, where clone could not place the child.
-    pub procs: Option<RawFd>,
+    /// Slot of the gate.
+    pub gate: Option<RawFd>,
+    /// Slots of the `cgroup.procs` that the child enters by itself: clone can place it in one only.
+    pub procs: Vec<RawFd>,
     pub credentials: Option<Credentials>,
     pub limits: Vec<(u32, libc::rlimit64)>,
-    pub oom_score_adj: String,
-    pub nice: c_int,
+    pub oom_score_adj: (String, bool),
+    /// With both: fail where it cannot be had?
+    pub nice: (c_int, bool),
     pub umask: u32,
-    pub no_capabilities: bool,
+    /// All that it keeps, or is given.
+    pub capabilities: Option<u64>,
     pub no_new_privs: bool,
     /// Die with this process.
     pub parent: Option<libc::pid_t>,
     /// What the child tells its parent.
     pub failure: Option<Failure>,
+}
+
+/// `NAME=` and room for a pid, null-terminated at every moment.
+pub(super) struct PidEntry {
+    text: Box<[u8]>,
+    /// Where the value begins.
+    value: usize,
+}
+
+impl PidEntry {
+    pub(super) fn new(name: &str) -> Self {
+        let mut text = format!("{name}=").into_bytes();
+        let value = text.len();
+        text.resize(value + DIGITS + 1, 0);
+        Self { text: text.into(), value }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const c_char {
+        self.text.as_ptr().cast()
+    }
+
+    fn fill(&mut self, pid: u64) {
+        let mut digits = [0; DIGITS];
+        let places = self.text.iter_mut().skip(self.value);
+        places.zip(record::decimal(pid, &mut digits)).for_each(|(to, from)| *to = *from);
+    }
 }
 
 /// What the child was at when it failed.
@@ -56,7 +92,7 @@ pub(super) enum Step {
     Session,
     OomScore,
     Nice,
-    Limits,
+    Limit(u32),
     Groups,
     Gid,
     Uid,
@@ -95,16 +131,16 @@ pub(super) extern "C" fn enter(plan: *mut c_void) -> ! {
 
 fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
     part_descriptors(plan).at(Step::Descriptors)?;
-    if let Some(procs) = plan.procs {
-        raw::write(procs, b"0").at(Step::Cgroup)?;
+    for procs in &plan.procs {
+        raw::write(*procs, b"0").at(Step::Cgroup)?;
     }
     raw::setsid().at(Step::Session)?;
     limit(plan)?;
     become_user(plan)?;
     raw::umask(plan.umask);
     raw::chdir(&plan.directory).at(Step::Directory)?;
-    if plan.no_capabilities {
-        raw::drop_capabilities().at(Step::Capabilities)?;
+    if let Some(set) = plan.capabilities {
+        raw::set_capabilities(set).at(Step::Capabilities)?;
     }
     if plan.no_new_privs {
         raw::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::NoNewPrivileges)?;
@@ -118,9 +154,13 @@ fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
     if let Some(slot) = plan.record {
         note(slot, &plan.record_tail).at(Step::Record)?;
     }
+    if let Some(gate) = plan.gate {
+        raw::wait_for_hangup(gate, GATE);
+    }
     for &(first, last) in &plan.gaps {
         raw::close_range(first, last, 0).at(Step::Descriptors)?;
     }
+    plan.pid_env.iter_mut().for_each(|entry| entry.fill(own_pid()));
     raw::default_dispositions();
     raw::set_mask(0);
     raw::execve(plan.program, &plan.argv, &plan.envp).at(Step::Execute)
@@ -132,7 +172,7 @@ fn part_descriptors(plan: &mut Plan) -> Result<(), Errno> {
     let above = plan.last_slot.unsigned_abs().saturating_add(1);
     raw::close_range(above, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
     let slots = plan.moves.iter_mut().map(|(slot, _)| slot);
-    for slot in slots.chain(&mut plan.record).chain(&mut plan.procs) {
+    for slot in slots.chain(&mut plan.record).chain(&mut plan.gate).chain(&mut plan.procs) {
         if *slot <= plan.highest {
             *slot = raw::dup_above(*slot, plan.highest)?;
         }
@@ -141,20 +181,22 @@ fn part_descriptors(plan: &mut Plan) -> Result<(), Errno> {
 }
 
 fn limit(plan: &Plan) -> Result<(), Failure> {
-    // Not under root what we inherited can often not be lowered: then it stays.
-    let permitted = |result: Result<(), Errno>| match result {
-        Err(Errno(libc::EACCES | libc::EPERM)) => Ok(()),
+    // Not under root what we inherited can often not be lowered: then it stays, unless it must not.
+    let permitted = |result: Result<(), Errno>, insist: bool| match result {
+        Err(Errno(libc::EACCES | libc::EPERM)) if !insist => Ok(()),
         other => other,
     };
-    permitted(raw::write_file(c"/proc/self/oom_score_adj", plan.oom_score_adj.as_bytes())).at(Step::OomScore)?;
-    permitted(raw::set_nice(plan.nice)).at(Step::Nice)?;
+    let (score, insist) = &plan.oom_score_adj;
+    permitted(raw::write_file(c"/proc/self/oom_score_adj", score.as_bytes()), *insist).at(Step::OomScore)?;
+    let (nice, insist) = plan.nice;
+    permitted(raw::set_nice(nice), insist).at(Step::Nice)?;
     for (resource, limit) in &plan.limits {
-        raw::set_limit(*resource, limit).at(Step::Limits)?;
+        raw::set_limit(*resource, limit).at(Step::Limit(*resource))?;
     }
-    if plan.no_capabilities {
-        raw::drop_bounding_set().at(Step::Capabilities)?;
-    }
-    Ok(())
+    let Some(set) = plan.capabilities else { return Ok(()) };
+    raw::bound_capabilities(set).at(Step::Capabilities)?;
+    // Else they go with the change of uid.
+    if set == 0 { Ok(()) } else { raw::prctl(libc::PR_SET_KEEPCAPS, 1).at(Step::Capabilities) }
 }
 
 fn become_user(plan: &Plan) -> Result<(), Failure> {
@@ -170,14 +212,17 @@ fn die_with(parent: libc::pid_t) -> Result<(), Errno> {
     if raw::getppid() == parent { Ok(()) } else { Err(Errno(libc::ESRCH)) }
 }
 
+fn own_pid() -> u64 {
+    u64::from(raw::getpid().unsigned_abs())
+}
+
 /// One write of a fixed length, so that a record is never half of one and half of another.
 fn note(slot: RawFd, tail: &str) -> Result<(), Errno> {
     let mut stat = [0; 1024];
     let length = raw::read_file(c"/proc/self/stat", &mut stat)?;
     let start_time = stat.get(..length).and_then(record::start_time_of).ok_or(Errno(libc::EINVAL))?;
     let mut line = [b' '; RECORD_SIZE];
-    let pid = u64::from(raw::getpid().unsigned_abs());
-    if !record::fill(&mut line, pid, start_time, tail.as_bytes()) {
+    if !record::fill(&mut line, own_pid(), start_time, tail.as_bytes()) {
         return Err(Errno(libc::EINVAL));
     }
     raw::write_at_start(slot, &line)

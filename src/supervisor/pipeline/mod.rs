@@ -125,6 +125,9 @@ impl Supervisor {
             }));
         }
         self.tell_deploy_waiters(&view);
+        if view.state.is_end() {
+            self.end_deploy_log(view.id);
+        }
         self.ledger.send(Command::Update { deploy: view, attempts, ticket: Some(ticket) });
     }
 

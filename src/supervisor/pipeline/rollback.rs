@@ -6,7 +6,7 @@ use super::super::{
     ledger::{Command, NewDeploy, Query},
 };
 use crate::domain::{
-    api::{By, DeployState, DeployView, Refusal, RefusalKind, Reply, Saying},
+    api::{By, DeployState, DeployView, Refusal, RefusalKind, Reply, Request, Saying},
     model::{AppName, CommitId, ReleaseId},
 };
 
@@ -16,6 +16,8 @@ pub struct Rollback {
     /// `None`: to the live one's predecessor.
     pub to: Option<ReleaseId>,
     pub by: By,
+    /// Where the wish came from, for the audit.
+    pub address: Option<String>,
     /// Names the deploy that carries it out.
     pub ticket: u64,
     pub reply: ReplyTo,
@@ -34,7 +36,13 @@ impl Supervisor {
 
     fn refuse_rollback(&mut self, wish: &Rollback, refusal: Refusal) {
         self.queued.remove(&wish.ticket);
+        self.audit_rollback(wish, Some(refusal.message.clone()));
         wish.reply.say(Saying::Refused(refusal));
+    }
+
+    fn audit_rollback(&mut self, wish: &Rollback, refused: Option<String>) {
+        let request = Request::Rollback { app: wish.app.clone(), to: wish.to.clone() };
+        self.audit(wish.by.clone(), wish.address.clone(), &request, Some(&wish.app), refused);
     }
 
     fn choose_release(&mut self, wish: Rollback, deploys: &[DeployView]) {
@@ -54,6 +62,7 @@ impl Supervisor {
             },
             move |supervisor, known| match pick(&known, current.as_ref(), wish.to.as_ref()) {
                 Ok((release, commit)) => {
+                    supervisor.audit_rollback(&wish, None);
                     let order = NewDeploy {
                         ticket: wish.ticket,
                         app: wish.app,
