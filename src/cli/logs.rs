@@ -46,7 +46,7 @@ pub struct Logs {
     #[arg(long, value_name = "RE")]
     grep: Option<String>,
     /// What the steps of a deploy wrote
-    #[arg(long, value_name = "ID", conflicts_with_all = ["APP", "all", "previous", "stderr"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["apps", "all", "previous", "stderr"])]
     deploy: Option<DeployId>,
     /// The run before the current one: all of it, unless -n is given
     #[arg(long, conflicts_with = "follow")]

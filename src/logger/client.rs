@@ -22,7 +22,7 @@ use super::{
     aside::Aside,
     filter::Filter,
     form::Reading,
-    history::{Chapter, last_line, lines_of, queue},
+    history::{Chapter, End, last_line, lines_of, queue},
     lines::{Lines, Piece},
 };
 use crate::{
@@ -93,7 +93,8 @@ impl Client {
     #[must_use]
     pub fn past(&self) -> Vec<Chapter> {
         let chapter = |follow: &Follow| {
-            let end = follow.parts.front().map(|part| (Arc::clone(&part.file), part.from));
+            let at = |part: &Part| End::At(Arc::clone(&part.file), part.from);
+            let end = follow.parts.front().map_or(End::Nothing, at);
             Chapter { feed: follow.feed.clone(), end }
         };
         self.follows.iter().map(chapter).collect()

@@ -42,11 +42,23 @@ const BATCH: usize = 128 * 1024;
 const LONGEST: usize = 8 * 1024 * 1024;
 /// The clock of files may be behind by so much, in milliseconds.
 const COARSE: i64 = 20;
+/// A run is noted in its log so much later than it began at most, in milliseconds.
+const LATE: i64 = 2_000;
 
-/// A log to be read, and where its past ends: for a reader that follows what comes behind.
+/// A log to be read.
 pub struct Chapter {
     pub feed: LogFeed,
-    pub end: Option<(Arc<File>, u64)>,
+    pub end: End,
+}
+
+/// Where the past of a log ends.
+pub enum End {
+    /// Where the log does.
+    Open,
+    /// At this offset of this file: the reader follows what comes behind.
+    At(Arc<File>, u64),
+    /// Before the first line: all of it is followed.
+    Nothing,
 }
 
 /// The past of some logs, for one reader.
@@ -139,8 +151,10 @@ impl Story<'_> {
     fn spans(&self, aside: &Aside) -> io::Result<Vec<Span>> {
         let (feed, wish) = (&self.chapter.feed, self.wish);
         let mut files = chain::files(&feed.path, aside)?;
-        if let Some((file, to)) = &self.chapter.end {
-            end_at(&mut files, file, *to)?;
+        match &self.chapter.end {
+            End::Open => {}
+            End::At(file, to) => end_at(&mut files, file, *to)?,
+            End::Nothing => files.clear(),
         }
         let whole = |found: Found| Span { from: 0, to: found.length, skip: 0, found };
         let mut spans: Vec<Span> = files.into_iter().map(whole).collect();
@@ -327,7 +341,7 @@ fn find(spans: &[Span], place: Place) -> Option<usize> {
     let oldest = spans.iter().rposition(|span| fits(span) && late(span));
     let found = oldest.or_else(|| spans.iter().position(fits))?;
     let before = spans.get(found + 1);
-    before.is_none_or(|span| span.found.written.0 <= place.at.0 + COARSE).then_some(found)
+    before.is_none_or(|span| span.found.written.0 <= place.at.0 + LATE).then_some(found)
 }
 
 impl Span {

@@ -6,7 +6,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{
     client::Client,
-    history::{Chapter, Past},
+    history::{Chapter, End, Past},
     read,
     run::{CHANNEL, Logger},
     runs::{self, Files},
@@ -167,7 +167,7 @@ impl Logger {
             self.clients.insert(token, client);
             (theirs, past)
         } else {
-            (socket, feeds.into_iter().map(|feed| Chapter { feed, end: None }).collect())
+            (socket, feeds.into_iter().map(|feed| Chapter { feed, end: End::Open }).collect())
         };
         let bell = self.bell.clone();
         self.telling += 1;
