@@ -4,19 +4,18 @@ use super::{Supervisor, control::ReplyTo, event::Event, ledger::Query};
 use crate::domain::{
     api::{LogFeed, LogPlace, LogWish, LogsRequest, Reply, Saying, Stream, ToLogger},
     config::Form,
-    model::{AppName, DeployId},
+    model::{AppName, DeployId, InstanceId},
 };
 
 impl Supervisor {
-    /// Serves the output of these apps.
-    pub fn serve_logs(&self, apps: &[AppName], logs: LogsRequest, reply: &ReplyTo) {
+    /// Serves the output of these instances.
+    pub fn serve_logs(&self, ids: &[InstanceId], logs: LogsRequest, reply: &ReplyTo) {
         let streams = if logs.stderr { &[Stream::Err][..] } else { &[Stream::Out, Stream::Err] };
         let mut feeds = Vec::new();
-        for app in apps {
-            let form = self.apps.get(app).map_or(Form::Raw, |app| app.spec().logs.form);
-            let id = super::apply::first(app);
+        for id in ids {
+            let form = self.apps.get(&id.app).map_or(Form::Raw, |app| app.spec().logs.form);
             for stream in streams {
-                let (instance, path) = (id.to_string(), self.layout.log(&id, *stream));
+                let (instance, path) = (id.to_string(), self.layout.log(id, *stream));
                 let from = resumed(&logs, &instance, *stream);
                 feeds.push(LogFeed { instance, stream: *stream, path, form, from });
             }

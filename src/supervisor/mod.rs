@@ -52,7 +52,7 @@ use crate::domain::{
     config::{self, Config},
     deploy::{self, Deploys},
     model::{AppName, At, DeployId, Secret},
-    service::{self, App},
+    service::{self, App, Happening},
 };
 
 /// What never changes while this process lives.
@@ -165,9 +165,7 @@ impl Supervisor {
         use event::Event;
         match event {
             Event::Spawned { token, result } => self.spawned(token, result),
-            Event::Probed { app, attempt, result } => {
-                self.feed(&app, service::Event::Probed { attempt, result });
-            }
+            Event::Probed { seat, attempt, result } => self.tell(&seat, Happening::Probed { attempt, result }),
             Event::Asked(asked) => self.hear(*asked),
             Event::Told(told) => self.told(told),
             Event::Logger { run, message } => self.logger_said(run, message),

@@ -215,7 +215,7 @@ impl Supervisor {
             let found = handover::end_leftovers(&layout, &config, cgroups.as_deref());
             let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(&found))));
         };
-        if let Err(error) = thread::Builder::new().name("handover".into()).spawn(work) {
+        if let Err(error) = mask::with_all_blocked(|| thread::Builder::new().name("handover".into()).spawn(work)) {
             error!(%error, "cannot look for what the last supervisor left");
         }
     }

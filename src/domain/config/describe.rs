@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{App, Command, Config, Deploy, Limits, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger};
+use super::{
+    App, Command, Config, Deploy, Limits, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger, numbered,
+};
 use crate::domain::model::show_span;
 
 /// Delays that are counted at most; with a factor just above 1 they would go on for long.
@@ -76,16 +78,18 @@ fn app(app: &App) -> Vec<String> {
         let only = format!("{name}: only deployed, as {}", user(app));
         return [Some(only), deployed].into_iter().flatten().collect();
     };
+    let shown = |text: &String| if app.instances == 1 { numbered(text, 1) } else { text.clone() };
     let command = match command {
-        Command::List(words) => format!("{words:?}"),
-        Command::Shell(text) => shortened(text),
+        Command::List(words) => format!("{:?}", words.iter().map(shown).collect::<Vec<_>>()),
+        Command::Shell(text) => shortened(&shown(text)),
     };
+    let copies = if app.instances == 1 { String::new() } else { format!(", {} instances", app.instances) };
     let place = match &app.directory {
         Some(directory) => directory.display().to_string(),
         None => "its release".into(),
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
-    let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
+    let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(&app.ready));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
     [Some(runs), Some(ends), limits, deployed].into_iter().flatten().collect()
