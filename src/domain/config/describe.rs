@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Limits, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger, numbered,
+    App, Command, Config, Deploy, Form, Limits, Logs, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger,
+    numbered,
 };
 use crate::domain::model::show_span;
 
@@ -92,7 +93,8 @@ fn app(app: &App) -> Vec<String> {
     let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(&app.ready));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
-    [Some(runs), Some(ends), limits, deployed].into_iter().flatten().collect()
+    let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
+    [Some(runs), Some(ends), limits, logs, deployed].into_iter().flatten().collect()
 }
 
 fn deploys(deploy: &Deploy) -> String {
@@ -185,6 +187,22 @@ fn limits(limits: &Limits) -> Option<String> {
     .flatten()
     .collect();
     (!told.is_empty()).then(|| told.join(", "))
+}
+
+/// `None` where they are as everywhere.
+fn logs(logs: &Logs) -> Option<String> {
+    if *logs == Logs::default() {
+        return None;
+    }
+    let Logs { rotate, age, keep, compress, form, line_limit } = logs;
+    let form = match form {
+        Form::Raw => "raw".to_owned(),
+        Form::Stamped => format!("with times, lines up to {line_limit}"),
+        Form::Json => format!("as JSON, lines up to {line_limit}"),
+    };
+    let age = age.map(|age| format!(" or {}", show_span(age))).unwrap_or_default();
+    let kept = if *compress { "kept, compressed" } else { "kept" };
+    Some(format!("logs {form}, in files of {rotate}{age}, {keep} {kept}"))
 }
 
 fn stop(stop: &Stop) -> String {
