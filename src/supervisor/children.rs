@@ -31,6 +31,14 @@ pub struct Children {
     early: HashMap<u32, Exit>,
 }
 
+impl Children {
+    /// Is something being started?
+    #[must_use]
+    pub fn are_starting(&self) -> bool {
+        !self.ordered.is_empty()
+    }
+}
+
 impl Supervisor {
     /// Starts a process for `owner`.
     pub fn spawn(&mut self, owner: Owner, spec: SpawnSpec) {
@@ -62,10 +70,10 @@ impl Supervisor {
 
     /// Reaps everything that has ended.
     pub fn reap(&mut self) {
-        let mut ends = Vec::new();
-        reap::reap_all(|pid, exit| ends.push((pid, exit)));
         let mut orphans = false;
-        for (pid, exit) in ends {
+        // One by one: the search for the next passes all children, and what follows from this one is under way
+        // meanwhile.
+        while let Some((pid, exit)) = reap::next() {
             if self.children.pids.contains_key(&pid) {
                 self.ended(pid, exit);
             } else {

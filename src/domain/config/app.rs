@@ -1,6 +1,6 @@
 //! One app, judged.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     App, Command, Form, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage,
@@ -15,13 +15,13 @@ const SHORTEST_AGE: Duration = Duration::from_secs(1);
 const MOST_INSTANCES: u32 = 9_999;
 
 /// All apps; `hooks`: some listener takes webhooks.
-pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
+pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, Arc<App>> {
     let mut apps = BTreeMap::new();
     for (name, own) in &raw.apps {
         match name.parse::<AppName>() {
             Ok(parsed) => {
                 let entry = Entry { name, raw: own.clone().or(&raw.defaults), all: &raw.apps, hooks };
-                apps.insert(parsed.clone(), entry.app(judge, parsed));
+                apps.insert(parsed.clone(), Arc::new(entry.app(judge, parsed)));
             }
             Err(error) => judge.error(&["apps", name], error.to_string()),
         }
