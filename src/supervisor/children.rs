@@ -31,6 +31,13 @@ pub struct Children {
     early: HashMap<u32, Exit>,
 }
 
+impl Children {
+    /// This process, which others have started, is the owner's from now on.
+    pub fn adopt(&mut self, pid: u32, owner: Owner) {
+        self.pids.insert(pid, owner);
+    }
+}
+
 impl Supervisor {
     /// Starts a process for `owner`.
     pub fn spawn(&mut self, owner: Owner, spec: SpawnSpec) {
@@ -80,9 +87,19 @@ impl Supervisor {
         }
     }
 
+    /// A main process has ended that is no child of ours.
+    pub fn ended_unseen(&mut self, pid: u32) {
+        self.ended(pid, Exit::Unknown);
+    }
+
     fn ended(&mut self, pid: u32, exit: Exit) {
         match self.children.pids.remove(&pid) {
             Some(Owner::Seat(id)) => {
+                // What it has said before its end, which may be that another is the main process.
+                self.hear_notices(&id);
+                if self.seat(&id).and_then(|seat| seat.main) != Some(pid) {
+                    return self.look_at_ending_trees();
+                }
                 if let Some(shell) = self.seat_mut(&id) {
                     shell.main = None;
                     shell.pidfd = None;
