@@ -1,7 +1,12 @@
 //! Carries out what the service machines decide, and turns the results into events. Nothing is
 //! decided here.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tracing::{info, warn};
 
@@ -25,6 +30,9 @@ use crate::{
         tree::{self, Member, TreeQuery},
     },
 };
+
+/// So long may what is being started hold back what is to be written down.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// One seat of one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,8 +311,7 @@ impl Supervisor {
 
     fn record(&mut self, id: &SeatId, from: &str, to: &str, cause: String) {
         let instance = id.instance();
-        info!(app = %id.app, instance = id.seat.number, "{from} → {to}: {cause}");
-        self.ledger.send(Command::Event(NewEvent {
+        let event = NewEvent {
             at: crate::os::clock::now().wall,
             app: Some(id.app.clone()),
             instance: Some(instance),
@@ -313,7 +320,29 @@ impl Supervisor {
             to: Some(to.to_owned()),
             cause: Some(cause),
             detail: None,
-        }));
+        };
+        self.ledger.put(Command::Event(event.clone()));
+        self.unsaid.push((Instant::now(), event));
+    }
+
+    /// Has transitions written down, here and in the store. That wakes three threads, so what is being started
+    /// goes first, for a while at most: a restart is faster by what they would take of the processors.
+    pub fn write_down(&mut self) {
+        if self.unsaid.is_empty() || self.write_down_at().is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.ledger.wake();
+        for (_, event) in std::mem::take(&mut self.unsaid) {
+            let of = event.app.zip(event.instance).zip(event.from.zip(event.to));
+            let Some(((app, instance), (from, to))) = of else { continue };
+            info!(%app, instance = instance.number, "{from} → {to}: {}", event.cause.unwrap_or_default());
+        }
+    }
+
+    /// When transitions are written down at the latest though something is still being started.
+    pub fn write_down_at(&self) -> Option<Instant> {
+        let (since, _) = self.unsaid.first().filter(|_| self.children.are_starting())?;
+        Some(*since + LONGEST_WAIT)
     }
 
     /// An event of an app as a whole.

@@ -36,6 +36,12 @@ impl Children {
     pub fn adopt(&mut self, pid: u32, owner: Owner) {
         self.pids.insert(pid, owner);
     }
+
+    /// Is something being started?
+    #[must_use]
+    pub fn are_starting(&self) -> bool {
+        !self.ordered.is_empty()
+    }
 }
 
 impl Supervisor {
@@ -69,10 +75,10 @@ impl Supervisor {
 
     /// Reaps everything that has ended.
     pub fn reap(&mut self) {
-        let mut ends = Vec::new();
-        reap::reap_all(|pid, exit| ends.push((pid, exit)));
         let mut orphans = false;
-        for (pid, exit) in ends {
+        // One by one: the search for the next passes all children, and what follows from this one is under way
+        // meanwhile.
+        while let Some((pid, exit)) = reap::next() {
             if self.children.pids.contains_key(&pid) {
                 self.ended(pid, exit);
             } else {

@@ -1,6 +1,6 @@
 //! One app, judged.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     App, Command, GiveUp, Logs, Policy, Restart, Severity, Stop, StopStage, deploy, identity, judge::Judge, limits,
@@ -12,13 +12,13 @@ use crate::domain::model::{AppName, Signal, Size};
 const MOST_INSTANCES: u32 = 9_999;
 
 /// All apps; `hooks`: some listener takes webhooks.
-pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
+pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, Arc<App>> {
     let mut apps = BTreeMap::new();
     for (name, own) in &raw.apps {
         match name.parse::<AppName>() {
             Ok(parsed) => {
                 let entry = Entry { name, raw: own.clone().or(&raw.defaults), all: &raw.apps, hooks };
-                apps.insert(parsed.clone(), entry.app(judge, parsed));
+                apps.insert(parsed.clone(), Arc::new(entry.app(judge, parsed)));
             }
             Err(error) => judge.error(&["apps", name], error.to_string()),
         }

@@ -59,7 +59,7 @@ impl Config {
 /// Per app: how it runs, how it restarts and stops, and how it is deployed, as far as it is.
 #[must_use]
 pub fn describe(config: &Config) -> Vec<String> {
-    config.apps.values().flat_map(app).collect()
+    config.apps.values().flat_map(|entry| app(entry)).collect()
 }
 
 /// A script's first line is enough to know it by.

@@ -1,7 +1,7 @@
 //! The config as the rest of the house uses it: every default filled in, every path absolute, every
 //! name resolved. `load` makes it out of the file's text.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,8 @@ pub struct Config {
     /// App output on everhook's own stdout; `None`: on a terminal and as PID 1.
     pub echo: Option<bool>,
     pub deploys: Deploys,
-    pub apps: BTreeMap<AppName, App>,
+    /// Shared with whoever runs them.
+    pub apps: BTreeMap<AppName, Arc<App>>,
 }
 
 /// One entry of `http`: one listener process.
