@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::{
@@ -74,14 +73,14 @@ pub struct SeatShell {
     /// The main process.
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
-    probe: Option<AbortHandle>,
+    pub health: probe::Health,
     killed: bool,
 }
 
 impl SeatShell {
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
-        Self { kit, pidfd: None, main: None, probe: None, killed: false }
+        Self { kit, pidfd: None, main: None, health: probe::Health::default(), killed: false }
     }
 }
 
@@ -173,11 +172,8 @@ impl Supervisor {
                 self.tell_if_empty(id);
             }
             Action::Probe { attempt } => self.begin_probe(id, attempt),
-            Action::StopProbe => {
-                if let Some(probe) = self.seat_mut(id).and_then(|shell| shell.probe.take()) {
-                    probe.abort();
-                }
-            }
+            Action::StopProbe => self.stop_probe(id),
+            Action::Watch { attempt } => self.begin_watch(id, attempt),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
@@ -202,7 +198,10 @@ impl Supervisor {
         active.map(|run| SeatId { app: app.name().clone(), seat: run.seat }).collect()
     }
 
-    fn start_instance(&mut self, id: &SeatId) {
+    pub fn start_instance(&mut self, id: &SeatId) {
+        if self.apps.get(&id.app).map(|app| Arc::clone(app.spec())).is_some_and(|spec| self.awaits_notices(id, &spec)) {
+            return;
+        }
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         let Some(seat) = shell.seats.get_mut(&id.seat) else { return };
@@ -226,6 +225,7 @@ impl Supervisor {
                     shell.main = Some(pid);
                 }
                 self.tell(id, Happening::Spawned(pid));
+                self.hear_notices(id);
                 self.switched(&id.app);
             }
             Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
@@ -295,15 +295,6 @@ impl Supervisor {
         let waits = run.is_some_and(|run| run.instance.awaits_empty_tree());
         if waits && self.tree_is_empty(id) {
             self.tell(id, Happening::TreeEmpty);
-        }
-    }
-
-    fn begin_probe(&mut self, id: &SeatId, attempt: u64) {
-        let Some(ready) = self.apps.get(&id.app).map(|app| app.spec().ready_of(id.seat.number).clone()) else { return };
-        let task = probe::until_ready(id.clone(), attempt, ready, self.events.clone());
-        let Some(shell) = self.seat_mut(id) else { return };
-        if let Some(old) = shell.probe.replace(tokio::spawn(task).abort_handle()) {
-            old.abort();
         }
     }
 
@@ -401,15 +392,18 @@ fn instance_spec(
     app: &config::App,
     release: Option<&service::Release>,
     id: &InstanceId,
-    (seat, env_file): (&SeatShell, &[(String, String)]),
+    (seat, env_file): (&mut SeatShell, &[(String, String)]),
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
-    let env = launch::instance_env(app, id, release, &me.boot, env_file);
+    let mut env = launch::instance_env(app, id, release, &me.boot, env_file);
+    let pid_env = seat.health.announce(app, &mut env);
     let command = app.command.as_ref().map(|command| launch::arguments(command, id.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
+    spec.pid_env = pid_env;
+    seat.health.equip(app, &mut spec)?;
     spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
     spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: me.boot.clone() });
     Ok(spec)

@@ -32,6 +32,11 @@ pub struct Children {
 }
 
 impl Children {
+    /// This process, which others have started, is the owner's from now on.
+    pub fn adopt(&mut self, pid: u32, owner: Owner) {
+        self.pids.insert(pid, owner);
+    }
+
     /// Is something being started?
     #[must_use]
     pub fn are_starting(&self) -> bool {
@@ -88,9 +93,19 @@ impl Supervisor {
         }
     }
 
+    /// A main process has ended that is no child of ours.
+    pub fn ended_unseen(&mut self, pid: u32) {
+        self.ended(pid, Exit::Unknown);
+    }
+
     fn ended(&mut self, pid: u32, exit: Exit) {
         match self.children.pids.remove(&pid) {
             Some(Owner::Seat(id)) => {
+                // What it has said before its end, which may be that another is the main process.
+                self.hear_notices(&id);
+                if self.seat(&id).and_then(|seat| seat.main) != Some(pid) {
+                    return self.look_at_ending_trees();
+                }
                 if let Some(shell) = self.seat_mut(&id) {
                     shell.main = None;
                     shell.pidfd = None;

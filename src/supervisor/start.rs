@@ -245,7 +245,7 @@ impl Supervisor {
             info!("listening on http://{} for {}", listener.address, serve.join(" and "));
         }
         for app in self.config.apps.values() {
-            if let config::Ready::Http(probe) = &app.ready {
+            if let config::Ready::Probe { probe: config::Probe::Http(probe), .. } = &app.ready {
                 info!("app {} will answer on {}", app.name, probe.url);
             }
         }

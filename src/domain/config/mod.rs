@@ -29,6 +29,7 @@ pub use describe::describe;
 pub use diff::{Plan, diff};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
+pub use probe::Url;
 pub use schema::*;
 
 use crate::domain::model::Facts;
