@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -168,7 +169,7 @@ fn exec(judge: &mut Judge<'_>, keys: &[&str], command: Option<&raw::Words>) -> P
 }
 
 /// Sockets for notifications have a path that apps must be able to name.
-pub fn notify_paths(judge: &mut Judge<'_>, run_dir: &Path, apps: &BTreeMap<AppName, App>) {
+pub fn notify_paths(judge: &mut Judge<'_>, run_dir: &Path, apps: &BTreeMap<AppName, Arc<App>>) {
     for (name, app) in apps.iter().filter(|(_, app)| app.notifies()) {
         let length = run_dir.join("notify").join(format!("{name}.1")).as_os_str().len() + SUFFIX;
         let field = if matches!(app.ready, Ready::Notify { .. }) { "ready" } else { "live" };
