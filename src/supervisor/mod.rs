@@ -19,7 +19,6 @@ mod layout;
 mod ledger;
 mod live;
 mod log;
-mod logs;
 mod pipeline;
 mod prepare;
 mod probe;
@@ -29,6 +28,7 @@ mod secrets;
 mod settings;
 mod shutdown;
 mod signals;
+mod sockets;
 mod spawner;
 mod start;
 mod status;
@@ -66,6 +66,13 @@ struct Me {
     null: Arc<OwnedFd>,
     stdout: Arc<OwnedFd>,
     stderr: Arc<OwnedFd>,
+}
+
+impl Me {
+    /// The run's id as a seat's processes carry it: that tells the tree of one seat from the other's.
+    fn boot_of(&self, seat: service::Seat) -> String {
+        if seat.second { format!("{}-second", self.boot) } else { self.boot.clone() }
+    }
 }
 
 type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;

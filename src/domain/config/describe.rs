@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Form, Limits, Live, LiveProbe, Logs, Policy, Probe, Ready, Restart, SecretRef, Stop,
+    App, Command, Config, Deploy, Limits, Live, LiveProbe, Policy, Probe, Ready, Replace, Restart, SecretRef, Stop,
     Trigger, numbered,
 };
 use crate::domain::model::show_span;
@@ -90,8 +90,26 @@ fn app(app: &App) -> Vec<String> {
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
-    let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
-    [Some(runs), well, Some(ends), limits, logs, deployed].into_iter().flatten().collect()
+    let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
+    [Some(runs), well, Some(ends), sockets, limits, deployed].into_iter().flatten().collect()
+}
+
+/// What is held for it, and how one process takes over from another.
+fn sockets(app: &App) -> Option<String> {
+    let held: Vec<String> = app.sockets.iter().map(|(name, socket)| format!("{name} {}", socket.address)).collect();
+    let holds = (!held.is_empty()).then(|| format!("holds {}", held.join(", ")));
+    let waits = " and connections wait meanwhile";
+    match (holds, app.replace) {
+        (None, Replace::StopFirst) => None,
+        (Some(holds), Replace::StopFirst) => {
+            Some(format!("{holds}; the next process starts after the last one{waits}"))
+        }
+        (holds, Replace::StartFirst) => {
+            let holds = holds.map(|holds| format!("{holds}; ")).unwrap_or_default();
+            let drain = show_span(app.stop.drain);
+            Some(format!("{holds}the next process starts beside the last one, which then has {drain} to drain"))
+        }
+    }
 }
 
 fn deploys(deploy: &Deploy) -> String {
@@ -214,22 +232,6 @@ fn limits(limits: &Limits) -> Option<String> {
     .flatten()
     .collect();
     (!told.is_empty()).then(|| told.join(", "))
-}
-
-/// `None` where they are as everywhere.
-fn logs(logs: &Logs) -> Option<String> {
-    if *logs == Logs::default() {
-        return None;
-    }
-    let Logs { rotate, age, keep, compress, form, line_limit } = logs;
-    let form = match form {
-        Form::Raw => "raw".to_owned(),
-        Form::Stamped => format!("with times, lines up to {line_limit}"),
-        Form::Json => format!("as JSON, lines up to {line_limit}"),
-    };
-    let age = age.map(|age| format!(" or {}", show_span(age))).unwrap_or_default();
-    let kept = if *compress { "kept, compressed" } else { "kept" };
-    Some(format!("logs {form}, in files of {rotate}{age}, {keep} {kept}"))
 }
 
 fn stop(stop: &Stop) -> String {

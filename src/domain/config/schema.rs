@@ -139,6 +139,9 @@ pub struct App {
     pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Stop,
+    /// Held for it and passed to each process, by name.
+    pub sockets: BTreeMap<String, Socket>,
+    pub replace: Replace,
     pub limits: Limits,
     pub logs: Logs,
     pub deploy: Option<Deploy>,
@@ -328,6 +331,47 @@ pub struct GiveUp {
 pub struct Stop {
     /// At least one.
     pub stages: Vec<StopStage>,
+    /// How long one that has been taken over from may finish what it has begun.
+    pub drain: Duration,
+}
+
+/// Which of two processes of a copy comes first when one takes over from the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Replace {
+    StopFirst,
+    StartFirst,
+}
+
+/// A socket that is bound and held for an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    pub address: SocketAddress,
+    /// Of a unix socket's file.
+    pub mode: u32,
+    /// Whom a unix socket's file belongs to.
+    pub owner: Option<(u32, u32)>,
+    /// Others may bind the same port, the app's own processes say.
+    pub reuse_port: bool,
+    /// Connections that may wait to be accepted.
+    pub backlog: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SocketAddress {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    /// Absolute.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Udp(address) => write!(f, "udp:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -369,38 +413,12 @@ pub struct Limits {
     pub no_new_privs: bool,
 }
 
-/// How an instance's output is written, and where it is cut into files.
+/// Where an instance's output is cut into files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logs {
     pub rotate: Size,
-    /// A file whose first line is older than this is rotated too.
-    pub age: Option<Duration>,
     /// Rotated files that are kept beside the current one.
     pub keep: u32,
-    /// Rotated files become `.gz`, all but the newest.
-    pub compress: bool,
-    pub form: Form,
-    /// A longer line is cut into marked parts; counts where `form` is not raw.
-    pub line_limit: Size,
-}
-
-impl Default for Logs {
-    fn default() -> Self {
-        let (rotate, line_limit) = (Size(50 << 20), Size(1 << 20));
-        Self { rotate, age: None, keep: 10, compress: true, form: Form::Raw, line_limit }
-    }
-}
-
-/// What a line is in a log file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Form {
-    /// As the app wrote it.
-    Raw,
-    /// With the moment it began before it, RFC 3339.
-    Stamped,
-    /// A JSON object as `logs --json` shows it.
-    Json,
 }
 
 /// How an app gets new commits.
