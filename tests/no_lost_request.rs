@@ -132,7 +132,7 @@ fn client(at: SocketAddr, keep: bool, end: &AtomicBool) -> Seen {
 fn load(at: SocketAddr, end: &Arc<AtomicBool>) -> Vec<JoinHandle<Seen>> {
     let start = |n: u64| {
         let end = Arc::clone(end);
-        thread::spawn(move || client(at, n % 2 == 0, &end))
+        thread::spawn(move || client(at, n.is_multiple_of(2), &end))
     };
     (0..2 * CLIENTS).map(start).collect()
 }
