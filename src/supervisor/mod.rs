@@ -29,6 +29,7 @@ mod secrets;
 mod settings;
 mod shutdown;
 mod signals;
+mod sockets;
 mod spawner;
 mod start;
 mod status;
@@ -71,6 +72,13 @@ struct Me {
     stderr: Arc<OwnedFd>,
 }
 
+impl Me {
+    /// The run's id as a seat's processes carry it: that tells the tree of one seat from the other's.
+    fn boot_of(&self, seat: service::Seat) -> String {
+        if seat.second { format!("{}-second", self.boot) } else { self.boot.clone() }
+    }
+}
+
 type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;
 
 /// All that the loop knows.
@@ -103,6 +111,8 @@ pub struct Supervisor {
     /// When which app wants a timer event.
     deadlines: BTreeSet<(Instant, AppName)>,
     children: children::Children,
+    /// Transitions that the log does not have yet, and when they were.
+    unsaid: Vec<(Instant, ledger::NewEvent)>,
 
     deploys: Deploys,
     deploy_todo: VecDeque<deploy::Event>,

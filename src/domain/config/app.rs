@@ -1,30 +1,30 @@
 //! One app, judged.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, limits, numbered, order, probe, raw, shell,
+    App, Command, GiveUp, Logs, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy, identity,
+    judge::Judge, limits, numbered, order, probe, raw, shell, socket,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// Of one app; more are a slip of the finger.
 const MOST_INSTANCES: u32 = 9_999;
 
 /// All apps; `hooks`: some listener takes webhooks.
-pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
+pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, Arc<App>> {
     let mut apps = BTreeMap::new();
     for (name, own) in &raw.apps {
         match name.parse::<AppName>() {
             Ok(parsed) => {
                 let entry = Entry { name, raw: own.clone().or(&raw.defaults), all: &raw.apps, hooks };
-                apps.insert(parsed.clone(), entry.app(judge, parsed));
+                apps.insert(parsed.clone(), Arc::new(entry.app(judge, parsed)));
             }
             Err(error) => judge.error(&["apps", name], error.to_string()),
         }
     }
     order::cycle(judge, &apps);
+    socket::clashes(judge, &apps);
     apps
 }
 
@@ -52,9 +52,15 @@ impl Entry<'_> {
         let instances = self.instances(judge);
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
-        let ready = self.ready(judge, 1);
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
-        let problem = problem.or(beyond);
+        let owner = (who.run_as.uid, who.run_as.gid);
+        let (sockets, stranger) = socket::of_app(judge, self.name, raw.sockets.as_ref(), owner);
+        let problem = problem.or(beyond).or(stranger);
+        let ready = probe::ready(judge, self.name, raw.ready.as_ref(), instances);
+        let passed = i32::try_from(sockets.len()).unwrap_or(i32::MAX).saturating_add(3);
+        let taken = matches!(ready, Ready::Fd { number, .. } if number < passed);
+        let message = format!("the descriptors up to {} are those of `sockets`", passed - 1);
+        judge.require(!taken || sockets.is_empty(), &self.keys(&["ready", "fd"]), &message);
         let mut app = App {
             name,
             command,
@@ -68,10 +74,12 @@ impl Entry<'_> {
             instances,
             enabled: raw.enabled.unwrap_or(true),
             after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
-            ready_of_others: self.ready_of_others(judge, &ready, instances),
             ready,
+            live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)),
             restart: self.restart(judge),
             stop: self.stop(judge),
+            replace: raw.replace.unwrap_or(if sockets.is_empty() { Replace::StopFirst } else { Replace::StartFirst }),
+            sockets,
             limits,
             logs: self.logs(judge),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
@@ -119,9 +127,18 @@ impl Entry<'_> {
         };
         judge.require(!nul, &keys, "a command cannot hold a NUL character");
         let base = program.as_deref().and_then(|path| path.rsplit('/').next());
-        if let Some(wrapper) = base.filter(|name| ["npm", "npx", "yarn", "pnpm", "nodemon"].contains(name)) {
+        let passes = self.raw.sockets.as_ref().is_some_and(|sockets| !sockets.is_empty());
+        let unreached = if passes { ", and its `sockets` do not reach the app" } else { "" };
+        let wrapper = base.filter(|name| ["npm", "npx", "yarn", "pnpm", "nodemon"].contains(name));
+        if let Some(wrapper) = wrapper {
             let message = format!(
-                "app \"{}\": {wrapper} stands between everhook and the app; run the app itself, such as [\"node\", \"server.js\"]",
+                "app \"{}\": {wrapper} stands between everhook and the app{unreached}; run the app itself, such as [\"node\", \"server.js\"]",
+                self.name
+            );
+            judge.warn(&keys, message);
+        } else if passes && matches!(&command, Command::Shell(text) if !shell::ends_in_exec(text)) {
+            let message = format!(
+                "app \"{}\": a shell stays between everhook and the app{unreached}; put `exec` before the program",
                 self.name
             );
             judge.warn(&keys, message);
@@ -151,53 +168,6 @@ impl Entry<'_> {
             &format!("{instances} instances need as many ports, and the last one would be {last}"),
         );
         if counted { instances } else { 1 }
-    }
-
-    /// Where `{instance}` makes them differ from the first copy's. The first fault is enough.
-    fn ready_of_others(&self, judge: &mut Judge<'_>, first: &Ready, instances: u32) -> Vec<Ready> {
-        let found = judge.findings.len();
-        let mut others = Vec::new();
-        for number in 2..=instances {
-            let ready = self.ready(judge, number);
-            if ready == *first || judge.findings.len() > found {
-                return Vec::new();
-            }
-            others.push(ready);
-        }
-        others
-    }
-
-    /// Of this copy.
-    fn ready(&self, judge: &mut Judge<'_>, number: u32) -> Ready {
-        let (http, tcp) = (self.keys(&["ready", "url"]), self.keys(&["ready", "addr"]));
-        let time = |within: &Option<raw::Span>| within.map_or(MINUTE, |span| span.0);
-        match &self.raw.ready {
-            None => Ready::After(Duration::from_secs(1)),
-            Some(raw::Ready::Immediate) => Ready::Immediate,
-            Some(raw::Ready::After(span)) => Ready::After(span.0),
-            Some(raw::Ready::Tcp { addr, within }) => {
-                let read = addr.as_deref().ok_or("`addr` is missing".to_owned());
-                let read = read.and_then(|text| {
-                    probe::address(&numbered(text, number), None).map_err(|e| format!("{text:?}: {e}"))
-                });
-                let address = judge.take(&tcp, read, ProbeAddress::Localhost(1));
-                Ready::Tcp(TcpProbe { address, within: time(within) })
-            }
-            Some(raw::Ready::Http { url, host, expect, within }) => {
-                let written = numbered(url.as_deref().unwrap_or_default(), number);
-                let read = if url.is_some() { probe::url(&written) } else { Err("`url` is missing".into()) };
-                let none = probe::Url { address: ProbeAddress::Localhost(1), host: String::new(), target: "/".into() };
-                let url = judge.take(&http, read, none);
-                let host = host.clone().unwrap_or(url.host);
-                let plain = host.chars().all(|c| c.is_ascii_graphic());
-                judge.require(plain, &self.keys(&["ready", "host"]), "this is no host");
-                let expect = expect.unwrap_or(200);
-                let status = (100..=599).contains(&expect);
-                judge.require(status, &self.keys(&["ready", "expect"]), "expected a status from 100 to 599");
-                let within = time(within);
-                Ready::Http(HttpProbe { address: url.address, host, target: url.target, expect, within, url: written })
-            }
-        }
     }
 
     fn restart(&self, judge: &mut Judge<'_>) -> Restart {
@@ -244,7 +214,15 @@ impl Entry<'_> {
             signal: raw.signal.unwrap_or(Signal::TERM),
             timeout: raw.timeout.map_or(Duration::from_secs(10), |span| span.0),
         };
-        Stop { stages: stages.iter().map(stage).collect() }
+        let drain = match &self.raw.stop {
+            Some(raw::Stop::One(stage)) => stage.drain,
+            None | Some(raw::Stop::List(_)) => None,
+        };
+        let listed =
+            matches!(&self.raw.stop, Some(raw::Stop::List(stages)) if stages.iter().any(|s| s.drain.is_some()));
+        judge.require(!listed, &self.keys(&["stop"]), "`drain` is a time of the whole, not of one signal in a list");
+        let drain = drain.map_or(Duration::from_secs(30), |span| span.0);
+        Stop { stages: stages.iter().map(stage).collect(), drain }
     }
 
     fn logs(&self, judge: &mut Judge<'_>) -> Logs {

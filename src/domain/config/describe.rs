@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Limits, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger, numbered,
+    App, Command, Config, Deploy, Limits, Live, LiveProbe, Policy, Probe, Ready, Replace, Restart, SecretRef, Stop,
+    Trigger, numbered,
 };
 use crate::domain::model::show_span;
 
@@ -58,7 +59,7 @@ impl Config {
 /// Per app: how it runs, how it restarts and stops, and how it is deployed, as far as it is.
 #[must_use]
 pub fn describe(config: &Config) -> Vec<String> {
-    config.apps.values().flat_map(app).collect()
+    config.apps.values().flat_map(|entry| app(entry)).collect()
 }
 
 /// A script's first line is enough to know it by.
@@ -78,21 +79,37 @@ fn app(app: &App) -> Vec<String> {
         let only = format!("{name}: only deployed, as {}", user(app));
         return [Some(only), deployed].into_iter().flatten().collect();
     };
-    let shown = |text: &String| if app.instances == 1 { numbered(text, 1) } else { text.clone() };
-    let command = match command {
-        Command::List(words) => format!("{:?}", words.iter().map(shown).collect::<Vec<_>>()),
-        Command::Shell(text) => shortened(&shown(text)),
-    };
+    let command = shown(command, app.instances);
     let copies = if app.instances == 1 { String::new() } else { format!(", {} instances", app.instances) };
     let place = match &app.directory {
         Some(directory) => directory.display().to_string(),
         None => "its release".into(),
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
-    let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(&app.ready));
+    let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(app));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
+    let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
-    [Some(runs), Some(ends), limits, deployed].into_iter().flatten().collect()
+    let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
+    [Some(runs), well, Some(ends), sockets, limits, deployed].into_iter().flatten().collect()
+}
+
+/// What is held for it, and how one process takes over from another.
+fn sockets(app: &App) -> Option<String> {
+    let held: Vec<String> = app.sockets.iter().map(|(name, socket)| format!("{name} {}", socket.address)).collect();
+    let holds = (!held.is_empty()).then(|| format!("holds {}", held.join(", ")));
+    let waits = " and connections wait meanwhile";
+    match (holds, app.replace) {
+        (None, Replace::StopFirst) => None,
+        (Some(holds), Replace::StopFirst) => {
+            Some(format!("{holds}; the next process starts after the last one{waits}"))
+        }
+        (holds, Replace::StartFirst) => {
+            let holds = holds.map(|holds| format!("{holds}; ")).unwrap_or_default();
+            let drain = show_span(app.stop.drain);
+            Some(format!("{holds}the next process starts beside the last one, which then has {drain} to drain"))
+        }
+    }
 }
 
 fn deploys(deploy: &Deploy) -> String {
@@ -113,20 +130,50 @@ fn user(app: &App) -> String {
     app.run_as.name.clone().unwrap_or_else(|| format!("uid {}", app.run_as.uid))
 }
 
-fn ready(ready: &Ready) -> String {
-    match ready {
-        Ready::Immediate => "ready at once".into(),
-        Ready::After(time) => format!("ready after {}", show_span(*time)),
-        Ready::Http(probe) => {
-            format!("ready when {} answers {}, within {}", probe.url, probe.expect, show_span(probe.within))
+fn ready(app: &App) -> String {
+    let ready = &app.ready;
+    let within = ready.within().map(|within| format!(", within {}", show_span(within))).unwrap_or_default();
+    let when = match ready {
+        Ready::Immediate => "at once".into(),
+        Ready::After(time) => format!("after {}", show_span(*time)),
+        Ready::Notify { .. } => "when it notifies".into(),
+        Ready::Fd { number, .. } => format!("when it writes a newline to descriptor {number}"),
+        Ready::Probe { probe, .. } => format!("when {}", answered(probe, app.instances)),
+    };
+    format!("ready {when}{within}")
+}
+
+fn answered(probe: &Probe, instances: u32) -> String {
+    match probe {
+        Probe::Http(probe) => format!("{} answers {}", counted(&probe.url, instances), probe.expect),
+        Probe::Tcp(probe) => format!("{} accepts", counted(&probe.addr, instances)),
+        Probe::Exec(command) => format!("{} exits with 0", shown(command, instances)),
+    }
+}
+
+fn live(live: &Live, instances: u32) -> String {
+    let every = show_span(live.every);
+    let asked = match &live.probe {
+        LiveProbe::Watchdog => format!("it says so every {every}"),
+        LiveProbe::Probe(probe) => {
+            format!("{}, asked every {every} for at most {}", answered(probe, instances), show_span(live.timeout))
         }
-        Ready::Tcp(probe) => {
-            let address = match probe.address {
-                ProbeAddress::Socket(address) => address.to_string(),
-                ProbeAddress::Localhost(port) => format!("localhost:{port}"),
-            };
-            format!("ready when {address} accepts, within {}", show_span(probe.within))
+    };
+    let failures = if live.failures == 1 { "a failure".into() } else { format!("{} failures in a row", live.failures) };
+    format!("well while {asked}; restarted after {failures}")
+}
+
+/// The number of the only copy; of several, the place that it will have.
+fn counted(text: &str, instances: u32) -> String {
+    if instances == 1 { numbered(text, 1) } else { text.to_owned() }
+}
+
+fn shown(command: &Command, instances: u32) -> String {
+    match command {
+        Command::List(words) => {
+            format!("{:?}", words.iter().map(|word| counted(word, instances)).collect::<Vec<_>>())
         }
+        Command::Shell(text) => shortened(&counted(text, instances)),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     finding::{Mark, Source},
     identity,
     parse::{meant, of},
-    raw,
+    probe, raw,
     scan::Node,
 };
 use crate::domain::model::{AppName, Facts};
@@ -168,6 +168,8 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
     let http = http(judge, &raw.http);
     let hooks = http.iter().any(|entry| entry.serve.contains(&Serve::Hooks));
     let fetch_as = identity::fetch_as(judge, raw);
+    let apps = app::apps(judge, raw, hooks);
+    probe::notify_paths(judge, &run_dir, &apps);
     Config {
         path: judge.source.path.to_owned(),
         state_dir,
@@ -181,7 +183,7 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
             fetch_as,
             catch_up: raw.deploys.catch_up.unwrap_or(true),
         },
-        apps: app::apps(judge, raw, hooks),
+        apps,
         http,
     }
 }

@@ -22,6 +22,7 @@ mod raw;
 mod scan;
 mod schema;
 mod shell;
+mod socket;
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,7 @@ pub use describe::describe;
 pub use diff::{Plan, diff};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
+pub use probe::Url;
 pub use schema::*;
 
 use crate::domain::model::Facts;

@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LogFormat, Policy, Role, Serve};
+use super::{LogFormat, Policy, Replace, Role, Serve};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -79,8 +79,11 @@ pub struct App {
     pub enabled: Option<bool>,
     pub after: Option<Vec<String>>,
     pub ready: Option<Ready>,
+    pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Option<Stop>,
+    pub sockets: Option<BTreeMap<String, Socket>>,
+    pub replace: Option<Replace>,
     pub limits: Limits,
     pub logs: Logs,
     pub deploy: Option<Deploy>,
@@ -102,8 +105,48 @@ pub enum Words {
 pub enum Ready {
     Immediate,
     After(Span),
-    Http { url: Option<String>, host: Option<String>, expect: Option<u16>, within: Option<Span> },
-    Tcp { addr: Option<String>, within: Option<Span> },
+    Notify {
+        within: Option<Span>,
+    },
+    /// `Notify` without fields, as [`super::parse`] spells it to the parser.
+    #[serde(rename = "N_tify")]
+    PlainNotify,
+    Http {
+        url: Option<String>,
+        host: Option<String>,
+        expect: Option<u16>,
+        within: Option<Span>,
+    },
+    Tcp {
+        addr: Option<String>,
+        within: Option<Span>,
+    },
+    Exec {
+        command: Option<Words>,
+        within: Option<Span>,
+    },
+    Fd {
+        fd: Option<i32>,
+        within: Option<Span>,
+    },
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Live {
+    pub probe: Option<LiveProbe>,
+    pub every: Option<Span>,
+    pub failures: Option<u32>,
+    pub timeout: Option<Span>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum LiveProbe {
+    Watchdog,
+    Http { url: Option<String>, host: Option<String>, expect: Option<u16> },
+    Tcp { addr: Option<String> },
+    Exec { command: Option<Words> },
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -138,6 +181,16 @@ pub enum Stop {
 pub struct Stage {
     pub signal: Option<Signal>,
     pub timeout: Option<Span>,
+    pub drain: Option<Span>,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Socket {
+    pub address: Option<String>,
+    pub mode: Option<String>,
+    pub user: Option<Account>,
+    pub reuse_port: Option<bool>,
+    pub backlog: Option<u32>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -220,18 +273,38 @@ impl App {
             enabled: self.enabled.or(d.enabled),
             after: self.after.or(d.after),
             ready: self.ready.or(d.ready),
+            live: match (self.live, d.live) {
+                (Some(own), Some(default)) => Some(own.or(default)),
+                // Defaults without a probe say how often; whether at all, each app says itself.
+                (None, default) => default.filter(|live| live.probe.is_some()),
+                (own, None) => own,
+            },
             restart: self.restart.or(d.restart),
             stop: match (self.stop, d.stop) {
                 (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
                     signal: stage.signal.or(default.signal),
                     timeout: stage.timeout.or(default.timeout),
+                    drain: stage.drain.or(default.drain),
                 })),
                 (own, default) => own.or(default),
             },
+            sockets: self.sockets.or(d.sockets),
+            replace: self.replace.or(d.replace),
             limits: self.limits.or(d.limits),
             logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
+        }
+    }
+}
+
+impl Live {
+    fn or(self, d: Self) -> Self {
+        Self {
+            probe: self.probe.or(d.probe),
+            every: self.every.or(d.every),
+            failures: self.failures.or(d.failures),
+            timeout: self.timeout.or(d.timeout),
         }
     }
 }
@@ -350,7 +423,7 @@ macro_rules! by_form {
         }
     )*};
 }
-by_form!(Account, Words, Stop, Step);
+by_form!(Account, Socket, Words, Stop, Step);
 
 impl Forms for Account {
     const EXPECTED: &'static str = "a name or a number";
@@ -382,6 +455,27 @@ impl Forms for Stop {
     }
     fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
         Stage::deserialize(MapAccessDeserializer::new(fields)).map(|stage| Some(Self::One(stage)))
+    }
+}
+
+impl Forms for Socket {
+    const EXPECTED: &'static str = "an address or `(address: …, mode: …, user: …, reuse_port: …, backlog: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { address: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Full {
+            address: Option<String>,
+            mode: Option<String>,
+            user: Option<Account>,
+            reuse_port: Option<bool>,
+            backlog: Option<u32>,
+        }
+        let Full { address, mode, user, reuse_port, backlog } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { address, mode, user, reuse_port, backlog }))
     }
 }
 

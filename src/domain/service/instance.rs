@@ -1,12 +1,14 @@
-//! One running copy of an app as a state machine.
+//! One running copy of an app as a state machine. How it becomes ready and stays well: [`health`].
 
 use std::time::{Duration, Instant};
 
 use super::backoff::{Backoff, Next};
 use crate::domain::{
-    config::{self, Policy, Ready},
+    config::{self, Policy},
     model::{At, Exit, Now, Signal, show_span},
 };
+
+mod health;
 
 /// After KILL, KILL again this often until the tree is empty: a tree may fork faster than it is read.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -43,6 +45,8 @@ pub struct Stopping {
     stage: usize,
     until: Instant,
     then: Then,
+    /// Another one has taken over: it may finish what it has begun.
+    drains: bool,
 }
 
 /// The main process of a tree that is being ended.
@@ -61,7 +65,11 @@ enum Then {
     StartAgain {
         cause: String,
     },
-    /// It ended by itself, or was ended for not becoming ready: judge it.
+    /// It said that it leaves by itself: judge how it does.
+    JudgeExit {
+        ready_for: Option<Duration>,
+    },
+    /// It ended by itself, or was ended for not becoming ready or not being well: judge it.
     Judge(End),
 }
 
@@ -89,7 +97,11 @@ pub enum Action {
         attempt: u64,
     },
     StopProbe,
-    /// A transition, for the record.
+    /// Ask again and again whether it is well; answers carry `attempt`. Ended by `StopProbe`.
+    Watch {
+        attempt: u64,
+    },
+    /// A transition, or between the same states what else is worth a record, for the record.
     Record {
         from: &'static str,
         to: &'static str,
@@ -123,8 +135,30 @@ pub struct Instance {
     failures: u64,
     last_exit: Option<(Exit, At)>,
     reason: Option<String>,
+    /// What it said about itself in this run.
+    said: Said,
+    /// Live probes that have failed in a row.
+    failed_probes: u32,
+    watchdog: Option<Silence>,
     backoff: Backoff,
     pub(super) on_trial: bool,
+}
+
+/// What a run has said by notifications.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    status: Option<String>,
+    errno: Option<i32>,
+    exit_status: Option<u8>,
+    reloading: bool,
+    watchdog_every: Option<Duration>,
+}
+
+/// How long it may be silent, and until when.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    limit: Duration,
+    until: Instant,
 }
 
 impl Instance {
@@ -138,9 +172,18 @@ impl Instance {
             failures: 0,
             last_exit: None,
             reason: None,
+            said: Said::default(),
+            failed_probes: 0,
+            watchdog: None,
             backoff: Backoff::new(seed),
             on_trial: false,
         }
+    }
+
+    /// A machine for another process of the same copy, which is to take over from this one. Its
+    /// attempts are counted on from `attempt`.
+    pub(super) fn successor(&self, attempt: u64, wall: At) -> Self {
+        Self { state: State::Stopped, since: wall, attempt, reason: None, on_trial: false, ..self.clone() }
     }
 
     #[must_use]
@@ -179,6 +222,12 @@ impl Instance {
         self.reason.as_deref()
     }
 
+    /// What it said of itself last, for people.
+    #[must_use]
+    pub fn status(&self) -> Option<&str> {
+        self.said.status.as_deref()
+    }
+
     /// The main process, while it lives.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -202,6 +251,12 @@ impl Instance {
         matches!(&self.state, State::Stopping(Stopping { main: Main::Gone, .. }))
     }
 
+    /// Does it only finish what it has begun?
+    #[must_use]
+    pub fn drains(&self) -> bool {
+        matches!(&self.state, State::Stopping(Stopping { drains: true, .. }))
+    }
+
     /// When it wants a timer event.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
@@ -210,7 +265,8 @@ impl Instance {
             State::Stopping(stopping) => Some(stopping.until),
             State::Backoff { until } => Some(*until),
             State::Failed { retry } => *retry,
-            State::Stopped | State::Waiting | State::Ready { .. } | State::Done => None,
+            State::Ready { .. } => self.watchdog.map(|silence| silence.until),
+            State::Stopped | State::Waiting | State::Done => None,
         }
     }
 
@@ -243,6 +299,7 @@ impl Instance {
     fn spawn(&mut self, cause: &str, now: Now, out: &mut Vec<Action>) {
         self.attempt += 1;
         self.reason = None;
+        self.said = Said::default();
         self.enter(State::Starting { pid: None, until: None }, cause, now, out);
         out.push(Action::Spawn);
     }
@@ -262,8 +319,38 @@ impl Instance {
         }
     }
 
+    /// Another one has taken over: the signal, and then the time of `stop.drain`.
+    pub(super) fn drain(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        self.cease_within(app.stop.drain, true, app, "another one has taken over", now, out);
+    }
+
+    /// Nobody has the time any more to let it drain.
+    pub(super) fn hurry(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        let State::Stopping(stopping) = &mut self.state else { return };
+        if stopping.drains {
+            let stopping = Stopping {
+                drains: false,
+                until: stopping.until.min(now.mono + app.stop.stages[0].timeout),
+                ..stopping.clone()
+            };
+            self.enter(State::Stopping(stopping), cause, now, out);
+        }
+    }
+
     /// Ends what runs, and lets an end that is under way take its time.
     pub(super) fn cease(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        self.cease_within(app.stop.stages[0].timeout, false, app, cause, now, out);
+    }
+
+    fn cease_within(
+        &mut self,
+        time: Duration,
+        drains: bool,
+        app: &config::App,
+        cause: &str,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
         let main = match &mut self.state {
             State::Starting { pid: None, .. } => Main::Spawning,
             State::Starting { pid: Some(pid), .. } | State::Ready { pid, .. } => Main::Alive(*pid),
@@ -274,12 +361,11 @@ impl Instance {
             _ => return,
         };
         out.push(Action::StopProbe);
-        let first = &app.stop.stages[0];
         if matches!(main, Main::Alive(_)) {
-            out.push(Action::Signal(first.signal));
+            out.push(Action::Signal(app.stop.stages[0].signal));
         }
         self.reason = Some(cause.to_owned());
-        let stopping = Stopping { main, stage: 0, until: now.mono + first.timeout, then: Then::Rest };
+        let stopping = Stopping { main, stage: 0, until: now.mono + time, then: Then::Rest, drains };
         self.enter(State::Stopping(stopping), cause, now, out);
     }
 
@@ -302,17 +388,9 @@ impl Instance {
 
     pub(super) fn spawned(&mut self, pid: u32, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
         match &mut self.state {
-            State::Starting { pid: slot @ None, until } => {
+            State::Starting { pid: slot @ None, .. } => {
                 *slot = Some(pid);
-                match &app.ready {
-                    Ready::Immediate => return Some(self.ready(now, out)),
-                    Ready::After(length) => *until = Some(now.mono + *length),
-                    Ready::Http(_) | Ready::Tcp(_) => {
-                        *until = app.ready.within().map(|within| now.mono + within);
-                        out.push(Action::Probe { attempt: self.attempt });
-                    }
-                }
-                None
+                self.await_ready(app, now, out)
             }
             State::Stopping(stopping) if stopping.main == Main::Spawning => {
                 stopping.main = Main::Alive(pid);
@@ -350,12 +428,17 @@ impl Instance {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Option<Note> {
+        let exit = self.said.exit(exit);
+        let ended = self.said.ended(exit);
         self.last_exit = Some((exit, now.wall));
         let ready_for = match &mut self.state {
             State::Starting { .. } => None,
             State::Ready { since, .. } => Some(now.mono.duration_since(*since)),
             State::Stopping(stopping) => {
                 stopping.main = Main::Gone;
+                if let Then::JudgeExit { ready_for } = stopping.then {
+                    stopping.then = Then::Judge(End { exit: Some(exit), ready_for, reason: ended });
+                }
                 if alone {
                     return self.tree_empty(app, now, out);
                 }
@@ -366,31 +449,19 @@ impl Instance {
             _ => return None,
         };
         out.push(Action::StopProbe);
-        let end = End { exit: Some(exit), ready_for, reason: exit.to_string() };
+        let reason = format!("{ended}; ending the rest of its tree");
+        let end = End { exit: Some(exit), ready_for, reason: ended };
         if alone {
             return self.after_end(end, app, now, out);
         }
-        let reason = format!("{exit}; ending the rest of its tree");
         self.end_tree(Main::Gone, Then::Judge(end), &reason, app, now, out);
         None
-    }
-
-    /// It is to be ended in order and judged as if it had failed.
-    pub(super) fn outgrown(&mut self, why: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
-        let (pid, ready_for) = match &self.state {
-            State::Ready { pid, since } => (*pid, Some(now.mono.duration_since(*since))),
-            State::Starting { pid: Some(pid), .. } => (*pid, None),
-            _ => return,
-        };
-        out.push(Action::StopProbe);
-        let end = End { exit: None, ready_for, reason: why.to_owned() };
-        self.end_tree(Main::Alive(pid), Then::Judge(end), why, app, now, out);
     }
 
     fn end_tree(&mut self, main: Main, then: Then, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
         let until = now.mono + app.stop.stages[0].timeout;
         self.reason = Some(reason.to_owned());
-        self.enter(State::Stopping(Stopping { main, stage: 0, until, then }), reason, now, out);
+        self.enter(State::Stopping(Stopping { main, stage: 0, until, then, drains: false }), reason, now, out);
         let signal = app.stop.stages[0].signal;
         out.push(if main == Main::Gone { Action::SignalTree(signal) } else { Action::Signal(signal) });
     }
@@ -409,28 +480,11 @@ impl Instance {
                 None
             }
             Then::Judge(end) => self.after_end(end, app, now, out),
+            Then::JudgeExit { ready_for } => {
+                let end = End { exit: None, ready_for, reason: "ended, nobody saw how".into() };
+                self.after_end(end, app, now, out)
+            }
         }
-    }
-
-    /// A probe has proven it ready.
-    pub(super) fn probed(&mut self, attempt: u64, now: Now, out: &mut Vec<Action>) -> Option<Note> {
-        let current = attempt == self.attempt && matches!(self.state, State::Starting { pid: Some(_), .. });
-        current.then(|| self.ready(now, out))
-    }
-
-    /// Why the last probe failed, for whoever looks at the status meanwhile.
-    pub(super) fn probe_failed(&mut self, attempt: u64, why: String) {
-        if attempt == self.attempt && matches!(self.state, State::Starting { .. }) {
-            self.reason = Some(why);
-        }
-    }
-
-    fn ready(&mut self, now: Now, out: &mut Vec<Action>) -> Note {
-        if let State::Starting { pid: Some(pid), .. } = self.state {
-            self.reason = None;
-            self.enter(State::Ready { pid, since: now.mono }, "ready", now, out);
-        }
-        Note::Ready
     }
 
     pub(super) fn timer(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
@@ -439,7 +493,7 @@ impl Instance {
         }
         match &self.state {
             State::Starting { pid: Some(pid), .. } => match app.ready.within() {
-                None => return Some(self.ready(now, out)),
+                None => return Some(self.ready(app, now, out)),
                 Some(within) => {
                     let seen = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
                     let reason = format!("not ready within {}{seen}", show_span(within));
@@ -449,6 +503,10 @@ impl Instance {
                     self.end_tree(main, Then::Judge(end), &reason, app, now, out);
                 }
             },
+            State::Ready { .. } => {
+                let limit = self.watchdog.map_or(Duration::ZERO, |silence| silence.limit);
+                self.unwell(&format!("no WATCHDOG=1 within {}", show_span(limit)), app, now, out);
+            }
             State::Stopping(stopping) => {
                 let next = stopping.stage.saturating_add(1);
                 self.escalate(next, app, now, out);
@@ -505,6 +563,20 @@ impl Instance {
     }
 }
 
+impl Said {
+    /// Of a main process that is nobody's child of ours only it itself can tell.
+    fn exit(&self, seen: Exit) -> Exit {
+        match (seen, self.exit_status) {
+            (Exit::Unknown, Some(status)) => Exit::Code(status.into()),
+            _ => seen,
+        }
+    }
+
+    fn ended(&self, exit: Exit) -> String {
+        self.errno.map_or_else(|| exit.to_string(), |errno| format!("{exit}; it told errno {errno}"))
+    }
+}
+
 /// The word of SURFACE.md section 3.
 pub(super) fn name(state: &State) -> &'static str {
     match state {
@@ -512,6 +584,7 @@ pub(super) fn name(state: &State) -> &'static str {
         State::Waiting => "waiting",
         State::Starting { .. } => "starting",
         State::Ready { .. } => "ready",
+        State::Stopping(Stopping { drains: true, .. }) => "draining",
         State::Stopping(_) => "stopping",
         State::Backoff { .. } => "backoff",
         State::Failed { .. } => "failed",

@@ -8,7 +8,9 @@ use std::{
 use proptest::prelude::*;
 
 use super::{super::instance::name, *};
-use crate::domain::config::{Command, GiveUp, Identity, Limits, Logs, Policy, Ready, Restart, Stop, StopStage};
+use crate::domain::config::{
+    Command, GiveUp, Identity, Limits, Live, LiveProbe, Logs, Policy, Ready, Replace, Restart, Stop, StopStage,
+};
 use crate::domain::model::{Signal, Size};
 
 fn spec(ready: Ready, policy: Policy) -> config::App {
@@ -27,7 +29,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         enabled: true,
         after: vec![],
         ready,
-        ready_of_others: vec![],
+        live: None,
         restart: Restart {
             policy,
             success: vec![0],
@@ -39,7 +41,12 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
             give_up: GiveUp { restarts: 3, within: Duration::from_secs(60) },
             retry_after: None,
         },
-        stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }] },
+        stop: Stop {
+            stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }],
+            drain: seconds(30),
+        },
+        sockets: BTreeMap::new(),
+        replace: Replace::StopFirst,
         limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 3 },
         deploy: None,
@@ -93,7 +100,7 @@ impl World {
                     assert!(tree.is_empty(), "two copies");
                     tree.spawning = true;
                 }
-                Task::Process(seat, Action::Probe { attempt }) => {
+                Task::Process(seat, Action::Probe { attempt } | Action::Watch { attempt }) => {
                     self.trees.entry(*seat).or_default().attempt = *attempt;
                 }
                 Task::Gone(number) => {
@@ -160,7 +167,15 @@ impl World {
                 }
                 let attempt = self.tree(seat).attempt;
                 self.tell(seat, Happening::Probed { attempt, result: Ok(()) });
+                self.say(seat, "READY=1\nWATCHDOG=1");
             }
+        }
+    }
+
+    /// The process in this seat says so; nobody is heard who does not run.
+    fn say(&mut self, seat: Seat, what: &str) {
+        if self.tree(seat).main.is_some() {
+            self.tell(seat, Happening::Notified(Notice::parse(what.as_bytes()).unwrap()));
         }
     }
 
@@ -178,6 +193,10 @@ impl World {
 
     fn state(&self) -> &State {
         self.app.worst().state()
+    }
+
+    fn all_words(&self) -> Vec<(Seat, &'static str)> {
+        self.app.runs().map(|run| (run.seat, name(run.instance.state()))).collect()
     }
 
     fn words(&self) -> Vec<(u32, &'static str)> {
@@ -394,6 +413,154 @@ fn a_crash_during_a_trial_restarts_in_the_release_that_it_ran() {
     assert_eq!(world.app.run(Seat::first(2)).unwrap().release, Some(release(2)));
 }
 
+const SECOND: Seat = Seat { number: 1, second: true };
+
+/// One copy, ready, that is replaced by another beside it.
+fn beside() -> World {
+    let mut world = World::new(config::App { replace: Replace::StartFirst, ..spec(Ready::Immediate, Policy::Always) });
+    world.settle();
+    world
+}
+
+#[test]
+fn the_new_one_is_proven_before_the_old_one_drains() {
+    let mut world = beside();
+    world.feed(start(true));
+    assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "starting")]);
+    assert_eq!(name(world.state()), "ready", "the new one does not count");
+    world.spawned_in(SECOND, false);
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")]);
+    assert_eq!(world.rolled(), [Ok(())]);
+    world.feed(start(true));
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")], "one generation drains at a time");
+    world.pass(seconds(29));
+    assert!(!world.done.contains(&Task::Process(FIRST, Action::Kill)));
+    world.pass(seconds(2));
+    assert!(world.done.contains(&Task::Process(FIRST, Action::Kill)));
+    world.exit_in(FIRST, Exit::Signal(9));
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "starting")]);
+    world.spawned_in(FIRST, false);
+    assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "draining")]);
+    world.feed(stop());
+    assert_eq!(world.all_words(), [(FIRST, "stopping"), (SECOND, "stopping")]);
+    world.settle();
+    assert_eq!(world.all_words(), [(FIRST, "stopped")]);
+}
+
+#[test]
+fn a_new_one_that_fails_leaves_the_old_one_alone() {
+    let mut world = beside();
+    for _ in 0..2 {
+        world.feed(start(true));
+        world.spawned_in(SECOND, false);
+        world.settle();
+        assert_eq!(world.rolled().pop(), Some(Ok(())));
+        world.feed(start(true));
+        world.feed(Event::Process(FIRST, Happening::SpawnFailed("no such file".into())));
+        let why = world.rolled().pop().unwrap().unwrap_err();
+        assert_eq!(why, "a: could not be started: no such file; the one before runs on");
+        assert_eq!(world.all_words(), [(SECOND, "ready")]);
+        world.trees.insert(FIRST, Tree::default());
+        world.feed(start(true));
+        world.settle();
+        assert_eq!(world.all_words(), [(FIRST, "ready")]);
+    }
+    assert!(!world.done.iter().any(|task| matches!(task, Task::Process(_, Action::Kill))));
+}
+
+#[test]
+fn a_release_on_trial_runs_beside_the_old_one_until_it_has_settled() {
+    let mut world = beside();
+    let old = world.app.run(FIRST).unwrap().instance.pid();
+    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.settle();
+    assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "ready")]);
+    world.exit_in(SECOND, Exit::Code(1));
+    assert_eq!(world.trial_ends(), [false]);
+    assert_eq!(world.all_words(), [(FIRST, "ready")]);
+    assert_eq!(world.app.run(FIRST).unwrap().instance.pid(), old, "it was not touched");
+    world.feed(Event::Try { release: release(3), settle: seconds(3) });
+    world.settle();
+    world.pass(seconds(3));
+    assert_eq!(world.trial_ends(), [false, true]);
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")]);
+    assert_eq!(world.app.run(SECOND).unwrap().release, Some(release(3)));
+}
+
+fn watched(probe: LiveProbe, failures: u32) -> config::App {
+    let live = Live { probe, every: seconds(5), failures, timeout: seconds(1) };
+    config::App { live: Some(live), ..spec(Ready::Notify { within: seconds(10) }, Policy::OnFailure) }
+}
+
+#[test]
+fn silence_counts_from_the_last_word_and_as_often_as_it_asked_for() {
+    let mut world = World::new(watched(LiveProbe::Watchdog, 2));
+    world.spawned(false);
+    world.pass(seconds(9));
+    world.say(FIRST, "READY=1");
+    world.pass(seconds(9));
+    world.say(FIRST, "WATCHDOG=1");
+    world.pass(seconds(9));
+    assert!(matches!(world.state(), State::Ready { .. }));
+    world.say(FIRST, "WATCHDOG_USEC=1000000");
+    world.pass(seconds(2));
+    assert!(world.app.worst().reason().unwrap().contains("no WATCHDOG=1 within 2s"));
+    world.exit(Exit::Code(0));
+    assert!(matches!(world.state(), State::Starting { .. }), "an exit with 0 makes no success of it");
+}
+
+#[test]
+fn time_is_given_and_never_taken() {
+    let mut world = World::new(watched(LiveProbe::Watchdog, 1));
+    world.spawned(false);
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=1000000");
+    world.pass(seconds(9));
+    assert!(matches!(world.state(), State::Starting { .. }));
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=5000000");
+    world.pass(seconds(4));
+    assert!(matches!(world.state(), State::Starting { .. }));
+    world.pass(seconds(1));
+    assert!(world.app.worst().reason().unwrap().contains("not ready within"));
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=20000000");
+    world.pass(seconds(19));
+    assert_eq!(world.last(), Some(&Action::Signal(Signal::TERM)));
+    world.pass(seconds(1));
+    assert_eq!(world.last(), Some(&Action::Kill));
+}
+
+#[test]
+fn who_says_that_it_stops_is_judged_by_how_it_does() {
+    for (code, want) in [(0, "done"), (3, "backoff")] {
+        let mut world = World::new(watched(LiveProbe::Watchdog, 1));
+        world.spawned(false);
+        world.say(FIRST, "READY=1");
+        let before = world.done.len();
+        world.say(FIRST, "STOPPING=1");
+        let signals = |task: &Task| matches!(task, Task::Process(_, Action::Signal(_)));
+        assert!(!world.done[before..].iter().any(signals), "it leaves by itself");
+        world.exit(Exit::Code(code));
+        assert_eq!(world.words(), [(1, want)]);
+    }
+}
+
+#[test]
+fn on_trial_one_failed_live_probe_is_enough() {
+    let tcp = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
+    let mut world = World::new(watched(LiveProbe::Probe(tcp), 3));
+    world.settle();
+    let fail = |world: &mut World| {
+        let attempt = world.tree(FIRST).attempt;
+        world.tell(FIRST, Happening::LiveProbed { attempt, result: Err("no".into()) });
+    };
+    fail(&mut world);
+    assert!(matches!(world.state(), State::Ready { .. }));
+    world.feed(Event::Try { release: release(1), settle: seconds(3) });
+    world.settle();
+    fail(&mut world);
+    world.settle();
+    assert_eq!(world.trial_ends(), [false]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Start(Option<u32>, bool),
@@ -403,6 +570,9 @@ enum Step {
     Exit(Seat, i32),
     OthersEnd(Seat),
     Probe(Seat, bool),
+    Live(Seat, bool),
+    Say(Seat, &'static str),
+    MainIs(Seat),
     Pass(u64),
     Try,
     Block(bool),
@@ -410,7 +580,7 @@ enum Step {
 }
 
 fn any_seat() -> impl Strategy<Value = Seat> {
-    (1..=3u32).prop_map(Seat::first)
+    (1..=3u32, any::<bool>()).prop_map(|(number, second)| Seat { number, second })
 }
 
 fn any_only() -> impl Strategy<Value = Option<u32>> {
@@ -427,6 +597,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         (any_seat(), 0..2i32).prop_map(|(seat, code)| Step::Exit(seat, code)),
         any_seat().prop_map(Step::OthersEnd),
         (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Probe(seat, good)),
+        (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Live(seat, good)),
+        (any_seat(), prop::sample::select(SAYINGS)).prop_map(|(seat, what)| Step::Say(seat, what)),
+        any_seat().prop_map(Step::MainIs),
         (0..20_000u64).prop_map(Step::Pass),
         Just(Step::Try),
         any::<bool>().prop_map(Step::Block),
@@ -434,11 +607,34 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
+const SAYINGS: &[&str] = &[
+    "READY=1",
+    "RELOADING=1",
+    "STOPPING=1",
+    "READY=1\nSTOPPING=1",
+    "WATCHDOG=1",
+    "WATCHDOG=trigger",
+    "WATCHDOG_USEC=6000000",
+    "EXTEND_TIMEOUT_USEC=5000000",
+    "EXTEND_TIMEOUT_USEC=18446744073709551615",
+    "ERRNO=1\nSTATUS=x",
+];
+
+fn any_live() -> impl Strategy<Value = Option<Live>> {
+    let tcp = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
+    let probe = prop_oneof![Just(LiveProbe::Watchdog), Just(LiveProbe::Probe(tcp))];
+    let live = |(probe, failures)| Live { probe, every: seconds(5), failures, timeout: seconds(1) };
+    prop::option::of((probe, 1..=2u32).prop_map(live))
+}
+
 fn any_spec() -> impl Strategy<Value = config::App> {
-    let probe = config::TcpProbe { address: config::ProbeAddress::Localhost(1), within: seconds(4) };
-    let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(Ready::Tcp(probe))];
+    let probe = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
+    let probe = Ready::Probe { probe, within: seconds(4) };
+    let notify = Ready::Notify { within: seconds(4) };
+    let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(probe), Just(notify)];
     let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
-    (ready, policy, 1..=3u32).prop_map(|(ready, policy, instances)| config::App { instances, ..spec(ready, policy) })
+    let made = |(ready, policy, instances, live)| config::App { instances, live, ..spec(ready, policy) };
+    (ready, policy, 1..=3u32, any_live()).prop_map(made)
 }
 
 proptest! {
@@ -463,6 +659,18 @@ proptest! {
                     let attempt = world.tree(seat).attempt;
                     world.tell(seat, Happening::Probed { attempt, result });
                 }
+                Step::Live(seat, good) => {
+                    let result = if good { Ok(()) } else { Err("no".into()) };
+                    let attempt = world.tree(seat).attempt;
+                    world.tell(seat, Happening::LiveProbed { attempt, result });
+                }
+                Step::Say(seat, what) => world.say(seat, what),
+                Step::MainIs(seat) => if world.tree(seat).main.is_some() {
+                    world.next_pid += 1;
+                    let pid = world.next_pid;
+                    world.tree(seat).main = Some(pid);
+                    world.tell(seat, Happening::MainIs(pid));
+                },
                 Step::Pass(millis) => world.pass(Duration::from_millis(millis)),
                 Step::Try => if world.app.would_run() && !world.app.is_on_trial() {
                     tries += 1;
@@ -478,15 +686,18 @@ proptest! {
                 let pid = run.instance.pid();
                 prop_assert!(pid.is_none() || pid == world.trees[&run.seat].main);
             }
+            let alone = spec.replace == Replace::StopFirst;
+            prop_assert!(!alone || world.app.runs().all(|run| !run.seat.second), "a second one that nobody wants");
             let known = |seat: &Seat| world.app.run(*seat).is_some();
             prop_assert!(world.trees.iter().all(|(seat, tree)| tree.is_empty() || known(seat)), "somebody is forgotten");
         }
         world.feed(Event::Block(None));
         world.feed(start(false));
-        for _ in 0..4 {
+        for _ in 0..6 {
             world.settle();
             world.pass(seconds(3));
         }
+        prop_assert!(world.app.runs().count() == world.app.copies().len(), "somebody stays: {:?}", world.all_words());
         let good = matches!(world.state(), State::Ready { .. } | State::Done);
         prop_assert!(good && !world.app.is_rolling(), "stuck in {:?}", world.words());
         prop_assert_eq!(world.trial_ends().len(), usize::try_from(tries).unwrap());
