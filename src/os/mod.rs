@@ -24,6 +24,7 @@ pub mod sandbox;
 pub mod socket;
 pub mod spawn;
 pub mod stat;
+pub mod timer;
 pub mod tree;
 pub mod users;
 pub mod watched;

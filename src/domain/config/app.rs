@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, order, probe, raw, shell,
+    deploy, identity, judge::Judge, order, probe, raw, schedule, shell,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
@@ -65,6 +65,7 @@ impl Entry<'_> {
             restart: self.restart(judge),
             stop: self.stop(judge),
             logs: self.logs(judge),
+            schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
             places: self.places(judge),
@@ -168,7 +169,7 @@ impl Entry<'_> {
         let time = |span: &Option<raw::Span>, default: u64| span.map_or(Duration::from_millis(default), |span| span.0);
         let first = time(&raw.first, 100);
         let restart = Restart {
-            policy: raw.policy.unwrap_or(Policy::Always),
+            policy: self.policy(),
             success: raw.success.clone().unwrap_or_else(|| vec![0]),
             first,
             factor: raw.factor.unwrap_or(2.0),
@@ -194,6 +195,14 @@ impl Entry<'_> {
             judge.require(holds, &self.keys(&[&["restart"], field].concat()), message);
         }
         restart
+    }
+
+    /// A scheduled app ends and waits for its next time, whatever `defaults` say of those that run on.
+    fn policy(&self) -> Policy {
+        match self.raw.restart.policy {
+            None | Some(Policy::Always) if self.raw.schedule.is_some() => Policy::Never,
+            policy => policy.unwrap_or(Policy::Always),
+        }
     }
 
     fn stop(&self, judge: &mut Judge<'_>) -> Stop {

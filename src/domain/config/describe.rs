@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{App, Command, Config, Deploy, Policy, ProbeAddress, Ready, Restart, SecretRef, Stop, Trigger};
-use crate::domain::model::show_span;
+use super::{
+    App, Command, Config, Deploy, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef, Stop, Trigger,
+};
+use crate::domain::model::{At, show_span};
 
 /// Delays that are counted at most; with a factor just above 1 they would go on for long.
 const COUNTED: u32 = 100;
@@ -53,10 +55,14 @@ impl Config {
     }
 }
 
-/// Per app: how it runs, how it restarts and stops, and how it is deployed, as far as it is.
+/// Next times of a schedule that are shown.
+const TIMES: usize = 3;
+
+/// Per app: how it runs, when, how it restarts and stops, and how it is deployed, as far as it is.
+/// `now`: schedules are shown from here on.
 #[must_use]
-pub fn describe(config: &Config) -> Vec<String> {
-    config.apps.values().flat_map(app).collect()
+pub fn describe(config: &Config, now: At) -> Vec<String> {
+    config.apps.values().flat_map(|one| app(one, now)).collect()
 }
 
 /// A script's first line is enough to know it by.
@@ -66,7 +72,7 @@ fn shortened(script: &str) -> String {
     format!("`{first}{}`", if lines.next().is_some() { " …" } else { "" })
 }
 
-fn app(app: &App) -> Vec<String> {
+fn app(app: &App, now: At) -> Vec<String> {
     let name = &app.name;
     if let Some(problem) = &app.problem {
         return vec![format!("{name}: cannot run: {problem}")];
@@ -86,8 +92,18 @@ fn app(app: &App) -> Vec<String> {
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
     let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
+    let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
-    [Some(runs), Some(ends), deployed].into_iter().flatten().collect()
+    [Some(runs), when, Some(ends), deployed].into_iter().flatten().collect()
+}
+
+fn times(schedule: &Schedule, now: At) -> String {
+    let missed = match schedule.missed {
+        Missed::Skip => "skipped",
+        Missed::Run => "made up for by one run",
+    };
+    let next = schedule.shown(now, TIMES).join(", ");
+    format!("runs at \"{}\", next at {next}; what is missed is {missed}", schedule.text)
 }
 
 fn deploys(deploy: &Deploy) -> String {

@@ -103,6 +103,7 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
         ("restart", old.restart != new.restart),
         ("stop", old.stop != new.stop),
         ("logs", old.logs != new.logs),
+        ("schedule", old.schedule != new.schedule),
         ("deploy", old.deploy != new.deploy),
     ])
 }

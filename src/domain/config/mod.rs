@@ -19,6 +19,7 @@ mod parse;
 mod probe;
 mod raw;
 mod scan;
+mod schedule;
 mod schema;
 mod shell;
 
@@ -28,6 +29,7 @@ pub use describe::describe;
 pub use diff::{Plan, diff};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
+pub use schedule::{Missed, Schedule};
 pub use schema::*;
 
 use crate::domain::model::Facts;
@@ -97,7 +99,14 @@ mod tests {
 
     fn load_as(uid: u32, text: &str) -> Result<Loaded, Faults> {
         let group = |text: &str| account(text).map(|found| Group { name: found.name, gid: found.gid });
-        let facts = Facts { uid, user: account, group, is_directory: |_| true, is_program: |_| true };
+        let facts = Facts {
+            uid,
+            user: account,
+            group,
+            is_directory: |_| true,
+            is_program: |_| true,
+            zone: |_| Some(jiff::tz::TimeZone::UTC),
+        };
         let places = Places { state_home: "/home/ann/state".into() };
         load(text, Path::new("/srv/supervisor.ron"), &places, &facts)
     }

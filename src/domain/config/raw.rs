@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LogFormat, Policy, Role, Serve};
+use super::{LogFormat, Missed, Policy, Role, Serve};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,6 +80,7 @@ pub struct App {
     pub restart: Restart,
     pub stop: Option<Stop>,
     pub logs: Logs,
+    pub schedule: Option<Schedule>,
     pub deploy: Option<Deploy>,
 }
 
@@ -142,6 +143,15 @@ pub struct Stage {
 pub struct Logs {
     pub rotate: Option<Size>,
     pub keep: Option<u32>,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Schedule {
+    pub cron: Option<String>,
+    pub zone: Option<String>,
+    pub missed: Option<Missed>,
+    /// Written as `(cron: …)`.
+    pub is_full: bool,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -208,6 +218,7 @@ impl App {
                 (own, default) => own.or(default),
             },
             logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
+            schedule: self.schedule.or(d.schedule),
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
         }
@@ -310,7 +321,7 @@ macro_rules! by_form {
         }
     )*};
 }
-by_form!(Account, Words, Stop, Step);
+by_form!(Account, Words, Stop, Step, Schedule);
 
 impl Forms for Account {
     const EXPECTED: &'static str = "a name or a number";
@@ -361,6 +372,25 @@ impl Forms for Step {
         }
         let Full { run, name, timeout } = Full::deserialize(MapAccessDeserializer::new(fields))?;
         Ok(Some(Self { run, name, timeout }))
+    }
+}
+
+impl Forms for Schedule {
+    const EXPECTED: &'static str = "a cron expression or `(cron: …, zone: …, missed: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { cron: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            cron: Option<String>,
+            zone: Option<String>,
+            missed: Option<Missed>,
+        }
+        let Full { cron, zone, missed } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { cron, zone, missed, is_full: true }))
     }
 }
 

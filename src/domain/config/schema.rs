@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
+use super::Schedule;
 use crate::domain::model::{AppName, Exit, Signal, Size};
 
 /// The whole of `supervisor.ron`.
@@ -132,6 +133,8 @@ pub struct App {
     pub restart: Restart,
     pub stop: Stop,
     pub logs: Logs,
+    /// A one-shot app that runs at these times only.
+    pub schedule: Option<Schedule>,
     pub deploy: Option<Deploy>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.

@@ -34,4 +34,6 @@ pub struct Facts {
     pub is_directory: fn(&Path) -> bool,
     /// Does this program exist and may it be executed (a name is looked for in the fixed PATH)?
     pub is_program: fn(&str) -> bool,
+    /// A time zone by its name, the machine's own without one.
+    pub zone: fn(Option<&str>) -> Option<jiff::tz::TimeZone>,
 }

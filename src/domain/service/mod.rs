@@ -19,6 +19,8 @@ mod app;
 mod backoff;
 mod instance;
 pub mod order;
+mod timetable;
 
 pub use app::{App, Event, Release, Rest};
 pub use instance::{Action, Instance, State};
+pub use timetable::{Due, Timetable};

@@ -35,6 +35,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         },
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }] },
         logs: Logs { rotate: Size(1 << 20), keep: 3 },
+        schedule: None,
         deploy: None,
         problem: None,
         places: Default::default(),
