@@ -73,8 +73,8 @@ type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;
 pub struct Supervisor {
     me: Me,
     config: Arc<Config>,
-    /// The file's text as it was applied.
-    config_text: String,
+    /// The files' texts as they were applied.
+    config_text: settings::Text,
     tokens: Vec<(config::Token, Secret)>,
     /// A reload is on its way.
     reloading: bool,

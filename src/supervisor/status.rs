@@ -1,6 +1,6 @@
 //! What `status` shows: SURFACE.md section 4.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Supervisor, apply::first, control::ReplyTo, internals::serve_word};
 use crate::domain::{
@@ -22,10 +22,10 @@ impl Supervisor {
             let tree = if app.instance().is_active() { self.tree(name) } else { Vec::new() };
             trees.push(tree.iter().map(|member| member.pid).collect());
         }
-        let (path, text) = (self.config.path.clone(), self.config_text.clone());
+        let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
         self.files.run(
             move || {
-                status.supervisor.config_differs = std::fs::read(&path).map_or(true, |now| now != text.as_bytes());
+                status.supervisor.config_differs = text.differs(&config);
                 for (app, tree) in status.apps.iter_mut().zip(trees) {
                     let usage = tree.iter().filter_map(|pid| crate::os::stat::usage(*pid));
                     let sum = usage.fold(None, |sum: Option<(u64, f64)>, (memory, cpu)| {

@@ -49,7 +49,7 @@ impl Entry<'_> {
         judge.env(&self.keys(&["env"]), &raw.env);
         judge.require(raw.port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
-        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
+        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
         let mut app = App {
             name,
             command,

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef, Stop, Trigger,
+    App, Command, Config, Deploy, Include, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef, Stop,
+    Trigger,
 };
 use crate::domain::model::{At, show_span};
 
@@ -62,7 +63,7 @@ const TIMES: usize = 3;
 /// `now`: schedules are shown from here on.
 #[must_use]
 pub fn describe(config: &Config, now: At) -> Vec<String> {
-    config.apps.values().flat_map(|one| app(one, now)).collect()
+    config.include.iter().map(included).chain(config.apps.values().flat_map(|one| app(one, now))).collect()
 }
 
 /// A script's first line is enough to know it by.
@@ -70,6 +71,12 @@ fn shortened(script: &str) -> String {
     let mut lines = script.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
     format!("`{first}{}`", if lines.next().is_some() { " …" } else { "" })
+}
+
+fn included(entry: &Include) -> String {
+    let names: Vec<_> = entry.files.iter().map(|file| file.display().to_string()).collect();
+    let names = if names.is_empty() { "no file is there".to_owned() } else { names.join(", ") };
+    format!("include {}: {names}", entry.glob.display())
 }
 
 fn app(app: &App, now: At) -> Vec<String> {

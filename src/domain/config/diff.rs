@@ -110,6 +110,7 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
 
 fn other(old: &Config, new: &Config) -> Vec<&'static str> {
     changed([
+        ("include", old.include != new.include),
         ("tokens", old.tokens != new.tokens),
         ("local", old.local != new.local),
         ("log", old.log != new.log),

@@ -13,6 +13,7 @@ use crate::domain::model::{Signal, Size, span};
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Root {
+    pub include: Vec<String>,
     pub state_dir: Option<String>,
     pub run_dir: Option<String>,
     pub http: Vec<Http>,
@@ -22,6 +23,13 @@ pub struct Root {
     pub echo: Option<bool>,
     pub deploys: Deploys,
     pub defaults: App,
+    pub apps: BTreeMap<String, App>,
+}
+
+/// A file that the config includes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Included {
     pub apps: BTreeMap<String, App>,
 }
 

@@ -14,6 +14,8 @@ use crate::domain::model::{AppName, Exit, Signal, Size};
 pub struct Config {
     /// The file it came from, absolute.
     pub path: PathBuf,
+    /// Files with further apps.
+    pub include: Vec<Include>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub http: Vec<Http>,
@@ -25,6 +27,15 @@ pub struct Config {
     pub echo: Option<bool>,
     pub deploys: Deploys,
     pub apps: BTreeMap<AppName, App>,
+}
+
+/// One entry of `include`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Include {
+    /// Absolute.
+    pub glob: PathBuf,
+    /// What it named when the config was read.
+    pub files: Vec<PathBuf>,
 }
 
 /// One entry of `http`: one listener process.

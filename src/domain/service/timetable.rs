@@ -161,14 +161,14 @@ mod tests {
         let due = table.look(NOON);
         assert_eq!(due[0].run, Some(after(-9 * HOUR)));
         assert_eq!(table.look(NOON), []);
-        let (mut future, _) = super::tests::table("0 3 * * *", Missed::Run, Some(after(100 * HOUR)));
+        let (mut future, _) = table("0 3 * * *", Missed::Run, Some(after(100 * HOUR)));
         assert_eq!(future.look(NOON), []);
         assert_eq!(future.alarm(), Some(after(15 * HOUR)));
     }
 
     proptest! {
         /// Whatever the clock does, an app is due at most once a look, never twice for one moment
-        /// without the clock going back, and its next time always lies ahead.
+        /// unless the clock goes back far, and its next time always lies ahead.
         #[test]
         fn the_alarm_always_lies_ahead(steps in prop::collection::vec(-3 * HOUR..3 * HOUR, 1..60), run in any::<bool>()) {
             let (mut table, _) = table("*/7 * * * *", if run { Missed::Run } else { Missed::Skip }, None);
@@ -178,9 +178,12 @@ mod tests {
                 now = At(now.0 + step);
                 let due = table.look(now);
                 prop_assert!(due.len() <= 1);
+                if step < -SLACK {
+                    last_run = None;
+                }
                 if let Some(at) = due.first().and_then(|due| due.run) {
                     prop_assert!(at <= now);
-                    prop_assert!(step < 0 || last_run != Some(at));
+                    prop_assert!(last_run != Some(at));
                     last_run = Some(at);
                 }
                 let alarm = table.alarm().unwrap();
