@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, order, probe, raw, schedule, shell,
+    deploy, identity, judge::Judge, order, probe, raw, schedule, shell, watch,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
@@ -66,6 +66,7 @@ impl Entry<'_> {
             stop: self.stop(judge),
             logs: self.logs(judge),
             schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
+            watch: watch::watch(judge, self.name, raw),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
             places: self.places(judge),

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     App, Command, Config, Deploy, Include, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef, Stop,
-    Trigger,
+    Trigger, Watch,
 };
 use crate::domain::model::{At, show_span};
 
@@ -101,7 +101,14 @@ fn app(app: &App, now: At) -> Vec<String> {
     let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
     let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
-    [Some(runs), when, Some(ends), deployed].into_iter().flatten().collect()
+    let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
+    [Some(runs), when, watched, Some(ends), deployed].into_iter().flatten().collect()
+}
+
+fn watches(watch: &Watch) -> String {
+    let paths: Vec<_> = watch.paths.iter().map(|path| path.display().to_string()).collect();
+    let looks = watch.poll.map(|poll| format!(", looking every {}", show_span(poll))).unwrap_or_default();
+    format!("restarts {} after the last change in {}{looks}", show_span(watch.debounce), paths.join(", "))
 }
 
 fn times(schedule: &Schedule, now: At) -> String {

@@ -104,6 +104,7 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
         ("stop", old.stop != new.stop),
         ("logs", old.logs != new.logs),
         ("schedule", old.schedule != new.schedule),
+        ("watch", old.watch != new.watch),
         ("deploy", old.deploy != new.deploy),
     ])
 }

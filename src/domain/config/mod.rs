@@ -23,6 +23,7 @@ mod scan;
 mod schedule;
 mod schema;
 mod shell;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,7 @@ pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
 pub use schedule::{Missed, Schedule};
 pub use schema::*;
+pub use watch::{Ignore, Watch};
 
 use crate::domain::model::Facts;
 

@@ -89,6 +89,7 @@ pub struct App {
     pub stop: Option<Stop>,
     pub logs: Logs,
     pub schedule: Option<Schedule>,
+    pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
 }
 
@@ -162,6 +163,16 @@ pub struct Schedule {
     pub is_full: bool,
 }
 
+#[derive(Debug, Default, Clone)]
+pub struct Watch {
+    pub paths: Vec<String>,
+    pub ignore: Vec<String>,
+    pub debounce: Option<Span>,
+    pub poll: Option<Span>,
+    /// Written as `(paths: …)`.
+    pub is_full: bool,
+}
+
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Deploy {
@@ -227,6 +238,7 @@ impl App {
             },
             logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
             schedule: self.schedule.or(d.schedule),
+            watch: self.watch.or(d.watch),
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
         }
@@ -329,7 +341,7 @@ macro_rules! by_form {
         }
     )*};
 }
-by_form!(Account, Words, Stop, Step, Schedule);
+by_form!(Account, Words, Stop, Step, Schedule, Watch);
 
 impl Forms for Account {
     const EXPECTED: &'static str = "a name or a number";
@@ -399,6 +411,26 @@ impl Forms for Schedule {
         }
         let Full { cron, zone, missed } = Full::deserialize(MapAccessDeserializer::new(fields))?;
         Ok(Some(Self { cron, zone, missed, is_full: true }))
+    }
+}
+
+impl Forms for Watch {
+    const EXPECTED: &'static str = "a list of paths or `(paths: […], ignore: […], debounce: …, poll: …)`";
+
+    fn list<'de, A: SeqAccess<'de>>(items: A) -> Result<Option<Self>, A::Error> {
+        all(items).map(|paths| Some(Self { paths, ..Self::default() }))
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Full {
+            paths: Vec<String>,
+            ignore: Vec<String>,
+            debounce: Option<Span>,
+            poll: Option<Span>,
+        }
+        let Full { paths, ignore, debounce, poll } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { paths, ignore, debounce, poll, is_full: true }))
     }
 }
 

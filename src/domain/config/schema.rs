@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
-use super::Schedule;
+use super::{Schedule, Watch};
 use crate::domain::model::{AppName, Exit, Signal, Size};
 
 /// The whole of `supervisor.ron`.
@@ -146,6 +146,8 @@ pub struct App {
     pub logs: Logs,
     /// A one-shot app that runs at these times only.
     pub schedule: Option<Schedule>,
+    /// Changes of these restart it.
+    pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.

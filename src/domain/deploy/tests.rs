@@ -58,6 +58,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }] },
         logs: Logs { rotate: Size(1 << 20), keep: 1 },
         schedule: None,
+        watch: None,
         deploy: Some(deploy),
         problem: None,
         places: Default::default(),

@@ -17,10 +17,12 @@
 
 mod app;
 mod backoff;
+mod guard;
 mod instance;
 pub mod order;
 mod timetable;
 
 pub use app::{App, Event, Release, Rest};
+pub use guard::{Guard, Verdict};
 pub use instance::{Action, Instance, State};
 pub use timetable::{Due, Timetable};

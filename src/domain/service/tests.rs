@@ -36,6 +36,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }] },
         logs: Logs { rotate: Size(1 << 20), keep: 3 },
         schedule: None,
+        watch: None,
         deploy: None,
         problem: None,
         places: Default::default(),
