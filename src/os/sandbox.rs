@@ -31,7 +31,7 @@ pub fn no_new_privs() -> io::Result<()> {
 /// # Errors
 /// Never on Linux.
 pub fn drop_capabilities() -> io::Result<()> {
-    let dropped = raw::drop_bounding_set().and_then(|()| raw::drop_capabilities());
+    let dropped = raw::bound_capabilities(0).and_then(|()| raw::set_capabilities(0));
     dropped.map_err(|raw::Errno(errno)| io::Error::from_raw_os_error(errno))
 }
 

@@ -39,8 +39,9 @@ use super::{identity, record::RECORD_SIZE};
 
 /// Soft limit of open files of a child whose spec names none; `select(2)` breaks above it.
 const NOFILE_SOFT: u64 = 1024;
-/// What nearly every child needs: three streams, a result or a channel, a record, a gate, one to spare.
-const FIRST_SLOTS: usize = 7;
+/// What nearly every child needs: three streams, a result or a channel, a record, a gate, cgroups of
+/// version 1, one to spare.
+const FIRST_SLOTS: usize = 10;
 
 /// Whom the child becomes. Absent: whoever we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,28 @@ pub struct RecordFile {
     pub file: Arc<OwnedFd>,
     /// The id of the supervisor's run, without white space, at most 64 bytes.
     pub everhook_boot: String,
+}
+
+/// A value that the kernel may refuse to lower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    pub value: i32,
+    /// Fail where it is refused; else ours stays.
+    pub insist: bool,
+}
+
+impl Tuning {
+    /// As far as we may.
+    #[must_use]
+    pub fn at_best(value: i32) -> Self {
+        Self { value, insist: false }
+    }
+
+    /// This or nothing.
+    #[must_use]
+    pub fn exactly(value: i32) -> Self {
+        Self { value, insist: true }
+    }
 }
 
 /// Everything about a process that is to be started. Nothing of the supervisor's environment,
@@ -79,6 +102,8 @@ pub struct SpawnSpec {
     pub fds: Vec<(Arc<OwnedFd>, RawFd)>,
     /// Folder of a cgroup v2 to be born in.
     pub cgroup: Option<Arc<OwnedFd>>,
+    /// Folders of cgroups v1 that it enters before anything else.
+    pub cgroups1: Vec<Arc<OwnedFd>>,
     /// No record, no exec.
     pub record: Option<RecordFile>,
     /// Exec waits until nobody has the other end of this pipe open, but 50 ms at most: for whoever must have
@@ -87,12 +112,12 @@ pub struct SpawnSpec {
     /// Die with the thread that spawned (jobs and internal processes).
     pub die_with_parent: bool,
     pub no_new_privs: bool,
-    /// Drop every capability and the bounding set (internal processes).
-    pub no_capabilities: bool,
+    /// These are all that it may ever have, a bit for each number; a user that has none by itself is
+    /// given them.
+    pub capabilities: Option<u64>,
     pub umask: u32,
-    /// Where we may not lower this or `oom_score_adj`, ours stays.
-    pub nice: i32,
-    pub oom_score_adj: i32,
+    pub nice: Tuning,
+    pub oom_score_adj: Tuning,
     /// `(resource, soft, hard)`. Without `RLIMIT_NOFILE` its soft limit is 1,024.
     pub rlimits: Vec<(u32, u64, u64)>,
 }
@@ -110,14 +135,15 @@ impl SpawnSpec {
             credentials: None,
             fds: Vec::new(),
             cgroup: None,
+            cgroups1: Vec::new(),
             record: None,
             gate: None,
             die_with_parent: false,
             no_new_privs: false,
-            no_capabilities: false,
+            capabilities: None,
             umask: 0o022,
-            nice: 0,
-            oom_score_adj: 0,
+            nice: Tuning::at_best(0),
+            oom_score_adj: Tuning::at_best(0),
             rlimits: Vec::new(),
         }
     }
@@ -186,14 +212,14 @@ impl Spawner {
     /// Names the step that failed.
     pub fn spawn(&mut self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
         let preparing = |errno: io::Error| SpawnError { step: format!("preparing {:?}", spec.program), errno };
-        let by_hand = if self.clone3 { None } else { open_procs(spec).map_err(preparing)? };
+        let by_hand = open_procs(spec, self.clone3).map_err(preparing)?;
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));
         filled.extend(spec.gate.as_deref());
         filled.extend(&by_hand);
         self.grow(filled.len()).map_err(preparing)?;
         let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut plan = Plan::new(spec, &slots, by_hand.is_some(), &self.machine).map_err(preparing)?;
+        let mut plan = Plan::new(spec, &slots, by_hand.len(), &self.machine).map_err(preparing)?;
 
         let started = fill(&slots, &filled).and_then(|()| self.start(spec, &mut plan));
         empty(&slots[..filled.len()], &self.null);
@@ -218,10 +244,11 @@ impl Spawner {
     }
 }
 
-/// The file through which a child moves itself into its cgroup.
-fn open_procs(spec: &SpawnSpec) -> io::Result<Option<OwnedFd>> {
-    let Some(folder) = &spec.cgroup else { return Ok(None) };
-    Ok(Some(openat(folder, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+/// The files through which a child moves itself into the cgroups that it is not born in.
+fn open_procs(spec: &SpawnSpec, born: bool) -> io::Result<Vec<OwnedFd>> {
+    let folders = spec.cgroup.iter().filter(|_| !born).chain(&spec.cgroups1);
+    let open = |folder| openat(folder, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+    Ok(folders.map(open).collect::<Result<_, _>>()?)
 }
 
 fn fill(slots: &[RawFd], with: &[&OwnedFd]) -> io::Result<()> {
@@ -261,14 +288,14 @@ fn name_of(step: Step, spec: &SpawnSpec) -> String {
         Step::Descriptors => "setting up descriptors".into(),
         Step::Cgroup => "entering its cgroup".into(),
         Step::Session => "making a session".into(),
-        Step::OomScore => format!("setting oom_score_adj {}", spec.oom_score_adj),
-        Step::Nice => format!("setting nice {}", spec.nice),
-        Step::Limits => "setting limits".into(),
+        Step::OomScore => format!("setting oom_score_adj {}", spec.oom_score_adj.value),
+        Step::Nice => format!("setting nice {}", spec.nice.value),
+        Step::Limit(resource) => limit_name(resource, spec),
         Step::Groups => "setting groups".into(),
         Step::Gid => who("gid", |c| c.gid),
         Step::Uid => who("uid", |c| c.uid),
         Step::Directory => format!("chdir to {:?}", spec.directory),
-        Step::Capabilities => "dropping capabilities".into(),
+        Step::Capabilities => "setting capabilities".into(),
         Step::NoNewPrivileges => "setting no_new_privs".into(),
         Step::DeathSignal => "tying its life to ours".into(),
         Step::Record => "writing its run record".into(),
@@ -276,15 +303,25 @@ fn name_of(step: Step, spec: &SpawnSpec) -> String {
     }
 }
 
+fn limit_name(resource: u32, spec: &SpawnSpec) -> String {
+    let what = match resource {
+        libc::RLIMIT_NOFILE => "open files".into(),
+        libc::RLIMIT_CORE => "a core file".into(),
+        other => format!("resource {other}"),
+    };
+    let value = spec.rlimits.iter().find(|(of, ..)| *of == resource).map(|(_, _, hard)| format!(" to {hard}"));
+    format!("setting the limit of {what}{}", value.unwrap_or_default())
+}
+
 impl Plan {
-    /// `slots` hold, in this order, the child's descriptors, the record, the gate, and the file of its cgroup.
-    fn new(spec: &SpawnSpec, slots: &[RawFd], by_hand: bool, machine: &str) -> io::Result<Self> {
+    /// `slots` hold, in this order, the child's descriptors, the record, the gate, and the files of its cgroups.
+    fn new(spec: &SpawnSpec, slots: &[RawFd], by_hand: usize, machine: &str) -> io::Result<Self> {
         let moves: Vec<(RawFd, RawFd)> = slots.iter().zip(&spec.fds).map(|(slot, (_, to))| (*slot, *to)).collect();
         let mut after = slots[moves.len()..].iter().copied();
         let mut slot = |wanted: bool| if wanted { after.next() } else { None };
         let record = slot(spec.record.is_some());
         let gate = slot(spec.gate.is_some());
-        let procs = slot(by_hand);
+        let procs = after.take(by_hand).collect();
         let numbers: Vec<RawFd> = moves.iter().map(|(_, to)| *to).collect();
         let pid_env: Vec<PidEntry> = spec.pid_env.iter().map(|name| PidEntry::new(name)).collect();
         let mut envp: Vec<*const c_char> = spec.env.iter().map(|entry| entry.as_ptr()).collect();
@@ -305,10 +342,10 @@ impl Plan {
             procs,
             credentials: spec.credentials.clone().filter(|c| !already(c)),
             limits: limits(spec)?,
-            oom_score_adj: spec.oom_score_adj.to_string(),
-            nice: spec.nice,
+            oom_score_adj: (spec.oom_score_adj.value.to_string(), spec.oom_score_adj.insist),
+            nice: (spec.nice.value, spec.nice.insist),
             umask: spec.umask,
-            no_capabilities: spec.no_capabilities,
+            capabilities: spec.capabilities,
             no_new_privs: spec.no_new_privs,
             parent: spec.die_with_parent.then(|| getpid().as_raw()),
             failure: None,

@@ -298,6 +298,7 @@ fn instance_spec(
     let env = launch::instance_env(app, id, release, &me.boot, &shell.env_file);
     let command = app.command.as_ref().map(launch::arguments).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
+    launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&shell.kit.out), 1), (Arc::clone(&shell.kit.err), 2)];
     spec.cgroup = shell.kit.cgroup.as_ref().map(|group| group.folder());

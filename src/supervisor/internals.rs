@@ -225,7 +225,7 @@ impl Supervisor {
         words.extend_from_slice(args);
         let mut spec = launch::spec(&words, &env.into(), &who, self.me.root)?;
         spec.no_new_privs = true;
-        spec.no_capabilities = self.me.root;
+        spec.capabilities = self.me.root.then_some(0);
         spec.umask = 0o027;
         Ok(spec)
     }

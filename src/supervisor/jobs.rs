@@ -22,7 +22,7 @@ use crate::{
     os::{
         cgroup::Cgroup,
         memfd, pidfd,
-        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
+        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned, Tuning},
         tree::{self, TreeQuery},
     },
 };
@@ -163,8 +163,8 @@ impl Supervisor {
         spec.directory.clone_from(&job.directory);
         spec.fds = vec![(Arc::clone(&self.me.null), 0), (Arc::clone(&to), 1), (to, 2)];
         if job.is_step {
-            spec.nice = 10;
-            spec.oom_score_adj = 500;
+            spec.nice = Tuning::at_best(10);
+            spec.oom_score_adj = Tuning::at_best(500);
         } else {
             spec.fds.push((Arc::clone(&answer), RESULT_FD));
         }

@@ -8,11 +8,14 @@ use std::{
 
 use crate::{
     domain::{
-        config::{self, Command, Identity},
+        config::{self, Command, Identity, Limits},
         model::InstanceId,
         service::Release,
     },
-    os::spawn::{Credentials, SpawnSpec},
+    os::{
+        limits,
+        spawn::{Credentials, SpawnSpec, Tuning},
+    },
 };
 
 /// Where programs are looked for.
@@ -110,6 +113,21 @@ pub fn spec(
     spec.env = env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<_, _>>()?;
     spec.credentials = change_user.then(|| Credentials { uid: who.uid, gid: who.gid, groups: who.groups.clone() });
     Ok(spec)
+}
+
+/// What an instance may use and do, as far as each process has it by itself.
+pub fn limit(spec: &mut SpawnSpec, wanted: &Limits) {
+    if let Some(nice) = wanted.nice {
+        spec.nice = Tuning::exactly(nice);
+    }
+    if let Some(score) = wanted.oom_score {
+        spec.oom_score_adj = Tuning::exactly(score);
+    }
+    let of_processes = [(limits::FILES, wanted.files), (limits::CORE, wanted.core.map(|size| size.0))];
+    spec.rlimits = of_processes.into_iter().filter_map(|(what, most)| Some((what, most?, most?))).collect();
+    spec.umask = wanted.umask.unwrap_or(spec.umask);
+    spec.capabilities = wanted.capabilities.map(|set| set.0);
+    spec.no_new_privs = wanted.no_new_privs;
 }
 
 /// The command line of an app.

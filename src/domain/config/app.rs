@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, order, probe, raw, schedule, shell, watch,
+    deploy, identity, judge::Judge, limits, order, probe, raw, schedule, shell, watch,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
@@ -50,12 +50,15 @@ impl Entry<'_> {
         judge.require(raw.port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
+        let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
+        let problem = problem.or(beyond);
         let mut app = App {
             name,
             command,
             directory,
             run_as: who.run_as,
             work_as: who.work_as,
+            groups: who.groups,
             env: raw.env.iter().map(|(key, value)| (key.clone(), numbered(value))).collect(),
             env_file: self.env_files(judge),
             port: raw.port,
@@ -64,6 +67,7 @@ impl Entry<'_> {
             ready: self.ready(judge),
             restart: self.restart(judge),
             stop: self.stop(judge),
+            limits,
             logs: self.logs(judge),
             schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
             watch: watch::watch(judge, self.name, raw),

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Include, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef, Stop,
-    Trigger, Watch,
+    App, Command, Config, Deploy, Include, Limits, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef,
+    Stop, Trigger, Watch,
 };
 use crate::domain::model::{At, show_span};
 
@@ -101,8 +101,9 @@ fn app(app: &App, now: At) -> Vec<String> {
     let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
     let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
+    let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
     let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
-    [Some(runs), when, watched, Some(ends), deployed].into_iter().flatten().collect()
+    [Some(runs), when, watched, Some(ends), limits, deployed].into_iter().flatten().collect()
 }
 
 fn watches(watch: &Watch) -> String {
@@ -187,6 +188,29 @@ fn list(delays: &[Duration], restarts: u32) -> String {
         (_, true) => format!("{}, then every {last}", shown[..shown.len() - 1].join(", ")),
         (_, false) => shown.join(", "),
     }
+}
+
+/// `None` where nothing is limited.
+fn limits(limits: &Limits) -> Option<String> {
+    let Limits { memory, memory_restart, cpu, tasks, files, core, nice, oom_score, umask, capabilities, no_new_privs } =
+        limits;
+    let told: Vec<String> = [
+        memory.map(|size| format!("at most {size} of memory")),
+        memory_restart.map(|size| format!("restarted over {size}")),
+        cpu.map(|cpu| format!("{cpu} CPUs")),
+        tasks.map(|tasks| format!("{tasks} tasks")),
+        files.map(|files| format!("{files} open files")),
+        core.map(|size| if size.0 == 0 { "no core files".into() } else { format!("core files up to {size}") }),
+        nice.map(|nice| format!("nice {nice}")),
+        oom_score.map(|score| format!("oom_score {score}")),
+        umask.map(|mask| format!("umask {mask:04o}")),
+        capabilities.map(|set| if set.0 == 0 { "no capability".into() } else { format!("capabilities {set}") }),
+        no_new_privs.then(|| "no_new_privs".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!told.is_empty()).then(|| told.join(", "))
 }
 
 fn stop(stop: &Stop) -> String {

@@ -87,9 +87,11 @@ fn restarting(old: &App, new: &App) -> Vec<&'static str> {
         ("directory", old.directory != new.directory),
         ("user", old.run_as.uid != new.run_as.uid),
         ("group", old.run_as.gid != new.run_as.gid),
+        ("groups", old.groups != new.groups),
         ("env", old.env != new.env),
         ("env_file", old.env_file != new.env_file),
         ("port", old.port != new.port),
+        ("limits", old.limits != new.limits),
         // What kept it from running is mended, or came up: the text also names its line, which may move.
         ("fault", old.problem.is_some() != new.problem.is_some()),
     ])

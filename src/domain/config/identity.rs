@@ -12,6 +12,8 @@ pub const NOBODY: u32 = 60_903;
 pub struct Identities {
     pub run_as: Identity,
     pub work_as: Identity,
+    /// What `groups` names.
+    pub groups: Option<Vec<u32>>,
 }
 
 fn nobody() -> Identity {
@@ -42,7 +44,7 @@ fn own(facts: &Facts) -> Identity {
     lookup(facts, &facts.uid.to_string()).unwrap_or_else(|| Identity { uid: facts.uid, gid: facts.uid, ..nobody() })
 }
 
-/// Resolves `user` and `group` of an app; what is wrong with them keeps that app alone from running,
+/// Resolves `user`, `group` and `groups` of an app; what is wrong with them keeps that app alone from running,
 /// and comes with the name of the field.
 pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities, Option<(&'static str, String)>) {
     let facts = judge.facts;
@@ -65,7 +67,25 @@ pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities,
             None => problem = problem.or(Some(("group", format!("group \"{}\" does not exist", group.0)))),
         }
     }
+    let groups = raw.groups.as_deref().map(|named| {
+        let mut ids = Vec::new();
+        for name in named {
+            match (facts.group)(&name.0) {
+                Some(found) => ids.push(found.gid),
+                None => problem = problem.take().or(Some(("groups", format!("group \"{}\" does not exist", name.0)))),
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    });
+    if let Some(groups) = &groups {
+        run_as.groups.clone_from(groups);
+    }
     let own = own(facts);
+    if !judge.as_root() && problem.is_none() && groups.is_some() {
+        problem = Some(("groups", "only root can give an app other groups".into()));
+    }
     if !judge.as_root() && problem.is_none() && (run_as.uid, run_as.gid) != (own.uid, own.gid) {
         let field = if run_as.uid == own.uid { "group" } else { "user" };
         problem = Some((field, format!("only root can run apps as another {field}")));
@@ -76,7 +96,7 @@ pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities,
         judge.warn(&["apps", name, "user"], message);
     }
     let work_as = if run_as.uid == 0 { nobody() } else { run_as.clone() };
-    (Identities { run_as, work_as }, problem)
+    (Identities { run_as, work_as, groups }, problem)
 }
 
 /// Who fetches for all apps; `None`: each app's own user.

@@ -15,6 +15,7 @@ mod finding;
 mod identity;
 mod include;
 mod judge;
+mod limits;
 mod order;
 mod parse;
 mod probe;

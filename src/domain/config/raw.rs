@@ -79,6 +79,7 @@ pub struct App {
     pub directory: Option<String>,
     pub user: Option<Account>,
     pub group: Option<Account>,
+    pub groups: Option<Vec<Account>>,
     pub env: BTreeMap<String, String>,
     pub env_file: Option<Words>,
     pub port: Option<u16>,
@@ -87,6 +88,7 @@ pub struct App {
     pub ready: Option<Ready>,
     pub restart: Restart,
     pub stop: Option<Stop>,
+    pub limits: Limits,
     pub logs: Logs,
     pub schedule: Option<Schedule>,
     pub watch: Option<Watch>,
@@ -145,6 +147,22 @@ pub enum Stop {
 pub struct Stage {
     pub signal: Option<Signal>,
     pub timeout: Option<Span>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    pub memory: Option<Size>,
+    pub memory_restart: Option<Size>,
+    pub cpu: Option<f64>,
+    pub tasks: Option<u64>,
+    pub files: Option<u64>,
+    pub core: Option<Size>,
+    pub nice: Option<i32>,
+    pub oom_score: Option<i32>,
+    pub umask: Option<String>,
+    pub capabilities: Option<Vec<String>>,
+    pub no_new_privs: Option<bool>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -222,6 +240,7 @@ impl App {
             directory: self.directory.or(d.directory),
             user: self.user.or(d.user),
             group: self.group.or(d.group),
+            groups: self.groups.or(d.groups),
             env: merged(self.env, d.env),
             env_file: self.env_file.or(d.env_file),
             port: self.port.or(d.port),
@@ -236,6 +255,7 @@ impl App {
                 })),
                 (own, default) => own.or(default),
             },
+            limits: self.limits.or(d.limits),
             logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
             schedule: self.schedule.or(d.schedule),
             watch: self.watch.or(d.watch),
@@ -260,6 +280,24 @@ impl Restart {
                 within: self.give_up.within.or(d.give_up.within),
             },
             retry_after: self.retry_after.or(d.retry_after),
+        }
+    }
+}
+
+impl Limits {
+    fn or(self, d: Self) -> Self {
+        Self {
+            memory: self.memory.or(d.memory),
+            memory_restart: self.memory_restart.or(d.memory_restart),
+            cpu: self.cpu.or(d.cpu),
+            tasks: self.tasks.or(d.tasks),
+            files: self.files.or(d.files),
+            core: self.core.or(d.core),
+            nice: self.nice.or(d.nice),
+            oom_score: self.oom_score.or(d.oom_score),
+            umask: self.umask.or(d.umask),
+            capabilities: self.capabilities.or(d.capabilities),
+            no_new_privs: self.no_new_privs.or(d.no_new_privs),
         }
     }
 }

@@ -7,7 +7,7 @@ use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
 use super::{Schedule, Watch};
-use crate::domain::model::{AppName, Exit, Signal, Size};
+use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
 
 /// The whole of `supervisor.ron`.
 #[derive(Debug, Clone, PartialEq)]
@@ -134,6 +134,8 @@ pub struct App {
     pub run_as: Identity,
     /// Whom git's checkout, steps and release files belong to: never root.
     pub work_as: Identity,
+    /// Supplementary groups that the config names; `None`: the user's own.
+    pub groups: Option<Vec<u32>>,
     pub env: BTreeMap<String, String>,
     /// Absolute paths, later ones win.
     pub env_file: Vec<PathBuf>,
@@ -143,6 +145,7 @@ pub struct App {
     pub ready: Ready,
     pub restart: Restart,
     pub stop: Stop,
+    pub limits: Limits,
     pub logs: Logs,
     /// A one-shot app that runs at these times only.
     pub schedule: Option<Schedule>,
@@ -287,6 +290,31 @@ impl Stop {
     pub fn timeout(&self) -> Duration {
         self.stages.iter().map(|stage| stage.timeout).sum()
     }
+}
+
+/// What an instance may use, and what it may do. `None`: no limit but the machine's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Limits {
+    /// Of the whole tree; over it the kernel kills.
+    pub memory: Option<Size>,
+    /// Over it the instance is restarted in order.
+    pub memory_restart: Option<Size>,
+    /// Processors' worth of time of the whole tree: 1.5 is one and a half.
+    pub cpu: Option<f64>,
+    /// Processes and threads of the whole tree.
+    pub tasks: Option<u64>,
+    /// Open files of each process.
+    pub files: Option<u64>,
+    /// Of a core file of each process.
+    pub core: Option<Size>,
+    /// -20 to 19.
+    pub nice: Option<i32>,
+    /// -1,000 to 1,000.
+    pub oom_score: Option<i32>,
+    pub umask: Option<u32>,
+    /// All that it may ever have; given to a user that has none of its own.
+    pub capabilities: Option<Capabilities>,
+    pub no_new_privs: bool,
 }
 
 /// Where an instance's output is cut into files.

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{
     api::{By, DeployState, Fetched, StepState, Verdict},
-    config::{App, Deploy, GiveUp, Identity, Logs, Policy, Ready, Restart, Step, Stop, StopStage},
+    config::{App, Deploy, GiveUp, Identity, Limits, Logs, Policy, Ready, Restart, Step, Stop, StopStage},
     model::{At, Now, Signal, Size},
 };
 
@@ -38,6 +38,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         directory: None,
         run_as: who.clone(),
         work_as: who,
+        groups: None,
         env: BTreeMap::new(),
         env_file: vec![],
         port: None,
@@ -56,6 +57,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
             retry_after: None,
         },
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }] },
+        limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 1 },
         schedule: None,
         watch: None,

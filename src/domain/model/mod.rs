@@ -1,6 +1,7 @@
 //! Plain words that every room speaks: names, ids, secrets, exits, signals, sizes, durations, times.
 //! Each is parsed once at the edge and carries its rule from then on.
 
+mod capability;
 mod exit;
 mod facts;
 mod ids;
@@ -11,6 +12,7 @@ mod size;
 pub mod span;
 mod time;
 
+pub use capability::{BadCapability, Capabilities};
 pub use exit::Exit;
 pub use facts::{Account, Facts, Group};
 pub use ids::{CommitId, DeliveryId, DeployId, ReleaseId};

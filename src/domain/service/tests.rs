@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::config::{Command, GiveUp, Identity, Logs, Policy, Ready, Restart, Stop, StopStage};
+use crate::domain::config::{Command, GiveUp, Identity, Limits, Logs, Policy, Ready, Restart, Stop, StopStage};
 use crate::domain::model::{Signal, Size};
 
 fn spec(ready: Ready, policy: Policy) -> config::App {
@@ -16,6 +16,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         directory: Some("/".into()),
         run_as: me.clone(),
         work_as: me,
+        groups: None,
         env: Default::default(),
         env_file: vec![],
         port: None,
@@ -34,6 +35,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
             retry_after: None,
         },
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }] },
+        limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 3 },
         schedule: None,
         watch: None,

@@ -41,14 +41,16 @@ pub(super) struct Plan {
     pub record_tail: String,
     /// Slot of the gate.
     pub gate: Option<RawFd>,
-    /// Slot of `cgroup.procs`, where clone could not place the child.
-    pub procs: Option<RawFd>,
+    /// Slots of the `cgroup.procs` that the child enters by itself: clone can place it in one only.
+    pub procs: Vec<RawFd>,
     pub credentials: Option<Credentials>,
     pub limits: Vec<(u32, libc::rlimit64)>,
-    pub oom_score_adj: String,
-    pub nice: c_int,
+    pub oom_score_adj: (String, bool),
+    /// With both: fail where it cannot be had?
+    pub nice: (c_int, bool),
     pub umask: u32,
-    pub no_capabilities: bool,
+    /// All that it keeps, or is given.
+    pub capabilities: Option<u64>,
     pub no_new_privs: bool,
     /// Die with this process.
     pub parent: Option<libc::pid_t>,
@@ -90,7 +92,7 @@ pub(super) enum Step {
     Session,
     OomScore,
     Nice,
-    Limits,
+    Limit(u32),
     Groups,
     Gid,
     Uid,
@@ -129,16 +131,16 @@ pub(super) extern "C" fn enter(plan: *mut c_void) -> ! {
 
 fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
     part_descriptors(plan).at(Step::Descriptors)?;
-    if let Some(procs) = plan.procs {
-        raw::write(procs, b"0").at(Step::Cgroup)?;
+    for procs in &plan.procs {
+        raw::write(*procs, b"0").at(Step::Cgroup)?;
     }
     raw::setsid().at(Step::Session)?;
     limit(plan)?;
     become_user(plan)?;
     raw::umask(plan.umask);
     raw::chdir(&plan.directory).at(Step::Directory)?;
-    if plan.no_capabilities {
-        raw::drop_capabilities().at(Step::Capabilities)?;
+    if let Some(set) = plan.capabilities {
+        raw::set_capabilities(set).at(Step::Capabilities)?;
     }
     if plan.no_new_privs {
         raw::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::NoNewPrivileges)?;
@@ -179,20 +181,22 @@ fn part_descriptors(plan: &mut Plan) -> Result<(), Errno> {
 }
 
 fn limit(plan: &Plan) -> Result<(), Failure> {
-    // Not under root what we inherited can often not be lowered: then it stays.
-    let permitted = |result: Result<(), Errno>| match result {
-        Err(Errno(libc::EACCES | libc::EPERM)) => Ok(()),
+    // Not under root what we inherited can often not be lowered: then it stays, unless it must not.
+    let permitted = |result: Result<(), Errno>, insist: bool| match result {
+        Err(Errno(libc::EACCES | libc::EPERM)) if !insist => Ok(()),
         other => other,
     };
-    permitted(raw::write_file(c"/proc/self/oom_score_adj", plan.oom_score_adj.as_bytes())).at(Step::OomScore)?;
-    permitted(raw::set_nice(plan.nice)).at(Step::Nice)?;
+    let (score, insist) = &plan.oom_score_adj;
+    permitted(raw::write_file(c"/proc/self/oom_score_adj", score.as_bytes()), *insist).at(Step::OomScore)?;
+    let (nice, insist) = plan.nice;
+    permitted(raw::set_nice(nice), insist).at(Step::Nice)?;
     for (resource, limit) in &plan.limits {
-        raw::set_limit(*resource, limit).at(Step::Limits)?;
+        raw::set_limit(*resource, limit).at(Step::Limit(*resource))?;
     }
-    if plan.no_capabilities {
-        raw::drop_bounding_set().at(Step::Capabilities)?;
-    }
-    Ok(())
+    let Some(set) = plan.capabilities else { return Ok(()) };
+    raw::bound_capabilities(set).at(Step::Capabilities)?;
+    // Else they go with the change of uid.
+    if set == 0 { Ok(()) } else { raw::prctl(libc::PR_SET_KEEPCAPS, 1).at(Step::Capabilities) }
 }
 
 fn become_user(plan: &Plan) -> Result<(), Failure> {

@@ -171,11 +171,12 @@ pub(super) fn prctl(operation: c_int, argument: c_int) -> Result<(), Errno> {
     checked(unsafe { libc::syscall(libc::SYS_prctl, operation, c_long::from(argument), 0, 0, 0) }).map(drop)
 }
 
-/// Without it nobody can be given a capability by exec. Only root may; others without capabilities
-/// and with no_new_privs get none either.
-pub(in crate::os) fn drop_bounding_set() -> Result<(), Errno> {
-    for capability in 0..=63 {
+/// Nobody can be given a capability by exec that is not in the bounding set. Only root may shrink it;
+/// others without capabilities and with no_new_privs get none either.
+pub(in crate::os) fn bound_capabilities(keep: u64) -> Result<(), Errno> {
+    for capability in (0..=63).filter(|capability| keep & (1 << capability) == 0) {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
+            // The kernel knows fewer, or we may not.
             Err(Errno(libc::EINVAL | libc::EPERM)) => return Ok(()),
             other => other?,
         }
@@ -183,14 +184,23 @@ pub(in crate::os) fn drop_bounding_set() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Empties the effective, permitted and inheritable sets, and with them the ambient one.
-pub(in crate::os) fn drop_capabilities() -> Result<(), Errno> {
+/// Makes this the effective, permitted, inheritable and ambient set. The ambient one lets a program
+/// that an ordinary user executes have them.
+pub(in crate::os) fn set_capabilities(set: u64) -> Result<(), Errno> {
     /// `_LINUX_CAPABILITY_VERSION_3`, of ourselves.
     const HEADER: [u32; 2] = [0x2008_0522, 0];
-    const NONE: [u32; 6] = [0; 6];
+    const RAISE: c_int = libc::PR_CAP_AMBIENT_RAISE;
     let mut header = HEADER;
+    let [low, high] = [set & 0xFFFF_FFFF, set >> 32].map(|half| half as u32);
+    let sets = [low, low, low, high, high, high];
     // SAFETY: version 3 takes a header of two words and two sets of three words; it may write to the header.
-    checked(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), NONE.as_ptr()) }).map(drop)
+    checked(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) })?;
+    // What was ambient before and is inheritable no more went with that.
+    for capability in (0..=63).filter(|capability: &c_long| set & (1 << *capability) != 0) {
+        // SAFETY: takes no pointer.
+        checked(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, RAISE, capability, 0, 0) })?;
+    }
+    Ok(())
 }
 
 /// The kernel's `struct sigaction`; the same bytes mean `SIG_DFL` wherever restorer and mask stand.

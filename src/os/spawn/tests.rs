@@ -157,7 +157,7 @@ fn signals_are_neither_blocked_nor_ignored() {
 #[test]
 fn it_leads_a_session_with_the_limits_it_was_given() {
     let mut spec = shell("cut -d' ' -f1,5,6,19 /proc/self/stat; ulimit -Sn; ulimit -c; cat /proc/self/oom_score_adj");
-    (spec.nice, spec.oom_score_adj) = (7, 300);
+    (spec.nice, spec.oom_score_adj) = (Tuning::exactly(7), Tuning::exactly(300));
     spec.rlimits = vec![(libc::RLIMIT_CORE, 0, 0)];
     let mut spawner = Spawner::new().unwrap();
     let text = output(&mut spawner, spec);
@@ -178,8 +178,19 @@ fn what_may_not_be_lowered_stays() {
     alone_as_nobody("os::spawn::tests::what_may_not_be_lowered_stays", || {
         fs::write("/proc/self/oom_score_adj", "500").unwrap();
         let mut spec = shell("cat /proc/self/oom_score_adj");
-        (spec.nice, spec.oom_score_adj) = (-5, -500);
-        assert_eq!(output(&mut Spawner::new().unwrap(), spec), "500\n");
+        (spec.nice, spec.oom_score_adj) = (Tuning::at_best(-5), Tuning::at_best(-500));
+        let mut spawner = Spawner::new().unwrap();
+        assert_eq!(output(&mut spawner, spec), "500\n");
+        let (nice, oom_score_adj) = (Tuning::exactly(-5), Tuning::exactly(-500));
+        let rlimits = vec![(libc::RLIMIT_NOFILE, u64::MAX, u64::MAX)];
+        let failures = [
+            (SpawnSpec { nice, ..shell("") }, "setting nice -5".to_owned()),
+            (SpawnSpec { oom_score_adj, ..shell("") }, "setting oom_score_adj -500".to_owned()),
+            (SpawnSpec { rlimits, ..shell("") }, format!("setting the limit of open files to {}", u64::MAX)),
+        ];
+        for (spec, step) in failures {
+            assert_eq!(spawner.spawn(&spec).unwrap_err().step, step);
+        }
     });
 }
 
@@ -221,7 +232,7 @@ fn its_own_user_is_no_change() {
 #[test]
 fn privileges_go_for_good() {
     let mut spawner = Spawner::new().unwrap();
-    let bare = SpawnSpec { no_capabilities: true, no_new_privs: true, ..shell("cat /proc/self/status") };
+    let bare = SpawnSpec { capabilities: Some(0), no_new_privs: true, ..shell("cat /proc/self/status") };
     for credentials in [None, nobody().filter(|_| is_root())] {
         let text = output(&mut spawner, SpawnSpec { credentials, ..bare.clone() });
         let sets = if is_root() { &["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"][..] } else { &["CapEff"] };
@@ -229,6 +240,23 @@ fn privileges_go_for_good() {
             assert_eq!(status_of(&text, set), "0".repeat(16), "{set}");
         }
         assert_eq!(status_of(&text, "NoNewPrivs"), "1");
+    }
+}
+
+#[test]
+fn a_capability_is_all_that_it_has() {
+    if !is_root() {
+        return;
+    }
+    // CAP_NET_BIND_SERVICE, in every set of whoever it becomes.
+    let capabilities = Some(1 << 10);
+    let mut spawner = Spawner::new().unwrap();
+    for credentials in [None, nobody()] {
+        let spec = SpawnSpec { credentials, capabilities, ..shell("exec cat /proc/self/status") };
+        let text = output(&mut spawner, spec);
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(status_of(&text, set), "0000000000000400", "{set}");
+        }
     }
 }
 
