@@ -17,6 +17,7 @@ pub mod limits;
 pub mod lock;
 pub mod mask;
 pub mod memfd;
+pub mod mounts;
 pub mod pidfd;
 pub mod reap;
 pub mod record;
