@@ -10,6 +10,7 @@ mod apply;
 mod children;
 mod control;
 mod event;
+mod exec;
 mod files;
 mod handover;
 mod internals;

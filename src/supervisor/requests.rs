@@ -1,13 +1,15 @@
 //! What people ask for, whoever they are: judge the right, begin the change, note it in the audit,
 //! answer. SURFACE.md sections 2 and 5.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use tracing::info;
 
 use super::{
     Supervisor,
+    apply::first,
     control::{Asked, From, ReplyTo},
+    exec,
     ledger::{Command, NewAudit, NewDeploy, Query},
     pipeline::Rollback,
     reload::Wanted,
@@ -28,6 +30,7 @@ struct Wish {
     apps: Vec<AppName>,
     wait: bool,
     deadline: Option<Instant>,
+    fds: Vec<OwnedFd>,
     reply: ReplyTo,
     request: Request,
 }
@@ -35,7 +38,7 @@ struct Wish {
 impl Supervisor {
     /// Hears a request, and answers it sooner or later.
     pub fn hear(&mut self, asked: Asked) {
-        let Asked { ask, from, reply } = asked;
+        let Asked { ask, from, fds, reply } = asked;
         let address = ask.address.clone();
         let who = match self.principal(from, ask.token.as_deref()) {
             Ok(who) => who,
@@ -67,6 +70,7 @@ impl Supervisor {
             apps,
             wait: ask.wait,
             deadline,
+            fds,
             reply: reply.clone(),
             request: ask.request,
         };
@@ -117,7 +121,9 @@ impl Supervisor {
             | Request::Stop { apps, .. }
             | Request::Restart { apps } => self.resolve(apps, who),
             Request::Logs(logs) => self.resolve(&logs.apps, who),
-            Request::Signal { app, .. } | Request::WaitFor { app, .. } => self.resolve(std::slice::from_ref(app), who),
+            Request::Signal { app, .. } | Request::WaitFor { app, .. } | Request::Exec { app, .. } => {
+                self.resolve(std::slice::from_ref(app), who)
+            }
             Request::DeployApp { app, .. } | Request::Rollback { app, .. } => one(app),
             Request::Events { app: Some(app), .. }
             | Request::History { app: Some(app), .. }
@@ -210,6 +216,10 @@ impl Supervisor {
                 let goals = wish.apps.iter().map(|app| Goal::State { app: app.clone(), state }).collect();
                 let message = format!("{} is {state}", list(&wish.apps));
                 self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+            }
+            Request::Exec { command, .. } => {
+                let instance = first(&wish.apps[0]);
+                return self.exec(exec::Order { instance, command, streams: wish.fds, reply: wish.reply });
             }
             Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
             Request::Rollback { to, .. } => return self.roll_app_back(wish, to),

@@ -45,6 +45,7 @@ impl Supervisor {
             self.note(EventKind::Supervisor, None, "stopping", Some(by.to_owned()));
             self.ending = Some(Ending::Apps);
             self.deploy_event(deploy::Event::Shutdown);
+            self.end_commands();
         }
         if again || now {
             for app in self.apps.keys().cloned().collect::<Vec<_>>() {

@@ -161,7 +161,7 @@ mod tests {
         let due = table.look(NOON);
         assert_eq!(due[0].run, Some(after(-9 * HOUR)));
         assert_eq!(table.look(NOON), []);
-        let (mut future, _) = table("0 3 * * *", Missed::Run, Some(after(100 * HOUR)));
+        let (mut future, _) = self::table("0 3 * * *", Missed::Run, Some(after(100 * HOUR)));
         assert_eq!(future.look(NOON), []);
         assert_eq!(future.alarm(), Some(after(15 * HOUR)));
     }
