@@ -63,6 +63,12 @@ impl Schedule {
         Ok(Self { text: text.to_owned(), missed, cron, zone })
     }
 
+    /// Does the other one come at the same moments?
+    #[must_use]
+    pub fn is_as_often_as(&self, other: &Self) -> bool {
+        (&self.cron, &self.zone) == (&other.cron, &other.zone)
+    }
+
     /// The first moment after this one; `None` where none ever comes, as on 30 February.
     #[must_use]
     pub fn next(&self, after: At) -> Option<At> {

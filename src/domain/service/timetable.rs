@@ -58,6 +58,13 @@ impl Timetable {
         self.entries.get(app).map(|entry| &entry.schedule)
     }
 
+    /// Up to when an app's moments are dealt with, where it has this very schedule.
+    #[must_use]
+    pub fn dealt_with(&self, app: &AppName, schedule: &Schedule) -> Option<At> {
+        let same = self.entries.get(app).filter(|entry| entry.schedule.is_as_often_as(schedule))?;
+        Some(same.until)
+    }
+
     /// When an app runs next.
     #[must_use]
     pub fn next_of(&self, app: &AppName) -> Option<At> {
