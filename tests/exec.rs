@@ -72,12 +72,12 @@ fn streams_are_the_clients_own_and_its_end_is_the_commands() {
     BufReader::new(client.stderr.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "over\n");
     let marker = |server: &Server| {
-        let own = format!("EVERHOOK_APP=a");
+        let own = "EVERHOOK_APP=a";
         processes("4711")
             .into_iter()
             .filter(|pid| {
                 let environ = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
-                environ.contains(&own)
+                environ.contains(own)
                     && environ.contains("exec-")
                     && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(server.path()))
             })

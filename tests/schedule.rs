@@ -45,7 +45,8 @@ fn a_scheduled_app_runs_at_its_times_and_rests_between_them() {
     server.until("a run that is over", |s| (s.app("tick")["state"] == "done").then_some(()));
     assert_eq!((server.app("held")["state"].as_str(), runs(&server, "held")), (Some("stopped"), held));
     assert!(server.instance("held")["next_start_at"].is_null());
-    let cause = server.events().into_iter().rfind(|e| e["app"] == "tick" && e["to"] == "starting").unwrap()["cause"].clone();
+    let cause =
+        server.events().into_iter().rfind(|e| e["app"] == "tick" && e["to"] == "starting").unwrap()["cause"].clone();
     assert!(cause.as_str().unwrap().starts_with("scheduled for 20"), "{cause}");
     assert!(server.ok(&["status"]).contains("next start"), "{}", server.ok(&["status"]));
 
@@ -53,7 +54,10 @@ fn a_scheduled_app_runs_at_its_times_and_rests_between_them() {
     assert_eq!(runs(&server, "later"), 0);
     server.ok(&["start", "later"]);
     assert_eq!((runs(&server, "later"), server.app("later")["state"].as_str()), (1, Some("done")));
-    server.edit_config("command: [\"true\"], schedule: (cron: \"0 3", "command: [\"sleep\", \"0\"], schedule: (cron: \"5 3");
+    server.edit_config(
+        "command: [\"true\"], schedule: (cron: \"0 3",
+        "command: [\"sleep\", \"0\"], schedule: (cron: \"5 3",
+    );
     server.ok(&["reload"]);
     let next = server.instance("later")["next_start_at"].as_str().unwrap().to_owned();
     assert!(next.ends_with("-01-01T03:05:00.000Z"), "{next}");

@@ -345,3 +345,18 @@ fn a_folder_belongs_to_one_supervisor() {
         assert!(said.contains(&first) && said.contains(&format!("{dir}/{taken} ")), "{said}");
     }
 }
+
+#[test]
+fn the_log_has_what_its_level_lets_through() {
+    let mut server = Server::new(
+        r#"(state_dir: "@DIR@/state", http: [], log: (level: "warn"), echo: false, apps: {"a": (command: ["sleep", "1000"], ready: Immediate)})"#,
+    );
+    server.start();
+    server.wait_state("a", "ready");
+    server.ok(&["restart", "a"]);
+    assert_eq!(server.log(), "");
+    server.edit_config("\"warn\"", "\"info\"");
+    server.ok(&["reload"]);
+    server.ok(&["restart", "a"]);
+    server.until("it says more", |s| s.log().contains("INFO").then_some(()));
+}

@@ -6,12 +6,7 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use serde_json::Value;
 use server::Server;
@@ -90,7 +85,8 @@ fn leaves_alone(server: &Server, what: &str, act: impl FnOnce(PathBuf)) {
 
 #[test]
 fn whatever_changes_restarts_once() {
-    let server = watching("exec sleep 1000", r#"(paths: ["src"], debounce: "100ms", ignore: ["*.log", "node_modules"])"#);
+    let server =
+        watching("exec sleep 1000", r#"(paths: ["src"], debounce: "100ms", ignore: ["*.log", "node_modules"])"#);
     restarts(&server, "a write", |src| fs::write(src.join("main"), "2").unwrap());
     restarts(&server, "a new file deep down", |src| fs::write(src.join("deep/new"), "1").unwrap());
     restarts(&server, "a removal", |src| fs::remove_file(src.join("deep/new")).unwrap());

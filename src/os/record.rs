@@ -1,19 +1,21 @@
 //! Run records: what a child notes about itself before exec, so that a later supervisor knows it.
-//! DESIGN.md section 5, "Run record": identity is pid, start time, boot id and pid namespace.
+//! Identity is pid, time, boot id and pid namespace. The time is that of the note, not the start: the
+//! kernel tells the clock at once, and a process's own start after a long walk.
 
 use std::{io, os::fd::OwnedFd, path::Path};
 
 use super::{identity, pidfd};
 
-/// A record is always this long: `pid starttime boot_id pidns everhook_boot`, spaces, a newline.
+/// A record is always this long: `pid time boot_id pidns everhook_boot`, spaces, a newline.
 pub const RECORD_SIZE: usize = 192;
 
 /// Who a process is, so that nobody else is taken for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunRecord {
     pub pid: u32,
-    /// In clock ticks since boot.
-    pub start_time: u64,
+    /// When it noted this, in clock ticks since boot: it had begun by then, and whoever gets its pid after it
+    /// has not.
+    pub noted_at: u64,
     pub boot_id: String,
     /// Inode of the pid namespace in which `pid` counts.
     pub pid_namespace: u64,
@@ -28,7 +30,7 @@ impl RunRecord {
         let mut words = text.split_ascii_whitespace();
         let record = Self {
             pid: words.next()?.parse().ok()?,
-            start_time: words.next()?.parse().ok()?,
+            noted_at: words.next()?.parse().ok()?,
             boot_id: words.next()?.to_owned(),
             pid_namespace: words.next()?.parse().ok()?,
             everhook_boot: words.next()?.to_owned(),
@@ -54,7 +56,8 @@ impl RunRecord {
         }
         let fd = pidfd::open(self.pid).ok()?;
         let stat = std::fs::read(format!("/proc/{}/stat", self.pid)).ok()?;
-        let same = start_time_of(&stat) == Some(self.start_time) && !pidfd::has_ended(&fd);
+        let begun_before = start_time_of(&stat).is_some_and(|begun| begun <= self.noted_at);
+        let same = begun_before && !pidfd::has_ended(&fd);
         same.then_some(fd)
     }
 }
@@ -73,7 +76,7 @@ pub(super) fn start_time_of(stat: &[u8]) -> Option<u64> {
 
 /// Writes a record into `line`, which holds spaces; false when it does not fit. Neither allocates
 /// nor panics: the child calls it before exec.
-pub(super) fn fill(line: &mut [u8; RECORD_SIZE], pid: u64, start_time: u64, tail: &[u8]) -> bool {
+pub(super) fn fill(line: &mut [u8; RECORD_SIZE], pid: u64, noted_at: u64, tail: &[u8]) -> bool {
     let mut at = 0usize;
     let mut put = |bytes: &[u8]| {
         let place = line.get_mut(at..at.saturating_add(bytes.len()));
@@ -81,7 +84,7 @@ pub(super) fn fill(line: &mut [u8; RECORD_SIZE], pid: u64, start_time: u64, tail
         place.map(|place| place.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from)).is_some()
     };
     let mut digits = [0; DIGITS];
-    let written = put(decimal(pid, &mut digits)) && put(b" ") && put(decimal(start_time, &mut digits)) && put(tail);
+    let written = put(decimal(pid, &mut digits)) && put(b" ") && put(decimal(noted_at, &mut digits)) && put(tail);
     let fits = written && at < RECORD_SIZE;
     if let Some(last) = line.last_mut() {
         *last = b'\n';
@@ -113,7 +116,7 @@ mod tests {
     fn own() -> RunRecord {
         RunRecord {
             pid: std::process::id(),
-            start_time: start_time_of(&std::fs::read("/proc/self/stat").unwrap()).unwrap(),
+            noted_at: start_time_of(&std::fs::read("/proc/self/stat").unwrap()).unwrap(),
             boot_id: identity::boot_id().unwrap(),
             pid_namespace: identity::pid_namespace().unwrap(),
             everhook_boot: "run".into(),
@@ -126,7 +129,7 @@ mod tests {
         assert!(fill(&mut line, 42, u64::MAX, b" boot-id 4026531836 abc"));
         assert_eq!(line[RECORD_SIZE - 1], b'\n');
         let record = RunRecord::parse(std::str::from_utf8(&line).unwrap()).unwrap();
-        assert_eq!((record.pid, record.start_time), (42, u64::MAX));
+        assert_eq!((record.pid, record.noted_at), (42, u64::MAX));
         assert_eq!((record.boot_id.as_str(), record.everhook_boot.as_str()), ("boot-id", "abc"));
         assert!(!fill(&mut [b' '; RECORD_SIZE], 1, 1, &[b'x'; RECORD_SIZE]));
     }
@@ -151,7 +154,8 @@ mod tests {
     #[test]
     fn only_the_same_process_is_the_same() {
         assert!(own().is_alive_and_same().is_some());
-        assert!(RunRecord { start_time: own().start_time + 1, ..own() }.is_alive_and_same().is_none());
+        assert!(RunRecord { noted_at: own().noted_at + 1, ..own() }.is_alive_and_same().is_some());
+        assert!(RunRecord { noted_at: own().noted_at - 1, ..own() }.is_alive_and_same().is_none(), "it began later");
         assert!(RunRecord { boot_id: "another".into(), ..own() }.is_alive_and_same().is_none());
         assert!(RunRecord { pid_namespace: 1, ..own() }.is_alive_and_same().is_none());
         assert!(RunRecord { pid: u32::MAX, ..own() }.is_alive_and_same().is_none());

@@ -11,7 +11,7 @@ pub(super) mod raw;
 mod tests;
 
 use std::{
-    ffi::{CString, c_char},
+    ffi::{CString, c_char, c_int},
     io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
@@ -176,6 +176,8 @@ pub struct Spawner {
     machine: String,
     /// Container runtimes may refuse clone3: then `clone`, and the child moves itself into its cgroup.
     clone3: bool,
+    /// Signals that we ignore; nobody ignores more later on.
+    ignored: Vec<c_int>,
 }
 
 impl Spawner {
@@ -189,6 +191,7 @@ impl Spawner {
             stack: Stack::new()?,
             machine: format!("{} {}", identity::boot_id()?, identity::pid_namespace()?),
             clone3: true,
+            ignored: (1..=raw::SIGNALS).filter(|signal| raw::is_ignored(*signal)).collect(),
         };
         spawner.grow(FIRST_SLOTS)?;
         Ok(spawner)
@@ -220,6 +223,7 @@ impl Spawner {
         self.grow(filled.len()).map_err(preparing)?;
         let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
         let mut plan = Plan::new(spec, &slots, by_hand.len(), &self.machine).map_err(preparing)?;
+        plan.ignored = self.clone3.then(|| self.ignored.clone());
 
         let started = fill(&slots, &filled).and_then(|()| self.start(spec, &mut plan));
         empty(&slots[..filled.len()], &self.null);
@@ -341,6 +345,7 @@ impl Plan {
             gate,
             procs,
             credentials: spec.credentials.clone().filter(|c| !already(c)),
+            ignored: None,
             limits: limits(spec)?,
             oom_score_adj: (spec.oom_score_adj.value.to_string(), spec.oom_score_adj.insist),
             nice: (spec.nice.value, spec.nice.insist),

@@ -3,26 +3,33 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
+use tokio::io::unix::AsyncFd;
 
 use crate::domain::model::At;
 
 /// A timer that becomes readable when its moment has come, or the clock was set.
-pub struct Timer {
+struct Timer {
     fd: OwnedFd,
 }
 
-impl Timer {
+/// An alarm that a tokio runtime watches.
+pub struct Alarm(AsyncFd<Timer>);
+
+impl Alarm {
+    /// Watches it in the runtime that this is called in.
+    ///
     /// # Errors
     /// When descriptors run out.
     pub fn new() -> io::Result<Self> {
-        let fd = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { fd })
+        // SAFETY: the timer owns its descriptor, keeps it open as long as it lives, and has no way to
+        // exchange it; nothing outside this type gets hold of the timer itself.
+        unsafe { AsyncFd::register(Timer::new()?) }.map(Self).map_err(|e| e.into_parts().1)
     }
 
     /// Rings at this moment of the wall clock, at once where it is past; `None`: never. False where the
@@ -31,6 +38,31 @@ impl Timer {
     /// # Errors
     /// As `timerfd_settime(2)` says.
     pub fn set(&self, at: Option<At>) -> io::Result<bool> {
+        self.0.get_ref().set(at)
+    }
+
+    /// Waits until it rings: its moment has come, or the clock was set.
+    ///
+    /// # Errors
+    /// When the runtime ends.
+    pub async fn rung(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if self.0.get_ref().take()? {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+impl Timer {
+    fn new() -> io::Result<Self> {
+        let fd = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        Ok(Self { fd })
+    }
+
+    fn set(&self, at: Option<At>) -> io::Result<bool> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Zero would mean never.
         let value = at.map_or(zero, |At(at)| Timespec {
@@ -46,10 +78,7 @@ impl Timer {
     }
 
     /// Has it rung? Silences it until it is set again, or the clock is.
-    ///
-    /// # Errors
-    /// Never in practice.
-    pub fn take(&self) -> io::Result<bool> {
+    fn take(&self) -> io::Result<bool> {
         match rustix::io::read(&self.fd, &mut [0u8; 8]) {
             Ok(_) | Err(rustix::io::Errno::CANCELED) => Ok(true),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
@@ -58,9 +87,9 @@ impl Timer {
     }
 }
 
-impl AsFd for Timer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 
@@ -69,17 +98,19 @@ mod tests {
     use super::*;
     use crate::os::clock;
 
-    #[test]
-    fn it_rings_when_its_moment_has_come() {
-        let timer = Timer::new().unwrap();
-        assert!(!timer.take().unwrap());
-        timer.set(Some(At(clock::now().wall.0 + 3_600_000))).unwrap();
-        assert!(!timer.take().unwrap());
-        timer.set(Some(At(0))).unwrap();
-        let mut fds = [nix::poll::PollFd::new(timer.as_fd(), nix::poll::PollFlags::POLLIN)];
-        assert_eq!(nix::poll::poll(&mut fds, 5_000u16).unwrap(), 1);
-        assert!(timer.take().unwrap());
-        timer.set(None).unwrap();
-        assert!(!timer.take().unwrap());
+    #[tokio::test(flavor = "current_thread")]
+    async fn it_rings_when_its_moment_has_come() {
+        let alarm = Alarm::new().unwrap();
+        assert!(!alarm.0.get_ref().take().unwrap());
+        alarm.set(Some(At(clock::now().wall.0 + 3_600_000))).unwrap();
+        assert!(!alarm.0.get_ref().take().unwrap());
+        alarm.set(Some(At(0))).unwrap();
+        alarm.rung().await.unwrap();
+        let soon = At(clock::now().wall.0 + 20);
+        alarm.set(Some(soon)).unwrap();
+        alarm.rung().await.unwrap();
+        assert!(clock::now().wall >= soon);
+        alarm.set(None).unwrap();
+        assert!(!alarm.0.get_ref().take().unwrap());
     }
 }

@@ -1,7 +1,7 @@
 //! Carries out what the service machines decide, and turns the results into events. Nothing is
 //! decided here.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ use crate::{
         api::EventKind,
         config, deploy,
         model::{AppName, InstanceId, Signal},
-        service::{self, Action, order},
+        service::{self, Action, App, Happening, Seat, Task, order},
     },
     os::{
         pidfd,
@@ -27,31 +27,54 @@ use crate::{
     },
 };
 
-/// The shell around an app's machine: what it holds of the machine's world.
+/// One seat of one app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeatId {
+    pub app: AppName,
+    pub seat: Seat,
+}
+
+impl SeatId {
+    #[must_use]
+    pub fn instance(&self) -> InstanceId {
+        InstanceId { app: self.app.clone(), number: self.seat.number }
+    }
+}
+
+/// What is held for an app's machine.
 pub struct Shell {
-    pub kit: prepare::Kit,
-    /// The main process.
-    pub pidfd: Option<OwnedFd>,
-    pub main: Option<u32>,
+    pub seats: BTreeMap<Seat, SeatShell>,
     /// What `env_file` said when it was last read.
     pub env_file: Vec<(String, String)>,
-    probe: Option<AbortHandle>,
-    killed: bool,
     /// The deadline that stands in `Supervisor::deadlines`.
     pub armed: Option<Instant>,
+    /// How many restarts one by one are over, and how the last one went.
+    pub rolled: (u64, Result<(), String>),
 }
 
 impl Shell {
     #[must_use]
-    pub fn new(kit: prepare::Kit, env_file: Vec<(String, String)>) -> Self {
-        Self { kit, pidfd: None, main: None, env_file, probe: None, killed: false, armed: None }
+    pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>) -> Self {
+        let seats = kits.into_iter().map(|(seat, kit)| (seat, SeatShell::new(kit))).collect();
+        Self { seats, env_file, armed: None, rolled: (0, Ok(())) }
     }
 }
 
-/// The one instance of an app.
-#[must_use]
-pub fn first(app: &AppName) -> InstanceId {
-    InstanceId { app: app.clone(), number: 1 }
+/// What is held of the process in a seat.
+pub struct SeatShell {
+    pub kit: prepare::Kit,
+    /// The main process.
+    pub pidfd: Option<OwnedFd>,
+    pub main: Option<u32>,
+    probe: Option<AbortHandle>,
+    killed: bool,
+}
+
+impl SeatShell {
+    #[must_use]
+    pub fn new(kit: prepare::Kit) -> Self {
+        Self { kit, pidfd: None, main: None, probe: None, killed: false }
+    }
 }
 
 impl Supervisor {
@@ -72,11 +95,11 @@ impl Supervisor {
     fn feed_one(&mut self, name: &AppName, event: service::Event) {
         let now = crate::os::clock::now();
         let Some(app) = self.apps.get_mut(name) else { return };
-        let mut actions = Vec::new();
-        app.on(event, now, &mut actions);
-        let changed = !actions.is_empty();
-        for action in actions {
-            self.apply(name, action);
+        let mut tasks = Vec::new();
+        app.on(event, now, &mut tasks);
+        let changed = !tasks.is_empty();
+        for task in tasks {
+            self.carry_out(name, task);
         }
         self.rearm(name);
         if changed {
@@ -86,7 +109,7 @@ impl Supervisor {
     }
 
     fn rearm(&mut self, name: &AppName) {
-        let deadline = self.apps.get(name).and_then(service::App::deadline);
+        let deadline = self.apps.get(name).and_then(App::deadline);
         let Some(shell) = self.shells.get_mut(name) else { return };
         if shell.armed == deadline {
             return;
@@ -116,82 +139,112 @@ impl Supervisor {
         self.feed(app, service::Event::Block(reason));
     }
 
-    fn apply(&mut self, name: &AppName, action: Action) {
-        match action {
-            Action::Spawn => self.start_instance(name),
-            Action::Signal(signal) => self.signal_main(name, signal),
-            Action::SignalTree(signal) => {
-                for member in self.tree(name) {
-                    self.signal_member(name, &member, signal);
-                }
-                self.tell_if_empty(name);
-            }
-            Action::Kill => {
-                self.kill_tree(name);
-                self.tell_if_empty(name);
-            }
-            Action::Probe { attempt } => self.begin_probe(name, attempt),
-            Action::StopProbe => {
-                if let Some(probe) = self.shells.get_mut(name).and_then(|shell| shell.probe.take()) {
-                    probe.abort();
-                }
-            }
-            Action::Record { from, to, cause } => self.record(name, from, to, cause),
-            Action::Hold(held) => self.keep_held(name, held),
-            Action::TrialEnded(result) => self.trial_ended(name, result),
-            Action::Removed => self.app_removed(name),
+    fn carry_out(&mut self, name: &AppName, task: Task) {
+        match task {
+            Task::Process(seat, action) => self.apply(&SeatId { app: name.clone(), seat }, action),
+            Task::KeepHolds => self.keep_holds(name),
+            Task::TrialEnded(result) => self.trial_ended(name, result),
+            Task::Rolled(result) => self.rolled(name, result),
+            Task::RunSkipped(why) => self.note_app(name, "run_skipped", why),
+            Task::Gone(number) => self.instance_gone(&InstanceId { app: name.clone(), number }),
+            Task::Removed => self.app_removed(name),
         }
     }
 
-    fn start_instance(&mut self, name: &AppName) {
-        let Some((app, shell)) = self.apps.get(name).zip(self.shells.get_mut(name)) else { return };
-        shell.killed = false;
-        let id = first(name);
-        let spec = app.spec();
-        match instance_spec(spec, app.release(), &id, shell, &self.me) {
-            Ok(mut order) => {
-                order.gate = self.logger.mark(&id);
-                self.spawn(Owner::App(name.clone()), order);
+    fn apply(&mut self, id: &SeatId, action: Action) {
+        match action {
+            Action::Spawn => self.start_instance(id),
+            Action::Signal(signal) => self.signal_main(id, signal),
+            Action::SignalTree(signal) => {
+                for member in self.tree(id) {
+                    self.signal_member(id, &member, signal);
+                }
+                self.tell_if_empty(id);
             }
-            Err(error) => self.feed(name, service::Event::SpawnFailed(error.to_string())),
+            Action::Kill => {
+                self.kill_tree(id);
+                self.tell_if_empty(id);
+            }
+            Action::Probe { attempt } => self.begin_probe(id, attempt),
+            Action::StopProbe => {
+                if let Some(probe) = self.seat_mut(id).and_then(|shell| shell.probe.take()) {
+                    probe.abort();
+                }
+            }
+            Action::Record { from, to, cause } => self.record(id, from, to, cause),
+        }
+    }
+
+    #[must_use]
+    pub fn seat(&self, id: &SeatId) -> Option<&SeatShell> {
+        self.shells.get(&id.app)?.seats.get(&id.seat)
+    }
+
+    pub fn seat_mut(&mut self, id: &SeatId) -> Option<&mut SeatShell> {
+        self.shells.get_mut(&id.app)?.seats.get_mut(&id.seat)
+    }
+
+    /// Tells the machine of a seat what happened to its process.
+    pub fn tell(&mut self, id: &SeatId, what: Happening) {
+        self.feed(&id.app, service::Event::Process(id.seat, what));
+    }
+
+    /// Every seat with a process, or with one that is being started or ended.
+    pub fn active_seats(&self, app: &App) -> Vec<SeatId> {
+        let active = app.runs().filter(|run| run.instance.is_active());
+        active.map(|run| SeatId { app: app.name().clone(), seat: run.seat }).collect()
+    }
+
+    fn start_instance(&mut self, id: &SeatId) {
+        let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
+        let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
+        let Some(seat) = shell.seats.get_mut(&id.seat) else { return };
+        seat.killed = false;
+        let instance = id.instance();
+        match instance_spec(spec, run.release.as_ref(), &instance, (seat, &shell.env_file), &self.me) {
+            Ok(mut order) => {
+                order.gate = self.logger.mark(&instance);
+                self.spawn(Owner::Seat(id.clone()), order);
+            }
+            Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
         }
     }
 
     /// The spawner has answered for an instance.
-    pub fn instance_spawned(&mut self, name: &AppName, result: Result<Spawned, SpawnError>) {
+    pub fn instance_spawned(&mut self, id: &SeatId, result: Result<Spawned, SpawnError>) {
         match result {
             Ok(Spawned { pid, pidfd }) => {
-                if let Some(shell) = self.shells.get_mut(name) {
+                if let Some(shell) = self.seat_mut(id) {
                     shell.pidfd = Some(pidfd);
                     shell.main = Some(pid);
                 }
-                self.feed(name, service::Event::Spawned(pid));
-                self.switched(name);
+                self.tell(id, Happening::Spawned(pid));
+                self.switched(&id.app);
             }
-            Err(error) => self.feed(name, service::Event::SpawnFailed(error.to_string())),
+            Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
         }
     }
 
-    fn signal_main(&mut self, name: &AppName, signal: Signal) {
-        let Some(fd) = self.shells.get(name).and_then(|shell| shell.pidfd.as_ref()) else { return };
+    fn signal_main(&mut self, id: &SeatId, signal: Signal) {
+        let Some(fd) = self.seat(id).and_then(|shell| shell.pidfd.as_ref()) else { return };
         if let Err(error) = pidfd::signal(fd, signal) {
-            warn!(app = %name, %signal, %error, "the main process did not take the signal");
+            warn!(app = %id.app, %signal, %error, "the main process did not take the signal");
         }
     }
 
-    fn signal_member(&self, name: &AppName, member: &Member, signal: Signal) {
+    fn signal_member(&self, id: &SeatId, member: &Member, signal: Signal) {
         match pidfd::signal(&member.pidfd, signal) {
             Err(error) if error.raw_os_error() != Some(3) => {
-                warn!(app = %name, pid = member.pid, process = %member.name, %signal, %error, "a process of the tree did not take the signal");
+                warn!(app = %id.app, pid = member.pid, process = %member.name, %signal, %error, "a process of the tree did not take the signal");
             }
             _ => {}
         }
     }
 
-    /// The processes of an app's tree.
-    pub fn tree(&self, name: &AppName) -> Vec<Member> {
-        let Some(shell) = self.shells.get(name) else { return Vec::new() };
-        let instance = first(name).to_string();
+    /// The processes of a seat's tree.
+    pub fn tree(&self, id: &SeatId) -> Vec<Member> {
+        let Some(shell) = self.seat(id) else { return Vec::new() };
+        let instance = id.instance().to_string();
         let query = TreeQuery {
             root: shell.main,
             boot: &self.me.boot,
@@ -199,58 +252,72 @@ impl Supervisor {
             cgroup: shell.kit.cgroup.as_deref(),
         };
         tree::members(&query).unwrap_or_else(|error| {
-            warn!(app = %name, %error, "the tree cannot be read");
+            warn!(app = %id.app, %error, "the tree cannot be read");
             Vec::new()
         })
     }
 
     #[must_use]
-    pub fn tree_is_empty(&self, name: &AppName) -> bool {
-        match self.shells.get(name).and_then(|shell| shell.kit.cgroup.as_ref()) {
+    pub fn tree_is_empty(&self, id: &SeatId) -> bool {
+        match self.seat(id).and_then(|shell| shell.kit.cgroup.as_ref()) {
             Some(group) => group.is_empty().unwrap_or(true),
-            None => self.tree(name).is_empty(),
+            None => self.tree(id).is_empty(),
         }
     }
 
     #[must_use]
-    pub fn is_killed(&self, name: &AppName) -> bool {
-        self.shells.get(name).is_some_and(|shell| shell.killed)
+    pub fn is_killed(&self, id: &SeatId) -> bool {
+        self.seat(id).is_some_and(|shell| shell.killed)
     }
 
     /// KILL to everything of the tree.
-    pub fn kill_tree(&mut self, name: &AppName) {
-        if let Some(shell) = self.shells.get_mut(name) {
+    pub fn kill_tree(&mut self, id: &SeatId) {
+        if let Some(shell) = self.seat_mut(id) {
             shell.killed = true;
             if let Some(Err(error)) = shell.kit.cgroup.as_ref().map(|group| group.kill()) {
-                warn!(app = %name, %error, "the cgroup cannot be killed as a whole");
+                warn!(app = %id.app, %error, "the cgroup cannot be killed as a whole");
             }
         }
-        for member in self.tree(name) {
-            self.signal_member(name, &member, Signal::KILL);
+        for member in self.tree(id) {
+            self.signal_member(id, &member, Signal::KILL);
         }
     }
 
-    fn tell_if_empty(&mut self, name: &AppName) {
-        let waits = self.apps.get(name).is_some_and(|app| app.instance().awaits_empty_tree());
-        if waits && self.tree_is_empty(name) {
-            self.feed(name, service::Event::TreeEmpty);
+    fn tell_if_empty(&mut self, id: &SeatId) {
+        let run = self.apps.get(&id.app).and_then(|app| app.run(id.seat));
+        let waits = run.is_some_and(|run| run.instance.awaits_empty_tree());
+        if waits && self.tree_is_empty(id) {
+            self.tell(id, Happening::TreeEmpty);
         }
     }
 
-    fn begin_probe(&mut self, name: &AppName, attempt: u64) {
-        let Some((app, shell)) = self.apps.get(name).zip(self.shells.get_mut(name)) else { return };
-        let task = probe::until_ready(name.clone(), attempt, app.spec().ready.clone(), self.events.clone());
+    fn begin_probe(&mut self, id: &SeatId, attempt: u64) {
+        let Some(ready) = self.apps.get(&id.app).map(|app| app.spec().ready_of(id.seat.number).clone()) else { return };
+        let task = probe::until_ready(id.clone(), attempt, ready, self.events.clone());
+        let Some(shell) = self.seat_mut(id) else { return };
         if let Some(old) = shell.probe.replace(tokio::spawn(task).abort_handle()) {
             old.abort();
         }
     }
 
-    fn record(&mut self, name: &AppName, from: &str, to: &str, cause: String) {
-        info!(app = %name, "{from} → {to}: {cause}");
+    /// A restart of an app's copies is over.
+    fn rolled(&mut self, name: &AppName, result: Result<(), String>) {
+        let Some(shell) = self.shells.get_mut(name) else { return };
+        let several = self.apps.get(name).is_some_and(|app| app.copies().len() > 1);
+        shell.rolled = (shell.rolled.0 + 1, result.clone());
+        if let (Err(why), true) = (result, several) {
+            warn!(app = %name, "the restart goes no further: {why}");
+            self.note_app(name, "restart_stopped", why);
+        }
+    }
+
+    fn record(&mut self, id: &SeatId, from: &str, to: &str, cause: String) {
+        let instance = id.instance();
+        info!(app = %id.app, instance = id.seat.number, "{from} → {to}: {cause}");
         self.ledger.send(Command::Event(NewEvent {
             at: crate::os::clock::now().wall,
-            app: Some(name.clone()),
-            instance: Some(first(name)),
+            app: Some(id.app.clone()),
+            instance: Some(instance),
             kind: EventKind::Instance,
             from: Some(from.to_owned()),
             to: Some(to.to_owned()),
@@ -259,11 +326,25 @@ impl Supervisor {
         }));
     }
 
-    fn keep_held(&mut self, name: &AppName, held: bool) {
+    /// An event of an app as a whole.
+    pub fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
+        self.ledger.send(Command::Event(NewEvent {
+            at: crate::os::clock::now().wall,
+            app: Some(name.clone()),
+            instance: None,
+            kind: EventKind::App,
+            from: None,
+            to: Some(to.to_owned()),
+            cause: Some(cause),
+            detail: None,
+        }));
+    }
+
+    fn keep_holds(&mut self, name: &AppName) {
+        let Some(holds) = self.apps.get(name).map(App::holds) else { return };
         let (layout, app) = (self.layout.clone(), name.clone());
-        let by = held.then(|| self.apps.get(name).and_then(|app| app.held().map(str::to_owned)).unwrap_or_default());
         self.files.run(
-            move || live::hold(&layout, &app, by.as_deref()),
+            move || live::keep_holds(&layout, &app, &holds),
             |supervisor, result| {
                 if let Err(error) = result {
                     supervisor.trouble(&format!("a stop or start by a person could not be kept: {error}"));
@@ -292,16 +373,16 @@ fn instance_spec(
     app: &config::App,
     release: Option<&service::Release>,
     id: &InstanceId,
-    shell: &Shell,
+    (seat, env_file): (&SeatShell, &[(String, String)]),
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
-    let env = launch::instance_env(app, id, release, &me.boot, &shell.env_file);
-    let command = app.command.as_ref().map(launch::arguments).unwrap_or_default();
+    let env = launch::instance_env(app, id, release, &me.boot, env_file);
+    let command = app.command.as_ref().map(|command| launch::arguments(command, id.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
-    spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&shell.kit.out), 1), (Arc::clone(&shell.kit.err), 2)];
-    spec.cgroup = shell.kit.cgroup.as_ref().map(|group| group.folder());
-    spec.record = Some(RecordFile { file: Arc::clone(&shell.kit.record), everhook_boot: me.boot.clone() });
+    spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
+    spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
+    spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: me.boot.clone() });
     Ok(spec)
 }

@@ -3,12 +3,9 @@
 
 use std::collections::HashMap;
 
-use super::{Supervisor, jobs::JobId};
+use super::{Supervisor, apply::SeatId, jobs::JobId};
 use crate::{
-    domain::{
-        model::{AppName, Exit},
-        service,
-    },
+    domain::{model::Exit, service::Happening},
     os::{
         reap,
         spawn::{SpawnError, SpawnSpec, Spawned},
@@ -18,7 +15,7 @@ use crate::{
 /// Whom a process belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    App(AppName),
+    Seat(SeatId),
     Job(JobId),
     Listener(usize),
     Logger,
@@ -50,7 +47,7 @@ impl Supervisor {
             self.children.pids.insert(pid, owner.clone());
         }
         match owner.clone() {
-            Owner::App(app) => self.instance_spawned(&app, result),
+            Owner::Seat(id) => self.instance_spawned(&id, result),
             Owner::Job(job) => self.job_spawned(job, result),
             Owner::Listener(number) => self.listener_spawned(number, result),
             Owner::Logger => self.logger_spawned(result),
@@ -85,13 +82,13 @@ impl Supervisor {
 
     fn ended(&mut self, pid: u32, exit: Exit) {
         match self.children.pids.remove(&pid) {
-            Some(Owner::App(app)) => {
-                if let Some(shell) = self.shells.get_mut(&app) {
+            Some(Owner::Seat(id)) => {
+                if let Some(shell) = self.seat_mut(&id) {
                     shell.main = None;
                     shell.pidfd = None;
                 }
-                let alone = self.tree_is_empty(&app);
-                self.feed(&app, service::Event::Exited { exit, alone });
+                let alone = self.tree_is_empty(&id);
+                self.tell(&id, Happening::Exited { exit, alone });
             }
             Some(Owner::Job(job)) => self.job_exited(job, exit),
             Some(Owner::Listener(number)) => self.listener_exited(number, exit),
@@ -102,17 +99,17 @@ impl Supervisor {
 
     /// A process without an owner has ended: it may have been the last of a tree.
     fn look_at_ending_trees(&mut self) {
-        let waiting: Vec<AppName> = self
-            .apps
-            .iter()
-            .filter(|(_, app)| app.instance().awaits_empty_tree())
-            .map(|(name, _)| name.clone())
-            .collect();
-        for app in waiting {
-            if self.tree_is_empty(&app) {
-                self.feed(&app, service::Event::TreeEmpty);
-            } else if self.is_killed(&app) {
-                self.kill_tree(&app);
+        let waits = |id: &SeatId| {
+            let run = self.apps.get(&id.app).and_then(|app| app.run(id.seat));
+            run.is_some_and(|run| run.instance.awaits_empty_tree())
+        };
+        let active = self.apps.values().flat_map(|app| self.active_seats(app));
+        let waiting: Vec<SeatId> = active.filter(waits).collect();
+        for id in waiting {
+            if self.tree_is_empty(&id) {
+                self.tell(&id, Happening::TreeEmpty);
+            } else if self.is_killed(&id) {
+                self.kill_tree(&id);
             }
         }
         self.look_at_ending_jobs();

@@ -1,8 +1,8 @@
 //! Everything the loop hears, in the one order in which it hears it.
 
-use super::{Supervisor, control::Asked, ledger::Told};
+use super::{Supervisor, apply::SeatId, control::Asked, ledger::Told};
 use crate::{
-    domain::{api::FromLogger, model::AppName},
+    domain::api::FromLogger,
     os::spawn::{SpawnError, Spawned},
 };
 
@@ -11,7 +11,7 @@ pub enum Event {
     /// The spawner's answer.
     Spawned { token: u64, result: Result<Spawned, SpawnError> },
     /// A probe's answer, or why it does not go on.
-    Probed { app: AppName, attempt: u64, result: Result<(), String> },
+    Probed { seat: SeatId, attempt: u64, result: Result<(), String> },
     /// Somebody wants something.
     Asked(Box<Asked>),
     /// From the thread of SQLite and of acceptance.

@@ -7,6 +7,7 @@ use super::{
     Supervisor,
     event::{Event, Events},
 };
+use crate::os::mask::with_all_blocked;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -21,11 +22,12 @@ impl Files {
     /// When the thread cannot be started.
     pub fn start(events: Events) -> io::Result<Self> {
         let (work, inbox) = mpsc::channel::<Work>();
-        thread::Builder::new().name("files".into()).stack_size(256 * 1024).spawn(move || {
+        let work_off = move || {
             for piece in inbox {
                 piece();
             }
-        })?;
+        };
+        with_all_blocked(|| thread::Builder::new().name("files".into()).stack_size(256 * 1024).spawn(work_off))?;
         Ok(Self { work, events })
     }
 

@@ -71,7 +71,7 @@ pub fn instance_env(
         set("PORT", (u32::from(port) + instance.number - 1).to_string());
     }
     env.extend(env_file.iter().cloned());
-    env.extend(app.env.clone());
+    env.extend(app.env.iter().map(|(name, value)| (name.clone(), config::numbered(value, instance.number))));
     // Whoever looks for the tree looks for these: nobody may say otherwise.
     env.insert("EVERHOOK_INSTANCE".to_owned(), instance.to_string());
     env.insert("EVERHOOK_BOOT".to_owned(), boot.to_owned());
@@ -130,12 +130,13 @@ pub fn limit(spec: &mut SpawnSpec, wanted: &Limits) {
     spec.no_new_privs = wanted.no_new_privs;
 }
 
-/// The command line of an app.
+/// The command line of an app's copy.
 #[must_use]
-pub fn arguments(command: &Command) -> Vec<String> {
+pub fn arguments(command: &Command, instance: u32) -> Vec<String> {
+    let numbered = |text: &String| config::numbered(text, instance);
     match command {
-        Command::List(words) => words.clone(),
-        Command::Shell(line) => ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
+        Command::List(words) => words.iter().map(numbered).collect(),
+        Command::Shell(line) => ["/bin/sh".to_owned(), "-c".to_owned(), numbered(line)].to_vec(),
     }
 }
 

@@ -60,23 +60,37 @@ pub fn link(layout: &Layout, app: &AppName, release: &ReleaseId) -> Result<(), S
     files::symlink_swap(&target, &link).map_err(|e| format!("{}: {e}", link.display()))
 }
 
-/// Keeps, or forgets, that a person stopped the app.
+/// What a person stopped, and who did: a copy by its number, or all of the app.
+pub type Holds = Vec<(Option<u32>, String)>;
+
+/// Keeps what people have stopped: a line `stopped by ann` for all of the app, `2: stopped by ann` for
+/// a copy; no file where nothing is stopped.
 ///
 /// # Errors
 /// Names the file.
-pub fn hold(layout: &Layout, app: &AppName, by: Option<&str>) -> Result<(), String> {
+pub fn keep_holds(layout: &Layout, app: &AppName, holds: &[(Option<u32>, String)]) -> Result<(), String> {
     let path = layout.down(app);
-    let result = match by {
-        Some(by) => files::write_durably(&path, by.as_bytes(), 0o644),
-        None => fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }),
+    let line = |(number, by): &(Option<u32>, String)| {
+        number.map_or_else(|| format!("{by}\n"), |number| format!("{number}: {by}\n"))
+    };
+    let result = if holds.is_empty() {
+        fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+    } else {
+        files::write_durably(&path, holds.iter().map(line).collect::<String>().as_bytes(), 0o644)
     };
     result.map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// Who stopped the app, while that holds.
+/// What people had stopped; an empty file stops all of the app.
 #[must_use]
-pub fn held(layout: &Layout, app: &AppName) -> Option<String> {
-    fs::read_to_string(layout.down(app)).ok()
+pub fn holds(layout: &Layout, app: &AppName) -> Holds {
+    let Ok(text) = fs::read_to_string(layout.down(app)) else { return Vec::new() };
+    let read = |line: &str| match line.split_once(": ").map(|(number, by)| (number.parse(), by)) {
+        Some((Ok(number), by)) => (Some(number), by.to_owned()),
+        _ => (None, line.to_owned()),
+    };
+    let holds: Holds = text.lines().filter(|line| !line.is_empty()).map(read).collect();
+    if holds.is_empty() { vec![(None, "stopped".to_owned())] } else { holds }
 }
 
 /// Up to when a scheduled app's runs are dealt with, and by which expression.

@@ -8,7 +8,10 @@ use tracing_appender::{
 };
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
-use crate::domain::config::{Log, LogFormat};
+use crate::{
+    domain::config::{Log, LogFormat},
+    os::mask::with_all_blocked,
+};
 
 /// Lines that wait for a slow disk; the appender's default of 128,000 costs 4 MB at once.
 const QUEUE: usize = 1024;
@@ -41,11 +44,12 @@ pub fn make(log: &Log, folder: &Path) -> Result<Made, String> {
         .build(folder)
         .map_err(|e| format!("cannot log to {}: {e}", folder.display()))?;
     let queue = || NonBlockingBuilder::default().buffered_lines_limit(QUEUE);
-    let (file, file_guard) = queue().finish(rolling);
+    let (file, file_guard) = with_all_blocked(|| queue().finish(rolling));
     // Stderr may be a pipe that nobody reads: that must never hold the loop.
-    let (stderr, stderr_guard) = queue().finish(std::io::stderr());
+    let (stderr, stderr_guard) = with_all_blocked(|| queue().finish(std::io::stderr()));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-    let layers = vec![layer(log.format, file, false), layer(log.format, stderr, colour), filter.boxed()].boxed();
+    // The filter is the outermost: in a list of layers the one that is most curious would decide.
+    let layers = layer(log.format, file, false).and_then(layer(log.format, stderr, colour)).and_then(filter).boxed();
     Ok(Made { layers, guards: vec![file_guard, stderr_guard] })
 }
 

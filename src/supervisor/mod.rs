@@ -25,6 +25,7 @@ mod prepare;
 mod probe;
 mod reload;
 mod requests;
+mod schedule;
 mod secrets;
 mod settings;
 mod shutdown;
@@ -33,6 +34,7 @@ mod spawner;
 mod start;
 mod status;
 mod waiters;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -52,7 +54,7 @@ use crate::domain::{
     config::{self, Config},
     deploy::{self, Deploys},
     model::{AppName, At, DeployId, Secret},
-    service::{self, App},
+    service::{self, App, Happening},
 };
 
 /// What never changes while this process lives.
@@ -116,6 +118,8 @@ pub struct Supervisor {
     news_due: BTreeSet<AppName>,
     jobs: jobs::Jobs,
 
+    schedules: schedule::Schedules,
+    watches: watch::Watches,
     logger: internals::Logger,
     listeners: Vec<internals::Listener>,
 
@@ -165,9 +169,7 @@ impl Supervisor {
         use event::Event;
         match event {
             Event::Spawned { token, result } => self.spawned(token, result),
-            Event::Probed { app, attempt, result } => {
-                self.feed(&app, service::Event::Probed { attempt, result });
-            }
+            Event::Probed { seat, attempt, result } => self.tell(&seat, Happening::Probed { attempt, result }),
             Event::Asked(asked) => self.hear(*asked),
             Event::Told(told) => self.told(told),
             Event::Logger { run, message } => self.logger_said(run, message),

@@ -3,6 +3,7 @@
 //! (at the start: before there is anything to hold up).
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::{
         fd::OwnedFd,
@@ -18,6 +19,7 @@ use crate::{
         api::Stream,
         config::{self, Identity},
         model::InstanceId,
+        service::Seat,
     },
     os::{
         cgroup::{Base, Cgroup},
@@ -30,7 +32,7 @@ pub const LOGGER: u32 = 60901;
 /// The listener's.
 pub const LISTENER: u32 = 60900;
 
-/// What an instance is started with.
+/// What the process in a seat is started with.
 pub struct Kit {
     pub out: Arc<OwnedFd>,
     pub err: Arc<OwnedFd>,
@@ -91,15 +93,11 @@ impl Maker {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(named)
     }
 
-    /// Everything that an app's instance is started with.
+    /// Everything that an app's processes are started with, for each seat.
     ///
     /// # Errors
     /// One sentence that names what could not be made.
-    pub fn kit(&self, app: &config::App, instance: &InstanceId) -> Result<Kit, String> {
-        let named = |path: &Path| {
-            let path = path.to_owned();
-            move |e: io::Error| format!("{}: {e}", path.display())
-        };
+    pub fn kits(&self, app: &config::App) -> Result<BTreeMap<Seat, Kit>, String> {
         self.folder(&self.layout.app(&app.name), 0o755, None)?;
         self.folder(&self.layout.logs().join(app.name.as_str()), 0o750, self.logger)?;
         if app.deploy.is_some() {
@@ -108,6 +106,15 @@ impl Maker {
             self.folder(&self.layout.app(&app.name).join("shared"), 0o755, own)?;
             self.folder(&self.layout.cache(&app.name), 0o755, own)?;
         }
+        let kit = |number| Ok((Seat::first(number), self.kit(app, &InstanceId { app: app.name.clone(), number })?));
+        (1..=app.instances).map(kit).collect()
+    }
+
+    fn kit(&self, app: &config::App, instance: &InstanceId) -> Result<Kit, String> {
+        let named = |path: &Path| {
+            let path = path.to_owned();
+            move |e: io::Error| format!("{}: {e}", path.display())
+        };
         let name = instance.to_string();
         let record = self.layout.record(&name);
         let file =

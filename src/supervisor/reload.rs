@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{
     Supervisor,
-    apply::{Shell, first},
+    apply::{SeatShell, Shell},
     control::ReplyTo,
     internals::{Keeper, Listener, echoes},
     ledger::Command,
@@ -20,8 +20,8 @@ use crate::{
         api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, Sink, Stream, ToLogger},
         config::{self, Config, Http, Plan},
         deploy,
-        model::AppName,
-        service::{self, App, Release},
+        model::{AppName, InstanceId},
+        service::{self, App, Release, Seat},
     },
     os::socket,
 };
@@ -46,16 +46,18 @@ pub struct Wanted {
 
 /// What the disk knows and has for an app that starts.
 pub struct NewApp {
-    pub kit: Kit,
+    pub kits: BTreeMap<Seat, Kit>,
     pub release: Option<Release>,
     /// Its file `live` leads nowhere, which is its problem.
     pub lost: bool,
-    pub held: Option<String>,
+    pub holds: live::Holds,
+    /// Of a scheduled app.
+    pub ran: Option<live::Ran>,
 }
 
 /// Makes and reads what an app starts with. A fault of its own makes the app's problem.
 pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
-    let kit = maker.kit(app, &first(&app.name))?;
+    let kits = maker.kits(app)?;
     let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
     if let Ok(Some(release)) = &release
         && let Err(error) = live::link(&maker.layout, &app.name, &release.id)
@@ -67,7 +69,8 @@ pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
         app.problem.get_or_insert(error);
         None
     });
-    Ok(NewApp { kit, release, lost, held: live::held(&maker.layout, &app.name) })
+    let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
+    Ok(NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name), ran })
 }
 
 impl Supervisor {
@@ -144,7 +147,7 @@ impl Supervisor {
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
-        let Prepared { settings, plan, kits, log } = prepared;
+        let Prepared { settings, plan, mut kits, log } = prepared;
         let listeners = bind_new(&plan, &self.listeners)?;
         if let Some(log) = log {
             self.log.switch(log);
@@ -171,11 +174,15 @@ impl Supervisor {
             .chain(plan.applied.iter().map(|(name, _)| (name, false)));
         for (name, restart) in changed.collect::<BTreeMap<_, _>>() {
             let Some(spec) = self.config.apps.get(name).cloned() else { continue };
+            if let Some(new) = kits.remove(name) {
+                self.take_kits(name, new.kits);
+            }
             self.capture(&spec);
             let spec = Arc::new(spec);
             let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
+            self.schedule_app(&spec, None);
             if let Some(old) = old {
                 self.deploy_reconfigured(&old, &spec);
             }
@@ -190,6 +197,7 @@ impl Supervisor {
             self.add_app(spec, new, env);
         }
         self.change_listeners(&plan, listeners);
+        self.watch_apps();
         Ok(())
     }
 
@@ -202,18 +210,19 @@ impl Supervisor {
             .release
             .as_ref()
             .map(|release| deploy::Live { release: release.id.clone(), commit: release.commit.clone() });
-        self.shells.insert(name.clone(), Shell::new(new.kit, env_file));
+        self.shells.insert(name.clone(), Shell::new(new.kits, env_file));
         if new.lost {
             self.lost.insert(name.clone());
         }
         let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
-        let app = App::new(Arc::clone(&spec), new.release, new.held, seed, crate::os::clock::now().wall);
-        self.apps.insert(name.clone(), app);
+        let app = App::new(Arc::clone(&spec), new.release, seed, crate::os::clock::now().wall);
+        self.apps.insert(name.clone(), app.with_holds(new.holds));
         self.capture(&spec);
         if spec.deploy.is_some() {
             self.ledger.send(Command::Live { app: name.clone(), commit });
             self.deploy_event(deploy::Event::Live { app: name.clone(), live });
         }
+        self.schedule_app(&spec, new.ran);
         if self.begun {
             self.tell_blocked(&name, &spec);
             self.look_for_news(&name);
@@ -225,12 +234,31 @@ impl Supervisor {
         if app.command.is_none() {
             return;
         }
-        let id = first(&app.name);
-        for stream in [Stream::Out, Stream::Err] {
-            let sink = Sink { path: self.layout.log(&id, stream), rotate: Some(app.logs.rotate), keep: app.logs.keep };
-            let fifo = self.layout.fifo(&id.to_string(), stream);
-            self.logger.open(&id.to_string(), stream, fifo, sink);
+        for number in 1..=app.instances {
+            let id = InstanceId { app: app.name.clone(), number };
+            for stream in [Stream::Out, Stream::Err] {
+                let sink =
+                    Sink { path: self.layout.log(&id, stream), rotate: Some(app.logs.rotate), keep: app.logs.keep };
+                let fifo = self.layout.fifo(&id.to_string(), stream);
+                self.logger.open(&id.to_string(), stream, fifo, sink);
+            }
         }
+    }
+
+    /// What more copies are started with, where they have nothing yet.
+    fn take_kits(&mut self, name: &AppName, kits: BTreeMap<Seat, Kit>) {
+        let Some(shell) = self.shells.get_mut(name) else { return };
+        for (seat, kit) in kits {
+            shell.seats.entry(seat).or_insert_with(|| SeatShell::new(kit));
+        }
+    }
+
+    /// A copy that the config has no more has no process left.
+    pub fn instance_gone(&mut self, id: &InstanceId) {
+        if let Some(shell) = self.shells.get_mut(&id.app) {
+            shell.seats.retain(|seat, _| seat.number != id.number);
+        }
+        self.logger.close(&id.to_string());
     }
 
     /// A removed app has no process left.
@@ -239,11 +267,14 @@ impl Supervisor {
             return;
         }
         self.apps.remove(name);
+        self.unschedule(name);
         let shell = self.shells.remove(name);
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));
         }
-        self.logger.close(&first(name).to_string());
+        for seat in shell.iter().flat_map(|shell| shell.seats.keys()) {
+            self.logger.close(&InstanceId { app: name.clone(), number: seat.number }.to_string());
+        }
         self.tell_dependents(name);
         self.bring_back(name, shell.map(|shell| shell.env_file).unwrap_or_default());
     }
@@ -319,10 +350,7 @@ fn prepare(
             .chain(plan.applied.iter().map(|(name, _)| name));
         for name in named {
             let Some(app) = config.apps.get_mut(name) else { continue };
-            let new = new_app(maker, app)?;
-            if plan.added.contains(name) {
-                kits.insert(name.clone(), new);
-            }
+            kits.insert(name.clone(), new_app(maker, app)?);
         }
         settings.config = Arc::new(config);
     }

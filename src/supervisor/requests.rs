@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{
     Supervisor,
-    apply::first,
+    apply::SeatId,
     control::{Asked, From, ReplyTo},
     exec,
     ledger::{Command, NewAudit, NewDeploy, Query},
@@ -18,7 +18,7 @@ use super::{
 use crate::domain::{
     access::{self, Principal},
     api::{By, LogSource, Refusal, RefusalKind, Reply, Request, Saying, Stream, Target, ToLogger},
-    model::{AppName, nearest},
+    model::{AppName, InstanceId, nearest},
     service::{self, order},
 };
 
@@ -27,12 +27,41 @@ struct Wish {
     who: Principal,
     by: By,
     address: Option<String>,
+    chosen: Vec<Chosen>,
+    /// The apps of these.
     apps: Vec<AppName>,
     wait: bool,
     deadline: Option<Instant>,
     fds: Vec<OwnedFd>,
     reply: ReplyTo,
     request: Request,
+}
+
+/// An app that a request is about, or one copy of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chosen {
+    pub app: AppName,
+    pub only: Option<u32>,
+}
+
+impl Chosen {
+    /// The copy that is meant, or the first one.
+    fn first_instance(&self) -> InstanceId {
+        InstanceId { app: self.app.clone(), number: self.only.unwrap_or(1) }
+    }
+
+    fn all(app: AppName) -> Self {
+        Self { app, only: None }
+    }
+}
+
+impl std::fmt::Display for Chosen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.only {
+            None => write!(f, "{}", self.app),
+            Some(number) => write!(f, "{}.{number}", self.app),
+        }
+    }
 }
 
 impl Supervisor {
@@ -49,12 +78,14 @@ impl Supervisor {
             }
         };
         let by = by(&who);
-        let judged = self.targets(&ask.request, &who).and_then(|apps| {
+        let judged = self.targets(&ask.request, &who).and_then(|chosen| {
+            let mut apps: Vec<AppName> = chosen.iter().map(|chosen| chosen.app.clone()).collect();
+            apps.dedup();
             self.judge_right(&who, &ask.request, &apps)?;
-            Ok(apps)
+            Ok((chosen, apps))
         });
-        let apps = match judged {
-            Ok(apps) => apps,
+        let (chosen, apps) = match judged {
+            Ok(chosen) => chosen,
             Err(refusal) => {
                 self.audit_refusal(&by, address.as_deref(), &ask.request, &refusal);
                 reply.say(Saying::Refused(refusal));
@@ -67,14 +98,14 @@ impl Supervisor {
             who,
             by: by.clone(),
             address: address.clone(),
-            apps,
+            chosen,
+            apps: apps.clone(),
             wait: ask.wait,
             deadline,
             fds,
             reply: reply.clone(),
             request: ask.request,
         };
-        let apps = wish.apps.clone();
         let result = self.grant(wish);
         // A reload, and a search for the release before, tell by themselves how it went.
         let later = matches!(request, Request::Reload | Request::Rollback { .. });
@@ -110,12 +141,13 @@ impl Supervisor {
         }
     }
 
-    /// The apps that a request is about.
-    fn targets(&self, request: &Request, who: &Principal) -> Result<Vec<AppName>, Refusal> {
-        let one = |app: &AppName| self.known(app, who).map(|app| vec![app]);
+    /// The apps and copies that a request is about, sorted.
+    fn targets(&self, request: &Request, who: &Principal) -> Result<Vec<Chosen>, Refusal> {
+        let one = |app: &AppName| self.known(app, who).map(|app| vec![Chosen::all(app)]);
+        let all = || self.visible(who).into_iter().map(Chosen::all).collect();
         match request {
-            Request::Status { apps } if apps.is_empty() => Ok(self.visible(who)),
-            Request::Logs(logs) if logs.apps.is_empty() => Ok(self.visible(who)),
+            Request::Status { apps } if apps.is_empty() => Ok(all()),
+            Request::Logs(logs) if logs.apps.is_empty() => Ok(all()),
             Request::Status { apps }
             | Request::Start { apps }
             | Request::Stop { apps, .. }
@@ -132,22 +164,34 @@ impl Supervisor {
         }
     }
 
-    fn resolve(&self, targets: &[Target], who: &Principal) -> Result<Vec<AppName>, Refusal> {
+    fn resolve(&self, targets: &[Target], who: &Principal) -> Result<Vec<Chosen>, Refusal> {
         let mut found = Vec::new();
         for target in targets {
             match target {
-                Target::All => found.extend(self.visible(who)),
-                Target::App(app) => found.push(self.known(app, who)?),
-                Target::Instance(id) if id.number == 1 => found.push(self.known(&id.app, who)?),
-                Target::Instance(id) => {
-                    let message = format!("app {:?} has no instance {}", id.app.as_str(), id.number);
-                    return Err(Refusal::new(RefusalKind::NotFound, message));
-                }
+                Target::All => found.extend(self.visible(who).into_iter().map(Chosen::all)),
+                Target::App(app) => found.push(Chosen::all(self.known(app, who)?)),
+                Target::Instance(id) => found.push(self.known_instance(id, who)?),
             }
         }
         found.sort();
         found.dedup();
+        let whole: Vec<AppName> = found.iter().filter(|c| c.only.is_none()).map(|c| c.app.clone()).collect();
+        found.retain(|chosen| chosen.only.is_none() || !whole.contains(&chosen.app));
         Ok(found)
+    }
+
+    fn known_instance(&self, id: &InstanceId, who: &Principal) -> Result<Chosen, Refusal> {
+        let app = self.known(&id.app, who)?;
+        let found = self.apps.get(&app).filter(|app| app.spec().command.is_some());
+        if found.is_some_and(|app| app.copy(id.number).is_some()) {
+            return Ok(Chosen { app, only: Some(id.number) });
+        }
+        let has = match found.map_or(0, |app| app.spec().instances) {
+            0 => "it has none".to_owned(),
+            1 => format!("it has {app}.1 alone"),
+            count => format!("it has {app}.1 to {app}.{count}"),
+        };
+        Err(Refusal::new(RefusalKind::NotFound, format!("instance {id} does not exist; {has}")))
     }
 
     fn known(&self, app: &AppName, who: &Principal) -> Result<AppName, Refusal> {
@@ -192,7 +236,7 @@ impl Supervisor {
         }
         let shown = self.shown(&wish);
         match wish.request.clone() {
-            Request::Status { .. } => self.say_status(&wish.apps, wish.reply),
+            Request::Status { .. } => self.say_status(&wish.chosen, wish.reply),
             Request::Events { n, since, follow, .. } => {
                 self.say_events(Query::Events { apps: shown.clone(), n, since }, follow.then_some(shown), wish.reply);
             }
@@ -213,12 +257,12 @@ impl Supervisor {
             Request::Stop { confirmed, .. } => return self.stop_apps(wish, confirmed),
             Request::Signal { signal, .. } => return self.signal_apps(&wish, signal),
             Request::WaitFor { state, .. } => {
-                let goals = wish.apps.iter().map(|app| Goal::State { app: app.clone(), state }).collect();
-                let message = format!("{} is {state}", list(&wish.apps));
+                let goals = wish.chosen.iter().map(|chosen| Goal::State { chosen: chosen.clone(), state }).collect();
+                let message = format!("{} is {state}", list(&wish.chosen));
                 self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
             }
             Request::Exec { command, .. } => {
-                let instance = first(&wish.apps[0]);
+                let instance = wish.chosen[0].first_instance();
                 return self.exec(exec::Order { instance, command, streams: wish.fds, reply: wish.reply });
             }
             Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
@@ -238,68 +282,91 @@ impl Supervisor {
 
     fn start_apps(&mut self, wish: Wish, restart: bool) -> Result<(), Refusal> {
         let verb = if restart { "restart" } else { "start" };
-        let failures: Vec<(AppName, u64)> = wish
-            .apps
-            .iter()
-            .filter_map(|name| self.apps.get(name).map(|app| (name.clone(), app.instance().failures())))
-            .collect();
-        let without: Vec<AppName> = wish
-            .apps
-            .iter()
-            .filter(|name| self.apps.get(name).is_some_and(|app| app.spec().command.is_none()))
-            .cloned()
-            .collect();
-        if !without.is_empty() {
-            let message = format!("{} has no command: there is nothing to {verb}", list(&without));
-            return Err(Refusal::new(RefusalKind::Failed, message));
-        }
-        for app in &wish.apps {
-            self.feed(app, service::Event::Start { restart, by: format!("{verb} by {}", wish.who) });
+        self.must_have_command(&wish.apps, verb)?;
+        let goals: Vec<Goal> = wish.chosen.iter().flat_map(|chosen| self.up(chosen, restart)).collect();
+        for Chosen { app, only } in &wish.chosen {
+            let by = format!("{verb} by {}", wish.who);
+            self.resume_watch(app);
+            self.feed(app, service::Event::Start { only: *only, restart, by });
         }
         let (goals, message) = if wish.wait {
-            let goals = failures.into_iter().map(|(app, failures)| Goal::Up { app, failures }).collect();
-            (goals, format!("{} {} up", list(&wish.apps), if wish.apps.len() == 1 { "is" } else { "are" }))
+            (goals, format!("{} {} up", list(&wish.chosen), if wish.chosen.len() == 1 { "is" } else { "are" }))
         } else {
-            (Vec::new(), format!("{verb} of {} has begun", list(&wish.apps)))
+            (Vec::new(), format!("{verb} of {} has begun", list(&wish.chosen)))
         };
         self.wait_kept(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
         Ok(())
+    }
+
+    /// What is so once these copies have been started, or restarted one by one.
+    fn up(&self, chosen: &Chosen, restart: bool) -> Vec<Goal> {
+        let Some((app, shell)) = self.apps.get(&chosen.app).zip(self.shells.get(&chosen.app)) else {
+            return Vec::new();
+        };
+        let rolled = restart.then(|| Goal::Rolled { app: chosen.app.clone(), after: shell.rolled.0 });
+        let copies = app.copies().iter().filter(|copy| chosen.only.is_none_or(|number| number == copy.number()));
+        let up = copies.map(|copy| Goal::Up {
+            id: InstanceId { app: chosen.app.clone(), number: copy.number() },
+            failures: copy.instance().failures(),
+        });
+        rolled.into_iter().chain(up).collect()
+    }
+
+    fn must_have_command(&self, apps: &[AppName], verb: &str) -> Result<(), Refusal> {
+        let lacks = |name: &&AppName| self.apps.get(name).is_some_and(|app| app.spec().command.is_none());
+        let without: Vec<&AppName> = apps.iter().filter(lacks).collect();
+        if without.is_empty() {
+            return Ok(());
+        }
+        let message = format!("{} has no command: there is nothing to {verb}", list(&without));
+        Err(Refusal::new(RefusalKind::Failed, message))
     }
 
     fn stop_apps(&mut self, wish: Wish, confirmed: bool) -> Result<(), Refusal> {
-        let without = wish.apps.iter().find(|name| self.apps.get(name).is_some_and(|app| app.spec().command.is_none()));
-        if let Some(app) = without {
-            let message = format!("{app} has no command: there is nothing to stop");
-            return Err(Refusal::new(RefusalKind::Failed, message));
-        }
-        let hurt: Vec<AppName> = order::hurt_by(&wish.apps, &self.apps).into_iter().cloned().collect();
+        self.must_have_command(&wish.apps, "stop")?;
+        let whole: Vec<AppName> = wish.apps.iter().filter(|app| self.ends_with(app, &wish.chosen)).cloned().collect();
+        let hurt: Vec<AppName> = order::hurt_by(&whole, &self.apps).into_iter().cloned().collect();
         if !confirmed && !hurt.is_empty() {
-            let message = format!("{} comes after {}, which would be stopped", list(&hurt), list(&wish.apps));
+            let message = format!("{} comes after {}, which would be stopped", list(&hurt), list(&wish.chosen));
             return Err(Refusal::new(RefusalKind::NeedsConfirmation, message));
         }
-        for app in &wish.apps {
-            self.feed(app, service::Event::Stop { by: format!("stopped by {}", wish.who) });
+        for Chosen { app, only } in &wish.chosen {
+            self.feed(app, service::Event::Stop { only: *only, by: format!("stopped by {}", wish.who) });
         }
         let (goals, message) = if wish.wait {
-            let goals = wish.apps.iter().map(|app| Goal::Down { app: app.clone() }).collect();
-            (goals, format!("{} {} stopped", list(&wish.apps), if wish.apps.len() == 1 { "is" } else { "are" }))
+            let goals = wish.chosen.iter().map(|chosen| Goal::Down { chosen: chosen.clone() }).collect();
+            (goals, format!("{} {} stopped", list(&wish.chosen), if wish.chosen.len() == 1 { "is" } else { "are" }))
         } else {
-            (Vec::new(), format!("stop of {} has begun", list(&wish.apps)))
+            (Vec::new(), format!("stop of {} has begun", list(&wish.chosen)))
         };
         self.wait_kept(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
         Ok(())
     }
 
+    /// Does nothing of the app run on when these are stopped?
+    fn ends_with(&self, name: &AppName, stopped: &[Chosen]) -> bool {
+        let is_stopped =
+            |number| stopped.iter().any(|chosen| chosen.app == *name && chosen.only.is_none_or(|only| only == number));
+        self.apps.get(name).is_some_and(|app| {
+            app.copies().iter().all(|copy| is_stopped(copy.number()) || !copy.instance().is_active())
+        })
+    }
+
     fn signal_apps(&mut self, wish: &Wish, signal: crate::domain::model::Signal) -> Result<(), Refusal> {
-        for app in &wish.apps {
-            let fd = self.shells.get(app).and_then(|shell| shell.pidfd.as_ref());
-            let Some(fd) = fd else {
-                return Err(Refusal::new(RefusalKind::Failed, format!("{app} is not running")));
-            };
-            crate::os::pidfd::signal(fd, signal)
-                .map_err(|error| Refusal::new(RefusalKind::Failed, format!("{app}: {signal}: {error}")))?;
+        for chosen in &wish.chosen {
+            let Some(app) = self.apps.get(&chosen.app) else { continue };
+            let wanted = |id: &SeatId| chosen.only.is_none_or(|number| number == id.seat.number);
+            let seats = self.active_seats(app).into_iter().filter(wanted);
+            let mains: Vec<_> = seats.filter_map(|id| self.seat(&id)?.pidfd.as_ref()).collect();
+            if mains.is_empty() {
+                return Err(Refusal::new(RefusalKind::Failed, format!("{chosen} is not running")));
+            }
+            for fd in mains {
+                crate::os::pidfd::signal(fd, signal)
+                    .map_err(|error| Refusal::new(RefusalKind::Failed, format!("{chosen}: {signal}: {error}")))?;
+            }
         }
-        let message = format!("{signal} sent to {}", list(&wish.apps));
+        let message = format!("{signal} sent to {}", list(&wish.chosen));
         wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message }));
         Ok(())
     }
@@ -340,11 +407,17 @@ impl Supervisor {
         Ok(())
     }
 
+    fn instances_of(&self, chosen: &Chosen) -> Vec<InstanceId> {
+        let copies = self.apps.get(&chosen.app).map(service::App::copies).unwrap_or_default();
+        let wanted = copies.iter().filter(|copy| chosen.only.is_none_or(|number| number == copy.number()));
+        wanted.map(|copy| InstanceId { app: chosen.app.clone(), number: copy.number() }).collect()
+    }
+
     fn hand_to_logger(&mut self, wish: &Wish, logs: &crate::domain::api::LogsRequest) {
         let sources = wish
-            .apps
+            .chosen
             .iter()
-            .map(super::apply::first)
+            .flat_map(|chosen| self.instances_of(chosen))
             .map(|id| LogSource {
                 name: id.to_string(),
                 out: self.layout.log(&id, Stream::Out),
@@ -402,6 +475,6 @@ fn by(who: &Principal) -> By {
     }
 }
 
-fn list(apps: &[AppName]) -> String {
-    apps.iter().map(AppName::as_str).collect::<Vec<_>>().join(", ")
+fn list<T: ToString>(apps: &[T]) -> String {
+    apps.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }

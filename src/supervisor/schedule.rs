@@ -3,7 +3,6 @@
 
 use std::{io, sync::Arc};
 
-use tokio::io::unix::AsyncFd;
 use tracing::{error, info};
 
 use super::{Supervisor, event::Event, live};
@@ -13,7 +12,7 @@ use crate::{
         model::{AppName, At},
         service::{self, Due, Rest, Timetable},
     },
-    os::{clock, timer::Timer},
+    os::{clock, timer::Alarm},
 };
 
 /// When what runs, and what wakes us for it.
@@ -21,7 +20,7 @@ use crate::{
 pub struct Schedules {
     table: Timetable,
     /// Made with the first scheduled app.
-    alarm: Option<Arc<AsyncFd<Timer>>>,
+    alarm: Option<Arc<Alarm>>,
     armed: Option<At>,
 }
 
@@ -51,7 +50,9 @@ impl Supervisor {
     /// When a scheduled app runs next by itself.
     #[must_use]
     pub fn next_run(&self, app: &service::App) -> Option<At> {
-        matches!(app.rests(), None | Some(Rest::Scheduled(_))).then(|| self.schedules.table.next_of(app.name())).flatten()
+        matches!(app.rests(), None | Some(Rest::Scheduled(_)))
+            .then(|| self.schedules.table.next_of(app.name()))
+            .flatten()
     }
 
     /// Runs what is due, and sets the alarm anew: it has rung, the clock was set, or a schedule changed.
@@ -84,7 +85,8 @@ impl Supervisor {
 
     /// Keeps up to when an app's runs are dealt with, where that will be asked.
     fn keep_ran(&mut self, app: &AppName, until: At) {
-        let Some(schedule) = self.schedules.table.schedule(app).filter(|schedule| schedule.missed == Missed::Run) else {
+        let Some(schedule) = self.schedules.table.schedule(app).filter(|schedule| schedule.missed == Missed::Run)
+        else {
             return;
         };
         let ran = live::Ran { until, schedule: schedule.text.clone() };
@@ -105,7 +107,7 @@ impl Supervisor {
         if alarm.is_none() && self.schedules.armed.is_none() {
             return true;
         }
-        match self.timer().and_then(|timer| timer.get_ref().set(alarm)) {
+        match self.timer().and_then(|timer| timer.set(alarm)) {
             Ok(in_time) => {
                 self.schedules.armed = alarm;
                 in_time
@@ -117,20 +119,17 @@ impl Supervisor {
         }
     }
 
-    fn timer(&mut self) -> io::Result<Arc<AsyncFd<Timer>>> {
+    fn timer(&mut self) -> io::Result<Arc<Alarm>> {
         if let Some(alarm) = &self.schedules.alarm {
             return Ok(Arc::clone(alarm));
         }
-        let alarm = Arc::new(AsyncFd::new(Timer::new()?)?);
+        let alarm = Arc::new(Alarm::new()?);
         self.schedules.alarm = Some(Arc::clone(&alarm));
         let (ringing, events) = (Arc::clone(&alarm), self.events.clone());
         tokio::spawn(async move {
-            while let Ok(mut ready) = ringing.readable().await {
-                if ready.try_io(|timer| timer.get_ref().take()).is_ok_and(|rung| rung.unwrap_or(false)) {
-                    let look = Event::Then(Box::new(Supervisor::look_at_clock));
-                    if events.send(look).is_err() {
-                        return;
-                    }
+            while ringing.rung().await.is_ok() {
+                if events.send(Event::Then(Box::new(Supervisor::look_at_clock))).is_err() {
+                    return;
                 }
             }
         });

@@ -48,10 +48,9 @@ impl Supervisor {
             self.end_commands();
         }
         if again || now {
-            for app in self.apps.keys().cloned().collect::<Vec<_>>() {
-                if self.apps[&app].instance().is_active() {
-                    self.kill_tree(&app);
-                }
+            let active: Vec<_> = self.apps.values().flat_map(|app| self.active_seats(app)).collect();
+            for seat in active {
+                self.kill_tree(&seat);
             }
         }
         self.go_on_ending();
@@ -73,7 +72,7 @@ impl Supervisor {
                 self.feed(&app, service::Event::Shutdown);
             }
         }
-        let busy = self.apps.values().any(|app| app.instance().is_active());
+        let busy = self.apps.values().any(service::App::is_active);
         if busy || !self.deploys.is_idle() || !self.jobs.is_empty() || self.feeding || self.deploying {
             return;
         }

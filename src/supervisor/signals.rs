@@ -64,8 +64,10 @@ impl Supervisor {
 
     fn dump(&self) {
         for app in self.apps.values() {
-            let instance = app.instance();
-            info!(app = %app.name(), state = ?instance.state(), reason = instance.reason(), "state");
+            for run in app.runs() {
+                let instance = &run.instance;
+                info!(app = %app.name(), seat = ?run.seat, state = ?instance.state(), reason = instance.reason(), "state");
+            }
         }
         for job in self.jobs.values() {
             info!(%job, tree = ?self.job_tree(job).iter().map(|member| (member.pid, &member.name)).collect::<Vec<_>>(), "state");

@@ -4,7 +4,10 @@
 use std::{io, sync::mpsc, thread};
 
 use super::event::{Event, Events};
-use crate::os::spawn::{SpawnSpec, Spawner};
+use crate::os::{
+    mask::with_all_blocked,
+    spawn::{SpawnSpec, Spawner},
+};
 
 /// The spawner's inbox.
 pub struct Spawning {
@@ -17,7 +20,7 @@ impl Spawning {
     pub fn start(events: Events) -> io::Result<Self> {
         let mut spawner = Spawner::new()?;
         let (orders, inbox) = mpsc::channel::<(u64, SpawnSpec)>();
-        thread::Builder::new().name("spawner".into()).stack_size(256 * 1024).spawn(move || {
+        let work = move || {
             for (token, spec) in inbox {
                 let result = spawner.spawn(&spec);
                 // Only a loop that has ended hears nothing.
@@ -27,7 +30,8 @@ impl Spawning {
             loop {
                 thread::park();
             }
-        })?;
+        };
+        with_all_blocked(|| thread::Builder::new().name("spawner".into()).stack_size(256 * 1024).spawn(work))?;
         Ok(Self { orders })
     }
 

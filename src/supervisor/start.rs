@@ -28,11 +28,12 @@ use super::{
     ledger::{Command, Ledger, Query},
     log,
     prepare::{self, Maker},
-    reload, secrets,
+    reload, schedule, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
     spawner::Spawning,
+    watch,
 };
 use crate::{
     domain::{
@@ -163,6 +164,8 @@ fn build(
         trials: HashMap::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
+        schedules: schedule::Schedules::default(),
+        watches: watch::Watches::default(),
         logger: internals::Logger::new(echo),
         listeners,
         // Numbers of the first listeners are below.
@@ -215,7 +218,7 @@ impl Supervisor {
             let found = handover::end_leftovers(&layout, &config, cgroups.as_deref());
             let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(&found))));
         };
-        if let Err(error) = thread::Builder::new().name("handover".into()).spawn(work) {
+        if let Err(error) = mask::with_all_blocked(|| thread::Builder::new().name("handover".into()).spawn(work)) {
             error!(%error, "cannot look for what the last supervisor left");
         }
     }
@@ -233,6 +236,8 @@ impl Supervisor {
         for (name, spec) in apps {
             self.tell_blocked(&name, &spec);
         }
+        self.look_at_clock();
+        self.watch_apps();
         let ticket = self.ticket();
         self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
         self.say_hello();

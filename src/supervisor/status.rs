@@ -2,39 +2,48 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Supervisor, apply::first, control::ReplyTo, internals::serve_word};
+use super::{Supervisor, apply::SeatId, control::ReplyTo, internals::serve_word, requests::Chosen};
 use crate::domain::{
     api::{
         AppView, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply, Saying, Status, SupervisorView,
     },
-    model::{AppName, At},
-    service::{App, Rest, State},
+    model::{AppName, At, InstanceId},
+    service::{App, Instance, Rest, Run, State},
 };
 
 impl Supervisor {
-    /// Answers with the state of these apps. What must be read from files is, on the files thread.
-    pub fn say_status(&mut self, apps: &[AppName], reply: ReplyTo) {
+    /// Answers with the state of these apps and copies. What must be read from files is, on the files
+    /// thread.
+    pub fn say_status(&mut self, chosen: &[Chosen], reply: ReplyTo) {
         let mut status = Status { supervisor: self.supervisor_view(), apps: Vec::new() };
         let mut trees: Vec<Vec<u32>> = Vec::new();
-        for name in apps {
-            let Some(app) = self.apps.get(name) else { continue };
-            status.apps.push(self.app_view(app));
-            let tree = if app.instance().is_active() { self.tree(name) } else { Vec::new() };
-            trees.push(tree.iter().map(|member| member.pid).collect());
+        let mut apps: Vec<&App> = chosen.iter().filter_map(|chosen| self.apps.get(&chosen.app)).collect();
+        apps.dedup_by_key(|app| app.name());
+        for app in apps {
+            let wanted = |run: &&Run| {
+                let fits = |c: &Chosen| c.app == *app.name() && c.only.is_none_or(|number| number == run.seat.number);
+                chosen.iter().any(fits)
+            };
+            let runs: Vec<&Run> = app.runs().filter(wanted).collect();
+            status.apps.push(self.app_view(app, &runs));
+            for run in runs.iter().filter(|_| app.spec().command.is_some()) {
+                let id = SeatId { app: app.name().clone(), seat: run.seat };
+                let tree = if run.instance.is_active() { self.tree(&id) } else { Vec::new() };
+                trees.push(tree.iter().map(|member| member.pid).collect());
+            }
         }
         let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
         self.files.run(
             move || {
                 status.supervisor.config_differs = text.differs(&config);
-                for (app, tree) in status.apps.iter_mut().zip(trees) {
+                let instances = status.apps.iter_mut().flat_map(|app| &mut app.instances);
+                for (instance, tree) in instances.zip(trees) {
                     let usage = tree.iter().filter_map(|pid| crate::os::stat::usage(*pid));
                     let sum = usage.fold(None, |sum: Option<(u64, f64)>, (memory, cpu)| {
                         Some(sum.map_or((memory, cpu), |(m, c)| (m + memory, c + cpu)))
                     });
-                    if let Some(instance) = app.instances.first_mut() {
-                        instance.memory_bytes = sum.map(|(memory, _)| memory);
-                        instance.cpu_s = sum.map(|(_, cpu)| cpu);
-                    }
+                    instance.memory_bytes = sum.map(|(memory, _)| memory);
+                    instance.cpu_s = sum.map(|(_, cpu)| cpu);
                 }
                 status
             },
@@ -64,15 +73,11 @@ impl Supervisor {
         }
     }
 
-    /// One app, as far as the loop knows it.
+    /// One app, as far as the loop knows it, with these of its processes.
     #[must_use]
-    pub fn app_view(&self, app: &App) -> AppView {
+    fn app_view(&self, app: &App, runs: &[&Run]) -> AppView {
         let release = app.release();
-        let instances = if app.spec().command.is_some() {
-            vec![instance_view(app, self.starting_again_at(app))]
-        } else {
-            Vec::new()
-        };
+        let runs = if app.spec().command.is_some() { runs } else { &[] };
         AppView {
             name: app.name().clone(),
             state: self.app_state(app.name()),
@@ -80,15 +85,16 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: None,
             frozen: None,
-            instances,
+            watch: self.watch_view(app.name()),
+            instances: runs.iter().map(|run| instance_view(app, run, self.next_run(app))).collect(),
         }
     }
 
-    fn starting_again_at(&self, app: &App) -> Option<At> {
-        let State::Backoff { until } = app.instance().state() else { return None };
-        let now = crate::os::clock::now();
-        let wait = i64::try_from(until.saturating_duration_since(now.mono).as_millis()).unwrap_or(0);
-        Some(At(now.wall.0 + wait))
+    /// The state of an app or one of its copies.
+    #[must_use]
+    pub fn state_of(&self, chosen: &Chosen) -> InstanceState {
+        let copy = chosen.only.and_then(|number| self.apps.get(&chosen.app)?.copy(number));
+        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance().state()))
     }
 
     /// The app's state, for tables and waiters.
@@ -96,7 +102,7 @@ impl Supervisor {
     pub fn app_state(&self, name: &AppName) -> InstanceState {
         let Some(app) = self.apps.get(name) else { return InstanceState::Stopped };
         if app.spec().command.is_some() {
-            return word(app.instance().state());
+            return word(app.worst().state());
         }
         match (app.rests(), app.release()) {
             (Some(Rest::Problem(_)), _) => InstanceState::Failed,
@@ -106,12 +112,21 @@ impl Supervisor {
     }
 }
 
-fn instance_view(app: &App, next_start_at: Option<At>) -> InstanceView {
-    let instance = app.instance();
+fn starting_again_at(instance: &Instance) -> Option<At> {
+    let State::Backoff { until } = instance.state() else { return None };
+    let now = crate::os::clock::now();
+    let wait = i64::try_from(until.saturating_duration_since(now.mono).as_millis()).unwrap_or(0);
+    Some(At(now.wall.0 + wait))
+}
+
+fn instance_view(app: &App, run: &Run, next_run: Option<At>) -> InstanceView {
+    let instance = &run.instance;
+    // What does not run will start in what is live then.
+    let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
     let last_exit =
         instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
     InstanceView {
-        name: first(app.name()),
+        name: InstanceId { app: app.name().clone(), number: run.seat.number },
         state: word(instance.state()),
         pid: instance.pid(),
         since: instance.since(),
@@ -119,8 +134,8 @@ fn instance_view(app: &App, next_start_at: Option<At>) -> InstanceView {
         reason: instance.reason().map(str::to_owned),
         status: None,
         last_exit,
-        next_start_at,
-        release: app.release().map(|release| release.id.clone()),
+        next_start_at: starting_again_at(instance).or(next_run),
+        release: release.map(|release| release.id.clone()),
         sockets: BTreeMap::new(),
         memory_bytes: None,
         cpu_s: None,

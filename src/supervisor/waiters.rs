@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use super::{Supervisor, control::ReplyTo};
+use super::{Supervisor, control::ReplyTo, requests::Chosen};
 use crate::domain::{
     api::{InstanceState, Refusal, RefusalKind, Reply, Saying},
-    model::{AppName, DeployId},
-    service::State,
+    model::{AppName, DeployId, InstanceId},
+    service::{Copy, Instance, State},
 };
 
 /// Somebody who waits.
@@ -31,14 +31,19 @@ impl Waiter {
 pub enum Goal {
     /// Ready or done, without a failure beyond these on the way.
     Up {
-        app: AppName,
+        id: InstanceId,
         failures: u64,
     },
-    Down {
+    /// A restart one by one is over that was not by then.
+    Rolled {
         app: AppName,
+        after: u64,
+    },
+    Down {
+        chosen: Chosen,
     },
     State {
-        app: AppName,
+        chosen: Chosen,
         state: InstanceState,
     },
     /// The end of a deploy is told by its own event.
@@ -95,10 +100,14 @@ impl Supervisor {
     fn reached(&self, goal: &Goal) -> Option<Result<(), String>> {
         let gone = |app: &AppName| Some(Err(format!("app {:?} was removed from the config", app.as_str())));
         match goal {
-            Goal::Up { app, failures } => {
-                let Some(found) = self.apps.get(app) else { return gone(app) };
-                let instance = found.instance();
-                let reason = || format!("{app}: {}", instance.reason().unwrap_or("it failed"));
+            Goal::Up { id, failures } => {
+                let Some(app) = self.apps.get(&id.app) else { return gone(&id.app) };
+                let Some(copy) = app.copy(id.number) else {
+                    return Some(Err(format!("{id} is in the config no more")));
+                };
+                let instance = copy.instance();
+                let name = if app.copies().len() == 1 { id.app.to_string() } else { id.to_string() };
+                let reason = || format!("{name}: {}", instance.reason().unwrap_or("it failed"));
                 match instance.state() {
                     State::Ready { .. } | State::Done => Some(Ok(())),
                     _ if instance.failures() > *failures => Some(Err(reason())),
@@ -106,28 +115,42 @@ impl Supervisor {
                     _ => None,
                 }
             }
-            Goal::Down { app } => match self.apps.get(app) {
+            Goal::Rolled { app, after } => {
+                let Some((found, shell)) = self.apps.get(app).zip(self.shells.get(app)) else { return gone(app) };
+                let (count, result) = &shell.rolled;
+                (*count > *after && !found.is_rolling()).then(|| result.clone())
+            }
+            Goal::Down { chosen } => match self.apps.get(&chosen.app) {
                 None => Some(Ok(())),
-                Some(found) => (!found.instance().is_active()).then_some(Ok(())),
-            },
-            Goal::State { app, state } => {
-                if !self.apps.contains_key(app) {
-                    return gone(app);
+                Some(app) => {
+                    let wanted = app.runs().filter(|run| chosen.only.is_none_or(|number| number == run.seat.number));
+                    wanted.into_iter().all(|run| !run.instance.is_active()).then_some(Ok(()))
                 }
-                (self.app_state(app) == *state).then_some(Ok(()))
+            },
+            Goal::State { chosen, state } => {
+                if !self.apps.contains_key(&chosen.app) {
+                    return gone(&chosen.app);
+                }
+                (self.state_of(chosen) == *state).then_some(Ok(()))
             }
             Goal::Deploy { .. } => None,
         }
     }
 
     fn still(&self, goal: &Goal) -> String {
-        match goal {
-            Goal::Up { app, .. } | Goal::Down { app } | Goal::State { app, .. } => {
-                let why = self.apps.get(app).and_then(|app| app.instance().reason()).map(|why| format!(" ({why})"));
-                format!("timed out; {app} is {}{}", self.app_state(app), why.unwrap_or_default())
-            }
-            Goal::Deploy { id } => format!("timed out; deploy {id} goes on"),
-        }
+        let chosen = match goal {
+            Goal::Up { id, .. } => Chosen { app: id.app.clone(), only: Some(id.number) },
+            Goal::Rolled { app, .. } => Chosen { app: app.clone(), only: None },
+            Goal::Down { chosen } | Goal::State { chosen, .. } => chosen.clone(),
+            Goal::Deploy { id } => return format!("timed out; deploy {id} goes on"),
+        };
+        let app = self.apps.get(&chosen.app);
+        let instance =
+            app.map(|app| chosen.only.and_then(|number| app.copy(number)).map_or(app.worst(), Copy::instance));
+        let why = instance.and_then(Instance::reason).map(|why| format!(" ({why})")).unwrap_or_default();
+        let alone = app.is_some_and(|app| app.copies().len() == 1);
+        let name = if alone { chosen.app.to_string() } else { chosen.to_string() };
+        format!("timed out; {name} is {}{why}", self.state_of(&chosen))
     }
 
     /// When the next one gives up.

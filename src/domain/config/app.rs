@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, limits, order, probe, raw, schedule, shell, watch,
+    deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, watch,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Of one app; more are a slip of the finger.
+const MOST_INSTANCES: u32 = 9_999;
 
 /// All apps; `hooks`: some listener takes webhooks.
 pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
@@ -47,9 +49,10 @@ impl Entry<'_> {
             judge.error(&self.keys(&[]), "it needs a `command`, or a `deploy`, or both");
         }
         judge.env(&self.keys(&["env"]), &raw.env);
-        judge.require(raw.port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
+        let instances = self.instances(judge);
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
+        let ready = self.ready(judge, 1);
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
         let problem = problem.or(beyond);
         let mut app = App {
@@ -59,12 +62,14 @@ impl Entry<'_> {
             run_as: who.run_as,
             work_as: who.work_as,
             groups: who.groups,
-            env: raw.env.iter().map(|(key, value)| (key.clone(), numbered(value))).collect(),
+            env: raw.env.clone(),
             env_file: self.env_files(judge),
             port: raw.port,
+            instances,
             enabled: raw.enabled.unwrap_or(true),
             after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
-            ready: self.ready(judge),
+            ready_of_others: self.ready_of_others(judge, &ready, instances),
+            ready,
             restart: self.restart(judge),
             stop: self.stop(judge),
             limits,
@@ -100,16 +105,14 @@ impl Entry<'_> {
         let keys = self.keys(&["command"]);
         let (command, program) = match words {
             raw::Words::One(text) => {
-                let text = numbered(text);
                 judge.require(!text.trim().is_empty(), &keys, "the command is empty");
-                let program = shell::simple(&text).map(|simple| simple.program);
-                (Command::Shell(shell::with_exec(&text)), program)
+                let program = shell::simple(text).map(|simple| numbered(&simple.program, 1));
+                (Command::Shell(shell::with_exec(text)), program)
             }
             raw::Words::List(list) => {
-                let list: Vec<String> = list.iter().map(|word| numbered(word)).collect();
-                let program = list.first().cloned();
+                let program = list.first().map(|word| numbered(word, 1));
                 judge.require(program.as_ref().is_some_and(|p| !p.is_empty()), &keys, "the command is empty");
-                (Command::List(list), program)
+                (Command::List(list.clone()), program)
             }
         };
         let nul = match &command {
@@ -138,7 +141,38 @@ impl Entry<'_> {
         files.iter().map(|file| judge.path(&keys, file)).collect()
     }
 
-    fn ready(&self, judge: &mut Judge<'_>) -> Ready {
+    fn instances(&self, judge: &mut Judge<'_>) -> u32 {
+        let (instances, port) = (self.raw.instances.unwrap_or(1), self.raw.port);
+        let counted = (1..=MOST_INSTANCES).contains(&instances);
+        judge.require(counted, &self.keys(&["instances"]), &format!("expected a number from 1 to {MOST_INSTANCES}"));
+        judge.require(port != Some(0), &self.keys(&["port"]), "expected a port from 1 to 65535");
+        let last = u32::from(port.unwrap_or(1)).saturating_add(instances.saturating_sub(1));
+        judge.require(
+            !counted || last <= u32::from(u16::MAX),
+            &self.keys(&["port"]),
+            &format!("{instances} instances need as many ports, and the last one would be {last}"),
+        );
+        let scheduled = self.raw.schedule.is_some() && instances > 1;
+        judge.require(!scheduled, &self.keys(&["instances"]), "a scheduled app has one instance");
+        if counted && !scheduled { instances } else { 1 }
+    }
+
+    /// Where `{instance}` makes them differ from the first copy's. The first fault is enough.
+    fn ready_of_others(&self, judge: &mut Judge<'_>, first: &Ready, instances: u32) -> Vec<Ready> {
+        let found = judge.findings.len();
+        let mut others = Vec::new();
+        for number in 2..=instances {
+            let ready = self.ready(judge, number);
+            if ready == *first || judge.findings.len() > found {
+                return Vec::new();
+            }
+            others.push(ready);
+        }
+        others
+    }
+
+    /// Of this copy.
+    fn ready(&self, judge: &mut Judge<'_>, number: u32) -> Ready {
         let (http, tcp) = (self.keys(&["ready", "url"]), self.keys(&["ready", "addr"]));
         let time = |within: &Option<raw::Span>| within.map_or(MINUTE, |span| span.0);
         match &self.raw.ready {
@@ -147,13 +181,14 @@ impl Entry<'_> {
             Some(raw::Ready::After(span)) => Ready::After(span.0),
             Some(raw::Ready::Tcp { addr, within }) => {
                 let read = addr.as_deref().ok_or("`addr` is missing".to_owned());
-                let read =
-                    read.and_then(|text| probe::address(&numbered(text), None).map_err(|e| format!("{text:?}: {e}")));
+                let read = read.and_then(|text| {
+                    probe::address(&numbered(text, number), None).map_err(|e| format!("{text:?}: {e}"))
+                });
                 let address = judge.take(&tcp, read, ProbeAddress::Localhost(1));
                 Ready::Tcp(TcpProbe { address, within: time(within) })
             }
             Some(raw::Ready::Http { url, host, expect, within }) => {
-                let written = numbered(url.as_deref().unwrap_or_default());
+                let written = numbered(url.as_deref().unwrap_or_default(), number);
                 let read = if url.is_some() { probe::url(&written) } else { Err("`url` is missing".into()) };
                 let none = probe::Url { address: ProbeAddress::Localhost(1), host: String::new(), target: "/".into() };
                 let url = judge.take(&http, read, none);
@@ -230,11 +265,6 @@ impl Entry<'_> {
         judge.require(rotate.0 > 0, &self.keys(&["logs", "rotate"]), "a file of no size cannot be rotated");
         Logs { rotate, keep: raw.keep.unwrap_or(10) }
     }
-}
-
-/// Copies are counted from 1, and there is one.
-fn numbered(text: &str) -> String {
-    text.replace("{instance}", "1")
 }
 
 /// A working directory or program that is not there. What a release brings, or an app in `after` may

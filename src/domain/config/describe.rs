@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     App, Command, Config, Deploy, Include, Limits, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef,
-    Stop, Trigger, Watch,
+    Stop, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -89,16 +89,18 @@ fn app(app: &App, now: At) -> Vec<String> {
         let only = format!("{name}: only deployed, as {}", user(app));
         return [Some(only), deployed].into_iter().flatten().collect();
     };
+    let shown = |text: &String| if app.instances == 1 { numbered(text, 1) } else { text.clone() };
     let command = match command {
-        Command::List(words) => format!("{words:?}"),
-        Command::Shell(text) => shortened(text),
+        Command::List(words) => format!("{:?}", words.iter().map(shown).collect::<Vec<_>>()),
+        Command::Shell(text) => shortened(&shown(text)),
     };
+    let copies = if app.instances == 1 { String::new() } else { format!(", {} instances", app.instances) };
     let place = match &app.directory {
         Some(directory) => directory.display().to_string(),
         None => "its release".into(),
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
-    let runs = format!("{name}: {command} as {} in {place}, {}{enabled}", user(app), ready(&app.ready));
+    let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(&app.ready));
     let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));

@@ -99,6 +99,7 @@ fn restarting(old: &App, new: &App) -> Vec<&'static str> {
 
 fn live(old: &App, new: &App) -> Vec<&'static str> {
     changed([
+        ("instances", old.instances != new.instances),
         ("enabled", old.enabled != new.enabled),
         ("after", old.after != new.after),
         ("ready", old.ready != new.ready),

@@ -136,13 +136,19 @@ pub struct App {
     pub work_as: Identity,
     /// Supplementary groups that the config names; `None`: the user's own.
     pub groups: Option<Vec<u32>>,
+    /// `{instance}` in a value is the copy's number.
     pub env: BTreeMap<String, String>,
     /// Absolute paths, later ones win.
     pub env_file: Vec<PathBuf>,
     pub port: Option<u16>,
+    /// How many copies run, at least 1.
+    pub instances: u32,
     pub enabled: bool,
     pub after: Vec<AppName>,
+    /// Of the first copy; those of others differ at most in `{instance}`.
     pub ready: Ready,
+    /// Of the copies from the second on; empty where they are the same.
+    pub ready_of_others: Vec<Ready>,
     pub restart: Restart,
     pub stop: Stop,
     pub limits: Limits,
@@ -170,7 +176,22 @@ impl App {
     }
 }
 
-/// How a main process is started.
+impl App {
+    /// How this copy shows that it is ready.
+    #[must_use]
+    pub fn ready_of(&self, number: u32) -> &Ready {
+        let other = usize::try_from(number).ok().and_then(|number| number.checked_sub(2));
+        other.and_then(|index| self.ready_of_others.get(index)).unwrap_or(&self.ready)
+    }
+}
+
+/// A text of the config as a copy reads it: `{instance}` is its number.
+#[must_use]
+pub fn numbered(text: &str, instance: u32) -> String {
+    text.replace("{instance}", &instance.to_string())
+}
+
+/// How a main process is started; `{instance}` in it is the copy's number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Executed as it is; `everhook` as the first word is the running binary.

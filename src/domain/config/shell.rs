@@ -10,6 +10,8 @@ const BUILTINS: &str = "! . : [ [[ alias bg bind break builtin caller case cd ch
     readonly return select set shift shopt source suspend test then time times trap true type typeset ulimit umask \
     unalias unset until wait while";
 
+const INSTANCE: &str = "{instance}";
+
 /// A single simple command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Simple {
@@ -83,6 +85,12 @@ impl Words<'_> {
         let mut word = Word { from_end: self.rest.len(), ..Word::default() };
         let mut quoted = false;
         while let Some(c) = self.rest.chars().next() {
+            // A number by the time that a shell reads it.
+            if let Some(rest) = self.rest.strip_prefix(INSTANCE) {
+                word.text.push_str(INSTANCE);
+                self.rest = rest;
+                continue;
+            }
             match c {
                 ' ' | '\t' => break,
                 ';' | '|' | '(' | ')' | '{' | '}' | '`' | '\n' | '\r' => return None,

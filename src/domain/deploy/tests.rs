@@ -42,9 +42,11 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         env: BTreeMap::new(),
         env_file: vec![],
         port: None,
+        instances: 1,
         enabled: true,
         after: after.iter().map(|name| name.parse().unwrap()).collect(),
         ready: Ready::Immediate,
+        ready_of_others: vec![],
         restart: Restart {
             policy: Policy::Always,
             success: vec![0],

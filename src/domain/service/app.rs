@@ -1,12 +1,12 @@
-//! One app: what it should do now, and its instances that do it.
+//! One app: what it should do now, and its copies that do it.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use super::{
+    copy::{Copy, Run, Seat},
+    instance::{Action, Instance, Note, State},
+    roll::{Roll, Trial},
 };
-
-use super::instance::{Action, Instance, Note, State};
 use crate::domain::{
     config,
     model::{AppName, At, CommitId, Exit, Now, ReleaseId},
@@ -26,18 +26,26 @@ pub struct Release {
 pub enum Event {
     /// Everything is known that was known before: act on it.
     Begin,
-    /// A person wants it to run; `restart`: anew if it runs.
+    /// A person wants it, or this copy alone, to run; `restart`: anew if it runs.
     Start {
+        only: Option<u32>,
         restart: bool,
         by: String,
     },
-    /// A person wants it not to run.
+    /// A person wants it, or this copy alone, not to run.
     Stop {
+        only: Option<u32>,
         by: String,
+    },
+    /// The time of a scheduled app has come.
+    Due(At),
+    /// A file that it is watched for has changed: what runs, or would, is started anew.
+    Changed {
+        cause: String,
     },
     /// The apps of `after` hold it back (`Some`: with this reason), or no longer.
     Block(Option<String>),
-    /// Run this release from now on and judge it: it must become ready and stay so for `settle`.
+    /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
     Try {
         release: Release,
         settle: Duration,
@@ -46,7 +54,7 @@ pub enum Event {
     Adopt(Release),
     /// Run this release instead of what runs, without a trial.
     GoBack(Option<Release>),
-    /// The config says something else; `restart`: the process must know it.
+    /// The config says something else; `restart`: the processes must know it.
     Reconfigure {
         spec: Arc<config::App>,
         restart: bool,
@@ -55,18 +63,38 @@ pub enum Event {
     Remove,
     /// everhook ends.
     Shutdown,
+    Timer,
+    /// Something happened to the process in this seat.
+    Process(Seat, Happening),
+}
+
+/// What happens to a process.
+#[derive(Debug, Clone)]
+pub enum Happening {
     Spawned(u32),
     SpawnFailed(String),
-    Exited {
-        exit: Exit,
-        alone: bool,
-    },
+    Exited { exit: Exit, alone: bool },
     TreeEmpty,
-    Probed {
-        attempt: u64,
-        result: Result<(), String>,
-    },
-    Timer,
+    Probed { attempt: u64, result: Result<(), String> },
+}
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Task {
+    /// For the process in this seat.
+    Process(Seat, Action),
+    /// Keep what [`App::holds`] says: a person stopped or started something.
+    KeepHolds,
+    /// The trial of a release is over.
+    TrialEnded(Result<(), String>),
+    /// A restart of copies one by one is over; or why it went no further.
+    Rolled(Result<(), String>),
+    /// A run of a scheduled app does not take place, and why.
+    RunSkipped(String),
+    /// A copy that the config has no more has no process left.
+    Gone(u32),
+    /// The removed app has no process left.
+    Removed,
 }
 
 /// Why an app does not run though nothing is wrong with it.
@@ -76,47 +104,65 @@ pub enum Rest {
     Disabled,
     NoRelease,
     Blocked(String),
+    /// Until its time by this expression.
+    Scheduled(String),
     Ending,
     Problem(String),
-}
-
-/// A new release being judged.
-#[derive(Debug, Clone)]
-struct Trial {
-    previous: Option<Release>,
-    settle: Duration,
-    /// It has settled then; `None` until it is ready.
-    until: Option<Instant>,
 }
 
 /// One app of the config.
 #[derive(Debug, Clone)]
 pub struct App {
-    spec: Arc<config::App>,
-    instance: Instance,
-    release: Option<Release>,
-    /// Who stopped it, while that holds.
+    pub(super) spec: Arc<config::App>,
+    /// At least one; in the order of their numbers.
+    pub(super) copies: Vec<Copy>,
+    pub(super) release: Option<Release>,
+    /// Who stopped all of it, while that holds.
     held: Option<String>,
     blocked: Option<String>,
-    trial: Option<Trial>,
+    /// Why a scheduled app is to run now, until it does.
+    due: Option<String>,
+    pub(super) trial: Option<Trial>,
+    pub(super) roll: Option<Roll>,
     ending: bool,
     removed: bool,
+    seed: u64,
 }
 
 impl App {
-    /// `held`: a person had stopped it before everhook started; `seed`: for the jitter.
+    /// `seed`: for the jitter.
     #[must_use]
-    pub fn new(spec: Arc<config::App>, release: Option<Release>, held: Option<String>, seed: u64, wall: At) -> Self {
+    pub fn new(spec: Arc<config::App>, release: Option<Release>, seed: u64, wall: At) -> Self {
+        let copies = (1..=spec.instances).map(|number| Copy::new(number, seed, wall)).collect();
         Self {
             spec,
-            instance: Instance::new(seed, wall),
+            copies,
             release,
-            held,
+            held: None,
             blocked: None,
+            due: None,
             trial: None,
+            roll: None,
             ending: false,
             removed: false,
+            seed,
         }
+    }
+
+    /// Takes over what a person had stopped before everhook started: all of it, or single copies.
+    #[must_use]
+    pub fn with_holds(mut self, holds: Vec<(Option<u32>, String)>) -> Self {
+        for (number, by) in holds {
+            match number {
+                None => self.held = Some(by),
+                Some(number) => {
+                    if let Some(copy) = self.copy_mut(number) {
+                        copy.held = Some(by);
+                    }
+                }
+            }
+        }
+        self
     }
 
     #[must_use]
@@ -130,8 +176,40 @@ impl App {
     }
 
     #[must_use]
-    pub fn instance(&self) -> &Instance {
-        &self.instance
+    pub fn copies(&self) -> &[Copy] {
+        &self.copies
+    }
+
+    #[must_use]
+    pub fn copy(&self, number: u32) -> Option<&Copy> {
+        self.copies.iter().find(|copy| copy.number() == number)
+    }
+
+    fn copy_mut(&mut self, number: u32) -> Option<&mut Copy> {
+        self.copies.iter_mut().find(|copy| copy.number() == number)
+    }
+
+    /// Every process machine of it.
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.copies.iter().flat_map(Copy::runs)
+    }
+
+    #[must_use]
+    pub fn run(&self, seat: Seat) -> Option<&Run> {
+        self.runs().find(|run| run.seat == seat)
+    }
+
+    /// The copy that speaks for the app: SURFACE.md section 3.
+    #[must_use]
+    pub fn worst(&self) -> &Instance {
+        let staying = self.copies.iter().filter(|copy| !copy.leaving);
+        staying.min_by_key(|copy| copy.rank()).unwrap_or(&self.copies[0]).instance()
+    }
+
+    /// Does a process of it live, or may one?
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.runs().any(|run| run.instance.is_active())
     }
 
     /// What instances are started in.
@@ -150,17 +228,19 @@ impl App {
         self.removed
     }
 
-    /// Who stopped it, while that holds.
+    /// What people have stopped: all of it (`None`), or single copies, and who did.
     #[must_use]
-    pub fn held(&self) -> Option<&str> {
-        self.held.as_deref()
+    pub fn holds(&self) -> Vec<(Option<u32>, String)> {
+        let all = self.held.iter().map(|by| (None, by.clone()));
+        let copies = self.copies.iter().filter_map(|copy| copy.held.clone().map(|by| (Some(copy.number()), by)));
+        all.chain(copies).collect()
     }
 
     /// When it wants a [`Event::Timer`].
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<std::time::Instant> {
         let settled = self.trial.as_ref().and_then(|trial| trial.until);
-        [settled, self.instance.deadline()].into_iter().flatten().min()
+        settled.into_iter().chain(self.runs().filter_map(|run| run.instance.deadline())).min()
     }
 
     /// Why it does not run by rule, whatever its last run did.
@@ -172,204 +252,357 @@ impl App {
             Some(Rest::Disabled)
         } else if let Some(problem) = &self.spec.problem {
             Some(Rest::Problem(problem.clone()))
-        } else if let Some(by) = &self.held {
-            Some(Rest::Held(by.clone()))
+        } else if let Some(by) = self.held.clone().or_else(|| self.all_copies_held()) {
+            Some(Rest::Held(by))
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
+        } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
+            Some(Rest::Scheduled(schedule.text.clone()))
         } else {
             self.blocked.clone().map(Rest::Blocked)
+        }
+    }
+
+    fn all_copies_held(&self) -> Option<String> {
+        self.copies.iter().map(|copy| copy.held.clone()).collect::<Option<Vec<_>>>()?.pop()
+    }
+
+    /// The same for one copy.
+    pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
+        match self.rests() {
+            None | Some(Rest::Blocked(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
+                copy.held.clone().map(Rest::Held)
+            }
+            rests => rests,
         }
     }
 
     /// Could a trial run now, or is the release only to be made live?
     #[must_use]
     pub fn would_run(&self) -> bool {
-        self.may_run() || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
+        // What a deploy brings is run at its time.
+        if self.spec.schedule.is_some() {
+            return false;
+        }
+        self.heeds_changes() || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
+    }
+
+    /// Would a change of its files start something anew?
+    #[must_use]
+    pub fn heeds_changes(&self) -> bool {
+        self.copies.iter().any(|copy| self.may_run(copy))
     }
 
     /// May it be started (again)? What runs is not held back by `after` any more.
-    fn may_run(&self) -> bool {
-        let rule = match self.rests() {
+    pub(super) fn may_run(&self, copy: &Copy) -> bool {
+        let rule = match self.copy_rests(copy) {
             None => true,
-            Some(Rest::Blocked(_)) => !matches!(self.instance.state(), State::Stopped | State::Waiting),
+            Some(Rest::Blocked(_)) => !matches!(copy.instance().state(), State::Stopped | State::Waiting),
             Some(_) => false,
         };
-        rule && self.spec.command.is_some()
+        rule && self.spec.command.is_some() && !copy.leaving
     }
 
     /// Hears one event and says what is to be done.
-    pub fn on(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
-        let spec = Arc::clone(&self.spec);
-        let note = match event {
-            Event::Begin => None,
-            Event::Start { restart, by } => {
-                self.start(restart, &by, now, out);
-                None
+    pub fn on(&mut self, event: Event, now: Now, out: &mut Vec<Task>) {
+        match event {
+            Event::Begin => {}
+            Event::Start { only, restart, by } => self.start(only, restart, &by, now, out),
+            Event::Stop { only, by } => self.stop(only, &by, now, out),
+            Event::Due(at) => self.come_due(at, out),
+            Event::Changed { cause } => {
+                let copies = self.copies_of(None).into_iter().filter(|copy| self.may_run(&self.copies[*copy]));
+                let numbers: Vec<u32> = copies.map(|copy| self.copies[copy].number()).collect();
+                if !numbers.is_empty() {
+                    self.roll(numbers, &cause);
+                }
             }
-            Event::Stop { by } => {
-                self.hold(by.clone(), out);
-                self.instance.stop(&spec, &by, now, out);
-                None
-            }
-            Event::Block(reason) => {
-                self.blocked = reason;
-                None
-            }
-            Event::Try { release, settle } => {
-                self.begin_trial(&release, settle, now, out);
-                None
-            }
-            Event::Adopt(release) => {
-                self.release = Some(release);
-                None
-            }
+            Event::Block(reason) => self.blocked = reason,
+            Event::Try { release, settle } => self.begin_trial(release, settle, out),
+            Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
                 self.release = release;
-                if self.may_run() {
-                    self.instance.restart(&spec, "back to the live release", now, out);
-                }
-                None
+                self.all_back("back to the live release", now, out);
             }
-            Event::Reconfigure { spec, restart } => {
-                self.reconfigure(&spec, restart, now, out);
-                None
-            }
+            Event::Reconfigure { spec, restart } => self.reconfigure(&spec, restart, now, out),
             Event::Remove => {
                 self.removed = true;
-                self.end("removed from the config", now, out)
+                self.end("removed from the config", now, out);
             }
             Event::Shutdown => {
                 self.ending = true;
-                self.end("everhook shuts down", now, out)
-            }
-            Event::Spawned(pid) => self.instance.spawned(pid, &spec, now, out),
-            Event::SpawnFailed(error) => self.instance.spawn_failed(&error, &spec, now, out),
-            Event::Exited { exit, alone } => self.instance.exited(exit, alone, &spec, now, out),
-            Event::TreeEmpty => self.instance.tree_empty(&spec, now, out),
-            Event::Probed { attempt, result: Ok(()) } => self.instance.probed(attempt, now, out),
-            Event::Probed { attempt, result: Err(why) } => {
-                self.instance.probe_failed(attempt, why);
-                None
+                self.end("everhook shuts down", now, out);
             }
             Event::Timer => self.timer(now, out),
-        };
-        self.heed(note, now, out);
+            Event::Process(seat, what) => self.happened(seat, what, now, out),
+        }
+        self.go_on_rolling(now, out);
         self.follow_rules(now, out);
     }
 
-    fn start(&mut self, restart: bool, by: &str, now: Now, out: &mut Vec<Action>) {
-        if self.held.take().is_some() {
-            out.push(Action::Hold(false));
-        }
-        if !self.may_run() {
-            return;
-        }
-        if restart {
-            let spec = Arc::clone(&self.spec);
-            self.instance.restart(&spec, by, now, out);
-        } else {
-            self.instance.start(by, now, out);
-        }
+    /// Has a machine do something; what follows is for its seat.
+    pub(super) fn tell<T>(
+        &mut self,
+        copy: usize,
+        out: &mut Vec<Task>,
+        what: impl FnOnce(&mut Instance, &config::App, &mut Vec<Action>) -> T,
+    ) -> T {
+        let run = &mut self.copies[copy].run;
+        let mut actions = Vec::new();
+        let told = what(&mut run.instance, &self.spec, &mut actions);
+        out.extend(actions.into_iter().map(|action| Task::Process(run.seat, action)));
+        told
     }
 
-    fn hold(&mut self, by: String, out: &mut Vec<Action>) {
-        if self.held.is_none() {
-            out.push(Action::Hold(true));
-        }
-        self.held = Some(by);
-        self.fail_trial("the app was stopped meanwhile", out);
+    fn happened(&mut self, seat: Seat, what: Happening, now: Now, out: &mut Vec<Task>) {
+        let Some(copy) = self.copies.iter().position(|copy| copy.run.seat == seat) else { return };
+        let note = self.tell(copy, out, |instance, app, out| match what {
+            Happening::Spawned(pid) => instance.spawned(pid, app, now, out),
+            Happening::SpawnFailed(error) => instance.spawn_failed(&error, app, now, out),
+            Happening::Exited { exit, alone } => instance.exited(exit, alone, app, now, out),
+            Happening::TreeEmpty => instance.tree_empty(app, now, out),
+            Happening::Probed { attempt, result: Ok(()) } => instance.probed(attempt, now, out),
+            Happening::Probed { attempt, result: Err(why) } => {
+                instance.probe_failed(attempt, why);
+                None
+            }
+        });
+        let note = match note {
+            Some(Note::TrialFailed(why)) if self.copies.len() > 1 => {
+                Some(Note::TrialFailed(format!("{}.{}: {why}", self.name(), seat.number)))
+            }
+            note => note,
+        };
+        self.heed(note, now, out);
     }
 
-    fn end(&mut self, cause: &str, now: Now, out: &mut Vec<Action>) -> Option<Note> {
-        self.fail_trial(cause, out);
-        let spec = Arc::clone(&self.spec);
-        self.instance.cease(&spec, cause, now, out);
-        (!self.instance.is_active()).then_some(Note::Rested)
-    }
-
-    fn begin_trial(&mut self, release: &Release, settle: Duration, now: Now, out: &mut Vec<Action>) {
-        let previous = self.release.replace(release.clone());
-        self.trial = Some(Trial { previous, settle, until: None });
-        self.instance.on_trial = true;
-        let spec = Arc::clone(&self.spec);
-        self.instance.restart(&spec, &format!("release {}", release.id), now, out);
-    }
-
-    fn reconfigure(&mut self, spec: &Arc<config::App>, restart: bool, now: Now, out: &mut Vec<Action>) {
-        let was_enabled = self.spec.enabled;
-        self.spec = Arc::clone(spec);
-        if !spec.enabled && was_enabled {
-            self.fail_trial("the app was disabled", out);
-            self.instance.cease(spec, "disabled in the config", now, out);
-        } else if self.spec.problem.is_some() {
-            self.instance.cease(spec, "the config has a problem", now, out);
-        } else if (restart || matches!(self.instance.state(), State::Failed { .. })) && self.may_run() {
-            self.instance.restart(spec, "the config has changed", now, out);
-        }
-    }
-
-    fn timer(&mut self, now: Now, out: &mut Vec<Action>) -> Option<Note> {
+    fn timer(&mut self, now: Now, out: &mut Vec<Task>) {
         if self.trial.as_ref().and_then(|trial| trial.until).is_some_and(|until| until <= now.mono) {
             self.pass_trial(out);
         }
-        let spec = Arc::clone(&self.spec);
-        self.instance.timer(&spec, now, out)
+        for copy in 0..self.copies.len() {
+            let note = self.tell(copy, out, |instance, app, out| instance.timer(app, now, out));
+            self.heed(note, now, out);
+        }
     }
 
-    fn heed(&mut self, note: Option<Note>, now: Now, out: &mut Vec<Action>) {
+    fn heed(&mut self, note: Option<Note>, now: Now, out: &mut Vec<Task>) {
         match note {
-            Some(Note::Ready) => {
-                if let Some(trial) = &mut self.trial {
-                    trial.until = Some(now.mono + trial.settle);
-                }
-            }
-            Some(Note::Done) => self.pass_trial(out),
             Some(Note::TrialFailed(reason)) => {
                 self.fail_trial(&reason, out);
-                if self.may_run() {
-                    self.instance.start("back to the release before", now, out);
+                self.all_back("back to the release before", now, out);
+            }
+            // How the others are is seen when the trial goes on.
+            Some(Note::Ready | Note::Done | Note::Rested) | None => {}
+        }
+    }
+
+    /// The copies that an event is about.
+    fn copies_of(&self, only: Option<u32>) -> Vec<usize> {
+        let wanted = |copy: &Copy| !copy.leaving && only.is_none_or(|number| number == copy.number());
+        (0..self.copies.len()).filter(|copy| wanted(&self.copies[*copy])).collect()
+    }
+
+    fn start(&mut self, only: Option<u32>, restart: bool, by: &str, now: Now, out: &mut Vec<Task>) {
+        self.release_holds(only, out);
+        if self.spec.schedule.is_some() {
+            self.due = Some(by.to_owned());
+        }
+        let copies = self.copies_of(only);
+        if restart {
+            let numbers = copies.iter().map(|copy| self.copies[*copy].number()).collect();
+            return self.roll(numbers, by);
+        }
+        for copy in copies {
+            if self.may_run(&self.copies[copy]) {
+                self.set_going(copy, by, now, out);
+            }
+        }
+    }
+
+    /// A run that is still going on, or about to be tried again, is not joined by another one.
+    fn come_due(&mut self, at: At, out: &mut Vec<Task>) {
+        let waits = matches!(self.rests(), None | Some(Rest::Scheduled(_) | Rest::Blocked(_)));
+        let tries = |run: &Run| matches!(run.instance.state(), State::Backoff { .. });
+        if !waits || self.spec.schedule.is_none() {
+            return;
+        }
+        if self.due.is_some() || self.is_active() || self.runs().any(tries) {
+            out.push(Task::RunSkipped(format!("the run of {at} is skipped: the one before has not ended")));
+        } else {
+            self.due = Some(format!("scheduled for {at}"));
+        }
+    }
+
+    /// Starts what does not run, in the release of now.
+    fn set_going(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        if !matches!(self.copies[copy].instance().state(), State::Starting { .. } | State::Ready { .. }) {
+            self.copies[copy].run.release.clone_from(&self.release);
+        }
+        self.due = None;
+        self.tell(copy, out, |instance, _, out| instance.start(cause, now, out));
+    }
+
+    /// Starts it anew, in the release of now.
+    pub(super) fn set_going_anew(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        self.copies[copy].run.release.clone_from(&self.release);
+        self.due = None;
+        self.tell(copy, out, |instance, app, out| instance.restart(app, cause, now, out));
+    }
+
+    /// What a person stopped, a person starts; of all that was stopped, one copy may be started alone.
+    fn release_holds(&mut self, only: Option<u32>, out: &mut Vec<Task>) {
+        let before = self.holds();
+        let all = self.held.take();
+        for copy in &mut self.copies {
+            if only.is_none_or(|number| number == copy.number()) {
+                copy.held = None;
+            } else if copy.held.is_none() {
+                copy.held.clone_from(&all);
+            }
+        }
+        if self.holds() != before {
+            out.push(Task::KeepHolds);
+        }
+    }
+
+    fn stop(&mut self, only: Option<u32>, by: &str, now: Now, out: &mut Vec<Task>) {
+        let before = self.holds();
+        for copy in self.copies_of(only) {
+            if only.is_some() {
+                self.copies[copy].held = Some(by.to_owned());
+            }
+        }
+        if only.is_none() {
+            self.held = Some(by.to_owned());
+        }
+        self.due = None;
+        if self.holds().len() != before.len() {
+            out.push(Task::KeepHolds);
+        }
+        let stopped = only.map_or_else(|| "the app".to_owned(), |number| format!("{}.{number}", self.name()));
+        if self.trial.is_some() {
+            self.fail_trial(&format!("{stopped} was stopped meanwhile"), out);
+            if only.is_some() {
+                self.all_back("back to the release before", now, out);
+            }
+        } else if let Some(number) = only {
+            self.leave_out(number);
+        } else {
+            self.call_off(&format!("{stopped} was stopped meanwhile"), out);
+        }
+        for copy in self.copies_of(only) {
+            self.tell(copy, out, |instance, app, out| instance.stop(app, by, now, out));
+        }
+    }
+
+    fn end(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
+        self.fail_trial(cause, out);
+        self.call_off(cause, out);
+        self.cease_all(cause, now, out);
+    }
+
+    fn cease_all(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
+        for copy in 0..self.copies.len() {
+            self.tell(copy, out, |instance, app, out| instance.cease(app, cause, now, out));
+        }
+    }
+
+    /// A release that goes live without a trial; what runs is told by its next start.
+    fn adopt(&mut self, release: Release) {
+        self.release = Some(release);
+    }
+
+    fn reconfigure(&mut self, spec: &Arc<config::App>, restart: bool, now: Now, out: &mut Vec<Task>) {
+        let was_enabled = self.spec.enabled;
+        let known: Vec<u32> = self.copies.iter().map(Copy::number).filter(|number| *number <= spec.instances).collect();
+        self.spec = Arc::clone(spec);
+        self.recount(now, out);
+        if !spec.enabled && was_enabled {
+            self.fail_trial("the app was disabled", out);
+            self.call_off("the app was disabled", out);
+            self.cease_all("disabled in the config", now, out);
+        } else if self.spec.problem.is_some() {
+            self.call_off("the config has a problem", out);
+            self.cease_all("the config has a problem", now, out);
+        } else if restart {
+            self.roll(known, "the config has changed");
+        } else {
+            for copy in self.copies_of(None) {
+                let failed = matches!(self.copies[copy].instance().state(), State::Failed { .. });
+                if failed && self.may_run(&self.copies[copy]) {
+                    self.set_going(copy, "the config has changed", now, out);
                 }
             }
-            Some(Note::Rested) if self.removed => out.push(Action::Removed),
-            Some(Note::Rested) | None => {}
         }
     }
 
-    fn pass_trial(&mut self, out: &mut Vec<Action>) {
-        if self.trial.take().is_some() {
-            self.instance.on_trial = false;
-            out.push(Action::TrialEnded(Ok(())));
+    /// As many copies as the config says: more are new, fewer leave.
+    fn recount(&mut self, now: Now, out: &mut Vec<Task>) {
+        let count = self.spec.instances;
+        for copy in 0..self.copies.len() {
+            let number = self.copies[copy].number();
+            self.copies[copy].leaving = number > count;
+            if number > count {
+                self.leave_out(number);
+                self.tell(copy, out, |instance, app, out| {
+                    instance.cease(app, "`instances` was lowered", now, out);
+                });
+            }
         }
+        for number in 1..=count {
+            if self.copy(number).is_none() {
+                self.copies.push(Copy::new(number, self.seed, now.wall));
+            }
+        }
+        self.copies.sort_by_key(Copy::number);
     }
 
-    /// Goes back to the release before; its start is the caller's.
-    fn fail_trial(&mut self, reason: &str, out: &mut Vec<Action>) {
-        if let Some(trial) = self.trial.take() {
-            self.release = trial.previous;
-            self.instance.on_trial = false;
-            out.push(Action::TrialEnded(Err(reason.to_owned())));
+    /// Brings idle copies in line with what the rules say.
+    fn follow_rules(&mut self, now: Now, out: &mut Vec<Task>) {
+        self.copies.retain(|copy| {
+            let gone = copy.leaving && copy.runs().all(|run| !run.instance.is_active());
+            if gone {
+                out.push(Task::Gone(copy.number()));
+            }
+            !gone
+        });
+        if self.removed && !self.is_active() {
+            out.push(Task::Removed);
         }
-    }
-
-    /// Brings an idle instance in line with what the rules say.
-    fn follow_rules(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.spec.command.is_none() || self.removed {
             return;
         }
-        let idle = matches!(self.instance.state(), State::Stopped | State::Waiting);
-        match self.rests() {
-            None if idle => self.instance.start("start", now, out),
-            None => {}
-            Some(_) if self.instance.is_active() => {}
-            Some(Rest::Problem(reason)) => self.instance.rest(State::Failed { retry: None }, &reason, now, out),
-            Some(Rest::Held(by)) => self.instance.rest(State::Stopped, &by, now, out),
-            Some(Rest::Disabled) => self.instance.rest(State::Stopped, "disabled in the config", now, out),
-            Some(Rest::Ending) => self.instance.rest(State::Stopped, "everhook shuts down", now, out),
-            Some(Rest::NoRelease) => self.instance.rest(State::Waiting, "first deploy", now, out),
-            // Whatever has run before is not held back by `after` when it failed or is done.
-            Some(Rest::Blocked(reason)) if idle => self.instance.rest(State::Waiting, &reason, now, out),
-            Some(Rest::Blocked(_)) => {}
+        for copy in 0..self.copies.len() {
+            if !self.copies[copy].leaving {
+                self.follow_rule(copy, now, out);
+            }
         }
+    }
+
+    fn follow_rule(&mut self, copy: usize, now: Now, out: &mut Vec<Task>) {
+        let instance = self.copies[copy].instance();
+        let idle = matches!(instance.state(), State::Stopped | State::Waiting);
+        let (active, due) = (instance.is_active(), self.due.clone());
+        let (state, reason) = match self.copy_rests(&self.copies[copy]) {
+            None => {
+                if (idle || due.is_some()) && !self.awaits_turn(self.copies[copy].number()) {
+                    self.set_going(copy, due.as_deref().unwrap_or("start"), now, out);
+                }
+                return;
+            }
+            Some(_) if active => return,
+            Some(Rest::Problem(reason)) => (State::Failed { retry: None }, reason),
+            Some(Rest::Held(by)) => (State::Stopped, by),
+            Some(Rest::Disabled) => (State::Stopped, "disabled in the config".to_owned()),
+            Some(Rest::Ending) => (State::Stopped, "everhook shuts down".to_owned()),
+            Some(Rest::NoRelease) => (State::Waiting, "first deploy".to_owned()),
+            // Whatever has run before is not held back by `after` when it failed or is done.
+            Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
+            Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),
+            Some(Rest::Blocked(_) | Rest::Scheduled(_)) => return,
+        };
+        self.tell(copy, out, |instance, _, out| instance.rest(state, &reason, now, out));
     }
 }
 

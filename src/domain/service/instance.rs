@@ -73,7 +73,7 @@ struct End {
     reason: String,
 }
 
-/// What the shell is to do.
+/// What the shell is to do for a process.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Start the main process; answered by `Spawned` or `SpawnFailed`.
@@ -95,12 +95,6 @@ pub enum Action {
         to: &'static str,
         cause: String,
     },
-    /// Keep (or forget) that a person stopped it.
-    Hold(bool),
-    /// The trial of a release is over.
-    TrialEnded(Result<(), String>),
-    /// The removed app has no process left.
-    Removed,
 }
 
 /// What the owner of an instance must know beyond its actions.
@@ -500,7 +494,7 @@ impl Instance {
 }
 
 /// The word of SURFACE.md section 3.
-fn name(state: &State) -> &'static str {
+pub(super) fn name(state: &State) -> &'static str {
     match state {
         State::Stopped => "stopped",
         State::Waiting => "waiting",

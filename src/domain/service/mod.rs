@@ -13,16 +13,20 @@
 //!
 //! *end* is decided in one place ([`Instance`]'s `after_end`): done, backoff, starting at once, or failed;
 //! on trial instead: the trial has failed and the app goes back to the release before.
+//! The copies of an app live side by side; what restarts several of them does so one by one ([`roll`]).
 //! Nothing starts while a process of the last run lives. Nothing here knows a pid's tree, a file or a clock.
 
 mod app;
 mod backoff;
+mod copy;
 mod guard;
 mod instance;
 pub mod order;
+mod roll;
 mod timetable;
 
-pub use app::{App, Event, Release, Rest};
+pub use app::{App, Event, Happening, Release, Rest, Task};
+pub use copy::{Copy, Run, Seat};
 pub use guard::{Guard, Verdict};
 pub use instance::{Action, Instance, State};
 pub use timetable::{Due, Timetable};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{App, State};
+use super::{App, Rest, State};
 use crate::domain::{config, model::AppName};
 
 /// Why an app must wait for the apps of its `after`; `None`: nothing holds it back. An app of `after`
@@ -19,18 +19,19 @@ fn is_past(app: &App) -> bool {
     if app.spec().command.is_none() {
         return app.release().is_some() || app.spec().problem.is_some();
     }
-    match app.instance().state() {
+    app.copies().iter().all(|copy| match copy.instance().state() {
         State::Ready { .. } | State::Done | State::Failed { .. } => true,
         // Stopped because somebody or the config wants it so, not because nothing has happened.
-        State::Stopped => app.rests().is_some(),
-        State::Waiting | State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
-    }
+        State::Stopped => app.copy_rests(copy).is_some(),
+        // Nobody waits until its time has come.
+        State::Waiting => matches!(app.rests(), Some(Rest::Scheduled(_))),
+        State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
+    })
 }
 
 /// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
 pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
-    let needed =
-        |name: &AppName| apps.values().any(|other| other.instance().is_active() && other.spec().after.contains(name));
+    let needed = |name: &AppName| apps.values().any(|other| other.is_active() && other.spec().after.contains(name));
     apps.keys().filter(|name| !needed(name)).cloned().collect()
 }
 
@@ -38,9 +39,10 @@ pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
 /// already hurts nobody more.
 #[must_use]
 pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a BTreeMap<AppName, App>) -> Vec<&'a AppName> {
-    let stops = |name: &AppName| apps.get(name).is_some_and(|app| !matches!(app.instance().state(), State::Stopped));
+    let is_stopped = |app: &App| app.copies().iter().all(|copy| matches!(copy.instance().state(), State::Stopped));
+    let stops = |name: &AppName| apps.get(name).is_some_and(|app| !is_stopped(app));
     apps.values()
-        .filter(|app| app.instance().is_active() && !stopped.contains(app.name()))
+        .filter(|app| app.is_active() && !stopped.contains(app.name()))
         .filter(|app| app.spec().after.iter().any(|name| stopped.contains(name) && stops(name)))
         .map(App::name)
         .collect()

@@ -1,10 +1,13 @@
 //! Laws of the life cycle, over an explicit clock and a shell that may answer in any order.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::instance::name, *};
 use crate::domain::config::{Command, GiveUp, Identity, Limits, Logs, Policy, Ready, Restart, Stop, StopStage};
 use crate::domain::model::{Signal, Size};
 
@@ -20,9 +23,11 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         env: Default::default(),
         env_file: vec![],
         port: None,
+        instances: 1,
         enabled: true,
         after: vec![],
         ready,
+        ready_of_others: vec![],
         restart: Restart {
             policy,
             success: vec![0],
@@ -45,24 +50,37 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
     }
 }
 
-/// An app, a clock and a kernel with at most one tree of it.
-struct World {
-    app: App,
-    now: Now,
+/// What the kernel has in a seat: at most one tree.
+#[derive(Debug, Default)]
+struct Tree {
     spawning: bool,
     main: Option<u32>,
     others: bool,
-    next_pid: u32,
-    done: Vec<Action>,
     attempt: u64,
 }
+
+impl Tree {
+    fn is_empty(&self) -> bool {
+        !self.spawning && self.main.is_none() && !self.others
+    }
+}
+
+/// An app, a clock and a kernel.
+struct World {
+    app: App,
+    now: Now,
+    trees: BTreeMap<Seat, Tree>,
+    next_pid: u32,
+    done: Vec<Task>,
+}
+
+const FIRST: Seat = Seat { number: 1, second: false };
 
 impl World {
     fn new(spec: config::App) -> Self {
         let now = Now { mono: Instant::now(), wall: At(0) };
-        let app = App::new(Arc::new(spec), None, None, 7, now.wall);
-        let mut world =
-            Self { app, now, spawning: false, main: None, others: false, next_pid: 100, done: vec![], attempt: 0 };
+        let app = App::new(Arc::new(spec), None, 7, now.wall);
+        let mut world = Self { app, now, trees: BTreeMap::new(), next_pid: 100, done: vec![] };
         world.feed(Event::Begin);
         world
     }
@@ -70,37 +88,81 @@ impl World {
     fn feed(&mut self, event: Event) {
         let mut out = vec![];
         self.app.on(event, self.now, &mut out);
-        for action in out {
-            match &action {
-                Action::Spawn => {
-                    assert!(!self.spawning && self.main.is_none() && !self.others, "two copies");
-                    self.spawning = true;
+        for task in out {
+            match &task {
+                Task::Process(seat, Action::Spawn) => {
+                    let tree = self.trees.entry(*seat).or_default();
+                    assert!(tree.is_empty(), "two copies");
+                    tree.spawning = true;
                 }
-                Action::Probe { attempt } => self.attempt = *attempt,
+                Task::Process(seat, Action::Probe { attempt }) => {
+                    self.trees.entry(*seat).or_default().attempt = *attempt;
+                }
+                Task::Gone(number) => {
+                    assert!(self.trees.iter().all(|(seat, tree)| seat.number != *number || tree.is_empty()));
+                }
                 _ => {}
             }
-            self.done.push(action);
+            self.done.push(task);
+        }
+    }
+
+    fn tell(&mut self, seat: Seat, what: Happening) {
+        self.feed(Event::Process(seat, what));
+    }
+
+    fn tree(&mut self, seat: Seat) -> &mut Tree {
+        self.trees.entry(seat).or_default()
+    }
+
+    fn spawned_in(&mut self, seat: Seat, leaves_others: bool) {
+        if std::mem::take(&mut self.tree(seat).spawning) {
+            self.next_pid += 1;
+            let pid = self.next_pid;
+            let tree = self.tree(seat);
+            (tree.main, tree.others) = (Some(pid), leaves_others);
+            self.tell(seat, Happening::Spawned(pid));
         }
     }
 
     fn spawned(&mut self, leaves_others: bool) {
-        if std::mem::take(&mut self.spawning) {
-            self.next_pid += 1;
-            self.main = Some(self.next_pid);
-            self.others = leaves_others;
-            self.feed(Event::Spawned(self.next_pid));
+        self.spawned_in(FIRST, leaves_others);
+    }
+
+    fn exit_in(&mut self, seat: Seat, exit: Exit) {
+        if self.tree(seat).main.take().is_some() {
+            let alone = !self.tree(seat).others;
+            self.tell(seat, Happening::Exited { exit, alone });
         }
     }
 
     fn exit(&mut self, exit: Exit) {
-        if self.main.take().is_some() {
-            self.feed(Event::Exited { exit, alone: !self.others });
+        self.exit_in(FIRST, exit);
+    }
+
+    fn others_end_in(&mut self, seat: Seat) {
+        let tree = self.tree(seat);
+        if std::mem::take(&mut tree.others) && tree.main.is_none() {
+            self.tell(seat, Happening::TreeEmpty);
         }
     }
 
     fn others_end(&mut self) {
-        if std::mem::take(&mut self.others) && self.main.is_none() {
-            self.feed(Event::TreeEmpty);
+        self.others_end_in(FIRST);
+    }
+
+    /// The kernel does its part: what is spawned comes up, what is told to end ends.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            for seat in self.app.runs().map(|run| run.seat).collect::<Vec<_>>() {
+                self.spawned_in(seat, false);
+                if self.app.run(seat).is_some_and(|run| matches!(run.instance.state(), State::Stopping(_))) {
+                    self.exit_in(seat, Exit::Signal(15));
+                    self.others_end_in(seat);
+                }
+                let attempt = self.tree(seat).attempt;
+                self.tell(seat, Happening::Probed { attempt, result: Ok(()) });
+            }
         }
     }
 
@@ -117,13 +179,34 @@ impl World {
     }
 
     fn state(&self) -> &State {
-        self.app.instance().state()
+        self.app.worst().state()
+    }
+
+    fn words(&self) -> Vec<(u32, &'static str)> {
+        self.app.runs().map(|run| (run.seat.number, name(run.instance.state()))).collect()
+    }
+
+    fn last(&self) -> Option<&Action> {
+        self.done.iter().rev().find_map(|task| if let Task::Process(_, action) = task { Some(action) } else { None })
     }
 
     fn trial_ends(&self) -> Vec<bool> {
-        let ended = |a: &Action| if let Action::TrialEnded(result) = a { Some(result.is_ok()) } else { None };
+        let ended = |task: &Task| if let Task::TrialEnded(result) = task { Some(result.is_ok()) } else { None };
         self.done.iter().filter_map(ended).collect()
     }
+
+    fn rolled(&self) -> Vec<Result<(), String>> {
+        let ended = |task: &Task| if let Task::Rolled(result) = task { Some(result.clone()) } else { None };
+        self.done.iter().filter_map(ended).collect()
+    }
+}
+
+fn start(restart: bool) -> Event {
+    Event::Start { only: None, restart, by: "ann".into() }
+}
+
+fn stop() -> Event {
+    Event::Stop { only: None, by: "ann".into() }
 }
 
 fn seconds(n: u64) -> Duration {
@@ -144,8 +227,8 @@ fn a_crash_loop_ends_in_failed_and_start_revives_it() {
         world.pass(seconds(2));
     }
     assert!(matches!(world.state(), State::Failed { .. }));
-    assert!(world.app.instance().reason().unwrap().contains("gave up after 3 restarts"));
-    world.feed(Event::Start { restart: true, by: "ann".into() });
+    assert!(world.app.worst().reason().unwrap().contains("gave up after 3 restarts"));
+    world.feed(start(true));
     assert!(matches!(world.state(), State::Starting { .. }));
 }
 
@@ -153,12 +236,12 @@ fn a_crash_loop_ends_in_failed_and_start_revives_it() {
 fn the_rest_of_the_tree_hears_the_signal_and_then_kill() {
     let mut world = World::new(spec(Ready::Immediate, Policy::Always));
     world.spawned(true);
-    world.feed(Event::Stop { by: "ann".into() });
-    assert_eq!(world.done.last(), Some(&Action::Record { from: "ready", to: "stopping", cause: "ann".into() }));
+    world.feed(stop());
+    assert_eq!(world.last(), Some(&Action::Record { from: "ready", to: "stopping", cause: "ann".into() }));
     world.exit(Exit::Signal(15));
-    assert_eq!(world.done.last(), Some(&Action::SignalTree(Signal::TERM)));
+    assert_eq!(world.last(), Some(&Action::SignalTree(Signal::TERM)));
     world.pass(seconds(5));
-    assert_eq!(world.done.last(), Some(&Action::Kill));
+    assert_eq!(world.last(), Some(&Action::Kill));
     world.others_end();
     assert_eq!(world.state(), &State::Stopped);
     world.pass(seconds(1000));
@@ -169,9 +252,9 @@ fn the_rest_of_the_tree_hears_the_signal_and_then_kill() {
 fn a_second_stop_kills_at_once() {
     let mut world = World::new(spec(Ready::Immediate, Policy::Always));
     world.spawned(false);
-    world.feed(Event::Stop { by: "ann".into() });
-    world.feed(Event::Stop { by: "ann".into() });
-    assert_eq!(world.done.last(), Some(&Action::Kill));
+    world.feed(stop());
+    world.feed(stop());
+    assert_eq!(world.last(), Some(&Action::Kill));
 }
 
 #[test]
@@ -219,34 +302,137 @@ fn policies_decide_what_a_success_is_worth() {
     }
 }
 
+fn several(count: u32) -> World {
+    let mut world = World::new(config::App { instances: count, ..spec(Ready::Immediate, Policy::Always) });
+    world.settle();
+    world
+}
+
+#[test]
+fn copies_start_together_and_restart_one_by_one() {
+    let mut world = World::new(config::App { instances: 3, ..spec(Ready::Immediate, Policy::Always) });
+    assert_eq!(world.words(), [(1, "starting"), (2, "starting"), (3, "starting")]);
+    world.settle();
+    world.feed(start(true));
+    assert_eq!(world.words(), [(1, "stopping"), (2, "ready"), (3, "ready")]);
+    world.exit_in(Seat::first(1), Exit::Signal(15));
+    assert_eq!(world.words(), [(1, "starting"), (2, "ready"), (3, "ready")]);
+    world.spawned_in(Seat::first(1), false);
+    assert_eq!(world.words(), [(1, "ready"), (2, "stopping"), (3, "ready")]);
+    world.settle();
+    assert_eq!((world.words(), world.rolled()), (vec![(1, "ready"), (2, "ready"), (3, "ready")], vec![Ok(())]));
+}
+
+#[test]
+fn a_copy_that_does_not_come_back_ends_the_restart() {
+    let mut world = several(3);
+    world.feed(start(true));
+    world.exit_in(Seat::first(1), Exit::Signal(15));
+    world.spawned_in(Seat::first(1), false);
+    world.exit_in(Seat::first(2), Exit::Signal(15));
+    world.feed(Event::Process(Seat::first(2), Happening::SpawnFailed("no such file".into())));
+    let why = world.rolled().pop().unwrap().unwrap_err();
+    assert_eq!(why, "a.2: could not be started: no such file; a.3 runs on as before");
+    assert_eq!(world.words(), [(1, "ready"), (2, "backoff"), (3, "ready")]);
+}
+
+#[test]
+fn one_copy_is_stopped_and_started_alone() {
+    let mut world = several(2);
+    world.feed(Event::Stop { only: Some(2), by: "ann".into() });
+    world.settle();
+    assert_eq!(world.app.holds(), [(Some(2), "ann".to_owned())]);
+    world.feed(start(true));
+    world.settle();
+    assert_eq!(world.words(), [(1, "ready"), (2, "ready")], "a restart of all starts it again");
+    world.feed(stop());
+    world.settle();
+    world.feed(Event::Start { only: Some(1), restart: false, by: "ann".into() });
+    world.settle();
+    assert_eq!(world.words(), [(1, "ready"), (2, "stopped")]);
+    assert_eq!(world.app.holds(), [(Some(2), "ann".to_owned())]);
+}
+
+#[test]
+fn fewer_copies_leave_and_more_come() {
+    let mut world = several(3);
+    let fewer = config::App { instances: 1, ..spec(Ready::Immediate, Policy::Always) };
+    world.feed(Event::Reconfigure { spec: Arc::new(fewer.clone()), restart: false });
+    assert_eq!(world.words(), [(1, "ready"), (2, "stopping"), (3, "stopping")]);
+    assert_eq!(name(world.state()), "ready", "what leaves does not count");
+    world.exit_in(Seat::first(3), Exit::Signal(15));
+    assert!(world.done.contains(&Task::Gone(3)));
+    world.feed(Event::Reconfigure { spec: Arc::new(config::App { instances: 2, ..fewer }), restart: false });
+    world.settle();
+    assert_eq!(world.words(), [(1, "ready"), (2, "ready")], "one that was still leaving came back");
+}
+
+#[test]
+fn a_failure_of_one_copy_on_trial_takes_all_back() {
+    let mut world = several(2);
+    world.feed(Event::Adopt(release(1)));
+    world.feed(start(true));
+    world.settle();
+    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.settle();
+    assert!(world.app.runs().all(|run| run.release == Some(release(2))));
+    world.exit_in(Seat::first(2), Exit::Code(1));
+    world.settle();
+    assert_eq!(world.trial_ends(), [false]);
+    assert!(world.app.runs().all(|run| run.release == Some(release(1))));
+    assert_eq!(world.words(), [(1, "ready"), (2, "ready")]);
+}
+
+#[test]
+fn a_crash_during_a_trial_restarts_in_the_release_that_it_ran() {
+    let mut world = several(2);
+    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.exit_in(Seat::first(2), Exit::Code(1));
+    world.pass(seconds(1));
+    world.spawned_in(Seat::first(2), false);
+    assert!(world.trial_ends().is_empty());
+    assert_eq!(world.app.run(Seat::first(2)).unwrap().release, None, "its turn has not come");
+    world.settle();
+    assert_eq!(world.app.run(Seat::first(2)).unwrap().release, Some(release(2)));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
-    Start(bool),
-    Stop,
-    Spawned(bool),
-    SpawnFails,
-    Exit(i32),
-    OthersEnd,
-    Probe(bool),
+    Start(Option<u32>, bool),
+    Stop(Option<u32>),
+    Spawned(Seat, bool),
+    SpawnFails(Seat),
+    Exit(Seat, i32),
+    OthersEnd(Seat),
+    Probe(Seat, bool),
     Pass(u64),
     Try,
     Block(bool),
-    Reconfigure(bool),
+    Reconfigure(u32, bool),
+}
+
+fn any_seat() -> impl Strategy<Value = Seat> {
+    (1..=3u32).prop_map(Seat::first)
+}
+
+fn any_only() -> impl Strategy<Value = Option<u32>> {
+    prop::option::of(1..=3u32)
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        any::<bool>().prop_map(Step::Start),
-        Just(Step::Stop),
-        any::<bool>().prop_map(Step::Spawned),
-        Just(Step::SpawnFails),
-        (0..2i32).prop_map(Step::Exit),
-        Just(Step::OthersEnd),
-        any::<bool>().prop_map(Step::Probe),
+        (any_only(), any::<bool>()).prop_map(|(only, restart)| Step::Start(only, restart)),
+        any_only().prop_map(Step::Stop),
+        (any_seat(), any::<bool>()).prop_map(|(seat, others)| Step::Spawned(seat, others)),
+        (any_seat(), any::<bool>()).prop_map(|(seat, others)| Step::Spawned(seat, others)),
+        any_seat().prop_map(Step::SpawnFails),
+        (any_seat(), 0..2i32).prop_map(|(seat, code)| Step::Exit(seat, code)),
+        any_seat().prop_map(Step::OthersEnd),
+        (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Probe(seat, good)),
         (0..20_000u64).prop_map(Step::Pass),
         Just(Step::Try),
         any::<bool>().prop_map(Step::Block),
-        any::<bool>().prop_map(Step::Reconfigure),
+        (1..=3u32, any::<bool>()).prop_map(|(count, restart)| Step::Reconfigure(count, restart)),
     ]
 }
 
@@ -254,7 +440,7 @@ fn any_spec() -> impl Strategy<Value = config::App> {
     let probe = config::TcpProbe { address: config::ProbeAddress::Localhost(1), within: seconds(4) };
     let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(Ready::Tcp(probe))];
     let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
-    (ready, policy).prop_map(|(ready, policy)| spec(ready, policy))
+    (ready, policy, 1..=3u32).prop_map(|(ready, policy, instances)| config::App { instances, ..spec(ready, policy) })
 }
 
 proptest! {
@@ -266,18 +452,18 @@ proptest! {
         let mut tries = 0;
         for step in steps {
             match step {
-                Step::Start(restart) => world.feed(Event::Start { restart, by: "p".into() }),
-                Step::Stop => world.feed(Event::Stop { by: "p".into() }),
-                Step::Spawned(others) => world.spawned(others),
-                Step::SpawnFails => if std::mem::take(&mut world.spawning) {
-                    world.feed(Event::SpawnFailed("no".into()));
+                Step::Start(only, restart) => world.feed(Event::Start { only, restart, by: "p".into() }),
+                Step::Stop(only) => world.feed(Event::Stop { only, by: "p".into() }),
+                Step::Spawned(seat, others) => world.spawned_in(seat, others),
+                Step::SpawnFails(seat) => if std::mem::take(&mut world.tree(seat).spawning) {
+                    world.tell(seat, Happening::SpawnFailed("no".into()));
                 },
-                Step::Exit(code) => world.exit(Exit::Code(code)),
-                Step::OthersEnd => world.others_end(),
-                Step::Probe(good) => {
+                Step::Exit(seat, code) => world.exit_in(seat, Exit::Code(code)),
+                Step::OthersEnd(seat) => world.others_end_in(seat),
+                Step::Probe(seat, good) => {
                     let result = if good { Ok(()) } else { Err("no".into()) };
-                    let attempt = world.attempt;
-                    world.feed(Event::Probed { attempt, result });
+                    let attempt = world.tree(seat).attempt;
+                    world.tell(seat, Happening::Probed { attempt, result });
                 }
                 Step::Pass(millis) => world.pass(Duration::from_millis(millis)),
                 Step::Try => if world.app.would_run() && !world.app.is_on_trial() {
@@ -285,26 +471,26 @@ proptest! {
                     world.feed(Event::Try { release: release(tries), settle: seconds(2) });
                 },
                 Step::Block(held) => world.feed(Event::Block(held.then(|| "b".into()))),
-                Step::Reconfigure(restart) =>
-                    world.feed(Event::Reconfigure { spec: Arc::new(spec.clone()), restart }),
+                Step::Reconfigure(instances, restart) => {
+                    let spec = Arc::new(config::App { instances, ..spec.clone() });
+                    world.feed(Event::Reconfigure { spec, restart });
+                }
             }
-            let pid = world.app.instance().pid();
-            prop_assert!(pid.is_none() || pid == world.main);
+            for run in world.app.runs() {
+                let pid = run.instance.pid();
+                prop_assert!(pid.is_none() || pid == world.trees[&run.seat].main);
+            }
+            let known = |seat: &Seat| world.app.run(*seat).is_some();
+            prop_assert!(world.trees.iter().all(|(seat, tree)| tree.is_empty() || known(seat)), "somebody is forgotten");
         }
         world.feed(Event::Block(None));
-        world.feed(Event::Start { restart: false, by: "end".into() });
+        world.feed(start(false));
         for _ in 0..4 {
-            world.spawned(false);
-            if matches!(world.state(), State::Stopping(_)) {
-                world.exit(Exit::Signal(9));
-                world.others_end();
-            }
+            world.settle();
+            world.pass(seconds(3));
         }
-        let attempt = world.attempt;
-        world.feed(Event::Probed { attempt, result: Ok(()) });
-        world.pass(seconds(3));
         let good = matches!(world.state(), State::Ready { .. } | State::Done);
-        prop_assert!(good, "stuck in {:?}", world.state());
+        prop_assert!(good && !world.app.is_rolling(), "stuck in {:?}", world.words());
         prop_assert_eq!(world.trial_ends().len(), usize::try_from(tries).unwrap());
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Plan {
     /// Slots of the `cgroup.procs` that the child enters by itself: clone can place it in one only.
     pub procs: Vec<RawFd>,
     pub credentials: Option<Credentials>,
+    /// The signals that are ignored, where all the others are the default's already; `None`: nobody knows.
+    pub ignored: Option<Vec<c_int>>,
     pub limits: Vec<(u32, libc::rlimit64)>,
     pub oom_score_adj: (String, bool),
     /// With both: fail where it cannot be had?
@@ -161,7 +163,10 @@ fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
         raw::close_range(first, last, 0).at(Step::Descriptors)?;
     }
     plan.pid_env.iter_mut().for_each(|entry| entry.fill(own_pid()));
-    raw::default_dispositions();
+    match &plan.ignored {
+        Some(signals) => signals.iter().for_each(|signal| raw::default_disposition(*signal)),
+        None => (1..=raw::SIGNALS).for_each(raw::default_disposition),
+    }
     raw::set_mask(0);
     raw::execve(plan.program, &plan.argv, &plan.envp).at(Step::Execute)
 }
@@ -218,11 +223,8 @@ fn own_pid() -> u64 {
 
 /// One write of a fixed length, so that a record is never half of one and half of another.
 fn note(slot: RawFd, tail: &str) -> Result<(), Errno> {
-    let mut stat = [0; 1024];
-    let length = raw::read_file(c"/proc/self/stat", &mut stat)?;
-    let start_time = stat.get(..length).and_then(record::start_time_of).ok_or(Errno(libc::EINVAL))?;
     let mut line = [b' '; RECORD_SIZE];
-    if !record::fill(&mut line, own_pid(), start_time, tail.as_bytes()) {
+    if !record::fill(&mut line, own_pid(), raw::clock_ticks()?, tail.as_bytes()) {
         return Err(Errno(libc::EINVAL));
     }
     raw::write_at_start(slot, &line)

@@ -22,6 +22,8 @@ const FLAGS: c_int = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | li
 
 /// `CLONE_INTO_CGROUP`, which libc declares too narrow.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
+/// `CLONE_CLEAR_SIGHAND`, for clone3 alone: no handler of ours in the child. What is ignored stays so.
+const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// The child's stack: one at a time, as its maker sleeps while it is in use.
 pub(super) struct Stack {
@@ -100,7 +102,7 @@ extern "C" fn enter_by_clone(plan: *mut c_void) -> c_int {
 fn by_clone3(stack: &Stack, plan: *mut c_void, cgroup: Option<RawFd>, pidfd: &mut RawFd) -> io::Result<c_long> {
     // SAFETY: plain integers, for all of which zero is good.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(FLAGS.unsigned_abs());
+    args.flags = u64::from(FLAGS.unsigned_abs()) | CLEAR_SIGHAND;
     args.pidfd = ptr::from_mut(pidfd).addr() as u64;
     args.stack = stack.start().addr() as u64;
     args.stack_size = STACK as u64;

@@ -14,7 +14,7 @@ use std::{
 compile_error!("32-bit Linux has other calls for 32-bit uids");
 
 /// Signals are numbered from 1 to this; the kernel's set of them has as many bits.
-const SIGNALS: c_int = 64;
+pub(super) const SIGNALS: c_int = 64;
 const SET_SIZE: usize = 8;
 
 /// An error number.
@@ -95,13 +95,12 @@ pub(super) fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
     written
 }
 
-/// The first bytes of a file that gives all it has at once, as those of procfs do.
-pub(super) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let fd = open(path, libc::O_RDONLY)?;
-    // SAFETY: the buffer is valid for its length.
-    let length = checked(unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) });
-    close(fd);
-    length.map(|n| usize::try_from(n).unwrap_or(0))
+/// The time since boot, in the unit of a start time in `/proc/<pid>/stat`: hundredths of a second (proc(5)).
+pub(super) fn clock_ticks() -> Result<u64, Errno> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is valid for writing.
+    checked(unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_BOOTTIME, ptr::from_mut(&mut time)) })?;
+    Ok(time.tv_sec.unsigned_abs() * 100 + time.tv_nsec.unsigned_abs() / 10_000_000)
 }
 
 /// Returns when nobody has the other end of this pipe open any more, or the time is over. What goes wrong is no
@@ -207,14 +206,22 @@ pub(in crate::os) fn set_capabilities(set: u64) -> Result<(), Errno> {
 #[repr(C)]
 struct KernelAction([u64; 4]);
 
-/// Every signal does what it does by default, those ignored included, which stay so over exec.
-pub(super) fn default_dispositions() {
+/// The signal does what it does by default.
+pub(super) fn default_disposition(signal: c_int) {
     const DEFAULT: KernelAction = KernelAction([0; 4]);
-    for signal in 1..=SIGNALS {
-        let (new, nothing) = (ptr::from_ref(&DEFAULT), ptr::null_mut::<KernelAction>());
-        // SAFETY: the action is valid, and the old one is not asked for. KILL and STOP are refused, rightly.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, nothing, SET_SIZE) };
-    }
+    let (new, nothing) = (ptr::from_ref(&DEFAULT), ptr::null_mut::<KernelAction>());
+    // SAFETY: the action is valid, and the old one is not asked for. KILL and STOP are refused, rightly.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, nothing, SET_SIZE) };
+}
+
+/// In the parent: is the signal ignored, as stays so over exec?
+pub(super) fn is_ignored(signal: c_int) -> bool {
+    let mut action = KernelAction([0; 4]);
+    let (nothing, old) = (ptr::null::<KernelAction>(), ptr::from_mut(&mut action));
+    // SAFETY: no new action is set, and the old one fits.
+    let asked = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, nothing, old, SET_SIZE) };
+    // The handler is the first word wherever restorer and mask stand.
+    asked == 0 && action.0[0] == libc::SIG_IGN as u64
 }
 
 /// Blocks every signal, those of the C library included; returns the mask before.

@@ -411,7 +411,7 @@ fn clone_serves_where_clone3_is_refused() {
 #[test]
 fn the_record_is_there_before_the_program() {
     let record = tempfile::NamedTempFile::new().unwrap();
-    let mut spec = shell("cat <&3; echo $$; cut -d' ' -f22 /proc/$$/stat");
+    let mut spec = shell("cat <&3; echo $$; cut -d' ' -f22 /proc/$$/stat; cut -d' ' -f1 /proc/uptime");
     spec.credentials = nobody().filter(|_| is_root());
     spec.record = Some(RecordFile { file: file(record.reopen().unwrap()), everhook_boot: "a1b2".into() });
     let mut spawner = Spawner::new().unwrap();
@@ -420,7 +420,9 @@ fn the_record_is_there_before_the_program() {
         let text = output(&mut spawner, spec.clone());
         let lines: Vec<&str> = text.lines().collect();
         let record = RunRecord::parse(lines[0]).unwrap();
-        assert_eq!([&record.pid.to_string(), &record.start_time.to_string()], [lines[1], lines[2]]);
+        assert_eq!(record.pid.to_string(), lines[1]);
+        let (begun, now): (u64, f64) = (lines[2].parse().unwrap(), lines[3].parse().unwrap());
+        assert!((begun..=(now * 100.0) as u64 + 1).contains(&record.noted_at), "{begun} {record:?} {now}");
         assert_eq!(record.everhook_boot, "a1b2");
         assert!(record.is_alive_and_same().is_none(), "it has ended");
     }

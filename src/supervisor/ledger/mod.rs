@@ -29,6 +29,8 @@ use std::{
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::os::mask::with_all_blocked;
+
 pub use say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told, Unfinished};
 
 /// The handle of the thread.
@@ -70,7 +72,7 @@ impl Ledger {
             commits: std::sync::atomic::AtomicU64::new(0),
         });
         let state = thread::State::new(path.to_owned(), tell, Arc::clone(&inbox));
-        let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(|| state.run())?;
+        let thread = with_all_blocked(|| std::thread::Builder::new().name("ledger".to_owned()).spawn(|| state.run()))?;
         Ok(Self { inbox, thread })
     }
 

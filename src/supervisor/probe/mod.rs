@@ -14,11 +14,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::event::{Event, Events};
-use crate::domain::{
-    config::{HttpProbe, ProbeAddress, Ready},
-    model::AppName,
+use super::{
+    apply::SeatId,
+    event::{Event, Events},
 };
+use crate::domain::config::{HttpProbe, ProbeAddress, Ready};
 
 /// No single try takes longer.
 const TRY: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const STATUS_LINE: usize = 1024;
 
 /// Tries until the app is ready; each new reason why it is not is told once.
-pub async fn until_ready(app: AppName, attempt: u64, ready: Ready, events: Events) {
+pub async fn until_ready(seat: SeatId, attempt: u64, ready: Ready, events: Events) {
     let mut pause = PAUSE;
     let mut told = String::new();
     loop {
@@ -40,7 +40,7 @@ pub async fn until_ready(app: AppName, attempt: u64, ready: Ready, events: Event
         let done = result.is_ok();
         if done || result.as_ref().is_err_and(|why| *why != told) {
             told = result.as_ref().err().cloned().unwrap_or_default();
-            if events.send(Event::Probed { app: app.clone(), attempt, result }).is_err() || done {
+            if events.send(Event::Probed { seat: seat.clone(), attempt, result }).is_err() || done {
                 return;
             }
         }

@@ -20,7 +20,10 @@ use notify::{
 };
 
 use super::{Report, folder::Ground};
-use crate::{domain::{config::Watch, model::AppName}, os::mounts};
+use crate::{
+    domain::{config::Watch, model::AppName},
+    os::mounts,
+};
 
 /// More that waits here counts as lost, as in the kernel's own queue.
 const WAITING: usize = 4096;
@@ -30,7 +33,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 const TOLD: usize = 16;
 
 /// What is to be watched for whom.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Wanted {
     pub app: AppName,
     pub watch: Watch,
@@ -58,7 +61,8 @@ struct Eye {
 impl Eye {
     fn new(wanted: Wanted) -> Self {
         let paths = wanted.watch.paths.iter();
-        let foreign = paths.filter(|_| wanted.watch.poll.is_none()).find_map(|path| Some((path, mounts::foreign(path)?)));
+        let foreign =
+            paths.filter(|_| wanted.watch.poll.is_none()).find_map(|path| Some((path, mounts::foreign(path)?)));
         let foreign = foreign.map(|(path, kind)| {
             let path = path.display();
             format!("{path} is on {kind}: what others change there is not told; set `poll`, such as poll: \"2s\"")
@@ -250,15 +254,12 @@ impl Watching {
     /// Takes in what the kernel tells; true when folders may have come or gone.
     fn seen(&mut self, seen: &notify::Result<Event>) -> bool {
         let Ok(event) = seen else { return true };
-        let moved = !matches!(
-            event.kind,
-            EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(CreateKind::File)
-        );
+        let moved = !matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(CreateKind::File));
         let mut look_again = false;
         for path in &event.paths {
             self.changed(path);
             let above = (0..self.eyes.len()).any(|i| self.ground(i).is_above(path));
-            let below = self.held.range::<Path, _>(path..).take_while(|held| moved && held.starts_with(path));
+            let below = self.held.range(path.clone()..).take_while(|held| moved && held.starts_with(path));
             let below: Vec<_> = below.cloned().collect();
             // The name may be another folder's by now.
             below.iter().for_each(|folder| self.let_go(folder));
@@ -349,7 +350,9 @@ fn watcher(sender: &mpsc::Sender<Order>, lost: &Arc<Lost>) -> Result<INotifyWatc
         let _ = sender.send(Order::Seen(seen));
     };
     INotifyWatcher::new(heard, notify::Config::default()).map_err(|error| match &error.kind {
-        ErrorKind::Io(io) if io.raw_os_error() == Some(nix::libc::EMFILE) => limit("max_user_instances", "inotify instances"),
+        ErrorKind::Io(io) if io.raw_os_error() == Some(nix::libc::EMFILE) => {
+            limit("max_user_instances", "inotify instances")
+        }
         _ => error.to_string(),
     })
 }
