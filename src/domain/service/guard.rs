@@ -1,16 +1,19 @@
 //! An app that changes what it is watched for would restart for ever.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// A change this soon after the restart that the last one brought may be of the app's own making.
 const SOON: Duration = Duration::from_secs(5);
-/// So many such changes in a row are no coincidence: a person saves less often.
+/// So many such changes in a row, all in one folder, are no coincidence: a person saves less often.
 const MANY: u32 = 10;
 
 /// Looks for restarts that follow each other by themselves.
 #[derive(Debug, Clone, Default)]
 pub struct Guard {
-    last: Option<Instant>,
+    last: Option<(Instant, PathBuf)>,
     in_a_row: u32,
     suspended: bool,
 }
@@ -26,14 +29,15 @@ pub enum Verdict {
 }
 
 impl Guard {
-    /// Something has changed.
-    pub fn changed(&mut self, now: Instant) -> Verdict {
+    /// This path has changed.
+    pub fn changed(&mut self, path: &Path, now: Instant) -> Verdict {
         if self.suspended {
             return Verdict::Ignore;
         }
-        let soon = self.last.is_some_and(|last| now.duration_since(last) <= SOON);
-        self.in_a_row = if soon { self.in_a_row + 1 } else { 0 };
-        self.last = Some(now);
+        let folder = path.parent().unwrap_or(path);
+        let again = self.last.as_ref().is_some_and(|(at, last)| now.duration_since(*at) <= SOON && last == folder);
+        self.in_a_row = if again { self.in_a_row + 1 } else { 0 };
+        self.last = Some((now, folder.to_owned()));
         self.suspended = self.in_a_row >= MANY;
         if self.suspended { Verdict::Suspend } else { Verdict::Restart }
     }
@@ -48,16 +52,22 @@ impl Guard {
 mod tests {
     use super::*;
 
+    fn verdicts(changes: impl Iterator<Item = (u64, &'static str)>) -> Vec<Verdict> {
+        let (start, mut guard) = (Instant::now(), Guard::default());
+        changes.map(|(second, path)| guard.changed(Path::new(path), start + Duration::from_secs(second))).collect()
+    }
+
     #[test]
-    fn a_loop_is_suspended_and_saving_often_is_none() {
-        let start = Instant::now();
-        let mut guard = Guard::default();
-        let verdicts: Vec<_> = (0..12).map(|n| guard.changed(start + Duration::from_secs(n))).collect();
-        assert_eq!(verdicts[..10], [Verdict::Restart; 10]);
-        assert_eq!(verdicts[10..], [Verdict::Suspend, Verdict::Ignore]);
-        assert!(guard.is_suspended());
-        let mut guard = Guard::default();
-        let saves = (0..100u64).map(|n| start + Duration::from_secs(3 * n + 6 * (n / 9)));
-        assert!(saves.into_iter().all(|at| guard.changed(at) == Verdict::Restart));
+    fn a_loop_is_suspended() {
+        let found = verdicts((0..12).map(|n| (n, if n % 2 == 0 { "/src/a" } else { "/src/b" })));
+        assert_eq!(found[..10], [Verdict::Restart; 10]);
+        assert_eq!(found[10..], [Verdict::Suspend, Verdict::Ignore]);
+    }
+
+    #[test]
+    fn saving_often_and_changes_all_over_are_none() {
+        let saves = verdicts((0..100).map(|n| (3 * n + 6 * (n / 9), "/src/a")));
+        let checkout = verdicts((0..100).map(|n| (n, if n % 9 == 0 { "/src/a/x" } else { "/src/b/x" })));
+        assert!(saves.into_iter().chain(checkout).all(|verdict| verdict == Verdict::Restart));
     }
 }

@@ -118,7 +118,7 @@ impl Supervisor {
             }
             return;
         }
-        match watched.guard.changed(std::time::Instant::now()) {
+        match watched.guard.changed(first, std::time::Instant::now()) {
             Verdict::Restart => {
                 self.feed(app, service::Event::Changed { cause: format!("watch: {}", first.display()) });
             }

@@ -366,3 +366,35 @@ fn limit(name: &str, what: &str) -> String {
          fs.inotify.{name}=524288`, ignore folders, or set `poll`"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::domain::config::Ignore;
+
+    /// What was lost may have been reads alone: the folders say whether anything has changed.
+    #[test]
+    fn what_is_lost_is_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("src");
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("main"), "1").unwrap();
+        let (told, reports) = mpsc::channel();
+        let mut watching = Watching::new(mpsc::channel(), Vec::new(), move |report| drop(told.send(report)));
+        let ignore = Ignore::new(&[]).unwrap();
+        let watch = Watch { paths: vec![root.clone()], ignore, debounce: Duration::ZERO, poll: None };
+        watching.hear(vec![Order::Watch(vec![Wanted { app: "a".parse().unwrap(), watch }])]);
+        let mut lose = |change: bool| {
+            if change {
+                fs::write(root.join("main"), "22").unwrap();
+            }
+            watching.lost.happened.store(true, Ordering::Relaxed);
+            watching.hear(Vec::new());
+            watching.tell_settled();
+            reports.try_iter().count()
+        };
+        assert_eq!([lose(false), lose(true), lose(false)], [0, 1, 0]);
+    }
+}
