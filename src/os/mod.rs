@@ -18,6 +18,7 @@ pub mod lock;
 pub mod mask;
 pub mod memfd;
 pub mod mounts;
+pub mod notify;
 pub mod open_files;
 pub mod pidfd;
 pub mod reap;

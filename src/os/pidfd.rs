@@ -9,6 +9,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
 
 use crate::domain::model::Signal;
 
@@ -45,6 +46,16 @@ pub fn wait_ended(pidfd: impl AsFd, timeout: Duration) -> bool {
     poll_ended(&pidfd, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX))
 }
 
+/// Waits until it has ended, ours or not, in the runtime that this is called in.
+///
+/// # Errors
+/// When epoll takes no more.
+pub async fn ended(pidfd: OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor is owned and stays the same as long as it is registered.
+    let watched = unsafe { AsyncFd::register(pidfd) }.map_err(|e| e.into_parts().1)?;
+    watched.readable().await.map(drop)
+}
+
 fn poll_ended(pidfd: &impl AsFd, timeout: PollTimeout) -> bool {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     loop {
@@ -72,6 +83,18 @@ mod tests {
         assert_eq!(child.wait().unwrap().signal(), Some(15));
         assert!(has_ended(&fd));
         assert_eq!(signal(&fd, Signal::TERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_end_can_be_awaited() {
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let fd = open(child.id()).unwrap();
+        let waits = tokio::spawn(ended(fd.try_clone().unwrap()));
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        signal(&fd, Signal::KILL).unwrap();
+        waits.await.unwrap().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

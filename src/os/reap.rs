@@ -9,21 +9,21 @@ use rustix::{
 
 use crate::domain::model::Exit;
 
-/// Reaps every child that has ended, ours and those of dead children that were handed to us, and
-/// tells each. Never blocks. An end may be told before `Spawner::spawn` has returned its pid.
-pub fn reap_all(mut told: impl FnMut(u32, Exit)) {
+/// Reaps a child that has ended, ours or that of a dead child that was handed to us; `None` when all that are
+/// left live. Never blocks. An end may be told before `Spawner::spawn` has returned its pid.
+pub fn next() -> Option<(u32, Exit)> {
     loop {
         let (pid, status) = match wait(WaitOptions::NOHANG) {
             Ok(Some(ended)) => ended,
             Err(Errno::INTR) => continue,
-            Ok(None) | Err(_) => return,
+            Ok(None) | Err(_) => return None,
         };
         let exit = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Exit::Code(code),
             (None, Some(signal)) => Exit::Signal(signal),
             (None, None) => continue,
         };
-        told(pid.as_raw_nonzero().get().unsigned_abs(), exit);
+        return Some((pid.as_raw_nonzero().get().unsigned_abs(), exit));
     }
 }
 
@@ -47,13 +47,15 @@ mod tests {
         alone("os::reap::tests::every_end_is_told_once_and_orphans_are_ours", || {
             set_child_subreaper().unwrap();
             let mut ends = HashMap::new();
-            reap_all(|_, _| panic!("nobody has ended"));
+            assert_eq!(next(), None, "nobody has ended");
             let scripts = ["exit 7", "kill -TERM $$", "kill -40 $$", "sleep 0.01 & exit 0"];
             let children = scripts.map(|script| Command::new("/bin/sh").args(["-c", script]).spawn().unwrap().id());
             let fds = children.map(|pid| pidfd::open(pid).unwrap());
             assert!(fds.iter().all(|fd| pidfd::wait_ended(fd, Duration::from_secs(20))));
             while ends.len() < 5 {
-                reap_all(|pid, exit| assert_eq!(ends.insert(pid, exit), None));
+                while let Some((pid, exit)) = next() {
+                    assert_eq!(ends.insert(pid, exit), None);
+                }
                 std::thread::yield_now();
             }
             let of_children = children.map(|pid| ends.remove(&pid).unwrap());

@@ -2,7 +2,11 @@
 //! Identity is pid, time, boot id and pid namespace. The time is that of the note, not the start: the
 //! kernel tells the clock at once, and a process's own start after a long walk.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use super::{identity, pidfd};
 
@@ -44,6 +48,21 @@ impl RunRecord {
     /// When the file cannot be read.
     pub fn read(path: &Path) -> io::Result<Option<Self>> {
         Ok(Self::parse(&String::from_utf8_lossy(&std::fs::read(path)?)))
+    }
+
+    /// Writes down that this process is meant from now on, as the child did of itself before exec.
+    ///
+    /// # Errors
+    /// When `/proc` or the file say so; `ESRCH` when there is no such process.
+    pub fn note(file: impl AsFd, pid: u32, everhook_boot: &str) -> io::Result<()> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+        let start_time = start_time_of(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        let tail = format!(" {} {} {everhook_boot}", identity::boot_id()?, identity::pid_namespace()?);
+        let mut line = [b' '; RECORD_SIZE];
+        if !fill(&mut line, pid.into(), start_time, tail.as_bytes()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        rustix::io::pwrite(file, &line, 0).map(drop).map_err(Into::into)
     }
 
     /// A pidfd, if this very process is alive (a zombie is not). It is opened first and compared

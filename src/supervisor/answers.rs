@@ -185,7 +185,7 @@ impl Supervisor {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let apps = self.deadlines.first().map(|(at, _)| *at);
-        [apps, self.waiters_deadline(), self.deploys.deadline()].into_iter().flatten().min()
+        [apps, self.waiters_deadline(), self.deploys.deadline(), self.write_down_at()].into_iter().flatten().min()
     }
 
     /// Everything whose moment has come.

@@ -1,9 +1,13 @@
 //! Carries out what the service machines decide, and turns the results into events. Nothing is
 //! decided here.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::{
@@ -26,6 +30,9 @@ use crate::{
         tree::{self, Member, TreeQuery},
     },
 };
+
+/// So long may what is being started hold back what is to be written down.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// One seat of one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,14 +73,14 @@ pub struct SeatShell {
     /// The main process.
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
-    probe: Option<AbortHandle>,
+    pub health: probe::Health,
     killed: bool,
 }
 
 impl SeatShell {
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
-        Self { kit, pidfd: None, main: None, probe: None, killed: false }
+        Self { kit, pidfd: None, main: None, health: probe::Health::default(), killed: false }
     }
 }
 
@@ -166,11 +173,8 @@ impl Supervisor {
                 self.tell_if_empty(id);
             }
             Action::Probe { attempt } => self.begin_probe(id, attempt),
-            Action::StopProbe => {
-                if let Some(probe) = self.seat_mut(id).and_then(|shell| shell.probe.take()) {
-                    probe.abort();
-                }
-            }
+            Action::StopProbe => self.stop_probe(id),
+            Action::Watch { attempt } => self.begin_watch(id, attempt),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
@@ -195,7 +199,10 @@ impl Supervisor {
         active.map(|run| SeatId { app: app.name().clone(), seat: run.seat }).collect()
     }
 
-    fn start_instance(&mut self, id: &SeatId) {
+    pub fn start_instance(&mut self, id: &SeatId) {
+        if self.apps.get(&id.app).map(|app| Arc::clone(app.spec())).is_some_and(|spec| self.awaits_notices(id, &spec)) {
+            return;
+        }
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         let Some(seat) = shell.seats.get_mut(&id.seat) else { return };
@@ -219,6 +226,7 @@ impl Supervisor {
                     shell.main = Some(pid);
                 }
                 self.tell(id, Happening::Spawned(pid));
+                self.hear_notices(id);
                 self.switched(&id.app);
             }
             Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
@@ -291,15 +299,6 @@ impl Supervisor {
         }
     }
 
-    fn begin_probe(&mut self, id: &SeatId, attempt: u64) {
-        let Some(ready) = self.apps.get(&id.app).map(|app| app.spec().ready_of(id.seat.number).clone()) else { return };
-        let task = probe::until_ready(id.clone(), attempt, ready, self.events.clone());
-        let Some(shell) = self.seat_mut(id) else { return };
-        if let Some(old) = shell.probe.replace(tokio::spawn(task).abort_handle()) {
-            old.abort();
-        }
-    }
-
     /// A restart of an app's copies is over.
     fn rolled(&mut self, name: &AppName, result: Result<(), String>) {
         let Some(shell) = self.shells.get_mut(name) else { return };
@@ -313,8 +312,7 @@ impl Supervisor {
 
     fn record(&mut self, id: &SeatId, from: &str, to: &str, cause: String) {
         let instance = id.instance();
-        info!(app = %id.app, instance = id.seat.number, "{from} → {to}: {cause}");
-        self.ledger.send(Command::Event(NewEvent {
+        let event = NewEvent {
             at: crate::os::clock::now().wall,
             app: Some(id.app.clone()),
             instance: Some(instance),
@@ -323,7 +321,29 @@ impl Supervisor {
             to: Some(to.to_owned()),
             cause: Some(cause),
             detail: None,
-        }));
+        };
+        self.ledger.put(Command::Event(event.clone()));
+        self.unsaid.push((Instant::now(), event));
+    }
+
+    /// Has transitions written down, here and in the store. That wakes three threads, so what is being started
+    /// goes first, for a while at most: a restart is faster by what they would take of the processors.
+    pub fn write_down(&mut self) {
+        if self.unsaid.is_empty() || self.write_down_at().is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.ledger.wake();
+        for (_, event) in std::mem::take(&mut self.unsaid) {
+            let of = event.app.zip(event.instance).zip(event.from.zip(event.to));
+            let Some(((app, instance), (from, to))) = of else { continue };
+            info!(%app, instance = instance.number, "{from} → {to}: {}", event.cause.unwrap_or_default());
+        }
+    }
+
+    /// When transitions are written down at the latest though something is still being started.
+    pub fn write_down_at(&self) -> Option<Instant> {
+        let (since, _) = self.unsaid.first().filter(|_| self.children.are_starting())?;
+        Some(*since + LONGEST_WAIT)
     }
 
     /// An event of an app as a whole.
@@ -373,15 +393,18 @@ fn instance_spec(
     app: &config::App,
     release: Option<&service::Release>,
     id: &InstanceId,
-    (seat, env_file): (&SeatShell, &[(String, String)]),
+    (seat, env_file): (&mut SeatShell, &[(String, String)]),
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
-    let env = launch::instance_env(app, id, release, &me.boot, env_file);
+    let mut env = launch::instance_env(app, id, release, &me.boot, env_file);
+    let pid_env = seat.health.announce(app, &mut env);
     let command = app.command.as_ref().map(|command| launch::arguments(command, id.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
+    spec.pid_env = pid_env;
+    seat.health.equip(app, &mut spec)?;
     spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
     spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: me.boot.clone() });
     Ok(spec)

@@ -31,6 +31,19 @@ pub struct Children {
     early: HashMap<u32, Exit>,
 }
 
+impl Children {
+    /// This process, which others have started, is the owner's from now on.
+    pub fn adopt(&mut self, pid: u32, owner: Owner) {
+        self.pids.insert(pid, owner);
+    }
+
+    /// Is something being started?
+    #[must_use]
+    pub fn are_starting(&self) -> bool {
+        !self.ordered.is_empty()
+    }
+}
+
 impl Supervisor {
     /// Starts a process for `owner`.
     pub fn spawn(&mut self, owner: Owner, spec: SpawnSpec) {
@@ -62,10 +75,10 @@ impl Supervisor {
 
     /// Reaps everything that has ended.
     pub fn reap(&mut self) {
-        let mut ends = Vec::new();
-        reap::reap_all(|pid, exit| ends.push((pid, exit)));
         let mut orphans = false;
-        for (pid, exit) in ends {
+        // One by one: the search for the next passes all children, and what follows from this one is under way
+        // meanwhile.
+        while let Some((pid, exit)) = reap::next() {
             if self.children.pids.contains_key(&pid) {
                 self.ended(pid, exit);
             } else {
@@ -80,9 +93,19 @@ impl Supervisor {
         }
     }
 
+    /// A main process has ended that is no child of ours.
+    pub fn ended_unseen(&mut self, pid: u32) {
+        self.ended(pid, Exit::Unknown);
+    }
+
     fn ended(&mut self, pid: u32, exit: Exit) {
         match self.children.pids.remove(&pid) {
             Some(Owner::Seat(id)) => {
+                // What it has said before its end, which may be that another is the main process.
+                self.hear_notices(&id);
+                if self.seat(&id).and_then(|seat| seat.main) != Some(pid) {
+                    return self.look_at_ending_trees();
+                }
                 if let Some(shell) = self.seat_mut(&id) {
                     shell.main = None;
                     shell.pidfd = None;

@@ -51,6 +51,9 @@ pub struct JobSpec {
     pub cgroup: Option<Arc<Cgroup>>,
 }
 
+/// After KILL, KILL again until the tree is empty: it may fork faster than it is read.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
 type Then = Box<dyn FnOnce(&mut Supervisor, JobEnd) + Send>;
 
 /// A job that runs.
@@ -94,7 +97,7 @@ impl Supervisor {
             supervisor.deploy_event(deploy::Event::JobEnded { deploy, end });
         });
         let name = format!("{}.job", job.app);
-        self.run(job, name, then);
+        self.run(job, name, None, then);
     }
 
     /// Runs the tree helper outside of any deploy.
@@ -116,7 +119,7 @@ impl Supervisor {
             cgroup: None,
         };
         let name = format!("{app}.errand-{}", self.ticket());
-        self.run(job, name, Box::new(then));
+        self.run(job, name, None, Box::new(then));
     }
 
     /// Runs what is described already, with streams of its own, outside of any deploy.
@@ -154,9 +157,20 @@ impl Supervisor {
         }
     }
 
-    fn run(&mut self, job: JobSpec, name: String, then: Then) {
+    /// Runs a command that asks an instance how it is; nobody keeps what it prints into `out`.
+    pub fn start_probe_job(
+        &mut self,
+        job: JobSpec,
+        name: String,
+        out: OwnedFd,
+        then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
+    ) -> JobId {
+        self.run(job, name, Some(Arc::new(out)), Box::new(then))
+    }
+
+    fn run(&mut self, job: JobSpec, name: String, out: Option<Arc<OwnedFd>>, then: Then) -> JobId {
         let id = self.ticket();
-        match self.job_order(&job, &name) {
+        match self.job_order(&job, &name, out) {
             Ok((answer, output, spec)) => {
                 let running = Job {
                     deploy: job.deploy,
@@ -176,6 +190,7 @@ impl Supervisor {
             }
             Err(error) => then(self, never_was(error)),
         }
+        id
     }
 
     #[allow(clippy::type_complexity)]
@@ -183,6 +198,7 @@ impl Supervisor {
         &mut self,
         job: &JobSpec,
         name: &str,
+        out: Option<Arc<OwnedFd>>,
     ) -> Result<(Arc<OwnedFd>, Option<Arc<OwnedFd>>, SpawnSpec), String> {
         let mut env = job.env.clone();
         env.insert("EVERHOOK_BOOT".to_owned(), self.me.boot.clone());
@@ -190,9 +206,10 @@ impl Supervisor {
         let mut spec = launch::spec(&job.args, &env, &job.who, self.me.root).map_err(|e| e.to_string())?;
         let scratch = |name| memfd::anonymous(name).map(Arc::new).map_err(|e| e.to_string());
         let answer = scratch("answer")?;
-        let output = if job.deploy.is_some() { None } else { Some(scratch("output")?) };
-        let to = match &output {
-            Some(output) => Arc::clone(output),
+        let is_errand = job.deploy.is_none() && out.is_none();
+        let output = if is_errand { Some(scratch("output")?) } else { None };
+        let to = match output.clone().or(out) {
+            Some(to) => to,
             None => self.deploy_stream(&job.app, &job.who).ok_or("the deploy's log is not there")?,
         };
         spec.directory.clone_from(&job.directory);
@@ -206,7 +223,7 @@ impl Supervisor {
         spec.die_with_parent = true;
         spec.no_new_privs = true;
         spec.cgroup = job.cgroup.as_ref().map(|group| group.folder());
-        if job.deploy.is_some() {
+        if !is_errand {
             let record = self.record_file(name).map_err(|e| e.to_string())?;
             spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
         }
@@ -253,6 +270,17 @@ impl Supervisor {
         }
         self.signal_job(id, Signal::TERM);
         self.later(GRACE, move |supervisor| supervisor.signal_job(id, Signal::KILL));
+    }
+
+    /// KILL to a job's whole tree, as soon as it runs and until it is empty.
+    pub fn kill_job(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.unwanted = true;
+        if let Some(Err(error)) = job.cgroup.as_ref().map(|group| group.kill()) {
+            warn!(app = %job.app, %error, "the cgroup of a job cannot be killed as a whole");
+        }
+        self.signal_job(id, Signal::KILL);
+        self.later(KILL_AGAIN, move |supervisor| supervisor.kill_job(id));
     }
 
     fn signal_job(&mut self, id: JobId, signal: Signal) {

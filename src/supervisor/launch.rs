@@ -31,6 +31,8 @@ pub enum Unfit {
     Nul(String),
     #[error("there is no program {0:?} in {PATH}")]
     NoProgram(String),
+    #[error("no pipe can be made for it: {0}")]
+    NoPipe(#[from] std::io::Error),
 }
 
 /// The variables of everything that runs as this identity.

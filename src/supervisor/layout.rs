@@ -90,6 +90,12 @@ impl Layout {
         self.run.join("fifo").join(format!("{source}.{}", stream.as_str()))
     }
 
+    /// Where an instance says how it is; `second`: the one beside another of the same number.
+    #[must_use]
+    pub fn notify(&self, instance: &InstanceId, second: bool) -> PathBuf {
+        self.run.join("notify").join(format!("{instance}{}", if second { "-2" } else { "" }))
+    }
+
     #[must_use]
     pub fn control(&self) -> PathBuf {
         self.run.join("control.sock")

@@ -102,6 +102,8 @@ pub struct Supervisor {
     /// When which app wants a timer event.
     deadlines: BTreeSet<(Instant, AppName)>,
     children: children::Children,
+    /// Transitions that the log does not have yet, and when they were.
+    unsaid: Vec<(Instant, ledger::NewEvent)>,
 
     deploys: Deploys,
     deploy_todo: VecDeque<deploy::Event>,

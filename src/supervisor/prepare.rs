@@ -64,6 +64,7 @@ impl Maker {
             (state.join("logs"), 0o755),
             (run.join("records"), 0o700),
             (run.join("fifo"), 0o711),
+            (run.join("notify"), 0o711),
             (run.join("keys"), 0o711),
         ] {
             self.folder(&folder, mode, None)?;

@@ -55,9 +55,17 @@ pub struct NewApp {
     pub ran: Option<live::Ran>,
 }
 
-/// Makes and reads what an app starts with. A fault of its own makes the app's problem.
-pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
-    let kits = maker.kits(app)?;
+/// Makes and reads what an app starts with. What keeps it from that is its own problem.
+pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
+    let kits = match app.problem {
+        None => maker.kits(app),
+        // Nothing is made for an identity that may be wrong.
+        Some(_) => Ok(BTreeMap::new()),
+    };
+    let kits = kits.unwrap_or_else(|error| {
+        Arc::make_mut(app).problem = Some(error);
+        BTreeMap::new()
+    });
     let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
     if let Ok(Some(release)) = &release
         && let Err(error) = live::link(&maker.layout, &app.name, &release.id)
@@ -66,11 +74,11 @@ pub fn new_app(maker: &Maker, app: &mut config::App) -> Result<NewApp, String> {
     }
     let lost = release.is_err() && app.problem.is_none();
     let release = release.unwrap_or_else(|error| {
-        app.problem.get_or_insert(error);
+        Arc::make_mut(app).problem.get_or_insert(error);
         None
     });
     let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
-    Ok(NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name), ran })
+    NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name), ran }
 }
 
 impl Supervisor {
@@ -178,7 +186,6 @@ impl Supervisor {
                 self.take_kits(name, new.kits);
             }
             self.capture(&spec);
-            let spec = Arc::new(spec);
             let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
@@ -194,7 +201,7 @@ impl Supervisor {
                 continue;
             }
             let env = settings.env_files.get(&name).cloned().unwrap_or_default();
-            self.add_app(spec, new, env);
+            self.add_app(&spec, new, env);
         }
         self.change_listeners(&plan, listeners);
         self.watch_apps();
@@ -202,9 +209,8 @@ impl Supervisor {
     }
 
     /// Takes an app in and starts it.
-    pub fn add_app(&mut self, spec: config::App, new: NewApp, env_file: Vec<(String, String)>) {
+    pub fn add_app(&mut self, spec: &Arc<config::App>, new: NewApp, env_file: Vec<(String, String)>) {
         let name = spec.name.clone();
-        let spec = Arc::new(spec);
         let commit = new.release.as_ref().map(|release| release.commit.clone());
         let live = new
             .release
@@ -215,16 +221,16 @@ impl Supervisor {
             self.lost.insert(name.clone());
         }
         let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
-        let app = App::new(Arc::clone(&spec), new.release, seed, crate::os::clock::now().wall);
+        let app = App::new(Arc::clone(spec), new.release, seed, crate::os::clock::now().wall);
         self.apps.insert(name.clone(), app.with_holds(new.holds));
-        self.capture(&spec);
+        self.capture(spec);
         if spec.deploy.is_some() {
             self.ledger.send(Command::Live { app: name.clone(), commit });
             self.deploy_event(deploy::Event::Live { app: name.clone(), live });
         }
-        self.schedule_app(&spec, new.ran);
+        self.schedule_app(spec, new.ran);
         if self.begun {
-            self.tell_blocked(&name, &spec);
+            self.tell_blocked(&name, spec);
             self.look_for_news(&name);
         }
     }
@@ -234,7 +240,8 @@ impl Supervisor {
         if app.command.is_none() {
             return;
         }
-        for number in 1..=app.instances {
+        let Some(shell) = self.shells.get(&app.name) else { return };
+        for number in shell.seats.keys().filter(|seat| !seat.second).map(|seat| seat.number) {
             let id = InstanceId { app: app.name.clone(), number };
             for stream in [Stream::Out, Stream::Err] {
                 let sink =
@@ -282,14 +289,12 @@ impl Supervisor {
     /// Takes an app in again that the config got back while it was being stopped.
     fn bring_back(&mut self, name: &AppName, env_file: Vec<(String, String)>) {
         let Some(spec) = self.config.apps.get(name) else { return };
-        let (mut spec, maker, name) = (spec.clone(), self.maker.clone(), name.clone());
-        let work = move || new_app(&maker, &mut spec).map(|new| (spec, new));
-        self.files.run(work, move |supervisor, made| {
+        let (mut spec, maker, name) = (Arc::clone(spec), self.maker.clone(), name.clone());
+        let work = move || (new_app(&maker, &mut spec), spec);
+        self.files.run(work, move |supervisor, (new, spec)| {
             let wanted = supervisor.config.apps.contains_key(&name) && !supervisor.apps.contains_key(&name);
-            match made {
-                Ok((spec, new)) if wanted && !supervisor.is_ending() => supervisor.add_app(spec, new, env_file),
-                Ok(_) => {}
-                Err(error) => tracing::error!(app = %name, %error, "it cannot come back"),
+            if wanted && !supervisor.is_ending() {
+                supervisor.add_app(&spec, new, env_file);
             }
         });
     }
@@ -350,7 +355,7 @@ fn prepare(
             .chain(plan.applied.iter().map(|(name, _)| name));
         for name in named {
             let Some(app) = config.apps.get_mut(name) else { continue };
-            kits.insert(name.clone(), new_app(maker, app)?);
+            kits.insert(name.clone(), new_app(maker, app));
         }
         settings.config = Arc::new(config);
     }

@@ -108,13 +108,13 @@ fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)
     let mut read = BTreeMap::new();
     for (name, app) in &mut config.apps {
         let mut variables = Vec::new();
-        for path in &app.env_file {
-            let parsed = fs::read_to_string(path).map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
+        for path in app.env_file.clone() {
+            let parsed = fs::read_to_string(&path).map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
             match parsed {
                 Ok(more) => variables.extend(more),
                 Err(error) => {
                     let fault = app.fault("env_file", &format!("env_file {}: {error}", path.display()));
-                    app.problem.get_or_insert(fault);
+                    Arc::make_mut(app).problem.get_or_insert(fault);
                 }
             }
         }

@@ -154,6 +154,7 @@ fn build(
         feeding: false,
         deadlines: BTreeSet::new(),
         children: Children::default(),
+        unsaid: Vec::new(),
         deploys: Deploys::new(settings.config.deploys.parallel),
         deploy_todo: VecDeque::new(),
         deploying: false,
@@ -182,7 +183,7 @@ fn build(
         files,
         ledger,
     };
-    supervisor.take_apps(&settings.config, settings.env_files)?;
+    supervisor.take_apps(&settings.config, settings.env_files);
     Ok(supervisor)
 }
 
@@ -192,17 +193,16 @@ impl Supervisor {
         &mut self,
         config: &Config,
         mut env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
-    ) -> Result<(), String> {
+    ) {
         let mut newest = 0;
         for app in config.apps.values() {
-            let mut spec = app.clone();
-            let new = reload::new_app(&self.maker, &mut spec)?;
+            let mut spec = Arc::clone(app);
+            let new = reload::new_app(&self.maker, &mut spec);
             newest = newest.max(newest_release(&self.layout.releases(&spec.name)));
             let env = env_files.remove(&spec.name).unwrap_or_default();
-            self.add_app(spec, new, env);
+            self.add_app(&spec, new, env);
         }
         self.ledger.send(Command::Above(newest));
-        Ok(())
     }
 
     /// Takes connections at once, and lets apps start when the last supervisor's are gone.
@@ -250,7 +250,7 @@ impl Supervisor {
             info!("listening on http://{} for {}", listener.address, serve.join(" and "));
         }
         for app in self.config.apps.values() {
-            if let config::Ready::Http(probe) = &app.ready {
+            if let config::Ready::Probe { probe: config::Probe::Http(probe), .. } = &app.ready {
                 info!("app {} will answer on {}", app.name, probe.url);
             }
         }
@@ -280,6 +280,7 @@ impl Supervisor {
                     self.moment();
                 }
             }
+            self.write_down();
         }
     }
 }

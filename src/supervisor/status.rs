@@ -132,7 +132,7 @@ fn instance_view(app: &App, run: &Run, next_run: Option<At>) -> InstanceView {
         since: instance.since(),
         restarts: instance.restarts(),
         reason: instance.reason().map(str::to_owned),
-        status: None,
+        status: instance.status().map(str::to_owned),
         last_exit,
         next_start_at: starting_again_at(instance).or(next_run),
         release: release.map(|release| release.id.clone()),

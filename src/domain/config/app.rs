@@ -1,25 +1,24 @@
 //! One app, judged.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, GiveUp, HttpProbe, Logs, Policy, ProbeAddress, Ready, Restart, Severity, Stop, StopStage, TcpProbe,
-    deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, watch,
+    App, Command, GiveUp, Logs, Policy, Restart, Severity, Stop, StopStage, deploy, identity, judge::Judge, limits,
+    numbered, order, probe, raw, schedule, shell, watch,
 };
 use crate::domain::model::{AppName, Signal, Size};
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// Of one app; more are a slip of the finger.
 const MOST_INSTANCES: u32 = 9_999;
 
 /// All apps; `hooks`: some listener takes webhooks.
-pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, App> {
+pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<AppName, Arc<App>> {
     let mut apps = BTreeMap::new();
     for (name, own) in &raw.apps {
         match name.parse::<AppName>() {
             Ok(parsed) => {
                 let entry = Entry { name, raw: own.clone().or(&raw.defaults), all: &raw.apps, hooks };
-                apps.insert(parsed.clone(), entry.app(judge, parsed));
+                apps.insert(parsed.clone(), Arc::new(entry.app(judge, parsed)));
             }
             Err(error) => judge.error(&["apps", name], error.to_string()),
         }
@@ -52,7 +51,6 @@ impl Entry<'_> {
         let instances = self.instances(judge);
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
-        let ready = self.ready(judge, 1);
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
         let problem = problem.or(beyond);
         let mut app = App {
@@ -68,8 +66,8 @@ impl Entry<'_> {
             instances,
             enabled: raw.enabled.unwrap_or(true),
             after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
-            ready_of_others: self.ready_of_others(judge, &ready, instances),
-            ready,
+            ready: probe::ready(judge, self.name, raw.ready.as_ref(), instances),
+            live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)),
             restart: self.restart(judge),
             stop: self.stop(judge),
             limits,
@@ -155,53 +153,6 @@ impl Entry<'_> {
         let scheduled = self.raw.schedule.is_some() && instances > 1;
         judge.require(!scheduled, &self.keys(&["instances"]), "a scheduled app has one instance");
         if counted && !scheduled { instances } else { 1 }
-    }
-
-    /// Where `{instance}` makes them differ from the first copy's. The first fault is enough.
-    fn ready_of_others(&self, judge: &mut Judge<'_>, first: &Ready, instances: u32) -> Vec<Ready> {
-        let found = judge.findings.len();
-        let mut others = Vec::new();
-        for number in 2..=instances {
-            let ready = self.ready(judge, number);
-            if ready == *first || judge.findings.len() > found {
-                return Vec::new();
-            }
-            others.push(ready);
-        }
-        others
-    }
-
-    /// Of this copy.
-    fn ready(&self, judge: &mut Judge<'_>, number: u32) -> Ready {
-        let (http, tcp) = (self.keys(&["ready", "url"]), self.keys(&["ready", "addr"]));
-        let time = |within: &Option<raw::Span>| within.map_or(MINUTE, |span| span.0);
-        match &self.raw.ready {
-            None => Ready::After(Duration::from_secs(1)),
-            Some(raw::Ready::Immediate) => Ready::Immediate,
-            Some(raw::Ready::After(span)) => Ready::After(span.0),
-            Some(raw::Ready::Tcp { addr, within }) => {
-                let read = addr.as_deref().ok_or("`addr` is missing".to_owned());
-                let read = read.and_then(|text| {
-                    probe::address(&numbered(text, number), None).map_err(|e| format!("{text:?}: {e}"))
-                });
-                let address = judge.take(&tcp, read, ProbeAddress::Localhost(1));
-                Ready::Tcp(TcpProbe { address, within: time(within) })
-            }
-            Some(raw::Ready::Http { url, host, expect, within }) => {
-                let written = numbered(url.as_deref().unwrap_or_default(), number);
-                let read = if url.is_some() { probe::url(&written) } else { Err("`url` is missing".into()) };
-                let none = probe::Url { address: ProbeAddress::Localhost(1), host: String::new(), target: "/".into() };
-                let url = judge.take(&http, read, none);
-                let host = host.clone().unwrap_or(url.host);
-                let plain = host.chars().all(|c| c.is_ascii_graphic());
-                judge.require(plain, &self.keys(&["ready", "host"]), "this is no host");
-                let expect = expect.unwrap_or(200);
-                let status = (100..=599).contains(&expect);
-                judge.require(status, &self.keys(&["ready", "expect"]), "expected a status from 100 to 599");
-                let within = time(within);
-                Ready::Http(HttpProbe { address: url.address, host, target: url.target, expect, within, url: written })
-            }
-        }
     }
 
     fn restart(&self, judge: &mut Judge<'_>) -> Restart {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Include, Limits, Missed, Policy, ProbeAddress, Ready, Restart, Schedule, SecretRef,
-    Stop, Trigger, Watch, numbered,
+    App, Command, Config, Deploy, Include, Limits, Live, LiveProbe, Missed, Policy, Probe, Ready, Restart, Schedule,
+    SecretRef, Stop, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -89,23 +89,20 @@ fn app(app: &App, now: At) -> Vec<String> {
         let only = format!("{name}: only deployed, as {}", user(app));
         return [Some(only), deployed].into_iter().flatten().collect();
     };
-    let shown = |text: &String| if app.instances == 1 { numbered(text, 1) } else { text.clone() };
-    let command = match command {
-        Command::List(words) => format!("{:?}", words.iter().map(shown).collect::<Vec<_>>()),
-        Command::Shell(text) => shortened(&shown(text)),
-    };
+    let command = shown(command, app.instances);
     let copies = if app.instances == 1 { String::new() } else { format!(", {} instances", app.instances) };
     let place = match &app.directory {
         Some(directory) => directory.display().to_string(),
         None => "its release".into(),
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
-    let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(&app.ready));
+    let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(app));
     let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
+    let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
     let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
-    [Some(runs), when, watched, Some(ends), limits, deployed].into_iter().flatten().collect()
+    [Some(runs), when, watched, well, Some(ends), limits, deployed].into_iter().flatten().collect()
 }
 
 fn watches(watch: &Watch) -> String {
@@ -141,20 +138,50 @@ fn user(app: &App) -> String {
     app.run_as.name.clone().unwrap_or_else(|| format!("uid {}", app.run_as.uid))
 }
 
-fn ready(ready: &Ready) -> String {
-    match ready {
-        Ready::Immediate => "ready at once".into(),
-        Ready::After(time) => format!("ready after {}", show_span(*time)),
-        Ready::Http(probe) => {
-            format!("ready when {} answers {}, within {}", probe.url, probe.expect, show_span(probe.within))
+fn ready(app: &App) -> String {
+    let ready = &app.ready;
+    let within = ready.within().map(|within| format!(", within {}", show_span(within))).unwrap_or_default();
+    let when = match ready {
+        Ready::Immediate => "at once".into(),
+        Ready::After(time) => format!("after {}", show_span(*time)),
+        Ready::Notify { .. } => "when it notifies".into(),
+        Ready::Fd { number, .. } => format!("when it writes a newline to descriptor {number}"),
+        Ready::Probe { probe, .. } => format!("when {}", answered(probe, app.instances)),
+    };
+    format!("ready {when}{within}")
+}
+
+fn answered(probe: &Probe, instances: u32) -> String {
+    match probe {
+        Probe::Http(probe) => format!("{} answers {}", counted(&probe.url, instances), probe.expect),
+        Probe::Tcp(probe) => format!("{} accepts", counted(&probe.addr, instances)),
+        Probe::Exec(command) => format!("{} exits with 0", shown(command, instances)),
+    }
+}
+
+fn live(live: &Live, instances: u32) -> String {
+    let every = show_span(live.every);
+    let asked = match &live.probe {
+        LiveProbe::Watchdog => format!("it says so every {every}"),
+        LiveProbe::Probe(probe) => {
+            format!("{}, asked every {every} for at most {}", answered(probe, instances), show_span(live.timeout))
         }
-        Ready::Tcp(probe) => {
-            let address = match probe.address {
-                ProbeAddress::Socket(address) => address.to_string(),
-                ProbeAddress::Localhost(port) => format!("localhost:{port}"),
-            };
-            format!("ready when {address} accepts, within {}", show_span(probe.within))
+    };
+    let failures = if live.failures == 1 { "a failure".into() } else { format!("{} failures in a row", live.failures) };
+    format!("well while {asked}; restarted after {failures}")
+}
+
+/// The number of the only copy; of several, the place that it will have.
+fn counted(text: &str, instances: u32) -> String {
+    if instances == 1 { numbered(text, 1) } else { text.to_owned() }
+}
+
+fn shown(command: &Command, instances: u32) -> String {
+    match command {
+        Command::List(words) => {
+            format!("{:?}", words.iter().map(|word| counted(word, instances)).collect::<Vec<_>>())
         }
+        Command::Shell(text) => shortened(&counted(text, instances)),
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a reload from one config to another does to whom.
 
-use super::{App, Config, Http};
+use std::time::Duration;
+
+use super::{App, Config, Http, Ready};
 use crate::domain::model::AppName;
 
 /// A change of config, sorted by what it asks of the running supervisor.
@@ -91,10 +93,20 @@ fn restarting(old: &App, new: &App) -> Vec<&'static str> {
         ("env", old.env != new.env),
         ("env_file", old.env_file != new.env_file),
         ("port", old.port != new.port),
+        // What the process is told of how it is looked at.
+        ("ready", told(old).0 != told(new).0),
+        ("live", told(old).1 != told(new).1),
         ("limits", old.limits != new.limits),
         // What kept it from running is mended, or came up: the text also names its line, which may move.
         ("fault", old.problem.is_some() != new.problem.is_some()),
     ])
+}
+
+/// What an app learns from its environment and descriptors: whether and where it is to say that it is
+/// ready, and how often that it is well.
+fn told(app: &App) -> ((bool, Option<i32>), Option<Duration>) {
+    let number = if let Ready::Fd { number, .. } = app.ready { Some(number) } else { None };
+    ((matches!(app.ready, Ready::Notify { .. }), number), app.watchdog().map(|live| live.every))
 }
 
 fn live(old: &App, new: &App) -> Vec<&'static str> {
@@ -102,7 +114,8 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
         ("instances", old.instances != new.instances),
         ("enabled", old.enabled != new.enabled),
         ("after", old.after != new.after),
-        ("ready", old.ready != new.ready),
+        ("ready", old.ready != new.ready && told(old).0 == told(new).0),
+        ("live", old.live != new.live && told(old).1 == told(new).1),
         ("restart", old.restart != new.restart),
         ("stop", old.stop != new.stop),
         ("logs", old.logs != new.logs),

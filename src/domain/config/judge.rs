@@ -12,7 +12,7 @@ use super::{
     identity,
     include::File,
     parse::{meant, of},
-    raw,
+    probe, raw,
 };
 use crate::domain::model::{AppName, Facts};
 
@@ -172,6 +172,8 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
     let http = http(judge, &raw.http);
     let hooks = http.iter().any(|entry| entry.serve.contains(&Serve::Hooks));
     let fetch_as = identity::fetch_as(judge, raw);
+    let apps = app::apps(judge, raw, hooks);
+    probe::notify_paths(judge, &run_dir, &apps);
     Config {
         path: judge.files[0].source.path.to_owned(),
         include: Vec::new(),
@@ -186,7 +188,7 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
             fetch_as,
             catch_up: raw.deploys.catch_up.unwrap_or(true),
         },
-        apps: app::apps(judge, raw, hooks),
+        apps,
         http,
     }
 }

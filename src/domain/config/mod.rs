@@ -32,6 +32,7 @@ pub use describe::describe;
 pub use diff::{Plan, diff};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
+pub use probe::Url;
 pub use schedule::{Missed, Schedule};
 pub use schema::*;
 pub use watch::{Ignore, Watch};

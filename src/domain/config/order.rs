@@ -1,12 +1,15 @@
 //! Apps that wait for each other would wait for ever.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{App, judge::Judge};
 use crate::domain::model::AppName;
 
 /// Names a cycle in `after`, if there is one.
-pub fn cycle(judge: &mut Judge<'_>, apps: &BTreeMap<AppName, App>) {
+pub fn cycle(judge: &mut Judge<'_>, apps: &BTreeMap<AppName, Arc<App>>) {
     let mut done = BTreeSet::new();
     for name in apps.keys() {
         let mut path = Vec::new();
@@ -20,7 +23,7 @@ pub fn cycle(judge: &mut Judge<'_>, apps: &BTreeMap<AppName, App>) {
 
 /// Goes down from `name`; a name that is on the path already closes a cycle.
 fn walk<'a>(
-    apps: &'a BTreeMap<AppName, App>,
+    apps: &'a BTreeMap<AppName, Arc<App>>,
     name: &'a AppName,
     path: &mut Vec<&'a AppName>,
     done: &mut BTreeSet<&'a AppName>,

@@ -87,6 +87,7 @@ pub struct App {
     pub enabled: Option<bool>,
     pub after: Option<Vec<String>>,
     pub ready: Option<Ready>,
+    pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Option<Stop>,
     pub limits: Limits,
@@ -112,8 +113,48 @@ pub enum Words {
 pub enum Ready {
     Immediate,
     After(Span),
-    Http { url: Option<String>, host: Option<String>, expect: Option<u16>, within: Option<Span> },
-    Tcp { addr: Option<String>, within: Option<Span> },
+    Notify {
+        within: Option<Span>,
+    },
+    /// `Notify` without fields, as [`super::parse`] spells it to the parser.
+    #[serde(rename = "N_tify")]
+    PlainNotify,
+    Http {
+        url: Option<String>,
+        host: Option<String>,
+        expect: Option<u16>,
+        within: Option<Span>,
+    },
+    Tcp {
+        addr: Option<String>,
+        within: Option<Span>,
+    },
+    Exec {
+        command: Option<Words>,
+        within: Option<Span>,
+    },
+    Fd {
+        fd: Option<i32>,
+        within: Option<Span>,
+    },
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Live {
+    pub probe: Option<LiveProbe>,
+    pub every: Option<Span>,
+    pub failures: Option<u32>,
+    pub timeout: Option<Span>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum LiveProbe {
+    Watchdog,
+    Http { url: Option<String>, host: Option<String>, expect: Option<u16> },
+    Tcp { addr: Option<String> },
+    Exec { command: Option<Words> },
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -249,6 +290,12 @@ impl App {
             enabled: self.enabled.or(d.enabled),
             after: self.after.or(d.after),
             ready: self.ready.or(d.ready),
+            live: match (self.live, d.live) {
+                (Some(own), Some(default)) => Some(own.or(default)),
+                // Defaults without a probe say how often; whether at all, each app says itself.
+                (None, default) => default.filter(|live| live.probe.is_some()),
+                (own, None) => own,
+            },
             restart: self.restart.or(d.restart),
             stop: match (self.stop, d.stop) {
                 (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
@@ -263,6 +310,17 @@ impl App {
             watch: self.watch.or(d.watch),
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
+        }
+    }
+}
+
+impl Live {
+    fn or(self, d: Self) -> Self {
+        Self {
+            probe: self.probe.or(d.probe),
+            every: self.every.or(d.every),
+            failures: self.failures.or(d.failures),
+            timeout: self.timeout.or(d.timeout),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The config as the rest of the house uses it: every default filled in, every path absolute, every
 //! name resolved. `load` makes it out of the file's text.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,8 @@ pub struct Config {
     /// App output on everhook's own stdout; `None`: on a terminal and as PID 1.
     pub echo: Option<bool>,
     pub deploys: Deploys,
-    pub apps: BTreeMap<AppName, App>,
+    /// Shared with whoever runs them.
+    pub apps: BTreeMap<AppName, Arc<App>>,
 }
 
 /// One entry of `include`.
@@ -147,8 +148,7 @@ pub struct App {
     pub after: Vec<AppName>,
     /// Of the first copy; those of others differ at most in `{instance}`.
     pub ready: Ready,
-    /// Of the copies from the second on; empty where they are the same.
-    pub ready_of_others: Vec<Ready>,
+    pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Stop,
     pub limits: Limits,
@@ -177,11 +177,16 @@ impl App {
 }
 
 impl App {
-    /// How this copy shows that it is ready.
+    /// Does it speak systemd's protocol, and so need a socket for it?
     #[must_use]
-    pub fn ready_of(&self, number: u32) -> &Ready {
-        let other = usize::try_from(number).ok().and_then(|number| number.checked_sub(2));
-        other.and_then(|index| self.ready_of_others.get(index)).unwrap_or(&self.ready)
+    pub fn notifies(&self) -> bool {
+        matches!(self.ready, Ready::Notify { .. }) || self.watchdog().is_some()
+    }
+
+    /// The watchdog that it must keep quiet.
+    #[must_use]
+    pub fn watchdog(&self) -> Option<&Live> {
+        self.live.as_ref().filter(|live| live.probe == LiveProbe::Watchdog)
     }
 }
 
@@ -206,8 +211,20 @@ pub enum Ready {
     Immediate,
     /// It has run for this long.
     After(Duration),
-    Http(HttpProbe),
-    Tcp(TcpProbe),
+    /// It says so by systemd's protocol: sd_notify(3).
+    Notify {
+        within: Duration,
+    },
+    /// It writes a newline to this descriptor, as s6 knows it.
+    Fd {
+        number: i32,
+        within: Duration,
+    },
+    /// A probe is answered.
+    Probe {
+        probe: Probe,
+        within: Duration,
+    },
 }
 
 impl Ready {
@@ -216,31 +233,60 @@ impl Ready {
     pub fn within(&self) -> Option<Duration> {
         match self {
             Self::Immediate | Self::After(_) => None,
-            Self::Http(probe) => Some(probe.within),
-            Self::Tcp(probe) => Some(probe.within),
+            Self::Notify { within } | Self::Fd { within, .. } | Self::Probe { within, .. } => Some(*within),
         }
     }
 }
 
+/// How a ready instance shows that it is still well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    pub probe: LiveProbe,
+    /// From one probe to the next; for the watchdog, how often it must at least be heard of.
+    pub every: Duration,
+    /// So many in a row and it is restarted.
+    pub failures: u32,
+    /// Of a single probe.
+    pub timeout: Duration,
+}
+
+impl Live {
+    /// How long the watchdog may be silent; `every` is as the app may have changed it.
+    #[must_use]
+    pub fn silence(&self, every: Duration) -> Duration {
+        every.saturating_mul(self.failures)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LiveProbe {
+    /// It says so itself, again and again: `WATCHDOG=1` of sd_notify(3).
+    Watchdog,
+    Probe(Probe),
+}
+
+/// A question to an instance. `{instance}` in its texts is the copy's number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    Http(HttpProbe),
+    Tcp(TcpProbe),
+    /// Answered by an exit with 0.
+    Exec(Command),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpProbe {
-    /// Where to connect: a literal address, or `localhost`.
-    pub address: ProbeAddress,
-    /// The `Host` header.
-    pub host: String,
-    /// Path and query, starting with `/`.
-    pub target: String,
-    /// The status that counts as ready.
-    pub expect: u16,
-    pub within: Duration,
-    /// The `url` as it was written, for messages.
+    /// To a literal address, `localhost` or a unix socket.
     pub url: String,
+    /// The `Host` header; `None`: what the URL says.
+    pub host: Option<String>,
+    /// The status that counts.
+    pub expect: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpProbe {
-    pub address: ProbeAddress,
-    pub within: Duration,
+    pub addr: String,
 }
 
 /// An address that a probe connects to; names other than `localhost` are refused, since a probe
@@ -250,6 +296,7 @@ pub enum ProbeAddress {
     Socket(SocketAddr),
     /// Both families are tried.
     Localhost(u16),
+    Unix(PathBuf),
 }
 
 /// When and how an ended instance starts again.

@@ -46,7 +46,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         enabled: true,
         after: after.iter().map(|name| name.parse().unwrap()).collect(),
         ready: Ready::Immediate,
-        ready_of_others: vec![],
+        live: None,
         restart: Restart {
             policy: Policy::Always,
             success: vec![0],

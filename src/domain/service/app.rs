@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use super::{
     copy::{Copy, Run, Seat},
     instance::{Action, Instance, Note, State},
+    notice::Notice,
     roll::{Roll, Trial},
 };
 use crate::domain::{
@@ -73,9 +74,24 @@ pub enum Event {
 pub enum Happening {
     Spawned(u32),
     SpawnFailed(String),
-    Exited { exit: Exit, alone: bool },
+    Exited {
+        exit: Exit,
+        alone: bool,
+    },
     TreeEmpty,
-    Probed { attempt: u64, result: Result<(), String> },
+    Probed {
+        attempt: u64,
+        result: Result<(), String>,
+    },
+    /// A ready process was asked whether it is still well.
+    LiveProbed {
+        attempt: u64,
+        result: Result<(), String>,
+    },
+    /// It said something about itself; its `main_pid` was looked at already.
+    Notified(Notice),
+    /// This process of its tree is its main process from now on.
+    MainIs(u32),
 }
 
 /// What the shell is to do.
@@ -361,9 +377,18 @@ impl App {
             Happening::SpawnFailed(error) => instance.spawn_failed(&error, app, now, out),
             Happening::Exited { exit, alone } => instance.exited(exit, alone, app, now, out),
             Happening::TreeEmpty => instance.tree_empty(app, now, out),
-            Happening::Probed { attempt, result: Ok(()) } => instance.probed(attempt, now, out),
+            Happening::Probed { attempt, result: Ok(()) } => instance.probed(attempt, app, now, out),
             Happening::Probed { attempt, result: Err(why) } => {
                 instance.probe_failed(attempt, why);
+                None
+            }
+            Happening::LiveProbed { attempt, result } => {
+                instance.live_probed(attempt, result, app, now, out);
+                None
+            }
+            Happening::Notified(notice) => instance.notified(&notice, app, now, out),
+            Happening::MainIs(pid) => {
+                instance.main_is(pid, out);
                 None
             }
         });
@@ -516,7 +541,7 @@ impl App {
     fn reconfigure(&mut self, spec: &Arc<config::App>, restart: bool, now: Now, out: &mut Vec<Task>) {
         let was_enabled = self.spec.enabled;
         let known: Vec<u32> = self.copies.iter().map(Copy::number).filter(|number| *number <= spec.instances).collect();
-        self.spec = Arc::clone(spec);
+        let before = std::mem::replace(&mut self.spec, Arc::clone(spec));
         self.recount(now, out);
         if !spec.enabled && was_enabled {
             self.fail_trial("the app was disabled", out);
@@ -529,6 +554,8 @@ impl App {
             self.roll(known, "the config has changed");
         } else {
             for copy in self.copies_of(None) {
+                let note = self.tell(copy, out, |instance, app, out| instance.looked_at_anew(&before, app, now, out));
+                self.heed(note, now, out);
                 let failed = matches!(self.copies[copy].instance().state(), State::Failed { .. });
                 if failed && self.may_run(&self.copies[copy]) {
                     self.set_going(copy, "the config has changed", now, out);

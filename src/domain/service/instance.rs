@@ -1,12 +1,14 @@
-//! One running copy of an app as a state machine.
+//! One running copy of an app as a state machine. How it becomes ready and stays well: [`health`].
 
 use std::time::{Duration, Instant};
 
 use super::backoff::{Backoff, Next};
 use crate::domain::{
-    config::{self, Policy, Ready},
+    config::{self, Policy},
     model::{At, Exit, Now, Signal, show_span},
 };
+
+mod health;
 
 /// After KILL, KILL again this often until the tree is empty: a tree may fork faster than it is read.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -61,7 +63,11 @@ enum Then {
     StartAgain {
         cause: String,
     },
-    /// It ended by itself, or was ended for not becoming ready: judge it.
+    /// It said that it leaves by itself: judge how it does.
+    JudgeExit {
+        ready_for: Option<Duration>,
+    },
+    /// It ended by itself, or was ended for not becoming ready or not being well: judge it.
     Judge(End),
 }
 
@@ -89,7 +95,11 @@ pub enum Action {
         attempt: u64,
     },
     StopProbe,
-    /// A transition, for the record.
+    /// Ask again and again whether it is well; answers carry `attempt`. Ended by `StopProbe`.
+    Watch {
+        attempt: u64,
+    },
+    /// A transition, or between the same states what else is worth a record, for the record.
     Record {
         from: &'static str,
         to: &'static str,
@@ -123,8 +133,30 @@ pub struct Instance {
     failures: u64,
     last_exit: Option<(Exit, At)>,
     reason: Option<String>,
+    /// What it said about itself in this run.
+    said: Said,
+    /// Live probes that have failed in a row.
+    failed_probes: u32,
+    watchdog: Option<Silence>,
     backoff: Backoff,
     pub(super) on_trial: bool,
+}
+
+/// What a run has said by notifications.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    status: Option<String>,
+    errno: Option<i32>,
+    exit_status: Option<u8>,
+    reloading: bool,
+    watchdog_every: Option<Duration>,
+}
+
+/// How long it may be silent, and until when.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    limit: Duration,
+    until: Instant,
 }
 
 impl Instance {
@@ -138,6 +170,9 @@ impl Instance {
             failures: 0,
             last_exit: None,
             reason: None,
+            said: Said::default(),
+            failed_probes: 0,
+            watchdog: None,
             backoff: Backoff::new(seed),
             on_trial: false,
         }
@@ -179,6 +214,12 @@ impl Instance {
         self.reason.as_deref()
     }
 
+    /// What it said of itself last, for people.
+    #[must_use]
+    pub fn status(&self) -> Option<&str> {
+        self.said.status.as_deref()
+    }
+
     /// The main process, while it lives.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -210,7 +251,8 @@ impl Instance {
             State::Stopping(stopping) => Some(stopping.until),
             State::Backoff { until } => Some(*until),
             State::Failed { retry } => *retry,
-            State::Stopped | State::Waiting | State::Ready { .. } | State::Done => None,
+            State::Ready { .. } => self.watchdog.map(|silence| silence.until),
+            State::Stopped | State::Waiting | State::Done => None,
         }
     }
 
@@ -243,6 +285,7 @@ impl Instance {
     fn spawn(&mut self, cause: &str, now: Now, out: &mut Vec<Action>) {
         self.attempt += 1;
         self.reason = None;
+        self.said = Said::default();
         self.enter(State::Starting { pid: None, until: None }, cause, now, out);
         out.push(Action::Spawn);
     }
@@ -302,17 +345,9 @@ impl Instance {
 
     pub(super) fn spawned(&mut self, pid: u32, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
         match &mut self.state {
-            State::Starting { pid: slot @ None, until } => {
+            State::Starting { pid: slot @ None, .. } => {
                 *slot = Some(pid);
-                match &app.ready {
-                    Ready::Immediate => return Some(self.ready(now, out)),
-                    Ready::After(length) => *until = Some(now.mono + *length),
-                    Ready::Http(_) | Ready::Tcp(_) => {
-                        *until = app.ready.within().map(|within| now.mono + within);
-                        out.push(Action::Probe { attempt: self.attempt });
-                    }
-                }
-                None
+                self.await_ready(app, now, out)
             }
             State::Stopping(stopping) if stopping.main == Main::Spawning => {
                 stopping.main = Main::Alive(pid);
@@ -350,12 +385,17 @@ impl Instance {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Option<Note> {
+        let exit = self.said.exit(exit);
+        let ended = self.said.ended(exit);
         self.last_exit = Some((exit, now.wall));
         let ready_for = match &mut self.state {
             State::Starting { .. } => None,
             State::Ready { since, .. } => Some(now.mono.duration_since(*since)),
             State::Stopping(stopping) => {
                 stopping.main = Main::Gone;
+                if let Then::JudgeExit { ready_for } = stopping.then {
+                    stopping.then = Then::Judge(End { exit: Some(exit), ready_for, reason: ended });
+                }
                 if alone {
                     return self.tree_empty(app, now, out);
                 }
@@ -366,11 +406,11 @@ impl Instance {
             _ => return None,
         };
         out.push(Action::StopProbe);
-        let end = End { exit: Some(exit), ready_for, reason: exit.to_string() };
+        let reason = format!("{ended}; ending the rest of its tree");
+        let end = End { exit: Some(exit), ready_for, reason: ended };
         if alone {
             return self.after_end(end, app, now, out);
         }
-        let reason = format!("{exit}; ending the rest of its tree");
         self.end_tree(Main::Gone, Then::Judge(end), &reason, app, now, out);
         None
     }
@@ -397,28 +437,11 @@ impl Instance {
                 None
             }
             Then::Judge(end) => self.after_end(end, app, now, out),
+            Then::JudgeExit { ready_for } => {
+                let end = End { exit: None, ready_for, reason: "ended, nobody saw how".into() };
+                self.after_end(end, app, now, out)
+            }
         }
-    }
-
-    /// A probe has proven it ready.
-    pub(super) fn probed(&mut self, attempt: u64, now: Now, out: &mut Vec<Action>) -> Option<Note> {
-        let current = attempt == self.attempt && matches!(self.state, State::Starting { pid: Some(_), .. });
-        current.then(|| self.ready(now, out))
-    }
-
-    /// Why the last probe failed, for whoever looks at the status meanwhile.
-    pub(super) fn probe_failed(&mut self, attempt: u64, why: String) {
-        if attempt == self.attempt && matches!(self.state, State::Starting { .. }) {
-            self.reason = Some(why);
-        }
-    }
-
-    fn ready(&mut self, now: Now, out: &mut Vec<Action>) -> Note {
-        if let State::Starting { pid: Some(pid), .. } = self.state {
-            self.reason = None;
-            self.enter(State::Ready { pid, since: now.mono }, "ready", now, out);
-        }
-        Note::Ready
     }
 
     pub(super) fn timer(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
@@ -427,7 +450,7 @@ impl Instance {
         }
         match &self.state {
             State::Starting { pid: Some(pid), .. } => match app.ready.within() {
-                None => return Some(self.ready(now, out)),
+                None => return Some(self.ready(app, now, out)),
                 Some(within) => {
                     let seen = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
                     let reason = format!("not ready within {}{seen}", show_span(within));
@@ -437,6 +460,10 @@ impl Instance {
                     self.end_tree(main, Then::Judge(end), &reason, app, now, out);
                 }
             },
+            State::Ready { .. } => {
+                let limit = self.watchdog.map_or(Duration::ZERO, |silence| silence.limit);
+                self.unwell(&format!("no WATCHDOG=1 within {}", show_span(limit)), app, now, out);
+            }
             State::Stopping(stopping) => {
                 let next = stopping.stage.saturating_add(1);
                 self.escalate(next, app, now, out);
@@ -490,6 +517,20 @@ impl Instance {
     fn fail(&mut self, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
         let retry = app.restart.retry_after.map(|after| now.mono + after);
         self.rest(State::Failed { retry }, reason, now, out);
+    }
+}
+
+impl Said {
+    /// Of a main process that is nobody's child of ours only it itself can tell.
+    fn exit(&self, seen: Exit) -> Exit {
+        match (seen, self.exit_status) {
+            (Exit::Unknown, Some(status)) => Exit::Code(status.into()),
+            _ => seen,
+        }
+    }
+
+    fn ended(&self, exit: Exit) -> String {
+        self.errno.map_or_else(|| exit.to_string(), |errno| format!("{exit}; it told errno {errno}"))
     }
 }
 

@@ -5,7 +5,7 @@
 //! | stopped | start, restart (a person, the config) | starting, waiting |
 //! | waiting | its reason is gone (the apps of `after`, the first release) | starting |
 //! | starting | the proof of readiness · exit, no proof in time, spawn error · stop | ready · *end* · stopping |
-//! | ready | exit · stop, restart, another release | *end* · stopping |
+//! | ready | exit · stop, restart, another release · failed liveness, its own STOPPING=1 | *end* · stopping |
 //! | stopping | the tree is empty | stopped, starting, *end* |
 //! | backoff | its delay is over, start, restart, a new release | starting |
 //! | failed | start, restart, a new release, a changed config, `retry_after` | starting |
@@ -21,6 +21,7 @@ mod backoff;
 mod copy;
 mod guard;
 mod instance;
+mod notice;
 pub mod order;
 mod roll;
 mod timetable;
@@ -29,4 +30,5 @@ pub use app::{App, Event, Happening, Release, Rest, Task};
 pub use copy::{Copy, Run, Seat};
 pub use guard::{Guard, Verdict};
 pub use instance::{Action, Instance, State};
+pub use notice::{Notice, Watchdog};
 pub use timetable::{Due, Timetable};

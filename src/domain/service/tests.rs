@@ -8,7 +8,9 @@ use std::{
 use proptest::prelude::*;
 
 use super::{super::instance::name, *};
-use crate::domain::config::{Command, GiveUp, Identity, Limits, Logs, Policy, Ready, Restart, Stop, StopStage};
+use crate::domain::config::{
+    Command, GiveUp, Identity, Limits, Live, LiveProbe, Logs, Policy, Ready, Restart, Stop, StopStage,
+};
 use crate::domain::model::{Signal, Size};
 
 fn spec(ready: Ready, policy: Policy) -> config::App {
@@ -27,7 +29,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         enabled: true,
         after: vec![],
         ready,
-        ready_of_others: vec![],
+        live: None,
         restart: Restart {
             policy,
             success: vec![0],
@@ -95,7 +97,7 @@ impl World {
                     assert!(tree.is_empty(), "two copies");
                     tree.spawning = true;
                 }
-                Task::Process(seat, Action::Probe { attempt }) => {
+                Task::Process(seat, Action::Probe { attempt } | Action::Watch { attempt }) => {
                     self.trees.entry(*seat).or_default().attempt = *attempt;
                 }
                 Task::Gone(number) => {
@@ -162,7 +164,15 @@ impl World {
                 }
                 let attempt = self.tree(seat).attempt;
                 self.tell(seat, Happening::Probed { attempt, result: Ok(()) });
+                self.say(seat, "READY=1\nWATCHDOG=1");
             }
+        }
+    }
+
+    /// The process in this seat says so; nobody is heard who does not run.
+    fn say(&mut self, seat: Seat, what: &str) {
+        if self.tree(seat).main.is_some() {
+            self.tell(seat, Happening::Notified(Notice::parse(what.as_bytes()).unwrap()));
         }
     }
 
@@ -396,6 +406,80 @@ fn a_crash_during_a_trial_restarts_in_the_release_that_it_ran() {
     assert_eq!(world.app.run(Seat::first(2)).unwrap().release, Some(release(2)));
 }
 
+fn watched(probe: LiveProbe, failures: u32) -> config::App {
+    let live = Live { probe, every: seconds(5), failures, timeout: seconds(1) };
+    config::App { live: Some(live), ..spec(Ready::Notify { within: seconds(10) }, Policy::OnFailure) }
+}
+
+#[test]
+fn silence_counts_from_the_last_word_and_as_often_as_it_asked_for() {
+    let mut world = World::new(watched(LiveProbe::Watchdog, 2));
+    world.spawned(false);
+    world.pass(seconds(9));
+    world.say(FIRST, "READY=1");
+    world.pass(seconds(9));
+    world.say(FIRST, "WATCHDOG=1");
+    world.pass(seconds(9));
+    assert!(matches!(world.state(), State::Ready { .. }));
+    world.say(FIRST, "WATCHDOG_USEC=1000000");
+    world.pass(seconds(2));
+    assert!(world.app.worst().reason().unwrap().contains("no WATCHDOG=1 within 2s"));
+    world.exit(Exit::Code(0));
+    assert!(matches!(world.state(), State::Starting { .. }), "an exit with 0 makes no success of it");
+}
+
+#[test]
+fn time_is_given_and_never_taken() {
+    let mut world = World::new(watched(LiveProbe::Watchdog, 1));
+    world.spawned(false);
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=1000000");
+    world.pass(seconds(9));
+    assert!(matches!(world.state(), State::Starting { .. }));
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=5000000");
+    world.pass(seconds(4));
+    assert!(matches!(world.state(), State::Starting { .. }));
+    world.pass(seconds(1));
+    assert!(world.app.worst().reason().unwrap().contains("not ready within"));
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=20000000");
+    world.pass(seconds(19));
+    assert_eq!(world.last(), Some(&Action::Signal(Signal::TERM)));
+    world.pass(seconds(1));
+    assert_eq!(world.last(), Some(&Action::Kill));
+}
+
+#[test]
+fn who_says_that_it_stops_is_judged_by_how_it_does() {
+    for (code, want) in [(0, "done"), (3, "backoff")] {
+        let mut world = World::new(watched(LiveProbe::Watchdog, 1));
+        world.spawned(false);
+        world.say(FIRST, "READY=1");
+        let before = world.done.len();
+        world.say(FIRST, "STOPPING=1");
+        let signals = |task: &Task| matches!(task, Task::Process(_, Action::Signal(_)));
+        assert!(!world.done[before..].iter().any(signals), "it leaves by itself");
+        world.exit(Exit::Code(code));
+        assert_eq!(world.words(), [(1, want)]);
+    }
+}
+
+#[test]
+fn on_trial_one_failed_live_probe_is_enough() {
+    let tcp = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
+    let mut world = World::new(watched(LiveProbe::Probe(tcp), 3));
+    world.settle();
+    let fail = |world: &mut World| {
+        let attempt = world.tree(FIRST).attempt;
+        world.tell(FIRST, Happening::LiveProbed { attempt, result: Err("no".into()) });
+    };
+    fail(&mut world);
+    assert!(matches!(world.state(), State::Ready { .. }));
+    world.feed(Event::Try { release: release(1), settle: seconds(3) });
+    world.settle();
+    fail(&mut world);
+    world.settle();
+    assert_eq!(world.trial_ends(), [false]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Start(Option<u32>, bool),
@@ -405,6 +489,9 @@ enum Step {
     Exit(Seat, i32),
     OthersEnd(Seat),
     Probe(Seat, bool),
+    Live(Seat, bool),
+    Say(Seat, &'static str),
+    MainIs(Seat),
     Pass(u64),
     Try,
     Block(bool),
@@ -429,6 +516,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         (any_seat(), 0..2i32).prop_map(|(seat, code)| Step::Exit(seat, code)),
         any_seat().prop_map(Step::OthersEnd),
         (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Probe(seat, good)),
+        (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Live(seat, good)),
+        (any_seat(), prop::sample::select(SAYINGS)).prop_map(|(seat, what)| Step::Say(seat, what)),
+        any_seat().prop_map(Step::MainIs),
         (0..20_000u64).prop_map(Step::Pass),
         Just(Step::Try),
         any::<bool>().prop_map(Step::Block),
@@ -436,11 +526,34 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
+const SAYINGS: &[&str] = &[
+    "READY=1",
+    "RELOADING=1",
+    "STOPPING=1",
+    "READY=1\nSTOPPING=1",
+    "WATCHDOG=1",
+    "WATCHDOG=trigger",
+    "WATCHDOG_USEC=6000000",
+    "EXTEND_TIMEOUT_USEC=5000000",
+    "EXTEND_TIMEOUT_USEC=18446744073709551615",
+    "ERRNO=1\nSTATUS=x",
+];
+
+fn any_live() -> impl Strategy<Value = Option<Live>> {
+    let tcp = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
+    let probe = prop_oneof![Just(LiveProbe::Watchdog), Just(LiveProbe::Probe(tcp))];
+    let live = |(probe, failures)| Live { probe, every: seconds(5), failures, timeout: seconds(1) };
+    prop::option::of((probe, 1..=2u32).prop_map(live))
+}
+
 fn any_spec() -> impl Strategy<Value = config::App> {
-    let probe = config::TcpProbe { address: config::ProbeAddress::Localhost(1), within: seconds(4) };
-    let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(Ready::Tcp(probe))];
+    let probe = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
+    let probe = Ready::Probe { probe, within: seconds(4) };
+    let notify = Ready::Notify { within: seconds(4) };
+    let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(probe), Just(notify)];
     let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
-    (ready, policy, 1..=3u32).prop_map(|(ready, policy, instances)| config::App { instances, ..spec(ready, policy) })
+    let made = |(ready, policy, instances, live)| config::App { instances, live, ..spec(ready, policy) };
+    (ready, policy, 1..=3u32, any_live()).prop_map(made)
 }
 
 proptest! {
@@ -465,6 +578,18 @@ proptest! {
                     let attempt = world.tree(seat).attempt;
                     world.tell(seat, Happening::Probed { attempt, result });
                 }
+                Step::Live(seat, good) => {
+                    let result = if good { Ok(()) } else { Err("no".into()) };
+                    let attempt = world.tree(seat).attempt;
+                    world.tell(seat, Happening::LiveProbed { attempt, result });
+                }
+                Step::Say(seat, what) => world.say(seat, what),
+                Step::MainIs(seat) => if world.tree(seat).main.is_some() {
+                    world.next_pid += 1;
+                    let pid = world.next_pid;
+                    world.tree(seat).main = Some(pid);
+                    world.tell(seat, Happening::MainIs(pid));
+                },
                 Step::Pass(millis) => world.pass(Duration::from_millis(millis)),
                 Step::Try => if world.app.would_run() && !world.app.is_on_trial() {
                     tries += 1;

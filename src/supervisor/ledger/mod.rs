@@ -78,15 +78,19 @@ impl Ledger {
 
     /// Hands a command over; never blocks.
     pub fn send(&self, command: Command) {
-        let mut commands = self.inbox.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = commands.is_empty();
-        commands.push(command);
-        drop(commands);
-        // Whoever put the first one in wakes the thread; it takes all at once.
-        if first {
-            // Fails only at a count of 2^64 - 2, and then the thread is awake.
-            let _ = self.inbox.wake.write(1);
-        }
+        self.put(command);
+        self.wake();
+    }
+
+    /// Hands a command over that can wait until the next one is sent, or [`Ledger::wake`].
+    pub fn put(&self, command: Command) {
+        self.inbox.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+    }
+
+    /// Has the thread take everything that was handed over.
+    pub fn wake(&self) {
+        // Fails only at a count of 2^64 - 2, and then the thread is awake.
+        let _ = self.inbox.wake.write(1);
     }
 
     /// Commits what was sent, closes the database and ends the thread. What the disk does not take

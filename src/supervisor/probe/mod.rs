@@ -1,46 +1,158 @@
-//! Readiness probes. They connect to literal addresses or `localhost`, speak plain HTTP/1.1 and read
-//! one status line of at most 1 KiB; nothing else of an app's answer is looked at, and no DNS is
-//! asked. When a probe counts is decided in `service`.
+//! How the loop learns whether an instance is ready, and whether it is still well: questions to it
+//! (`ask`, commands by `exec`), and what it says itself (`notices`). What follows from an answer is
+//! decided in `service`.
+
+mod ask;
+mod exec;
+mod notices;
 
 use std::{
+    collections::BTreeMap,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{sleep, timeout},
+    net::unix::pipe,
+    task::AbortHandle,
+    time::{sleep, sleep_until},
 };
+use tracing::warn;
 
+use self::ask::{Asker, Question};
 use super::{
+    Supervisor,
     apply::SeatId,
     event::{Event, Events},
+    jobs::JobId,
 };
-use crate::domain::config::{HttpProbe, ProbeAddress, Ready};
+use crate::{
+    domain::{
+        config::{self, LiveProbe, Probe, Ready},
+        service::Happening,
+    },
+    os::{cgroup::Cgroup, spawn::SpawnSpec},
+};
 
-/// No single try takes longer.
+/// No single try for readiness takes longer, but that of a command, which may wait by itself.
 const TRY: Duration = Duration::from_secs(5);
 /// Between two tries: short at first, since most apps are up within a second.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// No status line is longer.
-const STATUS_LINE: usize = 1024;
 
-/// Tries until the app is ready; each new reason why it is not is told once.
-pub async fn until_ready(seat: SeatId, attempt: u64, ready: Ready, events: Events) {
+/// What is held of a seat to know how its process is.
+#[derive(Default)]
+pub struct Health {
+    asking: Option<Task>,
+    /// The probe command that runs.
+    command: Option<JobId>,
+    /// Of probe commands; made with the first.
+    cgroup: Option<Arc<Cgroup>>,
+    /// The end of the pipe on which its newline is awaited.
+    newline: Option<OwnedFd>,
+    notices: Option<notices::Notices>,
+    /// Sees the end of a main process that may be no child of ours.
+    main_watch: Option<Task>,
+}
+
+/// A task that ends with what holds it.
+struct Task(AbortHandle);
+
+impl Task {
+    fn start(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(future).abort_handle())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Health {
+    /// Puts into the environment where and how often the process is to say how it is, unless the app
+    /// knows better; returns the variables that are to hold its pid.
+    pub fn announce(&mut self, app: &config::App, env: &mut BTreeMap<String, String>) -> Vec<&'static str> {
+        let Some(notices) = self.notices.as_mut().filter(|_| app.notifies()) else { return Vec::new() };
+        notices.forget();
+        notices.announce(env);
+        let Some(live) = app.watchdog() else { return Vec::new() };
+        env.entry("WATCHDOG_USEC".into()).or_insert_with(|| live.every.as_micros().to_string());
+        if env.contains_key("WATCHDOG_PID") { Vec::new() } else { vec!["WATCHDOG_PID"] }
+    }
+
+    /// Adds to a process that is to be started what it needs to show how it is.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn equip(&mut self, app: &config::App, spec: &mut SpawnSpec) -> io::Result<()> {
+        self.main_watch = None;
+        if let Ready::Fd { number, .. } = app.ready {
+            let (ours, theirs) = io::pipe()?;
+            spec.fds.push((Arc::new(theirs.into()), number));
+            self.newline = Some(ours.into());
+        }
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Asks until the instance is ready; each new reason why it is not is told once.
+    pub fn begin_probe(&mut self, id: &SeatId, attempt: u64) {
+        let Some(ready) = self.apps.get(&id.app).map(|app| app.spec().ready.clone()) else { return };
+        let Some(seat) = self.seat_mut(id) else { return };
+        let (question, limit) = match ready {
+            Ready::Immediate | Ready::After(_) | Ready::Notify { .. } => return,
+            Ready::Fd { .. } => match seat.health.newline.take().map(pipe::Receiver::from_owned_fd) {
+                Some(Ok(pipe)) => (Question::Newline(pipe), Duration::MAX),
+                Some(Err(error)) => return warn!(app = %id.app, %error, "its newline cannot be awaited"),
+                None => return,
+            },
+            Ready::Probe { probe: Probe::Exec(command), within } => (Question::Exec(command), within),
+            Ready::Probe { probe, .. } => (Question::from(probe), TRY),
+        };
+        let asker = Asker { seat: id.clone(), attempt, question, limit, events: self.events.clone() };
+        self.ask(id, until_ready(asker));
+    }
+
+    /// Asks a ready instance again and again whether it is well.
+    pub fn begin_watch(&mut self, id: &SeatId, attempt: u64) {
+        let live = self.apps.get(&id.app).and_then(|app| app.spec().live.clone());
+        let Some(config::Live { probe: LiveProbe::Probe(probe), every, timeout, .. }) = live else { return };
+        let question = Question::from(probe);
+        let asker = Asker { seat: id.clone(), attempt, question, limit: timeout, events: self.events.clone() };
+        self.ask(id, watch(asker, every));
+    }
+
+    fn ask(&mut self, id: &SeatId, task: impl Future<Output = ()> + Send + 'static) {
+        self.stop_probe(id);
+        if let Some(seat) = self.seat_mut(id) {
+            seat.health.asking = Some(Task::start(task));
+        }
+    }
+
+    pub fn stop_probe(&mut self, id: &SeatId) {
+        let Some(seat) = self.seat_mut(id) else { return };
+        seat.health.asking = None;
+        if let Some(job) = seat.health.command.take() {
+            self.kill_job(job);
+        }
+    }
+}
+
+async fn until_ready(mut asker: Asker) {
     let mut pause = PAUSE;
     let mut told = String::new();
     loop {
-        let result = match timeout(TRY, once(&ready)).await {
-            Ok(result) => result,
-            Err(_) => Err("no answer within 5s".to_owned()),
-        };
+        let result = asker.once().await;
         let done = result.is_ok();
         if done || result.as_ref().is_err_and(|why| *why != told) {
             told = result.as_ref().err().cloned().unwrap_or_default();
-            if events.send(Event::Probed { seat: seat.clone(), attempt, result }).is_err() || done {
+            let event = Event::Probed { seat: asker.seat.clone(), attempt: asker.attempt, result };
+            if asker.events.send(event).is_err() || done {
                 return;
             }
         }
@@ -49,76 +161,26 @@ pub async fn until_ready(seat: SeatId, attempt: u64, ready: Ready, events: Event
     }
 }
 
-async fn once(ready: &Ready) -> Result<(), String> {
-    match ready {
-        Ready::Immediate | Ready::After(_) => Ok(()),
-        Ready::Tcp(probe) => {
-            connect(&probe.address).await.map(drop).map_err(|e| format!("{}: {e}", show(&probe.address)))
-        }
-        Ready::Http(probe) => http(probe).await,
-    }
-}
-
-async fn http(probe: &HttpProbe) -> Result<(), String> {
-    let failed = |e: io::Error| format!("{}: {e}", probe.url);
-    let mut stream = connect(&probe.address).await.map_err(failed)?;
-    let request = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: everhook\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-        probe.target, probe.host
-    );
-    stream.write_all(request.as_bytes()).await.map_err(failed)?;
-    let mut line = Vec::new();
-    let mut buffer = [0u8; STATUS_LINE];
-    while !line.contains(&b'\n') && line.len() < STATUS_LINE {
-        match stream.read(&mut buffer).await.map_err(failed)? {
-            0 => break,
-            n => line.extend_from_slice(&buffer[..n]),
+/// Tells every failure, and the first answer after one.
+async fn watch(mut asker: Asker, every: Duration) {
+    let mut well = true;
+    let mut next = Instant::now() + every;
+    loop {
+        sleep_until(next.into()).await;
+        let result = asker.once().await;
+        // A late answer moves those to come: none is asked at once after another.
+        let now = Instant::now();
+        next = if next + every > now { next + every } else { now + every };
+        let news = !well || result.is_err();
+        well = result.is_ok();
+        if news && tell(&asker.events, &asker.seat, Happening::LiveProbed { attempt: asker.attempt, result }).is_err() {
+            return;
         }
     }
-    match status(&line) {
-        Some(code) if code == probe.expect => Ok(()),
-        Some(code) => Err(format!("{} answered {code}, {} is expected", probe.url, probe.expect)),
-        None => Err(format!("{} answered no HTTP", probe.url)),
-    }
 }
 
-/// The code of a status line (RFC 9112 section 4).
-fn status(answer: &[u8]) -> Option<u16> {
-    let line = answer.split(|b| *b == b'\r' || *b == b'\n').next()?;
-    let mut words = std::str::from_utf8(line).ok()?.split(' ');
-    words.next().filter(|version| version.starts_with("HTTP/1."))?;
-    words.next().filter(|code| code.len() == 3 && code.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
-}
-
-async fn connect(address: &ProbeAddress) -> io::Result<TcpStream> {
-    match address {
-        ProbeAddress::Socket(address) => TcpStream::connect(address).await,
-        ProbeAddress::Localhost(port) => match TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await {
-            Ok(stream) => Ok(stream),
-            Err(_) => TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, *port))).await,
-        },
-    }
-}
-
-fn show(address: &ProbeAddress) -> String {
-    match address {
-        ProbeAddress::Socket(address) => address.to_string(),
-        ProbeAddress::Localhost(port) => format!("localhost:{port}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_status_line_counts() {
-        assert_eq!(status(b"HTTP/1.1 200 OK\r\nX: y\r\n"), Some(200));
-        assert_eq!(status(b"HTTP/1.0 301 Moved"), Some(301));
-        for bad in
-            [&b""[..], b"SSH-2.0-OpenSSH", b"HTTP/1.1", b"HTTP/1.1 20x OK", b"HTTP/2 200", b"HTTP/1.1 +20 OK", b"\xff"]
-        {
-            assert_eq!(status(bad), None, "{bad:?}");
-        }
-    }
+/// Tells the machine of a seat something; an error when the loop has ended.
+fn tell(events: &Events, seat: &SeatId, what: Happening) -> Result<(), ()> {
+    let seat = seat.clone();
+    events.send(Event::Then(Box::new(move |supervisor| supervisor.tell(&seat, what)))).map_err(drop)
 }
