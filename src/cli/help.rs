@@ -5,7 +5,7 @@ everhook keeps apps alive and deploys the newest commit when a forge calls its w
 
 Look
   status [APP…]                what runs, since when, and why not where it does not (also ls, ps)
-  logs [APP…]                  what apps wrote; -f follows, --previous shows the run before
+  logs [APP…]                  what apps wrote; -f follows, --since 1h, --grep RE, --previous run
   events [APP]                 every transition with its cause; -f follows
   history [APP]                deploys, newest first; history show ID: one with its steps and log
   deliveries [APP]             what the forges sent; deliveries show ID: one

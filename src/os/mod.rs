@@ -27,6 +27,7 @@ pub mod sandbox;
 pub mod socket;
 pub mod spawn;
 pub mod stat;
+pub mod threads;
 pub mod timer;
 pub mod tree;
 pub mod users;

@@ -20,6 +20,7 @@ mod layout;
 mod ledger;
 mod live;
 mod log;
+mod logs;
 mod pipeline;
 mod prepare;
 mod probe;

@@ -244,8 +244,7 @@ impl Supervisor {
         for number in shell.seats.keys().filter(|seat| !seat.second).map(|seat| seat.number) {
             let id = InstanceId { app: app.name.clone(), number };
             for stream in [Stream::Out, Stream::Err] {
-                let sink =
-                    Sink { path: self.layout.log(&id, stream), rotate: Some(app.logs.rotate), keep: app.logs.keep };
+                let sink = Sink::of(self.layout.log(&id, stream), &app.logs);
                 let fifo = self.layout.fifo(&id.to_string(), stream);
                 self.logger.open(&id.to_string(), stream, fifo, sink);
             }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::domain::{
     access::{self, Principal},
-    api::{By, LogSource, Refusal, RefusalKind, Reply, Request, Saying, Stream, Target, ToLogger},
+    api::{By, Refusal, RefusalKind, Reply, Request, Saying, Target},
     model::{AppName, InstanceId, nearest},
     service::{self, order},
 };
@@ -147,6 +147,7 @@ impl Supervisor {
         let all = || self.visible(who).into_iter().map(Chosen::all).collect();
         match request {
             Request::Status { apps } if apps.is_empty() => Ok(all()),
+            Request::Logs(logs) if logs.deploy.is_some() => Ok(Vec::new()),
             Request::Logs(logs) if logs.apps.is_empty() => Ok(all()),
             Request::Status { apps }
             | Request::Start { apps }
@@ -251,7 +252,13 @@ impl Supervisor {
                     reply.say(Saying::Done(Reply::Lines(lines)));
                 });
             }
-            Request::Logs(logs) => self.hand_to_logger(&wish, &logs),
+            Request::Logs(logs) => match logs.deploy {
+                Some(id) => self.serve_deploy_log(id, shown, logs, wish.reply),
+                None => {
+                    let ids: Vec<_> = wish.chosen.iter().flat_map(|chosen| self.instances_of(chosen)).collect();
+                    self.serve_logs(&ids, logs, &wish.reply);
+                }
+            },
             Request::Start { .. } => return self.start_apps(wish, false),
             Request::Restart { .. } => return self.start_apps(wish, true),
             Request::Stop { confirmed, .. } => return self.stop_apps(wish, confirmed),
@@ -411,26 +418,6 @@ impl Supervisor {
         let copies = self.apps.get(&chosen.app).map(service::App::copies).unwrap_or_default();
         let wanted = copies.iter().filter(|copy| chosen.only.is_none_or(|number| number == copy.number()));
         wanted.map(|copy| InstanceId { app: chosen.app.clone(), number: copy.number() }).collect()
-    }
-
-    fn hand_to_logger(&mut self, wish: &Wish, logs: &crate::domain::api::LogsRequest) {
-        let sources = wish
-            .chosen
-            .iter()
-            .flat_map(|chosen| self.instances_of(chosen))
-            .map(|id| LogSource {
-                name: id.to_string(),
-                out: self.layout.log(&id, Stream::Out),
-                err: self.layout.log(&id, Stream::Err),
-            })
-            .collect();
-        let message =
-            ToLogger::Serve { sources, follow: logs.follow, n: logs.n, previous: logs.previous, stderr: logs.stderr };
-        let events = self.events.clone();
-        wish.reply.hand_over(move |socket| {
-            let then = move |supervisor: &mut Supervisor| supervisor.logger.tell(&message, Some(socket));
-            let _ = events.send(super::event::Event::Then(Box::new(then)));
-        });
     }
 
     /// Rows for a change that was refused before anybody looked whether the apps that it names exist.

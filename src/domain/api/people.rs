@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, Status, StepView};
+use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Status, StepView};
 use crate::domain::{
     config::Role,
     model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal},
@@ -68,8 +68,8 @@ pub enum Request {
         since: Option<At>,
         n: u32,
     },
-    /// The supervisor hands the client's own socket to the logger, which sends [`super::LogLine`]
-    /// frames and closes it. Only on `control.sock`.
+    /// The supervisor hands the client's own socket to the logger, which sends [`super::LogFrame`]s
+    /// and closes it. Only on `control.sock`.
     Logs(LogsRequest),
     /// Last lines of a deploy's log.
     DeployLog {
@@ -190,17 +190,33 @@ impl Request {
 }
 
 /// Which output to show.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LogsRequest {
     /// Empty: all apps.
     pub apps: Vec<Target>,
     pub follow: bool,
-    /// Last lines of each stream; `None` with `previous`: all of that run.
+    /// Last lines of each stream; `None`: all.
     pub n: Option<u32>,
     /// The run before the current one.
     pub previous: bool,
     /// The error stream alone.
     pub stderr: bool,
+    /// Written since this moment.
+    pub since: Option<At>,
+    /// With this regular expression in them.
+    pub grep: Option<String>,
+    /// The log of this deploy instead of apps' output.
+    pub deploy: Option<DeployId>,
+    /// Where a client goes on that lost its logger.
+    pub resume: Vec<LogMark>,
+}
+
+/// How far a client has read a log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogMark {
+    pub instance: String,
+    pub stream: String,
+    pub place: LogPlace,
 }
 
 /// From the supervisor.

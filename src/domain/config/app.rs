@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, GiveUp, Logs, Policy, Restart, Severity, Stop, StopStage, deploy, identity, judge::Judge, limits,
-    numbered, order, probe, raw, schedule, shell, watch,
+    App, Command, Form, GiveUp, Logs, Policy, Restart, Severity, Stop, StopStage, deploy, identity, judge::Judge,
+    limits, numbered, order, probe, raw, schedule, shell, watch,
 };
-use crate::domain::model::{AppName, Signal, Size};
+use crate::domain::model::{AppName, Signal};
 
+/// Of `logs.age`.
+const SHORTEST_AGE: Duration = Duration::from_secs(1);
 /// Of one app; more are a slip of the finger.
 const MOST_INSTANCES: u32 = 9_999;
 
@@ -212,9 +214,26 @@ impl Entry<'_> {
 
     fn logs(&self, judge: &mut Judge<'_>) -> Logs {
         let raw = &self.raw.logs;
-        let rotate = raw.rotate.unwrap_or(Size(50 << 20));
+        let default = Logs::default();
+        let rotate = raw.rotate.unwrap_or(default.rotate);
         judge.require(rotate.0 > 0, &self.keys(&["logs", "rotate"]), "a file of no size cannot be rotated");
-        Logs { rotate, keep: raw.keep.unwrap_or(10) }
+        let age = raw.age.map(|span| span.0);
+        let long = age.is_none_or(|age| age >= SHORTEST_AGE);
+        judge.require(long, &self.keys(&["logs", "age"]), "a file is rotated every second at most");
+        let line_limit = raw.line_limit.unwrap_or(default.line_limit);
+        judge.require(line_limit.0 > 0, &self.keys(&["logs", "line_limit"]), "a line of no length holds nothing");
+        let form = match (raw.format, raw.stamp) {
+            (Some(raw::LineFormat::Json), _) => Form::Json,
+            (_, Some(raw::Stamp::Rfc3339)) => Form::Stamped,
+            _ => Form::Raw,
+        };
+        if form == Form::Raw && self.raw.logs.line_limit.is_some() {
+            let message =
+                format!("app \"{}\": `line_limit` counts with `stamp: Rfc3339` or `format: Json` alone", self.name);
+            judge.warn(&self.keys(&["logs", "line_limit"]), message);
+        }
+        let (keep, compress) = (raw.keep.unwrap_or(default.keep), raw.compress.unwrap_or(default.compress));
+        Logs { rotate, age, keep, compress, form, line_limit }
     }
 }
 

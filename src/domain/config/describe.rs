@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Include, Limits, Live, LiveProbe, Missed, Policy, Probe, Ready, Restart, Schedule,
-    SecretRef, Stop, Trigger, Watch, numbered,
+    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Restart,
+    Schedule, SecretRef, Stop, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -101,8 +101,9 @@ fn app(app: &App, now: At) -> Vec<String> {
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
+    let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
     let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
-    [Some(runs), when, watched, well, Some(ends), limits, deployed].into_iter().flatten().collect()
+    [Some(runs), when, watched, well, Some(ends), limits, logs, deployed].into_iter().flatten().collect()
 }
 
 fn watches(watch: &Watch) -> String {
@@ -240,6 +241,22 @@ fn limits(limits: &Limits) -> Option<String> {
     .flatten()
     .collect();
     (!told.is_empty()).then(|| told.join(", "))
+}
+
+/// `None` where they are as everywhere.
+fn logs(logs: &Logs) -> Option<String> {
+    if *logs == Logs::default() {
+        return None;
+    }
+    let Logs { rotate, age, keep, compress, form, line_limit } = logs;
+    let form = match form {
+        Form::Raw => "raw".to_owned(),
+        Form::Stamped => format!("with times, lines up to {line_limit}"),
+        Form::Json => format!("as JSON, lines up to {line_limit}"),
+    };
+    let age = age.map(|age| format!(" or {}", show_span(age))).unwrap_or_default();
+    let kept = if *compress { "kept, compressed" } else { "kept" };
+    Some(format!("logs {form}, in files of {rotate}{age}, {keep} {kept}"))
 }
 
 fn stop(stop: &Stop) -> String {

@@ -169,7 +169,9 @@ mod tests {
         assert_eq!((app.directory.as_deref(), app.enabled, app.port), (None, true, None));
         assert_eq!(app.ready, Ready::After(Duration::from_secs(1)));
         assert_eq!(app.stop.timeout(), Duration::from_secs(10));
-        assert_eq!((app.logs.rotate.0, app.logs.keep), (50 << 20, 10));
+        let Logs { rotate, age, keep, compress, form, line_limit } = app.logs;
+        assert_eq!((rotate.0, age, keep, compress), (50 << 20, None, 10, true));
+        assert_eq!((form, line_limit.0), (Form::Raw, 1 << 20));
         let restart = &app.restart;
         assert_eq!((restart.policy, restart.factor, restart.jitter), (Policy::Always, 2.0, 0.1));
         assert_eq!((restart.give_up.restarts, restart.give_up.within), (10, Duration::from_secs(300)));

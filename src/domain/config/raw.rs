@@ -211,7 +211,26 @@ pub struct Limits {
 #[serde(deny_unknown_fields, default)]
 pub struct Logs {
     pub rotate: Option<Size>,
+    pub age: Option<Span>,
     pub keep: Option<u32>,
+    pub compress: Option<bool>,
+    pub stamp: Option<Stamp>,
+    pub format: Option<LineFormat>,
+    pub line_limit: Option<Size>,
+}
+
+/// What stands before a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Stamp {
+    #[serde(rename = "none")]
+    Nothing,
+    Rfc3339,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LineFormat {
+    Raw,
+    Json,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -305,7 +324,7 @@ impl App {
                 (own, default) => own.or(default),
             },
             limits: self.limits.or(d.limits),
-            logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
+            logs: self.logs.or(&d.logs),
             schedule: self.schedule.or(d.schedule),
             watch: self.watch.or(d.watch),
             // Defaults say how to deploy; whether to, each app says itself.
@@ -340,6 +359,20 @@ impl Restart {
                 within: self.give_up.within.or(d.give_up.within),
             },
             retry_after: self.retry_after.or(d.retry_after),
+        }
+    }
+}
+
+impl Logs {
+    fn or(self, d: &Self) -> Self {
+        Self {
+            rotate: self.rotate.or(d.rotate),
+            age: self.age.or(d.age),
+            keep: self.keep.or(d.keep),
+            compress: self.compress.or(d.compress),
+            stamp: self.stamp.or(d.stamp),
+            format: self.format.or(d.format),
+            line_limit: self.line_limit.or(d.line_limit),
         }
     }
 }

@@ -385,12 +385,38 @@ pub struct Limits {
     pub no_new_privs: bool,
 }
 
-/// Where an instance's output is cut into files.
+/// How an instance's output is written, and where it is cut into files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logs {
     pub rotate: Size,
+    /// A file whose first line is older than this is rotated too.
+    pub age: Option<Duration>,
     /// Rotated files that are kept beside the current one.
     pub keep: u32,
+    /// Rotated files become `.gz`, all but the newest.
+    pub compress: bool,
+    pub form: Form,
+    /// A longer line is cut into marked parts; counts where `form` is not raw.
+    pub line_limit: Size,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        let (rotate, line_limit) = (Size(50 << 20), Size(1 << 20));
+        Self { rotate, age: None, keep: 10, compress: true, form: Form::Raw, line_limit }
+    }
+}
+
+/// What a line is in a log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As the app wrote it.
+    Raw,
+    /// With the moment it began before it, RFC 3339.
+    Stamped,
+    /// A JSON object as `logs --json` shows it.
+    Json,
 }
 
 /// How an app gets new commits.

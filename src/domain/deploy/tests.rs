@@ -60,7 +60,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         },
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }] },
         limits: Limits::default(),
-        logs: Logs { rotate: Size(1 << 20), keep: 1 },
+        logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
         schedule: None,
         watch: None,
         deploy: Some(deploy),

@@ -43,7 +43,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         },
         stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }] },
         limits: Limits::default(),
-        logs: Logs { rotate: Size(1 << 20), keep: 3 },
+        logs: Logs { rotate: Size(1 << 20), keep: 3, ..Logs::default() },
         schedule: None,
         watch: None,
         deploy: None,
