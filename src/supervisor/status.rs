@@ -85,15 +85,21 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: None,
             frozen: None,
-            instances: runs.iter().map(|run| instance_view(app, run)).collect(),
+            instances: runs.iter().map(|run| instance_view(app, run, self.addresses(app.name()))).collect(),
         }
+    }
+
+    /// The sockets that are held for an app.
+    fn addresses(&self, app: &AppName) -> BTreeMap<String, String> {
+        let held = self.shells.get(app).into_iter().flat_map(|shell| &shell.sockets);
+        held.map(|(name, held)| (name.clone(), held.shown.clone())).collect()
     }
 
     /// The state of an app or one of its copies.
     #[must_use]
     pub fn state_of(&self, chosen: &Chosen) -> InstanceState {
         let copy = chosen.only.and_then(|number| self.apps.get(&chosen.app)?.copy(number));
-        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance().state()))
+        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance()))
     }
 
     /// The app's state, for tables and waiters.
@@ -101,7 +107,7 @@ impl Supervisor {
     pub fn app_state(&self, name: &AppName) -> InstanceState {
         let Some(app) = self.apps.get(name) else { return InstanceState::Stopped };
         if app.spec().command.is_some() {
-            return word(app.worst().state());
+            return word(app.worst());
         }
         match (app.rests(), app.release()) {
             (Some(Rest::Problem(_)), _) => InstanceState::Failed,
@@ -118,7 +124,7 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     Some(At(now.wall.0 + wait))
 }
 
-fn instance_view(app: &App, run: &Run) -> InstanceView {
+fn instance_view(app: &App, run: &Run, sockets: BTreeMap<String, String>) -> InstanceView {
     let instance = &run.instance;
     // What does not run will start in what is live then.
     let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
@@ -126,7 +132,7 @@ fn instance_view(app: &App, run: &Run) -> InstanceView {
         instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
     InstanceView {
         name: InstanceId { app: app.name().clone(), number: run.seat.number },
-        state: word(instance.state()),
+        state: word(instance),
         pid: instance.pid(),
         since: instance.since(),
         restarts: instance.restarts(),
@@ -135,7 +141,7 @@ fn instance_view(app: &App, run: &Run) -> InstanceView {
         last_exit,
         next_start_at: starting_again_at(instance),
         release: release.map(|release| release.id.clone()),
-        sockets: BTreeMap::new(),
+        sockets,
         memory_bytes: None,
         cpu_s: None,
     }
@@ -143,12 +149,13 @@ fn instance_view(app: &App, run: &Run) -> InstanceView {
 
 /// The state's word.
 #[must_use]
-pub fn word(state: &State) -> InstanceState {
-    match state {
+pub fn word(instance: &Instance) -> InstanceState {
+    match instance.state() {
         State::Stopped => InstanceState::Stopped,
         State::Waiting => InstanceState::Waiting,
         State::Starting { .. } => InstanceState::Starting,
         State::Ready { .. } => InstanceState::Ready,
+        State::Stopping(_) if instance.drains() => InstanceState::Draining,
         State::Stopping(_) => InstanceState::Stopping,
         State::Backoff { .. } => InstanceState::Backoff,
         State::Failed { .. } => InstanceState::Failed,

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Limits, Live, LiveProbe, Policy, Probe, Ready, Restart, SecretRef, Stop, Trigger,
-    numbered,
+    App, Command, Config, Deploy, Limits, Live, LiveProbe, Policy, Probe, Ready, Replace, Restart, SecretRef, Stop,
+    Trigger, numbered,
 };
 use crate::domain::model::show_span;
 
@@ -90,7 +90,26 @@ fn app(app: &App) -> Vec<String> {
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
-    [Some(runs), well, Some(ends), limits, deployed].into_iter().flatten().collect()
+    let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
+    [Some(runs), well, Some(ends), sockets, limits, deployed].into_iter().flatten().collect()
+}
+
+/// What is held for it, and how one process takes over from another.
+fn sockets(app: &App) -> Option<String> {
+    let held: Vec<String> = app.sockets.iter().map(|(name, socket)| format!("{name} {}", socket.address)).collect();
+    let holds = (!held.is_empty()).then(|| format!("holds {}", held.join(", ")));
+    let waits = " and connections wait meanwhile";
+    match (holds, app.replace) {
+        (None, Replace::StopFirst) => None,
+        (Some(holds), Replace::StopFirst) => {
+            Some(format!("{holds}; the next process starts after the last one{waits}"))
+        }
+        (holds, Replace::StartFirst) => {
+            let holds = holds.map(|holds| format!("{holds}; ")).unwrap_or_default();
+            let drain = show_span(app.stop.drain);
+            Some(format!("{holds}the next process starts beside the last one, which then has {drain} to drain"))
+        }
+    }
 }
 
 fn deploys(deploy: &Deploy) -> String {

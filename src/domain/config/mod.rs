@@ -22,6 +22,7 @@ mod raw;
 mod scan;
 mod schema;
 mod shell;
+mod socket;
 
 use std::path::{Path, PathBuf};
 
