@@ -11,6 +11,7 @@ pub mod channel;
 pub mod clock;
 pub mod fifo;
 pub mod files;
+pub mod held;
 pub mod identity;
 pub mod inherited;
 pub mod limits;

@@ -31,6 +31,7 @@ mod secrets;
 mod settings;
 mod shutdown;
 mod signals;
+mod sockets;
 mod spawner;
 mod start;
 mod status;
@@ -69,6 +70,13 @@ struct Me {
     null: Arc<OwnedFd>,
     stdout: Arc<OwnedFd>,
     stderr: Arc<OwnedFd>,
+}
+
+impl Me {
+    /// The run's id as a seat's processes carry it: that tells the tree of one seat from the other's.
+    fn boot_of(&self, seat: service::Seat) -> String {
+        if seat.second { format!("{}-second", self.boot) } else { self.boot.clone() }
+    }
 }
 
 type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;

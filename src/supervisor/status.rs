@@ -86,15 +86,25 @@ impl Supervisor {
             behind: None,
             frozen: None,
             watch: self.watch_view(app.name()),
-            instances: runs.iter().map(|run| instance_view(app, run, self.next_run(app))).collect(),
+            instances: runs.iter().map(|run| instance_view(app, run, self.known_of(app))).collect(),
         }
+    }
+
+    /// The sockets that are held for an app.
+    fn addresses(&self, app: &AppName) -> BTreeMap<String, String> {
+        let held = self.shells.get(app).into_iter().flat_map(|shell| &shell.sockets);
+        held.map(|(name, held)| (name.clone(), held.shown.clone())).collect()
+    }
+
+    fn known_of(&self, app: &App) -> Known {
+        Known { sockets: self.addresses(app.name()), next_run: self.next_run(app) }
     }
 
     /// The state of an app or one of its copies.
     #[must_use]
     pub fn state_of(&self, chosen: &Chosen) -> InstanceState {
         let copy = chosen.only.and_then(|number| self.apps.get(&chosen.app)?.copy(number));
-        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance().state()))
+        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance()))
     }
 
     /// The app's state, for tables and waiters.
@@ -102,7 +112,7 @@ impl Supervisor {
     pub fn app_state(&self, name: &AppName) -> InstanceState {
         let Some(app) = self.apps.get(name) else { return InstanceState::Stopped };
         if app.spec().command.is_some() {
-            return word(app.worst().state());
+            return word(app.worst());
         }
         match (app.rests(), app.release()) {
             (Some(Rest::Problem(_)), _) => InstanceState::Failed,
@@ -119,7 +129,14 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     Some(At(now.wall.0 + wait))
 }
 
-fn instance_view(app: &App, run: &Run, next_run: Option<At>) -> InstanceView {
+/// What is known of all instances of an app.
+struct Known {
+    sockets: BTreeMap<String, String>,
+    next_run: Option<At>,
+}
+
+fn instance_view(app: &App, run: &Run, known: Known) -> InstanceView {
+    let Known { sockets, next_run } = known;
     let instance = &run.instance;
     // What does not run will start in what is live then.
     let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
@@ -127,7 +144,7 @@ fn instance_view(app: &App, run: &Run, next_run: Option<At>) -> InstanceView {
         instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
     InstanceView {
         name: InstanceId { app: app.name().clone(), number: run.seat.number },
-        state: word(instance.state()),
+        state: word(instance),
         pid: instance.pid(),
         since: instance.since(),
         restarts: instance.restarts(),
@@ -136,7 +153,7 @@ fn instance_view(app: &App, run: &Run, next_run: Option<At>) -> InstanceView {
         last_exit,
         next_start_at: starting_again_at(instance).or(next_run),
         release: release.map(|release| release.id.clone()),
-        sockets: BTreeMap::new(),
+        sockets,
         memory_bytes: None,
         cpu_s: None,
     }
@@ -144,12 +161,13 @@ fn instance_view(app: &App, run: &Run, next_run: Option<At>) -> InstanceView {
 
 /// The state's word.
 #[must_use]
-pub fn word(state: &State) -> InstanceState {
-    match state {
+pub fn word(instance: &Instance) -> InstanceState {
+    match instance.state() {
         State::Stopped => InstanceState::Stopped,
         State::Waiting => InstanceState::Waiting,
         State::Starting { .. } => InstanceState::Starting,
         State::Ready { .. } => InstanceState::Ready,
+        State::Stopping(_) if instance.drains() => InstanceState::Draining,
         State::Stopping(_) => InstanceState::Stopping,
         State::Backoff { .. } => InstanceState::Backoff,
         State::Failed { .. } => InstanceState::Failed,

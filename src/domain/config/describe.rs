@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Restart,
-    Schedule, SecretRef, Stop, Trigger, Watch, numbered,
+    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Replace,
+    Restart, Schedule, SecretRef, Stop, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -101,9 +101,10 @@ fn app(app: &App, now: At) -> Vec<String> {
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
+    let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
     let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
     let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
-    [Some(runs), when, watched, well, Some(ends), limits, logs, deployed].into_iter().flatten().collect()
+    [Some(runs), when, watched, well, Some(ends), sockets, limits, logs, deployed].into_iter().flatten().collect()
 }
 
 fn watches(watch: &Watch) -> String {
@@ -119,6 +120,24 @@ fn times(schedule: &Schedule, now: At) -> String {
     };
     let next = schedule.shown(now, TIMES).join(", ");
     format!("runs at \"{}\", next at {next}; what is missed is {missed}", schedule.text)
+}
+
+/// What is held for it, and how one process takes over from another.
+fn sockets(app: &App) -> Option<String> {
+    let held: Vec<String> = app.sockets.iter().map(|(name, socket)| format!("{name} {}", socket.address)).collect();
+    let holds = (!held.is_empty()).then(|| format!("holds {}", held.join(", ")));
+    let waits = " and connections wait meanwhile";
+    match (holds, app.replace) {
+        (None, Replace::StopFirst) => None,
+        (Some(holds), Replace::StopFirst) => {
+            Some(format!("{holds}; the next process starts after the last one{waits}"))
+        }
+        (holds, Replace::StartFirst) => {
+            let holds = holds.map(|holds| format!("{holds}; ")).unwrap_or_default();
+            let drain = show_span(app.stop.drain);
+            Some(format!("{holds}the next process starts beside the last one, which then has {drain} to drain"))
+        }
+    }
 }
 
 fn deploys(deploy: &Deploy) -> String {

@@ -24,6 +24,7 @@ mod scan;
 mod schedule;
 mod schema;
 mod shell;
+mod socket;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LogFormat, Missed, Policy, Role, Serve};
+use super::{LogFormat, Missed, Policy, Replace, Role, Serve};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -90,6 +90,8 @@ pub struct App {
     pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Option<Stop>,
+    pub sockets: Option<BTreeMap<String, Socket>>,
+    pub replace: Option<Replace>,
     pub limits: Limits,
     pub logs: Logs,
     pub schedule: Option<Schedule>,
@@ -189,6 +191,16 @@ pub enum Stop {
 pub struct Stage {
     pub signal: Option<Signal>,
     pub timeout: Option<Span>,
+    pub drain: Option<Span>,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Socket {
+    pub address: Option<String>,
+    pub mode: Option<String>,
+    pub user: Option<Account>,
+    pub reuse_port: Option<bool>,
+    pub backlog: Option<u32>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -320,9 +332,12 @@ impl App {
                 (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
                     signal: stage.signal.or(default.signal),
                     timeout: stage.timeout.or(default.timeout),
+                    drain: stage.drain.or(default.drain),
                 })),
                 (own, default) => own.or(default),
             },
+            sockets: self.sockets.or(d.sockets),
+            replace: self.replace.or(d.replace),
             limits: self.limits.or(d.limits),
             logs: self.logs.or(&d.logs),
             schedule: self.schedule.or(d.schedule),
@@ -472,7 +487,7 @@ macro_rules! by_form {
         }
     )*};
 }
-by_form!(Account, Words, Stop, Step, Schedule, Watch);
+by_form!(Account, Socket, Words, Stop, Step, Schedule, Watch);
 
 impl Forms for Account {
     const EXPECTED: &'static str = "a name or a number";
@@ -504,6 +519,27 @@ impl Forms for Stop {
     }
     fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
         Stage::deserialize(MapAccessDeserializer::new(fields)).map(|stage| Some(Self::One(stage)))
+    }
+}
+
+impl Forms for Socket {
+    const EXPECTED: &'static str = "an address or `(address: …, mode: …, user: …, reuse_port: …, backlog: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { address: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Full {
+            address: Option<String>,
+            mode: Option<String>,
+            user: Option<Account>,
+            reuse_port: Option<bool>,
+            backlog: Option<u32>,
+        }
+        let Full { address, mode, user, reuse_port, backlog } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { address, mode, user, reuse_port, backlog }))
     }
 }
 

@@ -151,6 +151,9 @@ pub struct App {
     pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Stop,
+    /// Held for it and passed to each process, by name.
+    pub sockets: BTreeMap<String, Socket>,
+    pub replace: Replace,
     pub limits: Limits,
     pub logs: Logs,
     /// A one-shot app that runs at these times only.
@@ -344,6 +347,47 @@ pub struct GiveUp {
 pub struct Stop {
     /// At least one.
     pub stages: Vec<StopStage>,
+    /// How long one that has been taken over from may finish what it has begun.
+    pub drain: Duration,
+}
+
+/// Which of two processes of a copy comes first when one takes over from the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Replace {
+    StopFirst,
+    StartFirst,
+}
+
+/// A socket that is bound and held for an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    pub address: SocketAddress,
+    /// Of a unix socket's file.
+    pub mode: u32,
+    /// Whom a unix socket's file belongs to.
+    pub owner: Option<(u32, u32)>,
+    /// Others may bind the same port, the app's own processes say.
+    pub reuse_port: bool,
+    /// Connections that may wait to be accepted.
+    pub backlog: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SocketAddress {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    /// Absolute.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Udp(address) => write!(f, "udp:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

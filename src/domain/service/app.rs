@@ -338,7 +338,7 @@ impl App {
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
                 self.release = release;
-                self.all_back("back to the live release", now, out);
+                self.go_back("back to the live release", now, out);
             }
             Event::Reconfigure { spec, restart } => self.reconfigure(&spec, restart, now, out),
             Event::Remove => {
@@ -359,20 +359,23 @@ impl App {
     /// Has a machine do something; what follows is for its seat.
     pub(super) fn tell<T>(
         &mut self,
-        copy: usize,
+        seat: Seat,
         out: &mut Vec<Task>,
         what: impl FnOnce(&mut Instance, &config::App, &mut Vec<Action>) -> T,
-    ) -> T {
-        let run = &mut self.copies[copy].run;
+    ) -> Option<T> {
+        let run = self.copies.iter_mut().find_map(|copy| copy.run_mut(seat))?;
         let mut actions = Vec::new();
         let told = what(&mut run.instance, &self.spec, &mut actions);
-        out.extend(actions.into_iter().map(|action| Task::Process(run.seat, action)));
-        told
+        out.extend(actions.into_iter().map(|action| Task::Process(seat, action)));
+        Some(told)
+    }
+
+    fn seats(&self) -> Vec<Seat> {
+        self.runs().map(|run| run.seat).collect()
     }
 
     fn happened(&mut self, seat: Seat, what: Happening, now: Now, out: &mut Vec<Task>) {
-        let Some(copy) = self.copies.iter().position(|copy| copy.run.seat == seat) else { return };
-        let note = self.tell(copy, out, |instance, app, out| match what {
+        let note = self.tell(seat, out, |instance, app, out| match what {
             Happening::Spawned(pid) => instance.spawned(pid, app, now, out),
             Happening::SpawnFailed(error) => instance.spawn_failed(&error, app, now, out),
             Happening::Exited { exit, alone } => instance.exited(exit, alone, app, now, out),
@@ -392,33 +395,32 @@ impl App {
                 None
             }
         });
-        let note = match note {
-            Some(Note::TrialFailed(why)) if self.copies.len() > 1 => {
-                Some(Note::TrialFailed(format!("{}.{}: {why}", self.name(), seat.number)))
-            }
-            note => note,
-        };
-        self.heed(note, now, out);
+        self.heed(seat, note.flatten(), now, out);
     }
 
     fn timer(&mut self, now: Now, out: &mut Vec<Task>) {
         if self.trial.as_ref().and_then(|trial| trial.until).is_some_and(|until| until <= now.mono) {
-            self.pass_trial(out);
+            self.pass_trial(now, out);
         }
-        for copy in 0..self.copies.len() {
-            let note = self.tell(copy, out, |instance, app, out| instance.timer(app, now, out));
-            self.heed(note, now, out);
+        for seat in self.seats() {
+            let note = self.tell(seat, out, |instance, app, out| instance.timer(app, now, out));
+            self.heed(seat, note.flatten(), now, out);
         }
     }
 
-    fn heed(&mut self, note: Option<Note>, now: Now, out: &mut Vec<Task>) {
-        match note {
-            Some(Note::TrialFailed(reason)) => {
-                self.fail_trial(&reason, out);
-                self.all_back("back to the release before", now, out);
-            }
-            // How the others are is seen when the trial goes on.
-            Some(Note::Ready | Note::Done | Note::Rested) | None => {}
+    fn heed(&mut self, seat: Seat, note: Option<Note>, now: Now, out: &mut Vec<Task>) {
+        // How the others are is seen when the restart, or the trial, goes on.
+        let Some(Note::TrialFailed(why)) = note else { return };
+        let several = self.copies.len() > 1;
+        let name = self.name().clone();
+        if let Some(copy) = self.copies.iter_mut().find(|copy| copy.new_seat() == Some(seat)) {
+            copy.give_up_new();
+            copy.rejected = Some(why.clone());
+        }
+        if self.trial.is_some() {
+            let why = if several { format!("{name}.{}: {why}", seat.number) } else { why };
+            self.fail_trial(&why, now, out);
+            self.all_back("back to the release before", now, out);
         }
     }
 
@@ -465,14 +467,17 @@ impl App {
             self.copies[copy].run.release.clone_from(&self.release);
         }
         self.due = None;
-        self.tell(copy, out, |instance, _, out| instance.start(cause, now, out));
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, _, out| instance.start(cause, now, out));
     }
 
     /// Starts it anew, in the release of now.
     pub(super) fn set_going_anew(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         self.copies[copy].run.release.clone_from(&self.release);
         self.due = None;
-        self.tell(copy, out, |instance, app, out| instance.restart(app, cause, now, out));
+        self.copies[copy].rejected = None;
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, app, out| instance.restart(app, cause, now, out));
     }
 
     /// What a person stopped, a person starts; of all that was stopped, one copy may be started alone.
@@ -507,7 +512,7 @@ impl App {
         }
         let stopped = only.map_or_else(|| "the app".to_owned(), |number| format!("{}.{number}", self.name()));
         if self.trial.is_some() {
-            self.fail_trial(&format!("{stopped} was stopped meanwhile"), out);
+            self.fail_trial(&format!("{stopped} was stopped meanwhile"), now, out);
             if only.is_some() {
                 self.all_back("back to the release before", now, out);
             }
@@ -517,19 +522,39 @@ impl App {
             self.call_off(&format!("{stopped} was stopped meanwhile"), out);
         }
         for copy in self.copies_of(only) {
-            self.tell(copy, out, |instance, app, out| instance.stop(app, by, now, out));
+            self.send_off(copy, by, now, out);
+            let seat = self.copies[copy].run.seat;
+            self.tell(seat, out, |instance, app, out| instance.stop(app, by, now, out));
         }
     }
 
     fn end(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
-        self.fail_trial(cause, out);
+        self.fail_trial(cause, now, out);
         self.call_off(cause, out);
         self.cease_all(cause, now, out);
     }
 
     fn cease_all(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
         for copy in 0..self.copies.len() {
-            self.tell(copy, out, |instance, app, out| instance.cease(app, cause, now, out));
+            self.cease(copy, cause, now, out);
+        }
+    }
+
+    /// Ends all of a copy.
+    fn cease(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        self.send_off(copy, cause, now, out);
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, app, out| instance.cease(app, cause, now, out));
+    }
+
+    /// Whoever is beside the one that counts is to end, and soon.
+    pub(super) fn send_off(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        if let Some(seat) = self.copies[copy].give_up_new() {
+            self.tell(seat, out, |instance, app, out| instance.cease(app, cause, now, out));
+        }
+        let second = self.copies[copy].runs().nth(1).map(|run| run.seat);
+        if let Some(seat) = second {
+            self.tell(seat, out, |instance, app, out| instance.hurry(app, cause, now, out));
         }
     }
 
@@ -544,7 +569,7 @@ impl App {
         let before = std::mem::replace(&mut self.spec, Arc::clone(spec));
         self.recount(now, out);
         if !spec.enabled && was_enabled {
-            self.fail_trial("the app was disabled", out);
+            self.fail_trial("the app was disabled", now, out);
             self.call_off("the app was disabled", out);
             self.cease_all("disabled in the config", now, out);
         } else if self.spec.problem.is_some() {
@@ -553,9 +578,11 @@ impl App {
         } else if restart {
             self.roll(known, "the config has changed");
         } else {
+            for seat in self.seats() {
+                let note = self.tell(seat, out, |instance, app, out| instance.looked_at_anew(&before, app, now, out));
+                self.heed(seat, note.flatten(), now, out);
+            }
             for copy in self.copies_of(None) {
-                let note = self.tell(copy, out, |instance, app, out| instance.looked_at_anew(&before, app, now, out));
-                self.heed(note, now, out);
                 let failed = matches!(self.copies[copy].instance().state(), State::Failed { .. });
                 if failed && self.may_run(&self.copies[copy]) {
                     self.set_going(copy, "the config has changed", now, out);
@@ -572,9 +599,7 @@ impl App {
             self.copies[copy].leaving = number > count;
             if number > count {
                 self.leave_out(number);
-                self.tell(copy, out, |instance, app, out| {
-                    instance.cease(app, "`instances` was lowered", now, out);
-                });
+                self.cease(copy, "`instances` was lowered", now, out);
             }
         }
         for number in 1..=count {
@@ -587,8 +612,9 @@ impl App {
 
     /// Brings idle copies in line with what the rules say.
     fn follow_rules(&mut self, now: Now, out: &mut Vec<Task>) {
+        self.copies.iter_mut().for_each(Copy::tidy);
         self.copies.retain(|copy| {
-            let gone = copy.leaving && copy.runs().all(|run| !run.instance.is_active());
+            let gone = copy.leaving && !copy.is_active();
             if gone {
                 out.push(Task::Gone(copy.number()));
             }
@@ -629,7 +655,8 @@ impl App {
             Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),
             Some(Rest::Blocked(_) | Rest::Scheduled(_)) => return,
         };
-        self.tell(copy, out, |instance, _, out| instance.rest(state, &reason, now, out));
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, _, out| instance.rest(state, &reason, now, out));
     }
 }
 
