@@ -12,7 +12,7 @@ use super::{
     internals::{Keeper, Listener, echoes},
     ledger::Command,
     live, log,
-    prepare::{Kit, Maker},
+    prepare::{self, Kit, Maker},
     settings::{self, Settings},
 };
 use crate::{
@@ -50,7 +50,11 @@ pub struct NewApp {
     pub release: Option<Release>,
     /// Its file `live` leads nowhere, which is its problem.
     pub lost: bool,
+    /// Something could not be made for it, which is its problem until the next reload.
+    pub unfit: bool,
     pub holds: live::Holds,
+    /// Of a scheduled app.
+    pub ran: Option<live::Ran>,
 }
 
 /// Makes and reads what an app starts with. What keeps it from that is its own problem.
@@ -60,8 +64,10 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         // Nothing is made for an identity that may be wrong.
         Some(_) => Ok(BTreeMap::new()),
     };
+    let unfit = kits.is_err();
     let kits = kits.unwrap_or_else(|error| {
-        Arc::make_mut(app).problem = Some(error);
+        let app = Arc::make_mut(app);
+        app.problem = Some(app.fault("", &error));
         BTreeMap::new()
     });
     let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
@@ -75,7 +81,8 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         Arc::make_mut(app).problem.get_or_insert(error);
         None
     });
-    NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name) }
+    let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
+    NewApp { kits, release, lost, unfit, holds: live::holds(&maker.layout, &app.name), ran }
 }
 
 impl Supervisor {
@@ -186,6 +193,7 @@ impl Supervisor {
             let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
+            self.schedule_app(&spec, None);
             if let Some(old) = old {
                 self.deploy_reconfigured(&old, &spec);
             }
@@ -201,6 +209,7 @@ impl Supervisor {
         }
         self.change_listeners(&plan, listeners);
         self.sample();
+        self.watch_apps();
         Ok(())
     }
 
@@ -212,6 +221,7 @@ impl Supervisor {
             .release
             .as_ref()
             .map(|release| deploy::Live { release: release.id.clone(), commit: release.commit.clone() });
+        self.tell_cut(spec, &new.kits);
         self.shells.insert(name.clone(), Shell::new(new.kits, env_file));
         if new.lost {
             self.lost.insert(name.clone());
@@ -224,6 +234,7 @@ impl Supervisor {
             self.ledger.send(Command::Live { app: name.clone(), commit });
             self.deploy_event(deploy::Event::Live { app: name.clone(), live });
         }
+        self.schedule_app(spec, new.ran);
         if self.begun {
             self.tell_blocked(&name, spec);
             self.look_for_news(&name);
@@ -239,11 +250,18 @@ impl Supervisor {
         for number in shell.seats.keys().filter(|seat| !seat.second).map(|seat| seat.number) {
             let id = InstanceId { app: app.name.clone(), number };
             for stream in [Stream::Out, Stream::Err] {
-                let sink =
-                    Sink { path: self.layout.log(&id, stream), rotate: Some(app.logs.rotate), keep: app.logs.keep };
+                let sink = Sink::of(self.layout.log(&id, stream), &app.logs);
                 let fifo = self.layout.fifo(&id.to_string(), stream);
                 self.logger.open(&id.to_string(), stream, fifo, sink);
             }
+        }
+    }
+
+    fn tell_cut(&mut self, spec: &config::App, kits: &BTreeMap<Seat, Kit>) {
+        if let Some(cut) = kits.values().find_map(prepare::cut) {
+            let told = spec.fault("", &cut);
+            warn!(app = %spec.name, "{told}");
+            self.note_app(&spec.name, "output_cut", told);
         }
     }
 
@@ -276,6 +294,7 @@ impl Supervisor {
             return;
         }
         self.apps.remove(name);
+        self.unschedule(name);
         let shell = self.shells.remove(name);
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));

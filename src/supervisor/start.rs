@@ -28,11 +28,12 @@ use super::{
     ledger::{Command, Ledger, Query},
     log,
     prepare::{self, Maker},
-    reload, secrets,
+    reload, schedule, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
     spawner::Spawning,
+    watch,
 };
 use crate::{
     domain::{
@@ -171,6 +172,8 @@ fn build(
         trials: HashMap::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
+        schedules: schedule::Schedules::default(),
+        watches: watch::Watches::default(),
         logger: internals::Logger::new(echo),
         listeners,
         sampling: false,
@@ -203,6 +206,10 @@ impl Supervisor {
         for app in config.apps.values() {
             let mut spec = Arc::clone(app);
             let new = reload::new_app(&self.maker, &mut spec);
+            if new.unfit {
+                // A reload then sees that it has to try again.
+                Arc::make_mut(&mut self.config).apps.insert(spec.name.clone(), Arc::clone(&spec));
+            }
             newest = newest.max(newest_release(&self.layout.releases(&spec.name)));
             let env = env_files.remove(&spec.name).unwrap_or_default();
             self.add_app(&spec, new, env);
@@ -242,6 +249,8 @@ impl Supervisor {
         for (name, spec) in apps {
             self.tell_blocked(&name, &spec);
         }
+        self.look_at_clock();
+        self.watch_apps();
         let ticket = self.ticket();
         self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
         self.say_hello();
