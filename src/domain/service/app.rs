@@ -40,6 +40,8 @@ pub enum Event {
     },
     /// The apps of `after` hold it back (`Some`: with this reason), or no longer.
     Block(Option<String>),
+    /// Something of `requires` is not up (`Some`: in a sentence), or all of it is.
+    Lack(Option<String>),
     /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
     Try {
         release: Release,
@@ -103,6 +105,8 @@ pub enum Task {
     Gone(u32),
     /// The removed app has no process left.
     Removed,
+    /// It has failed, and without it everhook shall end.
+    ShutDown(String),
 }
 
 /// Why an app does not run though nothing is wrong with it.
@@ -112,6 +116,7 @@ pub enum Rest {
     Disabled,
     NoRelease,
     Blocked(String),
+    Lacks(String),
     Ending,
     Problem(String),
 }
@@ -126,6 +131,8 @@ pub struct App {
     /// Who stopped all of it, while that holds.
     held: Option<String>,
     blocked: Option<String>,
+    lacks: Option<String>,
+    given_up: bool,
     pub(super) trial: Option<Trial>,
     pub(super) roll: Option<Roll>,
     ending: bool,
@@ -144,6 +151,8 @@ impl App {
             release,
             held: None,
             blocked: None,
+            lacks: None,
+            given_up: false,
             trial: None,
             roll: None,
             ending: false,
@@ -231,6 +240,12 @@ impl App {
         self.removed
     }
 
+    /// Is something of `requires` not up?
+    #[must_use]
+    pub fn lacks(&self) -> bool {
+        self.lacks.is_some()
+    }
+
     /// What people have stopped: all of it (`None`), or single copies, and who did.
     #[must_use]
     pub fn holds(&self) -> Vec<(Option<u32>, String)> {
@@ -259,6 +274,8 @@ impl App {
             Some(Rest::Held(by))
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
+        } else if let Some(what) = &self.lacks {
+            Some(Rest::Lacks(what.clone()))
         } else {
             self.blocked.clone().map(Rest::Blocked)
         }
@@ -271,7 +288,7 @@ impl App {
     /// The same for one copy.
     pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
         match self.rests() {
-            None | Some(Rest::Blocked(_)) if copy.held.is_some() => copy.held.clone().map(Rest::Held),
+            None | Some(Rest::Blocked(_) | Rest::Lacks(_)) if copy.held.is_some() => copy.held.clone().map(Rest::Held),
             rests => rests,
         }
     }
@@ -300,6 +317,7 @@ impl App {
             Event::Start { only, restart, by } => self.start(only, restart, &by, now, out),
             Event::Stop { only, by } => self.stop(only, &by, now, out),
             Event::Block(reason) => self.blocked = reason,
+            Event::Lack(what) => self.lack(what, now, out),
             Event::Try { release, settle } => self.begin_trial(release, settle, out),
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
@@ -320,6 +338,30 @@ impl App {
         }
         self.go_on_rolling(now, out);
         self.follow_rules(now, out);
+        self.give_up(out);
+    }
+
+    /// What it requires went down: it goes too, and comes back with it.
+    fn lack(&mut self, what: Option<String>, now: Now, out: &mut Vec<Task>) {
+        if let (Some(what), None) = (&what, &self.lacks) {
+            self.fail_trial(what, now, out);
+            self.call_off(what, out);
+            self.cease_all(what, now, out);
+        }
+        self.lacks = what;
+    }
+
+    /// Ends everything for its sake, where the config wants that.
+    fn give_up(&mut self, out: &mut Vec<Task>) {
+        let failed = |copy: &&Copy| matches!(copy.instance().state(), State::Failed { retry: None });
+        if self.spec.on_failed == config::OnFailed::Stay || self.ending || self.removed || self.given_up {
+            return;
+        }
+        if let Some(copy) = self.copies.iter().find(failed) {
+            self.given_up = true;
+            let why = copy.instance().reason().unwrap_or("it failed");
+            out.push(Task::ShutDown(format!("app \"{}\" has failed: {why}", self.name())));
+        }
     }
 
     /// Has a machine do something; what follows is for its seat.
@@ -598,7 +640,10 @@ impl App {
             Some(Rest::NoRelease) => (State::Waiting, "first deploy".to_owned()),
             // Whatever has run before is not held back by `after` when it failed or is done.
             Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
-            Some(Rest::Blocked(_)) => return,
+            Some(Rest::Lacks(what)) if idle || matches!(instance.state(), State::Backoff { .. }) => {
+                (State::Waiting, what)
+            }
+            Some(Rest::Blocked(_) | Rest::Lacks(_)) => return,
         };
         let seat = self.copies[copy].run.seat;
         self.tell(seat, out, |instance, _, out| instance.rest(state, &reason, now, out));
