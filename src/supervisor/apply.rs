@@ -27,7 +27,7 @@ use crate::{
     },
     os::{
         pidfd,
-        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
+        spawn::{Part, RecordFile, SpawnError, SpawnSpec, Spawned},
         tree::{self, Member, TreeQuery},
     },
 };
@@ -232,8 +232,14 @@ impl Supervisor {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
             }
-            Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
+            Err(error) => self.start_failed(id, "command", &error.to_string()),
         }
+    }
+
+    /// Tells the place of the field that asks for what cannot be.
+    fn start_failed(&mut self, id: &SeatId, field: &str, error: &str) {
+        let fault = self.apps.get(&id.app).map(|app| app.spec().fault(field, error));
+        self.tell(id, Happening::SpawnFailed(fault.unwrap_or_else(|| error.to_owned())));
     }
 
     /// The spawner has answered for an instance.
@@ -248,7 +254,15 @@ impl Supervisor {
                 self.hear_notices(id);
                 self.switched(&id.app);
             }
-            Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
+            Err(error) => {
+                let field = match error.part {
+                    Part::Directory => "directory",
+                    Part::Program => "command",
+                    Part::Credentials => "user",
+                    Part::Other => "",
+                };
+                self.start_failed(id, field, &error.to_string());
+            }
         }
     }
 

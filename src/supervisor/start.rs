@@ -199,6 +199,10 @@ impl Supervisor {
         for app in config.apps.values() {
             let mut spec = Arc::clone(app);
             let new = reload::new_app(&self.maker, &mut spec);
+            if new.unfit {
+                // A reload then sees that it has to try again.
+                Arc::make_mut(&mut self.config).apps.insert(spec.name.clone(), Arc::clone(&spec));
+            }
             newest = newest.max(newest_release(&self.layout.releases(&spec.name)));
             let env = env_files.remove(&spec.name).unwrap_or_default();
             self.add_app(&spec, new, env);
