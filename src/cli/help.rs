@@ -5,7 +5,7 @@ everhook keeps apps alive and deploys the newest commit when a forge calls its w
 
 Look
   status [APP…]                what runs, since when, and why not where it does not (also ls, ps)
-  logs [APP…]                  what apps wrote; -f follows, --previous shows the run before
+  logs [APP…]                  what apps wrote; -f follows, --since 1h, --grep RE, --previous run
   events [APP]                 every transition with its cause; -f follows
   history [APP]                deploys, newest first; history show ID: one with its steps and log
   deliveries [APP]             what the forges sent; deliveries show ID: one
@@ -14,6 +14,7 @@ Apps
   start, stop, restart APP…    and wait until it is so; stop holds until start
   signal APP SIG               to the main process
   wait APP --for STATE         ready, stopped, failed, …
+  exec APP -- CMD              as the app: its user, directory and environment
 Deploy
   deploy APP [--rev REV]       shows the pipeline live
   rollback APP [--to RELEASE]  to the release before, or this one

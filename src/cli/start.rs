@@ -57,7 +57,7 @@ fn last_words(place: &Place, screen: &mut Screen, apps: &[Target]) -> Result<(),
     if apps.is_empty() {
         return Ok(());
     }
-    let request = LogsRequest { apps, follow: false, n: Some(LAST_WORDS), previous: false, stderr: false };
+    let request = LogsRequest { apps, n: Some(LAST_WORDS), ..LogsRequest::default() };
     logs::read(place, screen, request, |_, line| {
         complain(&format!("{} | {}", line.instance, line.line));
         Ok(())

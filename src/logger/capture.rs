@@ -10,6 +10,10 @@
 //! | `Rotating` | this file is being moved away | moves it where the path still holds it, then writes the rest |
 //!
 //! The rest is `data[to..end]`. There is one reader of a FIFO and one writer of a file: ourselves.
+//!
+//! In a form that is not raw, what was read is written as lines of that form in the buffer's second half,
+//! as much as fits, and from there to the file; the note also says what was read and is in no line yet,
+//! and where the last line stands.
 
 use std::{
     io,
@@ -17,18 +21,27 @@ use std::{
     path::Path,
 };
 
-use memchr::memchr;
+use memchr::{memchr, memchr_iter, memrchr};
 
-use super::sink::{Closer, Cut, Gap, Opened, SinkFile, UNROTATED, cut};
+use super::{
+    aside::Aside,
+    form::Tip,
+    sink::{Cut, Gap, Opened, SinkFile, UNROTATED, cut},
+};
 use crate::{
-    domain::{api::Sink, model::Size},
-    os::capture::{Buffer, CAPACITY, MAX_PATH, Note, WORDS, reserve},
+    domain::{api::Sink, config::Form, model::Size},
+    os::{
+        capture::{Buffer, CAPACITY, MAX_PATH, Note, WORDS, reserve},
+        clock,
+    },
 };
 
 /// Data is read behind this many bytes, so that a line about a gap fits before it.
 const LEAD: usize = 256;
+/// Where what is read ends, and lines of a form begin.
+const FORMED: usize = CAPACITY / 2;
 /// The most that one pass takes from a FIFO.
-pub const MOST: usize = CAPACITY - LEAD;
+pub const MOST: usize = FORMED - LEAD;
 
 /// What a pass brought about beside the bytes in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,35 +72,66 @@ struct Step {
     device: u64,
     inode: u64,
     offset: u64,
+    left: Left,
+}
+
+/// What was read and is in no line yet, where the form is not raw, and where the last line stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Left {
+    from: usize,
+    end: usize,
+    tip: Tip,
 }
 
 impl Step {
-    const IDLE: Self = Self { phase: Phase::Idle, from: 0, to: 0, end: 0, mark: 0, device: 0, inode: 0, offset: 0 };
+    const IDLE: Self = Self {
+        phase: Phase::Idle,
+        from: 0,
+        to: 0,
+        end: 0,
+        mark: 0,
+        device: 0,
+        inode: 0,
+        offset: 0,
+        left: Left { from: 0, end: 0, tip: Tip::CLOSED },
+    };
 
     fn words(self, sink: &Sink) -> [u64; WORDS] {
         let limit = sink.rotate.map_or(u64::MAX, |size| size.0);
-        let places = [self.from, self.to, self.end].map(|place| place as u64);
-        let [from, to, end] = places;
-        [self.phase as u64, from, to, end, self.mark, self.device, self.inode, self.offset, limit, sink.keep.into()]
+        let places = [self.from, self.to, self.end, self.left.from, self.left.end].map(|place| place as u64);
+        let ([from, to, end, left, left_end], [tip, length]) = (places, self.left.tip.words());
+        let (phase, form) = (self.phase as u64, sink.form as u64);
+        let Self { mark, device, inode, offset, .. } = self;
+        let line = sink.line_limit.0;
+        let keep = sink.keep.into();
+        [phase, from, to, end, mark, device, inode, offset, limit, keep, form, line, left, left_end, tip, length]
     }
 
     /// `None` for anything but a step that is under way.
     fn read(note: Note) -> Option<(Self, Sink)> {
-        let [phase, from, to, end, mark, device, inode, offset, limit, keep] = note.words;
+        let [phase, from, to, end, mark, device, inode, offset, limit, keep, form, line, left, left_end, tip, length] =
+            note.words;
         let phase = match phase {
             1 => Phase::Reading,
             2 => Phase::Writing,
             3 => Phase::Rotating,
             _ => return None,
         };
+        let form = match form {
+            0 => Form::Raw,
+            1 => Form::Stamped,
+            _ => Form::Json,
+        };
         let place = |word: u64| usize::try_from(word).ok().filter(|p| *p <= CAPACITY);
         let (from, to, end) = (place(from)?, place(to)?, place(end)?);
-        if from > to || to > end {
+        let left = Left { from: place(left)?, end: place(left_end)?, tip: Tip::from_words([tip, length]) };
+        if from > to || to > end || left.from > left.end {
             return None;
         }
         let rotate = (limit != u64::MAX).then_some(Size(limit));
-        let sink = Sink { path: note.path, rotate, keep: u32::try_from(keep).ok()? };
-        Some((Self { phase, from, to, end, mark, device, inode, offset }, sink))
+        let raw = Sink::raw(note.path, rotate, u32::try_from(keep).ok()?);
+        let sink = Sink { form, line_limit: Size(line), ..raw };
+        Some((Self { phase, from, to, end, mark, device, inode, offset, left }, sink))
     }
 }
 
@@ -110,10 +154,10 @@ impl Capture {
     ///
     /// # Errors
     /// Beside the capture, which is good all the same: why that could not be finished.
-    pub fn take_over(buffer: Buffer, closer: &Closer) -> (Self, io::Result<()>) {
+    pub fn take_over(buffer: Buffer, aside: &Aside) -> (Self, io::Result<()>) {
         let mut capture = Self { buffer, last: 0 };
         let finished = match Step::read(capture.buffer.noted()) {
-            Some((step, sink)) => capture.finish(step, &mut SinkFile::new(sink, closer.clone())),
+            Some((step, sink)) => capture.finish(step, &mut SinkFile::new(sink, aside.clone())),
             None => Ok(()),
         };
         capture.idle();
@@ -124,6 +168,10 @@ impl Capture {
         let rest = match step.phase {
             Phase::Idle => return Ok(()),
             Phase::Reading if self.buffer.is_marked(step.from, step.to, step.mark) => return Ok(()),
+            Phase::Reading if !sink.pen.is_raw() => {
+                sink.tip = step.left.tip;
+                return self.form(sink, step.from, step.end).map_err(|stuck| stuck.error);
+            }
             Phase::Reading => step.from,
             Phase::Writing => {
                 let opened = sink.current()?;
@@ -140,7 +188,9 @@ impl Capture {
                 step.to
             }
         };
-        self.store(sink, rest, step.end).map_err(|stuck| stuck.error)
+        sink.tip = step.left.tip;
+        let stored = self.store(sink, rest, step.end, step.left);
+        stored.and_then(|()| self.form(sink, step.left.from, step.left.end)).map_err(|stuck| stuck.error)
     }
 
     /// Moves `n` bytes, at most [`MOST`], which the FIFO is known to hold, to the file. What the file does
@@ -150,8 +200,12 @@ impl Capture {
     /// When the FIFO cannot be read.
     pub fn pass(&mut self, fifo: impl AsFd, n: usize, sink: &mut SinkFile) -> io::Result<(usize, Option<Told>)> {
         let end = LEAD + n.min(MOST);
+        if !sink.pen.is_raw() {
+            sink.know_tip();
+        }
         let mark = self.buffer.mark(LEAD, end);
-        self.note(Step { phase: Phase::Reading, from: LEAD, to: end, end, mark, ..Step::IDLE }, &sink.sink);
+        let left = Left { tip: sink.tip, ..Left::default() };
+        self.note(Step { phase: Phase::Reading, from: LEAD, to: end, end, mark, left, ..Step::IDLE }, &sink.sink);
         let read = loop {
             match nix::unistd::read(fifo.as_fd(), &mut self.buffer.data_mut()[LEAD..end]) {
                 Err(nix::Error::EINTR) => {}
@@ -181,15 +235,49 @@ impl Capture {
         told
     }
 
-    /// Stores data, or begins a gap.
+    /// Stores what was read, or begins a gap.
     fn put(&mut self, sink: &mut SinkFile, from: usize, end: usize) -> Option<Told> {
         if is_full(sink, end - from) {
             return self.lose(sink, from, end, "the log is full");
         }
-        match self.store(sink, from, end) {
+        let stored =
+            if sink.pen.is_raw() { self.store(sink, from, end, Left::default()) } else { self.form(sink, from, end) };
+        match stored {
             Ok(()) => None,
             Err(stuck) => self.lose(sink, stuck.at, end, &reason(&stuck.error)),
         }
+    }
+
+    /// Stores what was read as lines of the sink's form. What does not fit onto the disk is taken back to
+    /// the last whole line, so that the file holds nothing that has another form.
+    fn form(&mut self, sink: &mut SinkFile, mut from: usize, end: usize) -> Result<(), Stuck> {
+        while from < end {
+            let (read, formed) = self.buffer.data_mut().split_at_mut(FORMED);
+            let (taken, n) = sink.pen.write(&mut sink.tip, clock::now().wall, &read[from..end], formed);
+            let left = Left { from: from + taken, end, tip: sink.tip };
+            if let Err(stuck) = self.store(sink, FORMED, FORMED + n, left) {
+                let lines = self.take_back(sink, stuck.at);
+                let newlines = memchr_iter(b'\n', &self.buffer.data()[from..from + taken]);
+                let kept = if lines == 0 { None } else { newlines.take(lines).last() };
+                return Err(Stuck { at: kept.map_or(from, |newline| from + newline + 1), ..stuck });
+            }
+            from += taken;
+        }
+        Ok(())
+    }
+
+    /// Of the formed lines up to `at`, which are in the file, keeps the whole ones; how many.
+    fn take_back(&self, sink: &mut SinkFile, at: usize) -> usize {
+        let formed = &self.buffer.data()[FORMED..at];
+        let whole = memrchr(b'\n', formed).map_or(0, |newline| newline + 1);
+        if let Some(opened) = &mut sink.opened {
+            let over = (formed.len() - whole) as u64;
+            if over > 0 && opened.file.set_len(opened.size.saturating_sub(over)).is_ok() {
+                opened.size = opened.size.saturating_sub(over);
+                opened.line_open = whole == 0 && opened.line_open;
+            }
+        }
+        memchr_iter(b'\n', &formed[..whole]).count()
     }
 
     /// Counts data as dropped; told when it is the first.
@@ -220,6 +308,7 @@ impl Capture {
             return None;
         };
         sink.gap = None;
+        sink.know_tip();
         self.put(sink, from, LEAD + n).or(Some(Told::Resumed { bytes: missing }))
     }
 
@@ -229,30 +318,35 @@ impl Capture {
         if n > 0 && is_full(sink, n + LEAD) {
             return None;
         }
+        let frame = if sink.pen.is_raw() { 0 } else { sink.pen.frame() };
         let opened = sink.current().ok()?;
         let newline = if opened.line_open { "\n" } else { "" };
         let reason: String = reason.chars().take(40).collect();
         let line = format!("{newline}[everhook: {missing} bytes dropped, {reason}]\n");
         let from = place.checked_sub(line.len())?;
-        reserve(&opened.file, opened.size, (line.len() + n) as u64).ok()?;
+        let lines = 1 + memchr_iter(b'\n', &self.buffer.data()[place..place + n]).count();
+        let length = line.len() + n + lines * frame;
+        reserve(&opened.file, opened.size, length as u64).ok()?;
         self.buffer.data_mut()[from..place].copy_from_slice(line.as_bytes());
         Some(from)
     }
 
-    /// Writes `data[from..end]`, rotating between lines.
-    fn store(&mut self, sink: &mut SinkFile, mut from: usize, end: usize) -> Result<(), Stuck> {
+    /// Writes `data[from..end]`, rotating between lines; `left` is noted beside it.
+    fn store(&mut self, sink: &mut SinkFile, mut from: usize, end: usize, left: Left) -> Result<(), Stuck> {
         while from < end {
             let stuck = |error| Stuck { at: from, error };
             if sink.sink.path.as_os_str().len() > MAX_PATH {
                 return Err(stuck(io::ErrorKind::InvalidFilename.into()));
             }
-            let limit = sink.sink.rotate.map(|size| size.0);
-            let opened = sink.current().map_err(stuck)?;
+            sink.current().map_err(stuck)?;
+            let limit = sink.limit();
+            let opened = sink.opened.as_ref().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
             let (device, inode, offset) = (opened.device, opened.inode, opened.size);
-            let place = Step { device, inode, offset, from, end, ..Step::IDLE };
+            let place = Step { device, inode, offset, from, end, left, ..Step::IDLE };
             match cut(opened.size, opened.line_open, limit, &self.buffer.data()[from..end]) {
                 Cut::Write(length) => {
                     let to = from + length;
+                    sink.touch();
                     self.note(Step { phase: Phase::Writing, to, ..place }, &sink.sink);
                     let opened = sink.opened.as_mut().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
                     self.write(opened, from, to, offset)?;
@@ -265,6 +359,43 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// Moves a file away that has another form than its sink, so that none has two.
+    ///
+    /// # Errors
+    /// When it cannot be read, moved or made.
+    pub fn begin_form(&mut self, sink: &mut SinkFile) -> io::Result<()> {
+        if sink.pen.is_raw() || sink.gap.is_some() {
+            return Ok(());
+        }
+        let mut first = [0; 64];
+        let opened = sink.current()?;
+        let n = opened.file.read_at(&mut first, 0)?;
+        if n == 0 || sink.pen.has_begun(&first[..n]) {
+            return Ok(());
+        }
+        if sink.opened.as_ref().is_some_and(|opened| opened.line_open) {
+            self.buffer.data_mut()[LEAD] = b'\n';
+            self.store(sink, LEAD, LEAD + 1, Left::default()).map_err(|stuck| stuck.error)?;
+        }
+        self.rotate(sink)
+    }
+
+    /// Begins a new file where this one's last line is whole.
+    ///
+    /// # Errors
+    /// When a file cannot be moved or made.
+    pub fn rotate(&mut self, sink: &mut SinkFile) -> io::Result<()> {
+        let opened = sink.current()?;
+        if opened.size == 0 || opened.line_open {
+            return Ok(());
+        }
+        let (device, inode) = (opened.device, opened.inode);
+        self.note(Step { phase: Phase::Rotating, device, inode, ..Step::IDLE }, &sink.sink);
+        let rotated = sink.rotate(device, inode);
+        self.idle();
+        rotated
     }
 
     fn write(&self, opened: &mut Opened, from: usize, to: usize, offset: u64) -> Result<(), Stuck> {

@@ -1,7 +1,7 @@
-//! Somebody who reads logs: frames of `LogLine` on a socket, read from the files as fast as the client
-//! takes them. What the capture writes is read back from the page cache; a rotated file stays open until
-//! it is read, so neither rotation nor `keep` loses a line. One who stays too far behind is told how
-//! many lines were skipped.
+//! Somebody who follows logs: lines on a socket, read from the files as fast as the client takes them,
+//! once its [`history`](super::history) is told. What the capture writes is read back from the page cache; a
+//! rotated file stays open until it is read, so neither rotation nor `keep` loses a line. One who stays too
+//! far behind is told how many lines were skipped.
 
 use std::{
     collections::VecDeque,
@@ -11,19 +11,22 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{FileExt, MetadataExt},
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use memchr::memchr_iter;
+
 use super::{
-    lines::Lines,
-    read::{Span, between, tail},
-    runs::{self, Files},
-    sink::Closer,
+    aside::Aside,
+    filter::Filter,
+    form::Reading,
+    history::{Chapter, End, last_line, lines_of, queue},
+    lines::{Lines, Piece},
 };
 use crate::{
-    domain::api::{LogLine, LogSource, Stream},
+    domain::api::{LogFeed, LogFrame, LogPlace},
     os::channel::Channel,
 };
 
@@ -37,22 +40,10 @@ const MAX_BYTES_BEHIND: u64 = 256 * 1024 * 1024;
 /// The beginning of a line is shown when its end does not come within this.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What a client asks for.
-#[derive(Debug)]
-pub struct Wish {
-    pub sources: Vec<LogSource>,
-    pub follow: bool,
-    /// Last lines of each stream; `None`: all.
-    pub n: Option<u32>,
-    /// The run before the current one; it is over, so nothing is followed.
-    pub previous: bool,
-    pub stderr: bool,
-}
-
 /// How far a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// It has everything, or waits for what comes; at the moment, a line is to be shown unfinished.
+    /// It has everything; at the moment, a line is to be shown unfinished.
     Waiting(Option<Instant>),
     /// There is more that it would take now.
     More,
@@ -62,44 +53,81 @@ pub enum Progress {
     Done,
 }
 
-/// One stream of one instance.
-struct Feed {
-    name: String,
-    stream: Stream,
-    path: PathBuf,
-    spans: VecDeque<Span>,
-    /// The last span goes on as its file grows.
-    follow: bool,
-    caught_up: bool,
-    lines: Lines,
-    waiting_since: Option<Instant>,
-    skipped: u64,
+/// A file that is read on; the last one of a log grows.
+struct Part {
+    file: Arc<File>,
+    inode: u64,
+    from: u64,
 }
 
-/// Somebody who reads logs.
+/// One log that is followed.
+struct Follow {
+    feed: LogFeed,
+    parts: VecDeque<Part>,
+    lines: Lines,
+    reading: Reading,
+    waiting_since: Option<Instant>,
+    skipped: u64,
+    /// Nothing more will come.
+    ended: bool,
+}
+
+/// Somebody who follows logs.
 pub struct Client {
     channel: Channel,
-    feeds: Vec<Feed>,
-    closer: Closer,
+    follows: Vec<Follow>,
+    /// `None` while the past is being told, elsewhere.
+    filter: Option<Filter>,
+    aside: Aside,
 }
 
 impl Client {
-    /// Opens what is to be read. The socket must be non-blocking.
+    /// Opens what is to be followed. The socket must be non-blocking.
     #[must_use]
-    pub fn new(socket: OwnedFd, wish: &Wish, closer: Closer) -> Self {
-        let streams = if wish.stderr { &[Stream::Err][..] } else { &[Stream::Out, Stream::Err] };
-        let feeds = wish
-            .sources
-            .iter()
-            .flat_map(|source| streams.iter().map(move |stream| Feed::new(source, *stream, wish)))
-            .collect();
-        Self { channel: Channel::new(socket), feeds, closer }
+    pub fn new(socket: OwnedFd, feeds: Vec<LogFeed>, aside: Aside) -> Self {
+        let follows = feeds.into_iter().map(Follow::new).collect();
+        Self { channel: Channel::new(socket), follows, filter: None, aside }
+    }
+
+    /// What comes before that which is followed.
+    #[must_use]
+    pub fn past(&self) -> Vec<Chapter> {
+        let chapter = |follow: &Follow| {
+            let at = |part: &Part| End::At(Arc::clone(&part.file), part.from);
+            let end = follow.parts.front().map_or(End::Nothing, at);
+            Chapter { feed: follow.feed.clone(), end }
+        };
+        self.follows.iter().map(chapter).collect()
+    }
+
+    /// The past is told: from now on it follows.
+    pub fn begin(&mut self, filter: Filter) {
+        self.filter = Some(filter);
+        for Follow { feed, parts, .. } in &self.follows {
+            let place = parts.front().map_or(LogPlace { inode: 0, offset: 0 }, |part| part.place(0));
+            let (instance, stream) = (feed.instance.clone(), feed.stream.as_str().to_owned());
+            self.channel.queue(&LogFrame::Here { instance, stream }, &place.bytes(), None);
+        }
     }
 
     /// A sink has opened this file: it goes on there.
     pub fn opened(&mut self, path: &Path, file: &Arc<File>) {
-        for feed in self.feeds.iter_mut().filter(|feed| feed.follow && feed.path == path) {
-            feed.opened(file, &self.closer);
+        for follow in self.follows.iter_mut().filter(|follow| follow.feed.path == path) {
+            follow.opened(file, &self.aside);
+        }
+    }
+
+    /// Nothing more will come into this log.
+    pub fn ended(&mut self, path: &Path) {
+        for follow in self.follows.iter_mut().filter(|follow| follow.feed.path == path) {
+            follow.ended = true;
+        }
+    }
+
+    /// Nothing more will come at all.
+    pub fn end(&mut self) {
+        for follow in &mut self.follows {
+            follow.ended = true;
         }
     }
 
@@ -108,47 +136,32 @@ impl Client {
     /// # Errors
     /// When the client is gone.
     pub fn step(&mut self, now: Instant) -> io::Result<Progress> {
-        let more = self.fill(now);
+        let Some(filter) = &self.filter else { return Ok(Progress::Waiting(None)) };
+        let mut chunk = vec![0; CHUNK];
+        let mut more = false;
+        for follow in &mut self.follows {
+            if self.channel.backlog() > BACKLOG {
+                more = true;
+                break;
+            }
+            more |= follow.go_on(&mut chunk, filter, &mut self.channel, &self.aside, now);
+        }
+        let done = !more && self.follows.iter().all(|follow| follow.ended);
+        if done {
+            self.channel.queue(&LogFrame::end(), &[], None);
+            self.follows.clear();
+        }
         if !self.channel.flush()? {
             return Ok(Progress::Blocked);
         }
         if more {
             return Ok(Progress::More);
         }
-        if self.feeds.iter().all(|feed| feed.spans.is_empty() && !feed.follow) {
+        if done {
             return Ok(Progress::Done);
         }
-        let first = self.feeds.iter().filter_map(|feed| feed.waiting_since).min();
+        let first = self.follows.iter().filter_map(|follow| follow.waiting_since).min();
         Ok(Progress::Waiting(first.map(|since| since + PATIENCE)))
-    }
-
-    /// Queues frames, each feed's past at once, then a chunk of each in turn; is there more?
-    fn fill(&mut self, now: Instant) -> bool {
-        let mut chunk = vec![0; CHUNK];
-        let mut more = false;
-        for feed in &mut self.feeds {
-            loop {
-                if self.channel.backlog() > BACKLOG {
-                    return true;
-                }
-                feed.tell_skipped(&mut self.channel);
-                // What cannot be read any more is over.
-                let n = feed.read(&mut chunk, &self.closer).unwrap_or(0);
-                if n == 0 {
-                    feed.caught_up = true;
-                    feed.rest(&mut self.channel, now);
-                    break;
-                }
-                feed.waiting_since = None;
-                let Feed { name, stream, lines, .. } = feed;
-                lines.push(&chunk[..n], |line| send(&mut self.channel, name, *stream, line));
-                if feed.caught_up {
-                    more = true;
-                    break;
-                }
-            }
-        }
-        more
     }
 
     /// Does the socket have to be watched for room?
@@ -164,143 +177,130 @@ impl AsFd for Client {
     }
 }
 
-impl Feed {
-    fn new(source: &LogSource, stream: Stream, wish: &Wish) -> Self {
-        let path = match stream {
-            Stream::Out => &source.out,
-            Stream::Err => &source.err,
-        };
-        let n = wish.n.map(u64::from);
-        let follow = wish.follow && !wish.previous;
-        let spans = if wish.previous { previous(path, stream, n) } else { tail(path, n) };
-        let mut feed = Self {
-            name: source.name.clone(),
-            stream,
-            path: path.clone(),
-            spans: spans.unwrap_or_else(|e| {
-                eprintln!("everhook logger: {}: {e}", path.display());
-                VecDeque::new()
-            }),
-            follow,
-            caught_up: false,
-            lines: Lines::default(),
-            waiting_since: None,
-            skipped: 0,
-        };
-        if follow {
-            feed.attach();
-        }
-        feed
+impl Part {
+    /// The place so many bytes before where it is.
+    fn place(&self, before: usize) -> LogPlace {
+        LogPlace { inode: self.inode, offset: self.from.saturating_sub(before as u64) }
     }
 
-    /// Lets the last span grow with the current file.
-    fn attach(&mut self) {
-        let Ok(file) = File::open(&self.path) else { return };
-        let Ok(meta) = file.metadata() else { return };
-        let current = self.spans.back_mut().filter(|span| is_same(&span.file, &meta));
-        match current {
-            Some(span) => span.to = u64::MAX,
-            None => self.spans.push_back(Span { file: Arc::new(file), from: meta.len(), to: u64::MAX }),
-        }
+    fn left(&self) -> u64 {
+        self.file.metadata().map_or(0, |meta| meta.len()).saturating_sub(self.from)
     }
 
-    fn opened(&mut self, file: &Arc<File>, closer: &Closer) {
+    fn newlines(&self) -> io::Result<u64> {
+        let mut chunk = vec![0; CHUNK];
+        let (mut at, mut count) = (self.from, 0);
+        loop {
+            let n = self.file.read_at(&mut chunk, at)?;
+            if n == 0 {
+                return Ok(count);
+            }
+            count += memchr_iter(b'\n', &chunk[..n]).count() as u64;
+            at += n as u64;
+        }
+    }
+}
+
+impl Follow {
+    fn new(feed: LogFeed) -> Self {
+        let part = File::open(&feed.path).and_then(|file| {
+            let from = last_line(&file)?;
+            Ok(Part { inode: file.metadata()?.ino(), file: Arc::new(file), from })
+        });
+        let (lines, reading) = (lines_of(feed.form), Reading::new(feed.form));
+        Self { feed, parts: part.into_iter().collect(), lines, reading, waiting_since: None, skipped: 0, ended: false }
+    }
+
+    fn opened(&mut self, file: &Arc<File>, aside: &Aside) {
         let Ok(meta) = file.metadata() else { return };
-        if self.spans.back().is_some_and(|span| is_same(&span.file, &meta)) {
+        let is_it = |part: &Part| part.file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()));
+        if self.parts.back().is_some_and(is_it) {
             return;
         }
-        self.spans.push_back(Span { file: Arc::clone(file), from: 0, to: u64::MAX });
-        let behind = self.spans.len() - 1;
-        let held = || -> u64 { self.spans.iter().take(behind).map(left_in).sum() };
+        self.parts.push_back(Part { file: Arc::clone(file), inode: meta.ino(), from: 0 });
+        let behind = self.parts.len() - 1;
+        let held = || -> u64 { self.parts.iter().take(behind).map(Part::left).sum() };
         if behind > MAX_BEHIND || held() > MAX_BYTES_BEHIND {
-            self.skip(closer);
+            self.skip(aside);
         }
     }
 
     /// Gives up everything but the newest file.
-    fn skip(&mut self, closer: &Closer) {
-        while self.spans.len() > 1
-            && let Some(mut span) = self.spans.pop_front()
+    fn skip(&mut self, aside: &Aside) {
+        while self.parts.len() > 1
+            && let Some(part) = self.parts.pop_front()
         {
-            span.to = span.from + left_in(&span);
-            self.skipped += span.newlines().unwrap_or(0);
-            closer.close(span.file);
+            self.skipped += part.newlines().unwrap_or(0);
+            aside.close(part.file);
         }
         // The newline of this line is among those counted.
         self.lines.finish();
+        self.reading = Reading::new(self.feed.form);
     }
 
-    fn tell_skipped(&mut self, channel: &mut Channel) {
+    fn place(&self, before: usize) -> LogPlace {
+        self.parts.front().map_or(LogPlace { inode: 0, offset: 0 }, |part| part.place(before))
+    }
+
+    /// Queues what a chunk holds; is there more?
+    fn go_on(&mut self, chunk: &mut [u8], filter: &Filter, channel: &mut Channel, aside: &Aside, now: Instant) -> bool {
         if self.skipped > 0 {
-            let text = format!("[everhook: {} lines skipped]", self.skipped);
-            self.skipped = 0;
-            send(channel, &self.name, self.stream, text.as_bytes());
+            let text = format!("[everhook: {} lines skipped]", std::mem::take(&mut self.skipped));
+            queue(channel, &self.feed, None, text, self.place(0));
         }
+        // What cannot be read any more is over.
+        let n = self.read(chunk, aside).unwrap_or(0);
+        if n == 0 {
+            self.rest(filter, channel, now);
+            return false;
+        }
+        self.waiting_since = None;
+        let place = self.place(n);
+        let Self { feed, lines, reading, .. } = self;
+        lines.push(&chunk[..n], |Piece { bytes, whole, end }| {
+            let line = reading.line(bytes, whole);
+            if filter.wants(&line) {
+                let place = LogPlace { offset: place.offset + end as u64, ..place };
+                queue(channel, feed, line.at, line.text, place);
+            }
+        });
+        true
     }
 
     /// The next bytes; 0 where nothing more is there now.
-    fn read(&mut self, chunk: &mut [u8], closer: &Closer) -> io::Result<usize> {
-        while let Some(span) = self.spans.front_mut() {
-            let most = usize::try_from(span.to - span.from).unwrap_or(usize::MAX).min(chunk.len());
-            let n = span.file.read_at(&mut chunk[..most], span.from)?;
+    fn read(&mut self, chunk: &mut [u8], aside: &Aside) -> io::Result<usize> {
+        while let Some(part) = self.parts.front_mut() {
+            let n = part.file.read_at(chunk, part.from)?;
             if n > 0 {
-                span.from += n as u64;
+                part.from += n as u64;
                 return Ok(n);
             }
-            if self.follow && self.spans.len() == 1 {
+            if self.parts.len() == 1 {
                 // Somebody truncated it.
-                if let Some(span) = self.spans.front_mut() {
-                    span.from = span.from.min(span.file.metadata()?.len());
+                if let Some(part) = self.parts.front_mut() {
+                    part.from = part.from.min(part.file.metadata()?.len());
                 }
                 return Ok(0);
             }
-            if let Some(span) = self.spans.pop_front() {
-                closer.close(span.file);
+            if let Some(part) = self.parts.pop_front() {
+                aside.close(part.file);
             }
         }
         Ok(0)
     }
 
     /// What to do with the beginning of a line when nothing more is there now.
-    fn rest(&mut self, channel: &mut Channel, now: Instant) {
-        let shown = if !self.follow {
-            self.lines.finish()
-        } else if !self.lines.waits() {
+    fn rest(&mut self, filter: &Filter, channel: &mut Channel, now: Instant) {
+        if !self.lines.waits() {
             self.waiting_since = None;
-            None
-        } else if now >= *self.waiting_since.get_or_insert(now) + PATIENCE {
+        } else if self.ended || now >= *self.waiting_since.get_or_insert(now) + PATIENCE {
             self.waiting_since = None;
-            self.lines.show()
-        } else {
-            None
-        };
-        if let Some(line) = shown {
-            send(channel, &self.name, self.stream, &line);
+            if let Some(bytes) = self.lines.show() {
+                let line = self.reading.line(&bytes, false);
+                if filter.wants(&line) {
+                    queue(channel, &self.feed, line.at, line.text, self.place(self.lines.held()));
+                }
+            }
         }
     }
-}
-
-fn previous(path: &Path, stream: Stream, n: Option<u64>) -> io::Result<VecDeque<Span>> {
-    let Some(files) = Files::of(path) else { return Ok(VecDeque::new()) };
-    match runs::previous(&files.runs, stream)? {
-        Some((begin, end)) => between(path, begin, end, n),
-        None => Ok(VecDeque::new()),
-    }
-}
-
-fn left_in(span: &Span) -> u64 {
-    span.file.metadata().map_or(0, |m| m.len().min(span.to)).saturating_sub(span.from)
-}
-
-fn is_same(file: &File, other: &std::fs::Metadata) -> bool {
-    file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (other.dev(), other.ino()))
-}
-
-fn send(channel: &mut Channel, name: &str, stream: Stream, line: &[u8]) {
-    let line = String::from_utf8_lossy(line).into_owned();
-    channel.queue(
-        &LogLine { at: None, instance: name.to_owned(), stream: stream.as_str().to_owned(), line },
-        &[],
-        None,
-    );
 }

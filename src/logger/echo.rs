@@ -77,7 +77,7 @@ impl Echo {
         let mut batch = Vec::new();
         let mut count = 0;
         lines.push(bytes, |line| {
-            self.add(&mut batch, name, line);
+            self.add(&mut batch, name, line.bytes);
             count += 1;
         });
         self.send(&batch, count);

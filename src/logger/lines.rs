@@ -6,31 +6,62 @@ use memchr::memchr_iter;
 const MAX_LINE: usize = 1024 * 1024;
 
 /// Holds the beginning of a line until its newline comes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lines {
     partial: Vec<u8>,
+    /// A longer line is told in parts.
+    longest: usize,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::up_to(MAX_LINE)
+    }
+}
+
+/// A line without its newline, or a part of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    pub bytes: &'a [u8],
+    /// Its newline has come.
+    pub whole: bool,
+    /// How many of the bytes that were pushed last come before its end.
+    pub end: usize,
 }
 
 impl Lines {
-    /// Takes bytes and gives each line that is whole now, without its newline.
-    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
+    /// Tells a line that is longer than this in parts.
+    #[must_use]
+    pub fn up_to(longest: usize) -> Self {
+        Self { partial: Vec::new(), longest }
+    }
+
+    /// Takes bytes and gives each line that is whole now.
+    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(Piece<'_>)) {
         let mut from = 0;
         for newline in memchr_iter(b'\n', bytes) {
+            let end = newline + 1;
             if self.partial.is_empty() {
-                each(&bytes[from..newline]);
+                each(Piece { bytes: &bytes[from..newline], whole: true, end });
             } else {
                 self.partial.extend_from_slice(&bytes[from..newline]);
-                each(&self.partial);
+                each(Piece { bytes: &self.partial, whole: true, end });
                 self.partial.clear();
             }
-            from = newline + 1;
+            from = end;
         }
         self.partial.extend_from_slice(&bytes[from..]);
-        if self.partial.len() > MAX_LINE
+        if self.partial.len() > self.longest
             && let Some(part) = self.show()
         {
-            each(&part);
+            each(Piece { bytes: &part, whole: false, end: bytes.len() - self.partial.len() });
         }
+    }
+
+    /// How many bytes wait for their newline.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.partial.len()
     }
 
     /// Is there something that could be shown before its newline comes?
@@ -84,7 +115,7 @@ mod tests {
             let mut lines = Lines::default();
             let mut got: Vec<String> = Vec::new();
             for piece in cuts.windows(2) {
-                lines.push(&bytes[piece[0]..piece[1]], |l| got.push(String::from_utf8(l.to_vec()).unwrap()));
+                lines.push(&bytes[piece[0]..piece[1]], |l| got.push(String::from_utf8(l.bytes.to_vec()).unwrap()));
             }
             got.extend(lines.finish().map(|l| String::from_utf8(l).unwrap()));
             let want: Vec<&str> = text.split_terminator('\n').collect();
@@ -115,7 +146,7 @@ mod tests {
         let mut parts = 0;
         for _ in 0..40 {
             lines.push(&[b'x'; 65536], |part| {
-                assert!(part.len() <= MAX_LINE + 65536);
+                assert!(!part.whole && part.end == 65536 && part.bytes.len() <= MAX_LINE + 65536);
                 parts += 1;
             });
         }

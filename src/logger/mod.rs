@@ -6,15 +6,21 @@
 //!
 //! Started as `everhook logger --buffer FILE --logs DIR`, with the channel as descriptor 3.
 
+mod aside;
 mod capture;
+mod chain;
 mod client;
 mod echo;
+mod filter;
+mod form;
+mod history;
 mod lines;
 mod orders;
 mod read;
 mod run;
 mod runs;
 mod sink;
+mod times;
 
 use std::{path::PathBuf, process::ExitCode};
 

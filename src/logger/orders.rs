@@ -5,14 +5,16 @@ use std::{io, os::fd::OwnedFd, path::Path};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{
-    client::{Client, Wish},
+    client::Client,
+    history::{Chapter, End, Past},
     read,
     run::{CHANNEL, Logger},
     runs::{self, Files},
 };
 use crate::{
     domain::{
-        api::{FromLogger, Refusal, RefusalKind, Sink, Stream, ToLogger},
+        api::{FromLogger, LogFeed, LogWish, Refusal, RefusalKind, Sink, Stream, ToLogger},
+        config::Form,
         model::At,
     },
     os::capture::set_nonblocking,
@@ -23,7 +25,7 @@ impl Logger {
     pub fn hear(&mut self) {
         loop {
             let Some(channel) = &mut self.channel else { return };
-            match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fd))) {
+            match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fds.into_iter().next()))) {
                 Ok((order, fd)) => self.obey(order, fd),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => {
@@ -80,9 +82,8 @@ impl Logger {
                 }
             }
             ToLogger::Tail { ticket, path, n } => self.tail(ticket, &path, n),
-            ToLogger::Serve { sources, follow, n, previous, stderr } => {
-                self.serve(&Wish { sources, follow, n, previous, stderr }, fd);
-            }
+            ToLogger::Serve { feeds, wish } => self.serve(feeds, wish, fd),
+            ToLogger::End { path } => self.end(&path),
             ToLogger::Reopen => self.sinks.values_mut().for_each(|sink| sink.opened = None),
             ToLogger::Finish => self.finished = true,
         }
@@ -122,7 +123,8 @@ impl Logger {
     fn tail(&mut self, ticket: u64, path: &Path, n: u32) {
         let (lines, refusal) = if read::is_below(path, &self.logs) {
             self.drain_where(|s| s.sink == path);
-            match read::lines(path, n.into()) {
+            let form = self.sinks.get(path).map_or(Form::Raw, |file| file.sink.form);
+            match read::lines(path, form, n as usize) {
                 Ok(lines) => (lines, None),
                 Err(e) => (Vec::new(), Some(Refusal::new(RefusalKind::Failed, format!("{}: {e}", path.display())))),
             }
@@ -133,22 +135,43 @@ impl Logger {
         self.tell(&FromLogger::Lines { ticket, lines, refusal });
     }
 
-    fn serve(&mut self, wish: &Wish, socket: Option<OwnedFd>) {
+    fn end(&mut self, path: &Path) {
+        self.drain_where(|s| s.sink == path);
+        for client in self.clients.values_mut() {
+            client.ended(path);
+        }
+        self.step_clients();
+    }
+
+    fn serve(&mut self, feeds: Vec<LogFeed>, wish: LogWish, socket: Option<OwnedFd>) {
         let Some(socket) = socket else { return };
-        let names = |path: &Path| wish.sources.iter().any(|s| s.out == path || s.err == path);
-        if let Some(bad) = wish.sources.iter().flat_map(|s| [&s.out, &s.err]).find(|p| !read::is_below(p, &self.logs)) {
-            eprintln!("everhook logger: {} is not below {}", bad.display(), self.logs.display());
+        if let Some(bad) = feeds.iter().find(|feed| !read::is_below(&feed.path, &self.logs)) {
+            eprintln!("everhook logger: {} is not below {}", bad.path.display(), self.logs.display());
             return;
         }
-        self.drain_where(|s| names(&s.sink));
-        let token = self.token();
-        let watched = set_nonblocking(&socket)
-            .and_then(|()| Ok(self.epoll.add(&socket, EpollEvent::new(EpollFlags::empty(), token))?));
-        if let Err(error) = watched {
+        self.drain_where(|s| feeds.iter().any(|feed| feed.path == s.sink));
+        if let Err(error) = self.begin_to_serve(feeds, wish, socket) {
             eprintln!("everhook logger: a reader's socket: {error}");
-            return;
         }
-        self.clients.insert(token, Client::new(socket, wish, self.closer.clone()));
-        self.step_client(token);
+    }
+
+    fn begin_to_serve(&mut self, feeds: Vec<LogFeed>, mut wish: LogWish, socket: OwnedFd) -> io::Result<()> {
+        set_nonblocking(&socket)?;
+        let token = self.token();
+        wish.follow &= !wish.previous;
+        let (socket, chapters) = if wish.follow {
+            let theirs = socket.try_clone()?;
+            self.epoll.add(&socket, EpollEvent::new(EpollFlags::empty(), token))?;
+            let client = Client::new(socket, feeds, self.aside.clone());
+            let past = client.past();
+            self.clients.insert(token, client);
+            (theirs, past)
+        } else {
+            (socket, feeds.into_iter().map(|feed| Chapter { feed, end: End::Open }).collect())
+        };
+        let bell = self.bell.clone();
+        self.telling += 1;
+        Past { socket, chapters, wish, aside: self.aside.clone() }.tell(move |filter| bell.ring(token, filter));
+        Ok(())
     }
 }

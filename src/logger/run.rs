@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use nix::{
     poll::{PollFd, PollFlags, poll},
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
         resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
@@ -19,11 +21,13 @@ use nix::{
 };
 
 use super::{
+    aside::Aside,
     capture::{Capture, Told},
     client::{Client, Progress},
     echo::Echo,
+    filter::Filter,
     lines::Lines,
-    sink::{Closer, SinkFile},
+    sink::SinkFile,
 };
 use crate::{
     domain::{
@@ -45,7 +49,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 pub(super) const CHANNEL: u64 = 0;
 const SIGNAL: u64 = 1;
-const FIRST: u64 = 2;
+const BELL: u64 = 2;
+const FIRST: u64 = 3;
 
 /// A FIFO and where it goes.
 pub(super) struct Source {
@@ -60,13 +65,30 @@ pub(super) struct Source {
     lines: Lines,
 }
 
+/// Rung by a thread that has told a reader the past.
+#[derive(Clone)]
+pub(super) struct Bell {
+    told: mpsc::Sender<(u64, Option<Filter>)>,
+    fd: Arc<EventFd>,
+}
+
+impl Bell {
+    /// The client goes on with this filter, or has what it asked for.
+    pub fn ring(&self, token: u64, filter: Option<Filter>) {
+        // Without a loop there is nothing to wake.
+        if self.told.send((token, filter)).is_ok() {
+            let _ = self.fd.write(1);
+        }
+    }
+}
+
 /// The logger process.
 pub(super) struct Logger {
     pub epoll: Epoll,
     pub channel: Option<Channel>,
     signals: SignalFd,
     pub capture: Capture,
-    pub closer: Closer,
+    pub aside: Aside,
     /// The logs folder; nothing outside of it is read.
     pub logs: PathBuf,
     pub sinks: HashMap<PathBuf, SinkFile>,
@@ -74,6 +96,12 @@ pub(super) struct Logger {
     pub clients: HashMap<u64, Client>,
     pub echo: Echo,
     pub finished: bool,
+    pub bell: Bell,
+    told: mpsc::Receiver<(u64, Option<Filter>)>,
+    /// Threads that tell the past.
+    pub telling: usize,
+    /// When the first file becomes too old.
+    expiry: Option<Instant>,
     next: u64,
     /// When the first unfinished line of a reader is to be shown.
     deadline: Option<Instant>,
@@ -97,26 +125,33 @@ impl Logger {
         mask.add(Signal::SIGTERM);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let closer = Closer::start();
-        let (capture, finished) = Capture::take_over(buffer, &closer);
+        let aside = Aside::start();
+        let (capture, finished) = Capture::take_over(buffer, &aside);
         if let Err(error) = finished {
             eprintln!("everhook logger: what a killed logger had begun could not be finished: {error}");
         }
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&channel, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL))?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNAL))?;
+        let fd = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        epoll.add(&*fd, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        let (tell, told) = mpsc::channel();
         Ok(Self {
             epoll,
             channel: Some(Channel::new(channel)),
             signals,
             capture,
-            closer,
+            aside,
             logs,
             sinks: HashMap::new(),
             sources: HashMap::new(),
             clients: HashMap::new(),
             echo: Echo::new(),
             finished: false,
+            bell: Bell { told: tell, fd },
+            told,
+            telling: 0,
+            expiry: None,
             next: FIRST,
             deadline: None,
             more: false,
@@ -140,11 +175,15 @@ impl Logger {
                 match event.data() {
                     CHANNEL => self.hear(),
                     SIGNAL => self.finished |= self.signals.read_signal()?.is_some(),
+                    BELL => self.hear_bell(),
                     token => most = most.max(self.ready(token, event.events())),
                 }
             }
             if self.captured || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.step_clients();
+            }
+            if self.expiry.is_some_and(|at| at <= Instant::now()) {
+                self.rotate_expired();
             }
             if most > 0 && most < BUSY && !self.more && !self.finished {
                 self.pause();
@@ -167,10 +206,42 @@ impl Logger {
         if self.more {
             return EpollTimeout::ZERO;
         }
-        let Some(deadline) = self.deadline else { return EpollTimeout::NONE };
+        let Some(deadline) = self.deadline.into_iter().chain(self.expiry).min() else { return EpollTimeout::NONE };
         // A millisecond more, as the rest of one is cut off.
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn hear_bell(&mut self) {
+        let _ = self.bell.fd.read();
+        while let Ok((token, filter)) = self.told.try_recv() {
+            self.telling -= 1;
+            match (filter, self.clients.get_mut(&token)) {
+                (Some(filter), Some(client)) => {
+                    client.begin(filter);
+                    self.step_client(token);
+                }
+                _ => self.dismiss(token),
+            }
+        }
+    }
+
+    /// Moves files away whose first line is too old. One whose last line is open follows when it is whole.
+    fn rotate_expired(&mut self) {
+        let now = Instant::now();
+        self.expiry = None;
+        for sink in self.sinks.values_mut() {
+            match sink.expires() {
+                Some(at) if at > now => self.expiry = Some(self.expiry.map_or(at, |first| first.min(at))),
+                Some(_) => {
+                    if let Err(error) = self.capture.rotate(sink) {
+                        eprintln!("everhook logger: {}: {error}", sink.sink.path.display());
+                    }
+                    tell_opened(sink, &mut self.clients);
+                }
+                None => {}
+            }
+        }
     }
 
     /// A source or a client is ready; how many bytes were captured.
@@ -225,10 +296,10 @@ impl Logger {
         if source.is_app && self.echo.is_on() {
             self.echo.push(&source.name, &mut source.lines, self.capture.last());
         }
-        for file in sink.fresh.drain(..) {
-            for client in self.clients.values_mut() {
-                client.opened(&sink.sink.path, &file);
-            }
+        tell_opened(sink, &mut self.clients);
+        let line_open = sink.opened.as_ref().is_some_and(|opened| opened.line_open);
+        if let Some(at) = sink.expires().filter(|at| !line_open || *at > Instant::now()) {
+            self.expiry = Some(self.expiry.map_or(at, |first| first.min(at)));
         }
         if let Some(told) = told {
             let source = source.name.clone();
@@ -275,16 +346,14 @@ impl Logger {
     /// Has a sink ready under its path, with this limit and number from here on.
     pub fn sink(&mut self, sink: Sink) -> PathBuf {
         let path = sink.path.clone();
-        let closer = &self.closer;
-        let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), closer.clone()));
-        file.sink = sink;
-        if let Err(error) = file.current() {
+        let aside = &self.aside;
+        let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), aside.clone()));
+        if let Err(error) = file.become_like(sink).and_then(|()| self.capture.begin_form(file)) {
             eprintln!("everhook logger: {}: {error}", path.display());
         }
-        for file in file.fresh.drain(..) {
-            for client in self.clients.values_mut() {
-                client.opened(&path, &file);
-            }
+        tell_opened(file, &mut self.clients);
+        if let Some(at) = file.expires() {
+            self.expiry = Some(self.expiry.map_or(at, |first| first.min(at)));
         }
         path
     }
@@ -331,7 +400,8 @@ impl Logger {
         self.next
     }
 
-    fn step_clients(&mut self) {
+    /// Lets all clients go on.
+    pub fn step_clients(&mut self) {
         self.more = false;
         self.captured = false;
         self.deadline = None;
@@ -375,17 +445,30 @@ impl Logger {
     fn finish(&mut self) {
         self.hear();
         self.close(|_| true, None);
+        for client in self.clients.values_mut() {
+            client.end();
+        }
         let end = Instant::now() + LAST_WORDS;
         let mut events = [EpollEvent::empty(); 16];
         loop {
             self.step_clients();
-            let busy = self.more || self.clients.values().any(Client::wants_write);
+            let busy = self.more || self.telling > 0 || self.clients.values().any(Client::wants_write);
             if !busy || Instant::now() >= end {
                 break;
             }
-            // Only to wait until one of them takes something.
+            // Only to wait until one of them takes something, or was told everything.
             let _ = self.epoll.wait(&mut events, if self.more { 0u8 } else { 10 });
+            self.hear_bell();
         }
         self.echo.finish(end.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Lets followers go on in the files that a sink has opened.
+fn tell_opened(sink: &mut SinkFile, clients: &mut HashMap<u64, Client>) {
+    for file in sink.fresh.drain(..) {
+        for client in clients.values_mut() {
+            client.opened(&sink.sink.path, &file);
+        }
     }
 }

@@ -15,17 +15,19 @@ const KEEP: usize = 1_000;
 /// A longer file is cut down to them.
 const MAX_BYTES: u64 = 256 * 1024;
 
-/// A place in a log: offset in bytes in the file with this inode.
+/// A place in a log, and when it was its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
+    pub at: At,
     pub inode: u64,
     pub offset: u64,
 }
 
 impl Place {
     /// The end of a file as it is now; inode 0 where there is none.
-    fn end_of(path: &Path) -> Self {
-        fs::metadata(path).map_or(Self { inode: 0, offset: 0 }, |m| Self { inode: m.ino(), offset: m.len() })
+    fn end_of(path: &Path, at: At) -> Self {
+        let (inode, offset) = fs::metadata(path).map_or((0, 0), |meta| (meta.ino(), meta.len()));
+        Self { at, inode, offset }
     }
 }
 
@@ -53,7 +55,7 @@ impl Files {
 /// # Errors
 /// When the file cannot be written.
 pub fn note(files: &Files, at: At) -> io::Result<()> {
-    let (out, err) = (Place::end_of(&files.out), Place::end_of(&files.err));
+    let (out, err) = (Place::end_of(&files.out, at), Place::end_of(&files.err, at));
     let line = format!("{at} {} {} {} {}\n", out.inode, out.offset, err.inode, err.offset);
     let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&files.runs)?;
     file.write_all(line.as_bytes())?;
@@ -89,11 +91,13 @@ pub fn previous(runs: &Path, stream: Stream) -> io::Result<Option<(Place, Place)
 }
 
 fn place(line: &str, stream: Stream) -> Option<Place> {
-    let mut words = line.split(' ').skip(match stream {
-        Stream::Out => 1,
-        Stream::Err => 3,
+    let mut words = line.split(' ');
+    let at = words.next()?.parse().ok()?;
+    let mut words = words.skip(match stream {
+        Stream::Out => 0,
+        Stream::Err => 2,
     });
-    Some(Place { inode: words.next()?.parse().ok()?, offset: words.next()?.parse().ok()? })
+    Some(Place { at, inode: words.next()?.parse().ok()?, offset: words.next()?.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -113,9 +117,9 @@ mod tests {
         note(&files, At(1)).unwrap();
         let inode = fs::metadata(&files.out).unwrap().ino();
         let (begin, end) = previous(&files.runs, Stream::Out).unwrap().unwrap();
-        assert_eq!((begin, end), (Place { inode: 0, offset: 0 }, Place { inode, offset: 5 }));
-        let none = Place { inode: 0, offset: 0 };
-        assert_eq!(previous(&files.runs, Stream::Err).unwrap(), Some((none, none)));
+        let place = |at, inode, offset| Place { at: At(at), inode, offset };
+        assert_eq!((begin, end), (place(0, 0, 0), place(1, inode, 5)));
+        assert_eq!(previous(&files.runs, Stream::Err).unwrap(), Some((place(0, 0, 0), place(1, 0, 0))));
     }
 
     #[test]

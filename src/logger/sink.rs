@@ -4,14 +4,20 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
-    path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use memchr::{memchr, memrchr};
 
-use crate::domain::api::Sink;
+use super::{
+    aside::Aside,
+    chain,
+    form::{Pen, Tip},
+    times,
+};
+use crate::{domain::api::Sink, os::clock};
 
 /// A log that is never rotated takes this many bytes; what comes after is dropped and counted.
 pub const UNROTATED: u64 = 64 * 1024 * 1024;
@@ -19,35 +25,6 @@ pub const UNROTATED: u64 = 64 * 1024 * 1024;
 /// Of new log files and of the folders made for them.
 const FILE_MODE: u32 = 0o640;
 const FOLDER_MODE: u32 = 0o750;
-
-/// Frees unlinked files on a thread of its own: the kernel takes 10 ms to give back 50 MiB.
-#[derive(Clone)]
-pub struct Closer(mpsc::Sender<Arc<File>>);
-
-impl Closer {
-    #[must_use]
-    pub fn start() -> Self {
-        let (send, receive) = mpsc::channel::<Arc<File>>();
-        thread::spawn(move || receive.into_iter().for_each(drop));
-        Self(send)
-    }
-
-    /// Drops this use of the file elsewhere.
-    pub fn close(&self, file: Arc<File>) {
-        // The thread lives as long as a sender does.
-        let _ = self.0.send(file);
-    }
-
-    /// Takes the file out of its folder; its blocks are freed on the thread.
-    fn discard(&self, path: &Path) -> io::Result<()> {
-        let open = File::open(path);
-        fs::remove_file(path)?;
-        if let Ok(file) = open {
-            self.close(Arc::new(file));
-        }
-        Ok(())
-    }
-}
 
 /// A log file that is open.
 pub struct Opened {
@@ -57,6 +34,8 @@ pub struct Opened {
     pub size: u64,
     /// The last line has no newline yet.
     pub line_open: bool,
+    /// When its first line was written, where its age counts.
+    born: Option<Instant>,
 }
 
 /// What was not written because the file did not take it.
@@ -75,13 +54,78 @@ pub struct SinkFile {
     pub gap: Option<Gap>,
     /// Files opened since the followers were last told, oldest first.
     pub fresh: Vec<Arc<File>>,
-    closer: Closer,
+    pub pen: Pen,
+    /// Where the last line stands, beside what the file itself tells.
+    pub tip: Tip,
+    /// When a place was last noted in the log's times.
+    noted: Option<Instant>,
+    aside: Aside,
 }
 
 impl SinkFile {
     #[must_use]
-    pub fn new(sink: Sink, closer: Closer) -> Self {
-        Self { sink, opened: None, gap: None, fresh: Vec::new(), closer }
+    pub fn new(sink: Sink, aside: Aside) -> Self {
+        let pen = Pen::of(&sink);
+        let (opened, gap, fresh, tip, noted) = (None, None, Vec::new(), Tip::default(), None);
+        Self { sink, opened, gap, fresh, pen, tip, noted, aside }
+    }
+
+    /// Goes on as this says.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or made.
+    pub fn become_like(&mut self, sink: Sink) -> io::Result<()> {
+        self.pen = Pen::of(&sink);
+        self.sink = sink;
+        if self.sink.compress {
+            self.aside.compress(&self.sink.path);
+        }
+        let (aged, path) = (self.sink.age.is_some(), self.sink.path.clone());
+        let opened = self.current()?;
+        if aged && opened.size > 0 && opened.born.is_none() {
+            opened.born = born(&path, opened);
+        }
+        Ok(())
+    }
+
+    /// When the file is too old; `None` while nothing is in it.
+    #[must_use]
+    pub fn expires(&self) -> Option<Instant> {
+        self.opened.as_ref()?.born?.checked_add(self.sink.age?)
+    }
+
+    /// The size over which the file goes no further: none where it has become too old.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        if self.expires().is_some_and(|at| at <= Instant::now()) {
+            return Some(0);
+        }
+        self.sink.rotate.map(|size| size.0)
+    }
+
+    /// Has the tip agree with the file, which may be another than the last time, or tell more than is
+    /// known after a start.
+    pub fn know_tip(&mut self) {
+        // What cannot be opened is told when it is written to.
+        if let Ok(opened) = self.current() {
+            let open = opened.line_open;
+            if open != self.tip.open {
+                self.tip = Tip::of(open);
+            }
+        }
+    }
+
+    /// The file is about to be written to: its times are noted.
+    pub fn touch(&mut self) {
+        let Some(opened) = &mut self.opened else { return };
+        let begins = opened.size == 0;
+        if begins && self.sink.age.is_some() {
+            opened.born = Some(Instant::now());
+        }
+        if begins || self.noted.is_none_or(|at| at.elapsed() >= times::SPAN) {
+            self.noted = Some(Instant::now());
+            times::note(&self.sink.path, clock::now().wall, opened.inode, opened.size);
+        }
     }
 
     /// The open file as it is now: opened where it is not, opened again where somebody removed it, its
@@ -135,7 +179,12 @@ impl SinkFile {
         let line_open = ends_inside_a_line(&file, meta.size())?;
         let file = Arc::new(file);
         self.fresh.push(Arc::clone(&file));
-        self.opened = Some(Opened { file, device: meta.dev(), inode: meta.ino(), size: meta.size(), line_open });
+        let mut opened =
+            Opened { file, device: meta.dev(), inode: meta.ino(), size: meta.size(), line_open, born: None };
+        if self.sink.age.is_some() && opened.size > 0 {
+            opened.born = born(path, &opened);
+        }
+        self.opened = Some(opened);
         Ok(())
     }
 
@@ -148,7 +197,7 @@ impl SinkFile {
         let path = &self.sink.path;
         let like = match fs::metadata(path) {
             Ok(meta) if (meta.dev(), meta.ino()) == (device, inode) => {
-                self.shift()?;
+                chain::shift(path, self.sink.keep, &self.aside)?;
                 Some(meta)
             }
             Ok(_) => None,
@@ -156,50 +205,24 @@ impl SinkFile {
             Err(e) => return Err(e),
         };
         if let Some(old) = self.opened.take() {
-            self.closer.close(old.file);
+            self.aside.close(old.file);
         }
-        self.open(like.as_ref())
-    }
-
-    /// Renames every file one further, from the first missing number down, so that no rename meets an
-    /// existing file and a kill between two of them leaves the gap where the next try goes on.
-    fn shift(&self) -> io::Result<()> {
-        let path = &self.sink.path;
-        let keep = self.sink.keep;
-        if keep == 0 {
-            return self.closer.discard(path);
-        }
-        let mut free = 1;
-        while exists(&numbered(path, free))? {
-            free += 1;
-        }
-        for number in (1..free).rev() {
-            fs::rename(numbered(path, number), numbered(path, number + 1))?;
-        }
-        fs::rename(path, numbered(path, 1))?;
-        let mut over = keep.saturating_add(1);
-        while exists(&numbered(path, over))? {
-            self.closer.discard(&numbered(path, over))?;
-            over += 1;
+        self.open(like.as_ref())?;
+        if self.sink.compress {
+            self.aside.compress(&self.sink.path);
         }
         Ok(())
     }
 }
 
-/// `blog.1.out.log.2`
-#[must_use]
-pub fn numbered(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
-}
-
-fn exists(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
-    }
+/// When the first line of a file was written, as far as anything tells; the clock that people set may
+/// have been set since.
+fn born(path: &Path, opened: &Opened) -> Option<Instant> {
+    let age = match times::begun(path, opened.inode) {
+        Some(at) => Duration::from_millis(u64::try_from(clock::now().wall.0 - at.0).unwrap_or(0)),
+        None => opened.file.metadata().and_then(|meta| meta.created().or(meta.modified())).ok()?.elapsed().ok()?,
+    };
+    Instant::now().checked_sub(age)
 }
 
 fn ends_inside_a_line(file: &File, size: u64) -> io::Result<bool> {
@@ -269,8 +292,7 @@ mod tests {
     }
 
     fn file(dir: &Path, keep: u32) -> SinkFile {
-        let sink = Sink { path: dir.join("log"), rotate: None, keep };
-        SinkFile::new(sink, Closer::start())
+        SinkFile::new(Sink::raw(dir.join("log"), None, keep), Aside::start())
     }
 
     #[test]

@@ -21,9 +21,9 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, posix_fallocate};
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 /// Numbers in a note.
-pub const WORDS: usize = 10;
+pub const WORDS: usize = 16;
 /// Bytes of data that the buffer holds.
-pub const CAPACITY: usize = 256 * 1024;
+pub const CAPACITY: usize = 512 * 1024;
 /// The longest path that fits into a note, in bytes.
 pub const MAX_PATH: usize = SLOT - (WORDS + 1) * 8;
 
@@ -32,7 +32,7 @@ const SLOT: usize = PAGE;
 /// Page 0 holds the magic and which slot counts, pages 1 and 2 the slots; data follows.
 const DATA: usize = 3 * PAGE;
 const LENGTH: usize = DATA + CAPACITY;
-const MAGIC: u64 = u64::from_le_bytes(*b"everhk01");
+const MAGIC: u64 = u64::from_le_bytes(*b"everhk02");
 
 /// What its owner was about to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

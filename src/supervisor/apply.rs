@@ -158,6 +158,7 @@ impl Supervisor {
             Task::KeepHolds => self.keep_holds(name),
             Task::TrialEnded(result) => self.trial_ended(name, result),
             Task::Rolled(result) => self.rolled(name, result),
+            Task::RunSkipped(why) => self.note_app(name, "run_skipped", why),
             Task::Gone(number) => self.instance_gone(&InstanceId { app: name.clone(), number }),
             Task::Removed => self.app_removed(name),
         }
@@ -354,7 +355,7 @@ impl Supervisor {
     }
 
     /// An event of an app as a whole.
-    fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
+    pub fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
         self.ledger.send(Command::Event(NewEvent {
             at: crate::os::clock::now().wall,
             app: Some(name.clone()),

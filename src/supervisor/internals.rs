@@ -111,6 +111,8 @@ pub struct Logger {
     pub keeper: Keeper,
     pub run: u64,
     to: Option<mpsc::UnboundedSender<Outgoing>>,
+    /// Said when there is one again.
+    waiting: Vec<Outgoing>,
     /// What is captured, to be opened again by the next logger.
     sources: std::collections::BTreeMap<(String, Stream), Source>,
     echo: bool,
@@ -168,6 +170,14 @@ impl Logger {
         Some(Arc::new(ours.into()))
     }
 
+    /// Says it to this logger, or to the next one.
+    pub fn tell_any(&mut self, message: ToLogger, fd: OwnedFd) {
+        match &self.to {
+            Some(_) => self.tell(&message, Some(fd)),
+            None => self.waiting.push(Outgoing { message, fd: Some(fd) }),
+        }
+    }
+
     /// Captures a FIFO from now on.
     pub fn open(&mut self, source: &str, stream: Stream, fifo: PathBuf, sink: Sink) {
         let key = (source.to_owned(), stream);
@@ -209,10 +219,13 @@ impl Logger {
         }
     }
 
-    fn tell_everything(&self) {
+    fn tell_everything(&mut self) {
         self.tell(&ToLogger::Echo { on: self.echo }, None);
         for (key, source) in &self.sources {
             self.send_open(key, &source.fifo, &source.sink);
+        }
+        for Outgoing { message, fd } in std::mem::take(&mut self.waiting) {
+            self.tell(&message, fd);
         }
     }
 }

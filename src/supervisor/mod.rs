@@ -10,6 +10,7 @@ mod apply;
 mod children;
 mod control;
 mod event;
+mod exec;
 mod files;
 mod handover;
 mod internals;
@@ -19,11 +20,13 @@ mod layout;
 mod ledger;
 mod live;
 mod log;
+mod logs;
 mod pipeline;
 mod prepare;
 mod probe;
 mod reload;
 mod requests;
+mod schedule;
 mod secrets;
 mod settings;
 mod shutdown;
@@ -33,6 +36,7 @@ mod spawner;
 mod start;
 mod status;
 mod waiters;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -81,8 +85,8 @@ type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;
 pub struct Supervisor {
     me: Me,
     config: Arc<Config>,
-    /// The file's text as it was applied.
-    config_text: String,
+    /// The files' texts as they were applied.
+    config_text: settings::Text,
     tokens: Vec<(config::Token, Secret)>,
     /// A reload is on its way.
     reloading: bool,
@@ -125,6 +129,8 @@ pub struct Supervisor {
     news_due: BTreeSet<AppName>,
     jobs: jobs::Jobs,
 
+    schedules: schedule::Schedules,
+    watches: watch::Watches,
     logger: internals::Logger,
     listeners: Vec<internals::Listener>,
 

@@ -1,7 +1,7 @@
 //! What people ask for, whoever they are: judge the right, begin the change, note it in the audit,
 //! answer. SURFACE.md sections 2 and 5.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use tracing::info;
 
@@ -9,6 +9,7 @@ use super::{
     Supervisor,
     apply::SeatId,
     control::{Asked, From, ReplyTo},
+    exec,
     ledger::{Command, NewAudit, NewDeploy, Query},
     pipeline::Rollback,
     reload::Wanted,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::domain::{
     access::{self, Principal},
-    api::{By, LogSource, Refusal, RefusalKind, Reply, Request, Saying, Stream, Target, ToLogger},
+    api::{By, Refusal, RefusalKind, Reply, Request, Saying, Target},
     model::{AppName, InstanceId, nearest},
     service::{self, order},
 };
@@ -31,6 +32,7 @@ struct Wish {
     apps: Vec<AppName>,
     wait: bool,
     deadline: Option<Instant>,
+    fds: Vec<OwnedFd>,
     reply: ReplyTo,
     request: Request,
 }
@@ -43,6 +45,11 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// The copy that is meant, or the first one.
+    fn first_instance(&self) -> InstanceId {
+        InstanceId { app: self.app.clone(), number: self.only.unwrap_or(1) }
+    }
+
     fn all(app: AppName) -> Self {
         Self { app, only: None }
     }
@@ -60,7 +67,7 @@ impl std::fmt::Display for Chosen {
 impl Supervisor {
     /// Hears a request, and answers it sooner or later.
     pub fn hear(&mut self, asked: Asked) {
-        let Asked { ask, from, reply } = asked;
+        let Asked { ask, from, fds, reply } = asked;
         let address = ask.address.clone();
         let who = match self.principal(from, ask.token.as_deref()) {
             Ok(who) => who,
@@ -95,6 +102,7 @@ impl Supervisor {
             apps: apps.clone(),
             wait: ask.wait,
             deadline,
+            fds,
             reply: reply.clone(),
             request: ask.request,
         };
@@ -139,13 +147,16 @@ impl Supervisor {
         let all = || self.visible(who).into_iter().map(Chosen::all).collect();
         match request {
             Request::Status { apps } if apps.is_empty() => Ok(all()),
+            Request::Logs(logs) if logs.deploy.is_some() => Ok(Vec::new()),
             Request::Logs(logs) if logs.apps.is_empty() => Ok(all()),
             Request::Status { apps }
             | Request::Start { apps }
             | Request::Stop { apps, .. }
             | Request::Restart { apps } => self.resolve(apps, who),
             Request::Logs(logs) => self.resolve(&logs.apps, who),
-            Request::Signal { app, .. } | Request::WaitFor { app, .. } => self.resolve(std::slice::from_ref(app), who),
+            Request::Signal { app, .. } | Request::WaitFor { app, .. } | Request::Exec { app, .. } => {
+                self.resolve(std::slice::from_ref(app), who)
+            }
             Request::DeployApp { app, .. } | Request::Rollback { app, .. } => one(app),
             Request::Events { app: Some(app), .. }
             | Request::History { app: Some(app), .. }
@@ -241,7 +252,13 @@ impl Supervisor {
                     reply.say(Saying::Done(Reply::Lines(lines)));
                 });
             }
-            Request::Logs(logs) => self.hand_to_logger(&wish, &logs),
+            Request::Logs(logs) => match logs.deploy {
+                Some(id) => self.serve_deploy_log(id, shown, logs, wish.reply),
+                None => {
+                    let ids: Vec<_> = wish.chosen.iter().flat_map(|chosen| self.instances_of(chosen)).collect();
+                    self.serve_logs(&ids, logs, &wish.reply);
+                }
+            },
             Request::Start { .. } => return self.start_apps(wish, false),
             Request::Restart { .. } => return self.start_apps(wish, true),
             Request::Stop { confirmed, .. } => return self.stop_apps(wish, confirmed),
@@ -250,6 +267,10 @@ impl Supervisor {
                 let goals = wish.chosen.iter().map(|chosen| Goal::State { chosen: chosen.clone(), state }).collect();
                 let message = format!("{} is {state}", list(&wish.chosen));
                 self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
+            }
+            Request::Exec { command, .. } => {
+                let instance = wish.chosen[0].first_instance();
+                return self.exec(exec::Order { instance, command, streams: wish.fds, reply: wish.reply });
             }
             Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
             Request::Rollback { to, .. } => return self.roll_app_back(wish, to),
@@ -272,6 +293,7 @@ impl Supervisor {
         let goals: Vec<Goal> = wish.chosen.iter().flat_map(|chosen| self.up(chosen, restart)).collect();
         for Chosen { app, only } in &wish.chosen {
             let by = format!("{verb} by {}", wish.who);
+            self.resume_watch(app);
             self.feed(app, service::Event::Start { only: *only, restart, by });
         }
         let (goals, message) = if wish.wait {
@@ -396,26 +418,6 @@ impl Supervisor {
         let copies = self.apps.get(&chosen.app).map(service::App::copies).unwrap_or_default();
         let wanted = copies.iter().filter(|copy| chosen.only.is_none_or(|number| number == copy.number()));
         wanted.map(|copy| InstanceId { app: chosen.app.clone(), number: copy.number() }).collect()
-    }
-
-    fn hand_to_logger(&mut self, wish: &Wish, logs: &crate::domain::api::LogsRequest) {
-        let sources = wish
-            .chosen
-            .iter()
-            .flat_map(|chosen| self.instances_of(chosen))
-            .map(|id| LogSource {
-                name: id.to_string(),
-                out: self.layout.log(&id, Stream::Out),
-                err: self.layout.log(&id, Stream::Err),
-            })
-            .collect();
-        let message =
-            ToLogger::Serve { sources, follow: logs.follow, n: logs.n, previous: logs.previous, stderr: logs.stderr };
-        let events = self.events.clone();
-        wish.reply.hand_over(move |socket| {
-            let then = move |supervisor: &mut Supervisor| supervisor.logger.tell(&message, Some(socket));
-            let _ = events.send(super::event::Event::Then(Box::new(then)));
-        });
     }
 
     /// Rows for a change that was refused before anybody looked whether the apps that it names exist.

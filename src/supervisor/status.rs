@@ -1,6 +1,6 @@
 //! What `status` shows: SURFACE.md section 4.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Supervisor, apply::SeatId, control::ReplyTo, internals::serve_word, requests::Chosen};
 use crate::domain::{
@@ -32,10 +32,10 @@ impl Supervisor {
                 trees.push(tree.iter().map(|member| member.pid).collect());
             }
         }
-        let (path, text) = (self.config.path.clone(), self.config_text.clone());
+        let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
         self.files.run(
             move || {
-                status.supervisor.config_differs = std::fs::read(&path).map_or(true, |now| now != text.as_bytes());
+                status.supervisor.config_differs = text.differs(&config);
                 let instances = status.apps.iter_mut().flat_map(|app| &mut app.instances);
                 for (instance, tree) in instances.zip(trees) {
                     let usage = tree.iter().filter_map(|pid| crate::os::stat::usage(*pid));
@@ -85,7 +85,8 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: None,
             frozen: None,
-            instances: runs.iter().map(|run| instance_view(app, run, self.addresses(app.name()))).collect(),
+            watch: self.watch_view(app.name()),
+            instances: runs.iter().map(|run| instance_view(app, run, self.known_of(app))).collect(),
         }
     }
 
@@ -93,6 +94,10 @@ impl Supervisor {
     fn addresses(&self, app: &AppName) -> BTreeMap<String, String> {
         let held = self.shells.get(app).into_iter().flat_map(|shell| &shell.sockets);
         held.map(|(name, held)| (name.clone(), held.shown.clone())).collect()
+    }
+
+    fn known_of(&self, app: &App) -> Known {
+        Known { sockets: self.addresses(app.name()), next_run: self.next_run(app) }
     }
 
     /// The state of an app or one of its copies.
@@ -124,7 +129,14 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     Some(At(now.wall.0 + wait))
 }
 
-fn instance_view(app: &App, run: &Run, sockets: BTreeMap<String, String>) -> InstanceView {
+/// What is known of all instances of an app.
+struct Known {
+    sockets: BTreeMap<String, String>,
+    next_run: Option<At>,
+}
+
+fn instance_view(app: &App, run: &Run, known: Known) -> InstanceView {
+    let Known { sockets, next_run } = known;
     let instance = &run.instance;
     // What does not run will start in what is live then.
     let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
@@ -139,7 +151,7 @@ fn instance_view(app: &App, run: &Run, sockets: BTreeMap<String, String>) -> Ins
         reason: instance.reason().map(str::to_owned),
         status: instance.status().map(str::to_owned),
         last_exit,
-        next_start_at: starting_again_at(instance),
+        next_start_at: starting_again_at(instance).or(next_run),
         release: release.map(|release| release.id.clone()),
         sockets,
         memory_bytes: None,

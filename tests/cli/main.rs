@@ -29,7 +29,7 @@ fn status() -> Value {
         one
     };
     let app = |name: &str, state: &str, instances: Vec<Value>| {
-        json!({"name": name, "state": state, "release": null, "commit": null, "behind": null, "frozen": null,
+        json!({"name": name, "state": state, "release": null, "commit": null, "behind": null, "frozen": null, "watch": null,
             "instances": instances})
     };
     let busy = json!({"pid": 42, "restarts": 3, "release": "7-1a2b3c4", "memory_bytes": 12_582_912, "cpu_s": 1.26});
@@ -278,7 +278,7 @@ fn a_failed_start_shows_the_last_words() {
                 vec![said(&Saying::Refused(Refusal::new(RefusalKind::Failed, "api.1 exited with 1")))]
             }
             Request::Status { .. } => vec![said(&reply("status", &status()))],
-            Request::Logs(logs) if logs.n == Some(10) => vec![line.clone()],
+            Request::Logs(logs) if logs.n == Some(10) => vec![line.clone(), end()],
             other => panic!("{other:?}"),
         })
     });
@@ -404,11 +404,16 @@ fn log_lines(lines: &'static [(&'static str, &'static str, &'static str)]) -> Fa
     Fake::new(move |request| {
         let line = |(instance, stream, line): &(&str, &str, &str)| json!({"at": null, "instance": instance, "stream": stream, "line": line});
         Answer::Whole(match request {
-            Request::Logs(_) => lines.iter().map(line).collect(),
+            Request::Logs(_) => lines.iter().map(line).chain([end()]).collect(),
             Request::Status { .. } => vec![said(&reply("status", &status()))],
             other => panic!("{other:?}"),
         })
     })
+}
+
+/// Tells a client of `logs` that it has everything.
+fn end() -> Value {
+    said(&Saying::Done(everhook::domain::api::Reply::Lines(Vec::new())))
 }
 
 #[test]
@@ -417,7 +422,9 @@ fn logs_are_prefixed_where_several_speak_and_raw_in_a_pipe() {
     assert_eq!(fake.run(&["logs"]).out, "api.1  | \u{1b}[31mred\nblog.2 | x\n");
     assert_eq!(fake.run(&["logs", "api.1", "--stderr", "-n", "2"]).out, "\u{1b}[31mred\nx\n");
     let asked = fake.requests().into_iter().filter(|request| request.get("logs").is_some()).collect::<Vec<_>>();
-    assert_eq!(asked[0], json!({"logs": {"apps": [], "follow": false, "n": 20, "previous": false, "stderr": false}}));
+    let want = json!({"apps": [], "follow": false, "n": 20, "previous": false, "stderr": false, "since": null,
+        "grep": null, "deploy": null, "resume": []});
+    assert_eq!(asked[0], json!({"logs": want}));
     assert_eq!((&asked[1]["logs"]["n"], &asked[1]["logs"]["stderr"]), (&json!(2), &json!(true)));
     fake.run(&["logs", "api.1", "--previous"]);
     assert_eq!(fake.requests().last().unwrap()["logs"]["n"], json!(null), "all of the run before");

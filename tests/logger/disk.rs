@@ -91,9 +91,9 @@ fn a_full_disk_stops_no_app_and_the_gap_is_counted() {
     let mut written: String = (1..=100_000).map(|i| format!("line {i}\n")).collect();
     written.push_str("the end of a line that is cut\n");
     // The line in which the gap began was given a newline, unless the gap began with a line.
-    let kept = if written.starts_with(kept) { kept } else { kept.strip_suffix('\n').unwrap() };
-    assert!(written.starts_with(kept) && kept.len() > 100_000);
-    assert_eq!(kept.len() + dropped.parse::<usize>().unwrap(), written.len());
+    let given = kept.len() + dropped.parse::<usize>().unwrap() - written.len();
+    let kept = if given == 1 { kept.strip_suffix('\n').unwrap() } else { kept };
+    assert!(written.starts_with(kept) && kept.len() > 100_000 && given <= 1, "{given}");
     logger.terminate();
     drop(small);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{ErrorKind, Write},
+    io::{ErrorKind, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -13,15 +13,16 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use everhook::{
     domain::{
-        api::{FromLogger, LogLine, LogSource, RefusalKind, Sink, Stream, ToLogger},
-        model::Size,
+        api::{FromLogger, LogFeed, LogFrame, LogLine, LogWish, RefusalKind, Saying, Sink, Stream, ToLogger},
+        config::Form,
+        model::{At, Size},
     },
-    os::channel::Channel,
+    os::channel::{Channel, Frame},
 };
 use nix::{
     libc::O_NONBLOCK,
@@ -72,7 +73,7 @@ impl Room {
     }
 
     pub fn sink(&self, stream: &str, rotate: u64, keep: u32) -> Sink {
-        Sink { path: self.log(stream), rotate: Some(Size(rotate)), keep }
+        Sink::raw(self.log(stream), Some(Size(rotate)), keep)
     }
 
     pub fn fifo(&self) -> Fifo {
@@ -135,9 +136,23 @@ impl Logger {
 
     /// The client's end of a socket on which both logs are served.
     pub fn serve(&mut self, room: &Room, follow: bool, n: Option<u32>, previous: bool) -> Channel {
+        self.serve_form(room, Form::Raw, LogWish { follow, n, previous, ..LogWish::default() })
+    }
+
+    pub fn serve_form(&mut self, room: &Room, form: Form, wish: LogWish) -> Channel {
+        let feed = |stream: Stream| LogFeed {
+            instance: "blog.1".into(),
+            stream,
+            path: room.log(stream.as_str()),
+            form,
+            from: None,
+        };
+        self.serve_feeds(vec![feed(Stream::Out), feed(Stream::Err)], wish)
+    }
+
+    pub fn serve_feeds(&mut self, feeds: Vec<LogFeed>, wish: LogWish) -> Channel {
         let (ours, theirs) = Channel::pair().unwrap();
-        let sources = vec![LogSource { name: "blog.1".into(), out: room.log("out"), err: room.log("err") }];
-        self.send(&ToLogger::Serve { sources, follow, n, previous, stderr: false }, Some(theirs));
+        self.send(&ToLogger::Serve { feeds, wish }, Some(theirs));
         ours
     }
 
@@ -184,9 +199,14 @@ pub fn wait_for(mut what: impl FnMut() -> bool) {
 
 /// The next message, or `None` when the other side has closed.
 pub fn receive<T: DeserializeOwned>(channel: &mut Channel) -> Option<T> {
+    frame(channel).map(|frame| frame.message().unwrap())
+}
+
+/// The next frame, or `None` when the other side has closed.
+pub fn frame(channel: &mut Channel) -> Option<Frame> {
     loop {
         match channel.receive() {
-            Ok(frame) => return Some(frame.message().unwrap()),
+            Ok(frame) => return Some(frame),
             Err(e) if e.kind() == ErrorKind::WouldBlock => wait(channel, PollFlags::POLLIN),
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => return None,
             Err(e) => panic!("{e}"),
@@ -194,16 +214,45 @@ pub fn receive<T: DeserializeOwned>(channel: &mut Channel) -> Option<T> {
     }
 }
 
-/// Everything that a client is sent until its socket is closed, `out line`.
+/// The next line that a client is sent; `None` when it has them all.
+pub fn line(client: &mut Channel) -> Option<LogLine> {
+    loop {
+        match receive(client).expect("an answer ends with its end") {
+            LogFrame::Line(line) => return Some(line),
+            LogFrame::Here { .. } => {}
+            LogFrame::Said(said) => {
+                assert!(matches!(said.what, Saying::Done(_)), "{said:?}");
+                return None;
+            }
+        }
+    }
+}
+
+/// Everything that a client is sent, `out line`.
 pub fn lines_of(mut client: Channel) -> Vec<String> {
-    std::iter::from_fn(|| receive::<LogLine>(&mut client)).map(|l| format!("{} {}", l.stream, l.line)).collect()
+    std::iter::from_fn(|| line(&mut client)).map(|l| format!("{} {}", l.stream, l.line)).collect()
 }
 
 /// A log and its rotated files, oldest first.
 pub fn files(log: &Path) -> Vec<PathBuf> {
-    let numbered = |n: u32| PathBuf::from(format!("{}.{n}", log.display()));
-    let count = (1..).take_while(|n| numbered(*n).exists()).count();
-    (1..=u32::try_from(count).unwrap()).rev().map(numbered).chain([log.to_owned()]).collect()
+    let named = |n: u32, end: &str| PathBuf::from(format!("{}.{n}{end}", log.display()));
+    // Where both are there, the compressed one is not finished.
+    let found = |n| [named(n, ""), named(n, ".gz")].into_iter().find(|path| path.exists());
+    let mut all: Vec<PathBuf> = (1..).map_while(found).collect();
+    all.reverse();
+    all.push(log.to_owned());
+    all
+}
+
+/// What a file holds, compressed or not.
+pub fn text(file: &Path) -> String {
+    let bytes = fs::read(file).unwrap();
+    let mut text = String::new();
+    if file.extension().is_some_and(|end| end == "gz") {
+        flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
+        return text;
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 /// `line 1` to `line <count>`, in writes of 8 KiB.
@@ -222,7 +271,7 @@ pub fn write_numbered(mut to: &File, count: u32) {
 pub fn assert_numbered(log: &Path, count: u32, limit: u64) {
     let mut next = 1;
     for file in files(log) {
-        let text = fs::read_to_string(&file).unwrap();
+        let text = text(&file);
         assert!(text.len() as u64 <= limit, "{} is larger than it may be", file.display());
         assert!(text.is_empty() || text.ends_with('\n'), "{} ends inside a line", file.display());
         for line in text.lines() {
@@ -231,4 +280,10 @@ pub fn assert_numbered(log: &Path, count: u32, limit: u64) {
         }
     }
     assert_eq!(next, count + 1);
+}
+
+/// By the calendar.
+pub fn now() -> At {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    At(i64::try_from(since_1970.as_millis()).unwrap())
 }

@@ -1,11 +1,14 @@
 //! The logger's channel: supervisor to logger. Frames may carry a descriptor where it says so.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Refusal;
-use crate::domain::model::{At, Size};
+use super::{LogLine, Refusal, Reply, Said, Saying};
+use crate::domain::{
+    config::{Form, Logs},
+    model::{At, Size},
+};
 
 /// Which of its two streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,8 +47,10 @@ pub enum ToLogger {
     Echo { on: bool },
     /// The last `n` lines of a file below the logs folder. Answered with [`FromLogger::Lines`].
     Tail { ticket: u64, path: PathBuf, n: u32 },
-    /// Serve `logs` on the client's socket, which is beside the frame: [`super::LogLine`] frames, then close.
-    Serve { sources: Vec<LogSource>, follow: bool, n: Option<u32>, previous: bool, stderr: bool },
+    /// Serve `logs` on the client's socket, which is beside the frame: [`LogFrame`]s, then close.
+    Serve { feeds: Vec<LogFeed>, wish: LogWish },
+    /// Nothing more will come into this log: who follows it is told the rest, then left.
+    End { path: PathBuf },
     /// Close and open all files again.
     Reopen,
     /// Write everything that the FIFOs hold, then end with 0.
@@ -57,18 +62,109 @@ pub enum ToLogger {
 pub struct Sink {
     /// Absolute; the folder is made where it is missing.
     pub path: PathBuf,
-    /// Rotate at the last newline before this; `None`: never, what is over `limit` is dropped and counted.
+    /// Rotate at the last newline before this; `None`: never, what is over a limit is dropped and counted.
     pub rotate: Option<Size>,
+    /// Rotate when the first line is older than this.
+    pub age: Option<Duration>,
     pub keep: u32,
+    /// Rotated files become `.gz`, all but the newest.
+    pub compress: bool,
+    pub form: Form,
+    /// Bytes of a line, where the form is not raw; a longer one is cut into marked parts.
+    pub line_limit: Size,
 }
 
-/// What a client may read.
+impl Sink {
+    /// Raw, for a log that is cut into files by its size alone, or never.
+    #[must_use]
+    pub fn raw(path: PathBuf, rotate: Option<Size>, keep: u32) -> Self {
+        let line_limit = Size(u64::MAX);
+        Self { path, rotate, age: None, keep, compress: false, form: Form::Raw, line_limit }
+    }
+
+    /// As an app's config says.
+    #[must_use]
+    pub fn of(path: PathBuf, logs: &Logs) -> Self {
+        let Logs { rotate, age, keep, compress, form, line_limit } = *logs;
+        Self { path, rotate: Some(rotate), age, keep, compress, form, line_limit }
+    }
+}
+
+/// A log that a client may read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LogSource {
-    /// The instance's name.
-    pub name: String,
-    pub out: PathBuf,
-    pub err: PathBuf,
+pub struct LogFeed {
+    /// The instance's name, or that of the deploy.
+    pub instance: String,
+    pub stream: Stream,
+    pub path: PathBuf,
+    pub form: Form,
+    /// Where a client goes on that lost its logger; the past before it is not told again.
+    pub from: Option<LogPlace>,
+}
+
+/// Which lines a client wants.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LogWish {
+    pub follow: bool,
+    /// The last so many of each log; `None`: all.
+    pub n: Option<u32>,
+    /// The run before the current one; it is over, so nothing is followed.
+    pub previous: bool,
+    /// Written since this moment: to the millisecond where lines have a time, else to about a second.
+    pub since: Option<At>,
+    /// With this regular expression in them.
+    pub grep: Option<String>,
+}
+
+/// A place between two lines of a log: an offset in the file that had this inode when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPlace {
+    pub inode: u64,
+    pub offset: u64,
+}
+
+impl LogPlace {
+    /// As the body of a frame.
+    #[must_use]
+    pub fn bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.inode.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.offset.to_le_bytes());
+        bytes
+    }
+
+    #[must_use]
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let (inode, offset) = (body.first_chunk()?, body.last_chunk()?);
+        Some(Self { inode: u64::from_le_bytes(*inode), offset: u64::from_le_bytes(*offset) })
+    }
+}
+
+/// What a client of `logs` hears. The body of a line's or a place's frame is the [`LogPlace`] behind it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogFrame {
+    Line(LogLine),
+    /// From here on this log is followed.
+    Here {
+        instance: String,
+        stream: String,
+    },
+    /// The answer is whole, or there is none. A connection that ends without it was lost.
+    Said(Said),
+}
+
+impl LogFrame {
+    /// Everything was told.
+    #[must_use]
+    pub fn end() -> Self {
+        Self::Said(Said { ticket: 0, what: Saying::Done(Reply::Lines(Vec::new())) })
+    }
+
+    #[must_use]
+    pub fn refused(refusal: Refusal) -> Self {
+        Self::Said(Said { ticket: 0, what: Saying::Refused(refusal) })
+    }
 }
 
 /// To the supervisor.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, Status, StepView};
+use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Status, StepView};
 use crate::domain::{
     config::Role,
-    model::{AppName, At, DeliveryId, DeployId, InstanceId, ReleaseId, Signal},
+    model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal},
 };
 
 /// One question.
@@ -68,8 +68,8 @@ pub enum Request {
         since: Option<At>,
         n: u32,
     },
-    /// The supervisor hands the client's own socket to the logger, which sends [`super::LogLine`]
-    /// frames and closes it. Only on `control.sock`.
+    /// The supervisor hands the client's own socket to the logger, which sends [`super::LogFrame`]s
+    /// and closes it. Only on `control.sock`.
     Logs(LogsRequest),
     /// Last lines of a deploy's log.
     DeployLog {
@@ -95,6 +95,12 @@ pub enum Request {
     WaitFor {
         app: Target,
         state: InstanceState,
+    },
+    /// Runs a command as the app. The frame carries its three streams, and when its connection closes
+    /// the command is ended. Only on `control.sock`.
+    Exec {
+        app: Target,
+        command: Vec<String>,
     },
     DeployApp {
         app: AppName,
@@ -128,6 +134,7 @@ impl Request {
             Self::Restart { .. } => "restart",
             Self::Signal { .. } => "signal",
             Self::WaitFor { .. } => "wait",
+            Self::Exec { .. } => "exec",
             Self::DeployApp { .. } => "deploy",
             Self::Rollback { .. } => "rollback",
             Self::Plan => "check",
@@ -149,7 +156,9 @@ impl Request {
                 apps.iter().filter_map(named).collect()
             }
             Self::Logs(logs) => logs.apps.iter().filter_map(named).collect(),
-            Self::Signal { app, .. } | Self::WaitFor { app, .. } => named(app).into_iter().collect(),
+            Self::Signal { app, .. } | Self::WaitFor { app, .. } | Self::Exec { app, .. } => {
+                named(app).into_iter().collect()
+            }
             Self::DeployApp { app, .. } | Self::Rollback { app, .. } => vec![app],
             Self::Events { app, .. } | Self::History { app, .. } | Self::Deliveries { app, .. } => app.iter().collect(),
             Self::Deploy { .. }
@@ -168,7 +177,7 @@ impl Request {
         match self {
             Self::Start { .. } | Self::Stop { .. } | Self::Restart { .. } | Self::Signal { .. } => Role::Operator,
             Self::DeployApp { .. } | Self::Rollback { .. } => Role::Deployer,
-            Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } => Role::Admin,
+            Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } | Self::Exec { .. } => Role::Admin,
             _ => Role::Viewer,
         }
     }
@@ -181,17 +190,33 @@ impl Request {
 }
 
 /// Which output to show.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LogsRequest {
     /// Empty: all apps.
     pub apps: Vec<Target>,
     pub follow: bool,
-    /// Last lines of each stream; `None` with `previous`: all of that run.
+    /// Last lines of each stream; `None`: all.
     pub n: Option<u32>,
     /// The run before the current one.
     pub previous: bool,
     /// The error stream alone.
     pub stderr: bool,
+    /// Written since this moment.
+    pub since: Option<At>,
+    /// With this regular expression in them.
+    pub grep: Option<String>,
+    /// The log of this deploy instead of apps' output.
+    pub deploy: Option<DeployId>,
+    /// Where a client goes on that lost its logger.
+    pub resume: Vec<LogMark>,
+}
+
+/// How far a client has read a log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogMark {
+    pub instance: String,
+    pub stream: String,
+    pub place: LogPlace,
 }
 
 /// From the supervisor.
@@ -238,6 +263,10 @@ pub enum Reply {
     Delivery(Box<DeliveryView>),
     Audit(Vec<AuditView>),
     Lines(Vec<String>),
+    /// How a command ended.
+    Exited {
+        exit: Exit,
+    },
     /// A change was begun (or, with `wait`, is so now); `deploy` where one was queued.
     Changed {
         deploy: Option<DeployId>,

@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, GiveUp, Logs, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy, identity,
-    judge::Judge, limits, numbered, order, probe, raw, shell, socket,
+    App, Command, Form, GiveUp, Logs, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy, identity,
+    judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
 };
-use crate::domain::model::{AppName, Signal, Size};
+use crate::domain::model::{AppName, Signal};
 
+/// Of `logs.age`.
+const SHORTEST_AGE: Duration = Duration::from_secs(1);
 /// Of one app; more are a slip of the finger.
 const MOST_INSTANCES: u32 = 9_999;
 
@@ -51,7 +53,7 @@ impl Entry<'_> {
         judge.env(&self.keys(&["env"]), &raw.env);
         let instances = self.instances(judge);
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
-        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
+        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
         let owner = (who.run_as.uid, who.run_as.gid);
         let (sockets, stranger) = socket::of_app(judge, self.name, raw.sockets.as_ref(), owner);
@@ -82,6 +84,8 @@ impl Entry<'_> {
             sockets,
             limits,
             logs: self.logs(judge),
+            schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
+            watch: watch::watch(judge, self.name, raw),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
             places: self.places(judge),
@@ -168,7 +172,9 @@ impl Entry<'_> {
             &self.keys(&["port"]),
             &format!("{instances} instances need as many ports, and the last one would be {last}"),
         );
-        if counted { instances } else { 1 }
+        let scheduled = self.raw.schedule.is_some() && instances > 1;
+        judge.require(!scheduled, &self.keys(&["instances"]), "a scheduled app has one instance");
+        if counted && !scheduled { instances } else { 1 }
     }
 
     fn restart(&self, judge: &mut Judge<'_>) -> Restart {
@@ -176,7 +182,7 @@ impl Entry<'_> {
         let time = |span: &Option<raw::Span>, default: u64| span.map_or(Duration::from_millis(default), |span| span.0);
         let first = time(&raw.first, 100);
         let restart = Restart {
-            policy: raw.policy.unwrap_or(Policy::Always),
+            policy: self.policy(),
             success: raw.success.clone().unwrap_or_else(|| vec![0]),
             first,
             factor: raw.factor.unwrap_or(2.0),
@@ -204,6 +210,14 @@ impl Entry<'_> {
         restart
     }
 
+    /// A scheduled app ends and waits for its next time, whatever `defaults` say of those that run on.
+    fn policy(&self) -> Policy {
+        match self.raw.restart.policy {
+            None | Some(Policy::Always) if self.raw.schedule.is_some() => Policy::Never,
+            policy => policy.unwrap_or(Policy::Always),
+        }
+    }
+
     fn stop(&self, judge: &mut Judge<'_>) -> Stop {
         let stages = match &self.raw.stop {
             None => &[raw::Stage::default()],
@@ -228,9 +242,26 @@ impl Entry<'_> {
 
     fn logs(&self, judge: &mut Judge<'_>) -> Logs {
         let raw = &self.raw.logs;
-        let rotate = raw.rotate.unwrap_or(Size(50 << 20));
+        let default = Logs::default();
+        let rotate = raw.rotate.unwrap_or(default.rotate);
         judge.require(rotate.0 > 0, &self.keys(&["logs", "rotate"]), "a file of no size cannot be rotated");
-        Logs { rotate, keep: raw.keep.unwrap_or(10) }
+        let age = raw.age.map(|span| span.0);
+        let long = age.is_none_or(|age| age >= SHORTEST_AGE);
+        judge.require(long, &self.keys(&["logs", "age"]), "a file is rotated every second at most");
+        let line_limit = raw.line_limit.unwrap_or(default.line_limit);
+        judge.require(line_limit.0 > 0, &self.keys(&["logs", "line_limit"]), "a line of no length holds nothing");
+        let form = match (raw.format, raw.stamp) {
+            (Some(raw::LineFormat::Json), _) => Form::Json,
+            (_, Some(raw::Stamp::Rfc3339)) => Form::Stamped,
+            _ => Form::Raw,
+        };
+        if form == Form::Raw && self.raw.logs.line_limit.is_some() {
+            let message =
+                format!("app \"{}\": `line_limit` counts with `stamp: Rfc3339` or `format: Json` alone", self.name);
+            judge.warn(&self.keys(&["logs", "line_limit"]), message);
+        }
+        let (keep, compress) = (raw.keep.unwrap_or(default.keep), raw.compress.unwrap_or(default.compress));
+        Logs { rotate, age, keep, compress, form, line_limit }
     }
 }
 

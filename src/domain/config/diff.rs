@@ -121,12 +121,15 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
         ("stop", old.stop != new.stop),
         ("replace", old.replace != new.replace),
         ("logs", old.logs != new.logs),
+        ("schedule", old.schedule != new.schedule),
+        ("watch", old.watch != new.watch),
         ("deploy", old.deploy != new.deploy),
     ])
 }
 
 fn other(old: &Config, new: &Config) -> Vec<&'static str> {
     changed([
+        ("include", old.include != new.include),
         ("tokens", old.tokens != new.tokens),
         ("local", old.local != new.local),
         ("log", old.log != new.log),

@@ -7,12 +7,13 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LogFormat, Policy, Replace, Role, Serve};
+use super::{LogFormat, Missed, Policy, Replace, Role, Serve};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Root {
+    pub include: Vec<String>,
     pub state_dir: Option<String>,
     pub run_dir: Option<String>,
     pub http: Vec<Http>,
@@ -22,6 +23,13 @@ pub struct Root {
     pub echo: Option<bool>,
     pub deploys: Deploys,
     pub defaults: App,
+    pub apps: BTreeMap<String, App>,
+}
+
+/// A file that the config includes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Included {
     pub apps: BTreeMap<String, App>,
 }
 
@@ -86,6 +94,8 @@ pub struct App {
     pub replace: Option<Replace>,
     pub limits: Limits,
     pub logs: Logs,
+    pub schedule: Option<Schedule>,
+    pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
 }
 
@@ -213,7 +223,45 @@ pub struct Limits {
 #[serde(deny_unknown_fields, default)]
 pub struct Logs {
     pub rotate: Option<Size>,
+    pub age: Option<Span>,
     pub keep: Option<u32>,
+    pub compress: Option<bool>,
+    pub stamp: Option<Stamp>,
+    pub format: Option<LineFormat>,
+    pub line_limit: Option<Size>,
+}
+
+/// What stands before a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Stamp {
+    #[serde(rename = "none")]
+    Nothing,
+    Rfc3339,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LineFormat {
+    Raw,
+    Json,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Schedule {
+    pub cron: Option<String>,
+    pub zone: Option<String>,
+    pub missed: Option<Missed>,
+    /// Written as `(cron: …)`.
+    pub is_full: bool,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Watch {
+    pub paths: Vec<String>,
+    pub ignore: Vec<String>,
+    pub debounce: Option<Span>,
+    pub poll: Option<Span>,
+    /// Written as `(paths: …)`.
+    pub is_full: bool,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -291,7 +339,9 @@ impl App {
             sockets: self.sockets.or(d.sockets),
             replace: self.replace.or(d.replace),
             limits: self.limits.or(d.limits),
-            logs: Logs { rotate: self.logs.rotate.or(d.logs.rotate), keep: self.logs.keep.or(d.logs.keep) },
+            logs: self.logs.or(&d.logs),
+            schedule: self.schedule.or(d.schedule),
+            watch: self.watch.or(d.watch),
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
         }
@@ -324,6 +374,20 @@ impl Restart {
                 within: self.give_up.within.or(d.give_up.within),
             },
             retry_after: self.retry_after.or(d.retry_after),
+        }
+    }
+}
+
+impl Logs {
+    fn or(self, d: &Self) -> Self {
+        Self {
+            rotate: self.rotate.or(d.rotate),
+            age: self.age.or(d.age),
+            keep: self.keep.or(d.keep),
+            compress: self.compress.or(d.compress),
+            stamp: self.stamp.or(d.stamp),
+            format: self.format.or(d.format),
+            line_limit: self.line_limit.or(d.line_limit),
         }
     }
 }
@@ -423,7 +487,7 @@ macro_rules! by_form {
         }
     )*};
 }
-by_form!(Account, Socket, Words, Stop, Step);
+by_form!(Account, Socket, Words, Stop, Step, Schedule, Watch);
 
 impl Forms for Account {
     const EXPECTED: &'static str = "a name or a number";
@@ -495,6 +559,45 @@ impl Forms for Step {
         }
         let Full { run, name, timeout } = Full::deserialize(MapAccessDeserializer::new(fields))?;
         Ok(Some(Self { run, name, timeout }))
+    }
+}
+
+impl Forms for Schedule {
+    const EXPECTED: &'static str = "a cron expression or `(cron: …, zone: …, missed: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { cron: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            cron: Option<String>,
+            zone: Option<String>,
+            missed: Option<Missed>,
+        }
+        let Full { cron, zone, missed } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { cron, zone, missed, is_full: true }))
+    }
+}
+
+impl Forms for Watch {
+    const EXPECTED: &'static str = "a list of paths or `(paths: […], ignore: […], debounce: …, poll: …)`";
+
+    fn list<'de, A: SeqAccess<'de>>(items: A) -> Result<Option<Self>, A::Error> {
+        all(items).map(|paths| Some(Self { paths, ..Self::default() }))
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Full {
+            paths: Vec<String>,
+            ignore: Vec<String>,
+            debounce: Option<Span>,
+            poll: Option<Span>,
+        }
+        let Full { paths, ignore, debounce, poll } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { paths, ignore, debounce, poll, is_full: true }))
     }
 }
 

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
+use super::{Schedule, Watch};
 use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
 
 /// The whole of `supervisor.ron`.
@@ -13,6 +14,8 @@ use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
 pub struct Config {
     /// The file it came from, absolute.
     pub path: PathBuf,
+    /// Files with further apps.
+    pub include: Vec<Include>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub http: Vec<Http>,
@@ -25,6 +28,15 @@ pub struct Config {
     pub deploys: Deploys,
     /// Shared with whoever runs them.
     pub apps: BTreeMap<AppName, Arc<App>>,
+}
+
+/// One entry of `include`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Include {
+    /// Absolute.
+    pub glob: PathBuf,
+    /// What it named when the config was read.
+    pub files: Vec<PathBuf>,
 }
 
 /// One entry of `http`: one listener process.
@@ -144,6 +156,10 @@ pub struct App {
     pub replace: Replace,
     pub limits: Limits,
     pub logs: Logs,
+    /// A one-shot app that runs at these times only.
+    pub schedule: Option<Schedule>,
+    /// Changes of these restart it.
+    pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
@@ -413,12 +429,38 @@ pub struct Limits {
     pub no_new_privs: bool,
 }
 
-/// Where an instance's output is cut into files.
+/// How an instance's output is written, and where it is cut into files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logs {
     pub rotate: Size,
+    /// A file whose first line is older than this is rotated too.
+    pub age: Option<Duration>,
     /// Rotated files that are kept beside the current one.
     pub keep: u32,
+    /// Rotated files become `.gz`, all but the newest.
+    pub compress: bool,
+    pub form: Form,
+    /// A longer line is cut into marked parts; counts where `form` is not raw.
+    pub line_limit: Size,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        let (rotate, line_limit) = (Size(50 << 20), Size(1 << 20));
+        Self { rotate, age: None, keep: 10, compress: true, form: Form::Raw, line_limit }
+    }
+}
+
+/// What a line is in a log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As the app wrote it.
+    Raw,
+    /// With the moment it began before it, RFC 3339.
+    Stamped,
+    /// A JSON object as `logs --json` shows it.
+    Json,
 }
 
 /// How an app gets new commits.

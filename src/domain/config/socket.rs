@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
 };
 
@@ -34,7 +35,7 @@ pub fn of_app(
         let named = !name.is_empty() && name.len() <= 64 && name.chars().all(plain);
         judge.require(named, &keys, "a socket's name has 1 to 64 of a-z, A-Z, 0-9, `_`, `-` and `.`");
         let text = socket.address.clone().unwrap_or_default();
-        let read = address(judge, &text);
+        let read = address(&judge.base(&keys), &text);
         let address = judge.take(&keys, read, SocketAddress::Unix("/".into()));
         let is_file = matches!(address, SocketAddress::Unix(_));
         let of_files = is_file || (socket.mode.is_none() && socket.user.is_none());
@@ -88,12 +89,12 @@ pub fn clashes(judge: &mut Judge<'_>, apps: &BTreeMap<AppName, Arc<App>>) {
     }
 }
 
-fn address(judge: &Judge<'_>, text: &str) -> Result<SocketAddress, String> {
+fn address(base: &Path, text: &str) -> Result<SocketAddress, String> {
     const EXPECTED: &str = "expected an address such as \"0.0.0.0:3000\", \"[::]:3000\", \"unix:/run/blog.sock\" or \
                             \"udp:127.0.0.1:53\"";
     if let Some(path) = text.strip_prefix("unix:") {
         let good = !path.is_empty() && !path.ends_with('/') && !path.contains('\0');
-        return if good { Ok(SocketAddress::Unix(absolute(&judge.base, path))) } else { Err(EXPECTED.to_owned()) };
+        return if good { Ok(SocketAddress::Unix(absolute(base, path))) } else { Err(EXPECTED.to_owned()) };
     }
     let read = |text: &str| text.parse().map_err(|_| format!("{text:?} cannot be listened on: {EXPECTED}"));
     match text.strip_prefix("udp:") {

@@ -38,6 +38,12 @@ pub enum Event {
         only: Option<u32>,
         by: String,
     },
+    /// The time of a scheduled app has come.
+    Due(At),
+    /// A file that it is watched for has changed: what runs, or would, is started anew.
+    Changed {
+        cause: String,
+    },
     /// The apps of `after` hold it back (`Some`: with this reason), or no longer.
     Block(Option<String>),
     /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
@@ -99,6 +105,8 @@ pub enum Task {
     TrialEnded(Result<(), String>),
     /// A restart of copies one by one is over; or why it went no further.
     Rolled(Result<(), String>),
+    /// A run of a scheduled app does not take place, and why.
+    RunSkipped(String),
     /// A copy that the config has no more has no process left.
     Gone(u32),
     /// The removed app has no process left.
@@ -112,6 +120,8 @@ pub enum Rest {
     Disabled,
     NoRelease,
     Blocked(String),
+    /// Until its time by this expression.
+    Scheduled(String),
     Ending,
     Problem(String),
 }
@@ -126,6 +136,8 @@ pub struct App {
     /// Who stopped all of it, while that holds.
     held: Option<String>,
     blocked: Option<String>,
+    /// Why a scheduled app is to run now, until it does.
+    due: Option<String>,
     pub(super) trial: Option<Trial>,
     pub(super) roll: Option<Roll>,
     ending: bool,
@@ -144,6 +156,7 @@ impl App {
             release,
             held: None,
             blocked: None,
+            due: None,
             trial: None,
             roll: None,
             ending: false,
@@ -259,6 +272,8 @@ impl App {
             Some(Rest::Held(by))
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
+        } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
+            Some(Rest::Scheduled(schedule.text.clone()))
         } else {
             self.blocked.clone().map(Rest::Blocked)
         }
@@ -271,7 +286,9 @@ impl App {
     /// The same for one copy.
     pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
         match self.rests() {
-            None | Some(Rest::Blocked(_)) if copy.held.is_some() => copy.held.clone().map(Rest::Held),
+            None | Some(Rest::Blocked(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
+                copy.held.clone().map(Rest::Held)
+            }
             rests => rests,
         }
     }
@@ -279,8 +296,17 @@ impl App {
     /// Could a trial run now, or is the release only to be made live?
     #[must_use]
     pub fn would_run(&self) -> bool {
+        // What a deploy brings is run at its time.
+        if self.spec.schedule.is_some() {
+            return false;
+        }
+        self.heeds_changes() || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
+    }
+
+    /// Would a change of its files start something anew?
+    #[must_use]
+    pub fn heeds_changes(&self) -> bool {
         self.copies.iter().any(|copy| self.may_run(copy))
-            || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
     }
 
     /// May it be started (again)? What runs is not held back by `after` any more.
@@ -299,6 +325,14 @@ impl App {
             Event::Begin => {}
             Event::Start { only, restart, by } => self.start(only, restart, &by, now, out),
             Event::Stop { only, by } => self.stop(only, &by, now, out),
+            Event::Due(at) => self.come_due(at, out),
+            Event::Changed { cause } => {
+                let copies = self.copies_of(None).into_iter().filter(|copy| self.may_run(&self.copies[*copy]));
+                let numbers: Vec<u32> = copies.map(|copy| self.copies[copy].number()).collect();
+                if !numbers.is_empty() {
+                    self.roll(numbers, &cause);
+                }
+            }
             Event::Block(reason) => self.blocked = reason,
             Event::Try { release, settle } => self.begin_trial(release, settle, out),
             Event::Adopt(release) => self.adopt(release),
@@ -398,6 +432,9 @@ impl App {
 
     fn start(&mut self, only: Option<u32>, restart: bool, by: &str, now: Now, out: &mut Vec<Task>) {
         self.release_holds(only, out);
+        if self.spec.schedule.is_some() {
+            self.due = Some(by.to_owned());
+        }
         let copies = self.copies_of(only);
         if restart {
             let numbers = copies.iter().map(|copy| self.copies[*copy].number()).collect();
@@ -410,11 +447,26 @@ impl App {
         }
     }
 
+    /// A run that is still going on, or about to be tried again, is not joined by another one.
+    fn come_due(&mut self, at: At, out: &mut Vec<Task>) {
+        let waits = matches!(self.rests(), None | Some(Rest::Scheduled(_) | Rest::Blocked(_)));
+        let tries = |run: &Run| matches!(run.instance.state(), State::Backoff { .. });
+        if !waits || self.spec.schedule.is_none() {
+            return;
+        }
+        if self.due.is_some() || self.is_active() || self.runs().any(tries) {
+            out.push(Task::RunSkipped(format!("the run of {at} is skipped: the one before has not ended")));
+        } else {
+            self.due = Some(format!("scheduled for {at}"));
+        }
+    }
+
     /// Starts what does not run, in the release of now.
     fn set_going(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         if !matches!(self.copies[copy].instance().state(), State::Starting { .. } | State::Ready { .. }) {
             self.copies[copy].run.release.clone_from(&self.release);
         }
+        self.due = None;
         let seat = self.copies[copy].run.seat;
         self.tell(seat, out, |instance, _, out| instance.start(cause, now, out));
     }
@@ -422,6 +474,7 @@ impl App {
     /// Starts it anew, in the release of now.
     pub(super) fn set_going_anew(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         self.copies[copy].run.release.clone_from(&self.release);
+        self.due = None;
         self.copies[copy].rejected = None;
         let seat = self.copies[copy].run.seat;
         self.tell(seat, out, |instance, app, out| instance.restart(app, cause, now, out));
@@ -453,6 +506,7 @@ impl App {
         if only.is_none() {
             self.held = Some(by.to_owned());
         }
+        self.due = None;
         if self.holds().len() != before.len() {
             out.push(Task::KeepHolds);
         }
@@ -582,11 +636,11 @@ impl App {
     fn follow_rule(&mut self, copy: usize, now: Now, out: &mut Vec<Task>) {
         let instance = self.copies[copy].instance();
         let idle = matches!(instance.state(), State::Stopped | State::Waiting);
-        let active = instance.is_active();
+        let (active, due) = (instance.is_active(), self.due.clone());
         let (state, reason) = match self.copy_rests(&self.copies[copy]) {
             None => {
-                if idle && !self.awaits_turn(self.copies[copy].number()) {
-                    self.set_going(copy, "start", now, out);
+                if (idle || due.is_some()) && !self.awaits_turn(self.copies[copy].number()) {
+                    self.set_going(copy, due.as_deref().unwrap_or("start"), now, out);
                 }
                 return;
             }
@@ -598,7 +652,8 @@ impl App {
             Some(Rest::NoRelease) => (State::Waiting, "first deploy".to_owned()),
             // Whatever has run before is not held back by `after` when it failed or is done.
             Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
-            Some(Rest::Blocked(_)) => return,
+            Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),
+            Some(Rest::Blocked(_) | Rest::Scheduled(_)) => return,
         };
         let seat = self.copies[copy].run.seat;
         self.tell(seat, out, |instance, _, out| instance.rest(state, &reason, now, out));

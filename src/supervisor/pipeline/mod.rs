@@ -125,6 +125,9 @@ impl Supervisor {
             }));
         }
         self.tell_deploy_waiters(&view);
+        if view.state.is_end() {
+            self.end_deploy_log(view.id);
+        }
         self.ledger.send(Command::Update { deploy: view, attempts, ticket: Some(ticket) });
     }
 
@@ -143,7 +146,7 @@ impl Supervisor {
     fn run_job(&mut self, deploy: DeployId, job: Job) {
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let source = log_source(&app.name);
-        let sink = Sink { path: self.layout.deploy_log(deploy), rotate: None, keep: 0 };
+        let sink = Sink::raw(self.layout.deploy_log(deploy), None, 0);
         self.with_job_folders(&Arc::clone(&app), move |supervisor, made| {
             if let Err(error) = made {
                 return supervisor.job_never_was(deploy, error);

@@ -1,0 +1,196 @@
+//! What is done aside of the capture, which never waits for it: unlinked files are freed on one thread,
+//! rotated ones compressed on another.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, Permissions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use flate2::{Compression, GzBuilder};
+
+use super::chain::{self, Found, Origin, look, numbered, zipped};
+use crate::os::threads;
+
+/// A file is compressed when it was left alone for so long: under a flood it is gone before.
+const REST: Duration = Duration::from_secs(5);
+/// The newest rotated file stays as it is: whoever follows it may be behind.
+const FIRST: u32 = 2;
+/// Most of what the best level saves, at a multiple of its speed.
+const LEVEL: u32 = 4;
+
+/// Both hands, for whoever needs them.
+#[derive(Clone)]
+pub struct Aside {
+    free: mpsc::Sender<Arc<File>>,
+    press: mpsc::Sender<PathBuf>,
+    names: Arc<Mutex<()>>,
+}
+
+impl Aside {
+    #[must_use]
+    pub fn start() -> Self {
+        let (free, to_free) = mpsc::channel::<Arc<File>>();
+        // The kernel takes 10 ms to give back 50 MiB.
+        thread::spawn(move || to_free.into_iter().for_each(drop));
+        let (press, to_press) = mpsc::channel();
+        let names = Arc::default();
+        let mut hand = Press { orders: to_press, names: Arc::clone(&names), due: HashMap::new() };
+        thread::spawn(move || hand.work());
+        Self { free, press, names }
+    }
+
+    /// While this is held, no file is renamed.
+    pub fn names(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops this use of the file elsewhere.
+    pub fn close(&self, file: Arc<File>) {
+        // The thread lives as long as a sender does.
+        let _ = self.free.send(file);
+    }
+
+    /// Takes the file out of its folder; its blocks are freed on the thread.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard(&self, path: &Path) -> io::Result<()> {
+        let open = File::open(path);
+        fs::remove_file(path)?;
+        if let Ok(file) = open {
+            self.close(Arc::new(file));
+        }
+        Ok(())
+    }
+
+    /// Compresses rotated files of this log, once they have been left alone.
+    pub fn compress(&self, log: &Path) {
+        let _ = self.press.send(log.to_owned());
+    }
+}
+
+/// The thread that compresses, one file at a time. It waits for orders, and for nothing without one.
+struct Press {
+    orders: mpsc::Receiver<PathBuf>,
+    names: Arc<Mutex<()>>,
+    /// When to look at which log.
+    due: HashMap<PathBuf, Instant>,
+}
+
+impl Press {
+    fn work(&mut self) {
+        threads::yield_to_others();
+        loop {
+            let next = self.due.values().min().map(|due| due.saturating_duration_since(Instant::now()));
+            let heard = match next {
+                Some(wait) => self.orders.recv_timeout(wait),
+                None => self.orders.recv().map_err(Into::into),
+            };
+            match heard {
+                Ok(log) => {
+                    self.due.entry(log).or_insert_with(Instant::now);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => self.look_at_logs(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn look_at_logs(&mut self) {
+        let now = Instant::now();
+        let due: Vec<PathBuf> = self.due.iter().filter(|(_, at)| **at <= now).map(|(log, _)| log.clone()).collect();
+        for log in due {
+            self.due.remove(&log);
+            match self.look_at(&log) {
+                Ok(None) => {}
+                Ok(Some(wait)) => {
+                    self.due.insert(log, Instant::now() + wait);
+                }
+                // Tried again after the next rotation.
+                Err(error) => eprintln!("everhook logger: {} cannot be compressed: {error}", log.display()),
+            }
+        }
+    }
+
+    /// Compresses what may be; how long to wait for what may not yet.
+    fn look_at(&self, log: &Path) -> io::Result<Option<Duration>> {
+        for number in FIRST.. {
+            let name = numbered(log, number);
+            let Some(meta) = look(&name)? else {
+                if look(&zipped(log, number))?.is_some() {
+                    continue;
+                }
+                return Ok(None);
+            };
+            // A time to come is none to wait for.
+            let age = SystemTime::now().duration_since(meta.modified()?).unwrap_or(REST);
+            if let Some(wait) = REST.checked_sub(age).filter(|wait| !wait.is_zero()) {
+                return Ok(Some(wait));
+            }
+            self.compress(log, &name)?;
+        }
+        Ok(None)
+    }
+
+    fn compress(&self, log: &Path, name: &Path) -> io::Result<()> {
+        let Some(plain) = open_if_there(name)? else { return Ok(()) };
+        let aside = chain::with(log, ".gz.new");
+        if let Err(error) = press(&plain, &aside).and_then(|()| self.replace(log, &plain, &aside)) {
+            let _ = fs::remove_file(&aside);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Puts the compressed file where the plain one is by now.
+    fn replace(&self, log: &Path, plain: &Found, aside: &Path) -> io::Result<()> {
+        let _names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut number = FIRST;
+        loop {
+            match look(&numbered(log, number))? {
+                Some(meta) if meta.ino() == plain.inode => break,
+                Some(_) => {}
+                // It was one too many meanwhile.
+                None if look(&zipped(log, number))?.is_none() => return fs::remove_file(aside),
+                None => {}
+            }
+            number += 1;
+        }
+        fs::rename(aside, zipped(log, number))?;
+        // Its blocks are freed when `plain` is closed, which is after the names may move again.
+        fs::remove_file(numbered(log, number))
+    }
+}
+
+fn open_if_there(name: &Path) -> io::Result<Option<Found>> {
+    match File::open(name) {
+        Ok(file) => Found::plain(Arc::new(file)).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes the compressed form, with owner, mode and time of the plain one, down to the disk.
+fn press(plain: &Found, to: &Path) -> io::Result<()> {
+    let meta = plain.file.metadata()?;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let origin = Origin { inode: plain.inode, length: plain.length };
+    let seconds = u32::try_from(meta.mtime()).unwrap_or(0);
+    let head = GzBuilder::new().mtime(seconds).comment(origin.comment());
+    let mut encoder = head.write(BufWriter::with_capacity(64 * 1024, file), Compression::new(LEVEL));
+    io::copy(&mut plain.text(), &mut encoder)?;
+    let mut writer = encoder.finish()?;
+    writer.flush()?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    // Somebody gave the log to a group we may not be in: then the file stays ours alone.
+    let _ = fchown(&file, None, Some(meta.gid()));
+    file.set_permissions(Permissions::from_mode(meta.mode() & 0o777))?;
+    file.set_modified(meta.modified()?)?;
+    file.sync_all()
+}
