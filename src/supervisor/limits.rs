@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{
     Supervisor,
-    apply::{SeatId, SeatShell},
+    apply::{SeatId, SeatShell, Shell},
     event::{Event, Events},
     ledger::{Command, NewEvent},
 };
@@ -209,9 +209,7 @@ impl Supervisor {
 
     /// At the very end: nobody lives in the groups of our trees any more.
     pub fn remove_groups(&self) {
-        for seat in self.shells.values().flat_map(|shell| shell.seats.values()) {
-            seat.remove_group();
-        }
+        self.shells.values().for_each(Shell::remove_groups);
     }
 }
 

@@ -101,7 +101,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         let control = supervisor.layout.control();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
-        Ok(())
+        supervisor.gave_up.map_or(Ok(()), Err)
     })
 }
 
@@ -153,6 +153,7 @@ fn build(
         maker,
         begun: false,
         ending: None,
+        gave_up: None,
         ending_since: None,
         told_to_end: BTreeSet::new(),
         apps: BTreeMap::new(),
