@@ -17,6 +17,7 @@ use super::{
     ledger::{Command, NewEvent},
     limits, live, prepare, probe,
     sockets::Sockets,
+    words,
 };
 use crate::{
     domain::{
@@ -36,7 +37,7 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// One seat of one app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeatId {
     pub app: AppName,
     pub seat: Seat,
@@ -118,6 +119,7 @@ pub struct SeatShell {
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
     pub health: probe::Health,
+    pub words: words::Words,
     killed: bool,
     pub memory: limits::Memory,
 }
@@ -130,6 +132,7 @@ impl SeatShell {
             pidfd: None,
             main: None,
             health: probe::Health::default(),
+            words: words::Words::default(),
             killed: false,
             memory: limits::Memory::default(),
         }
@@ -237,6 +240,7 @@ impl Supervisor {
             Action::Probe { attempt } => self.begin_probe(id, attempt),
             Action::StopProbe => self.stop_probe(id),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
+            Action::Crashed => self.expect_words(id),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
@@ -275,6 +279,7 @@ impl Supervisor {
         let mut unmet = Vec::new();
         if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
+            seat.words = words::Words::default();
             unmet = seat.begin_limits(&spec.limits);
         }
         let instance = id.instance();
@@ -403,6 +408,11 @@ impl Supervisor {
             cause: Some(cause),
             detail: None,
         };
+        self.remember(id, event);
+    }
+
+    /// Writes it down sooner or later.
+    pub fn put_down(&mut self, event: NewEvent) {
         self.ledger.put(Command::Event(event.clone()));
         self.unsaid.push((Instant::now(), event));
     }

@@ -99,6 +99,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         info!("ended in order");
         supervisor.remove_groups();
         let control = supervisor.layout.control();
+        supervisor.go_without_words();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
         supervisor.gave_up.map_or(Ok(()), Err)
@@ -163,6 +164,7 @@ fn build(
         deadlines: BTreeSet::new(),
         children: Children::default(),
         unsaid: Vec::new(),
+        unworded: BTreeMap::new(),
         deploys: Deploys::new(settings.config.deploys.parallel),
         deploy_todo: VecDeque::new(),
         deploying: false,
