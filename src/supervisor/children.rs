@@ -112,6 +112,7 @@ impl Supervisor {
                 }
                 let alone = self.tree_is_empty(&id);
                 self.tell(&id, Happening::Exited { exit, alone });
+                self.put_sockets_back(&id.app);
             }
             Some(Owner::Job(job)) => self.job_exited(job, exit),
             Some(Owner::Listener(number)) => self.listener_exited(number, exit),
