@@ -15,8 +15,9 @@ use super::{
     children::Owner,
     launch,
     ledger::{Command, NewEvent},
-    live, prepare, probe,
+    limits, live, prepare, probe,
     sockets::Sockets,
+    words,
 };
 use crate::{
     domain::{
@@ -36,7 +37,7 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// One seat of one app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeatId {
     pub app: AppName,
     pub seat: Seat,
@@ -91,7 +92,14 @@ impl Shell {
 
     /// A copy is no more.
     pub fn forget(&mut self, number: u32) {
-        self.seats.retain(|(seat, _)| seat.number != number);
+        for (_, shell) in self.seats.extract_if(.., |(seat, _)| seat.number == number) {
+            shell.remove_group();
+        }
+    }
+
+    /// Nobody lives in its groups any more.
+    pub fn remove_groups(&self) {
+        self.seats.iter().for_each(|(_, shell)| shell.remove_group());
     }
 
     #[must_use]
@@ -111,13 +119,23 @@ pub struct SeatShell {
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
     pub health: probe::Health,
+    pub words: words::Words,
     killed: bool,
+    pub memory: limits::Memory,
 }
 
 impl SeatShell {
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
-        Self { kit, pidfd: None, main: None, health: probe::Health::default(), killed: false }
+        Self {
+            kit,
+            pidfd: None,
+            main: None,
+            health: probe::Health::default(),
+            words: words::Words::default(),
+            killed: false,
+            memory: limits::Memory::default(),
+        }
     }
 }
 
@@ -222,6 +240,7 @@ impl Supervisor {
             Action::Probe { attempt } => self.begin_probe(id, attempt),
             Action::StopProbe => self.stop_probe(id),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
+            Action::Crashed => self.expect_words(id),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
@@ -257,14 +276,18 @@ impl Supervisor {
     fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
+        let mut unmet = Vec::new();
         if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
+            seat.words = words::Words::default();
+            unmet = seat.begin_limits(&spec.limits);
         }
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
             Ok(mut order) => {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
+                self.limits_begun(id, unmet);
             }
             Err(error) => self.start_failed(id, "command", &error.to_string()),
         }
@@ -385,6 +408,11 @@ impl Supervisor {
             cause: Some(cause),
             detail: None,
         };
+        self.remember(id, event);
+    }
+
+    /// Writes it down sooner or later.
+    pub fn put_down(&mut self, event: NewEvent) {
         self.ledger.put(Command::Event(event.clone()));
         self.unsaid.push((Instant::now(), event));
     }
@@ -474,7 +502,8 @@ fn instance_spec(
     spec.fds.extend(shell.sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;
     seat.health.equip(app, &mut spec)?;
-    spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
+    spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());
+    spec.cgroups1 = seat.kit.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
     spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot });
     Ok(spec)
 }
