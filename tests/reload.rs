@@ -17,7 +17,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
 use serde_json::{Value, json};
 use server::Server;
@@ -409,4 +409,31 @@ fn a_control_socket_that_was_removed_is_made_again() {
     server.until("it answers again", |s| s.cli(&["status"]).status.success().then_some(()));
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
     assert_eq!(pids(&server), before);
+}
+
+/// Container runtimes mount secrets readable for everybody, and their mode cannot always be changed.
+#[test]
+fn a_mounted_secret_is_used_though_its_mode_is_open() {
+    if !geteuid().is_root() {
+        return println!("not root: nothing can be mounted");
+    }
+    let mut server = Server::new(
+        r#"(state_dir: "@DIR@/state", tokens: [(name: "ops", secret: File("@DIR@/secrets/hook"), role: Admin)])"#,
+    );
+    let folder = server.path().join("secrets");
+    fs::create_dir(&folder).unwrap();
+    let secret = folder.join("hook");
+    fs::write(&secret, "plain\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o444)).unwrap();
+    let refused = server.fails(1, &["run"]);
+    assert!(refused.contains("can be read by other users") && refused.contains("chmod 600"), "{refused}");
+    for options in ["-t tmpfs none", "-t tmpfs -o ro none"] {
+        let folder = folder.display();
+        let fill = "mount -o remount,rw $2 && echo mounted >$2/hook && chmod 444 $2/hook && mount -o remount,$1 $2";
+        let mode = if options.contains("ro") { "ro" } else { "rw" };
+        let mount =
+            format!("mount {options} {folder} && set -- {mode} {folder} \"$@\" && {fill} && shift 2 && exec \"$@\"");
+        server.start_as(&["unshare", "--mount", "sh", "-c", &mount, "sh"]);
+        assert!(server.stop().success(), "{options}");
+    }
 }
