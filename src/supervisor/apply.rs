@@ -138,18 +138,21 @@ impl Supervisor {
 
     /// Looks again at what `after` holds back because of this app.
     pub fn tell_dependents(&mut self, name: &AppName) {
-        let waiting = self.apps.values().filter(|app| app.spec().after.contains(name));
+        let waiting = self.apps.values().filter(|app| app.spec().comes_after().any(|before| before == name));
         let waiting: Vec<_> = waiting.map(|app| (app.name().clone(), Arc::clone(app.spec()))).collect();
         for (app, spec) in waiting {
             self.tell_blocked(&app, &spec);
         }
     }
 
-    /// Tells an app, and its deploys, whether `after` holds it back.
+    /// Tells an app, and its deploys, whether `after` or `requires` holds it back.
     pub fn tell_blocked(&mut self, app: &AppName, spec: &config::App) {
         let reason = order::blocked(spec, &self.apps);
         self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
         self.feed(app, service::Event::Block(reason));
+        if !spec.requires.is_empty() || self.apps.get(app).is_some_and(App::lacks) {
+            self.feed(app, service::Event::Lack(order::lacking(spec, &self.apps)));
+        }
     }
 
     fn carry_out(&mut self, name: &AppName, task: Task) {
@@ -161,6 +164,10 @@ impl Supervisor {
             Task::RunSkipped(why) => self.note_app(name, "run_skipped", why),
             Task::Gone(number) => self.instance_gone(&InstanceId { app: name.clone(), number }),
             Task::Removed => self.app_removed(name),
+            Task::ShutDown(why) => {
+                self.gave_up.get_or_insert(why.clone());
+                self.shut_down(&why, false);
+            }
         }
     }
 

@@ -94,7 +94,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         let control = supervisor.layout.control();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
-        Ok(())
+        supervisor.gave_up.map_or(Ok(()), Err)
     })
 }
 
@@ -146,6 +146,7 @@ fn build(
         maker,
         begun: false,
         ending: None,
+        gave_up: None,
         ending_since: None,
         told_to_end: BTreeSet::new(),
         apps: BTreeMap::new(),
