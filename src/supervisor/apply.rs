@@ -54,7 +54,8 @@ impl SeatId {
 
 /// What is held for an app's machine.
 pub struct Shell {
-    pub seats: BTreeMap<Seat, SeatShell>,
+    /// A list, as there are few: a map of one takes the room of eleven.
+    seats: Vec<(Seat, SeatShell)>,
     /// What `env_file` said when it was last read.
     pub env_file: Vec<(String, String)>,
     pub sockets: Sockets,
@@ -67,8 +68,39 @@ pub struct Shell {
 impl Shell {
     #[must_use]
     pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>) -> Self {
-        let seats = kits.into_iter().map(|(seat, kit)| (seat, SeatShell::new(kit))).collect();
-        Self { seats, env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) }
+        let mut shell = Self { seats: Vec::new(), env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) };
+        shell.take_kits(kits);
+        shell
+    }
+
+    /// What more processes are started with, where their seats have nothing yet.
+    pub fn take_kits(&mut self, kits: BTreeMap<Seat, prepare::Kit>) {
+        let known = |shell: &Self, seat| shell.seats.iter().any(|(known, _)| *known == seat);
+        for (seat, kit) in kits {
+            if !known(self, seat) {
+                self.seats.push((seat, SeatShell::new(kit)));
+            }
+        }
+        self.seats.shrink_to_fit();
+    }
+
+    /// The numbers of the copies that there is something for.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<'_> {
+        self.seats.iter().filter(|(seat, _)| !seat.second).map(|(seat, _)| seat.number)
+    }
+
+    /// A copy is no more.
+    pub fn forget(&mut self, number: u32) {
+        self.seats.retain(|(seat, _)| seat.number != number);
+    }
+
+    #[must_use]
+    pub fn seat(&self, seat: Seat) -> Option<&SeatShell> {
+        self.seats.iter().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
+    }
+
+    pub fn seat_mut(&mut self, seat: Seat) -> Option<&mut SeatShell> {
+        self.seats.iter_mut().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
     }
 }
 
@@ -148,7 +180,9 @@ impl Supervisor {
     /// Tells an app, and its deploys, whether `after` or `requires` holds it back.
     pub fn tell_blocked(&mut self, app: &AppName, spec: &config::App) {
         let reason = order::blocked(spec, &self.apps);
-        self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
+        if spec.deploy.is_some() {
+            self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
+        }
         self.feed(app, service::Event::Block(reason));
         if !spec.requires.is_empty() || self.apps.get(app).is_some_and(App::lacks) {
             self.feed(app, service::Event::Lack(order::lacking(spec, &self.apps)));
@@ -194,11 +228,11 @@ impl Supervisor {
 
     #[must_use]
     pub fn seat(&self, id: &SeatId) -> Option<&SeatShell> {
-        self.shells.get(&id.app)?.seats.get(&id.seat)
+        self.shells.get(&id.app)?.seat(id.seat)
     }
 
     pub fn seat_mut(&mut self, id: &SeatId) -> Option<&mut SeatShell> {
-        self.shells.get_mut(&id.app)?.seats.get_mut(&id.seat)
+        self.shells.get_mut(&id.app)?.seat_mut(id.seat)
     }
 
     /// Tells the machine of a seat what happened to its process.
@@ -223,7 +257,7 @@ impl Supervisor {
     fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
-        if let Some(seat) = shell.seats.get_mut(&id.seat) {
+        if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
         }
         let instance = id.instance();
@@ -426,7 +460,9 @@ fn instance_spec(
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
     let (instance, boot) = (id.instance(), me.boot_of(id.seat));
-    let Some(seat) = shell.seats.get_mut(&id.seat) else { return Err(launch::Unfit::NoSeat) };
+    let Some((_, seat)) = shell.seats.iter_mut().find(|(seat, _)| *seat == id.seat) else {
+        return Err(launch::Unfit::NoSeat);
+    };
     let mut env = launch::instance_env(app, &instance, release, &boot, &shell.env_file);
     let mut pid_env = seat.health.announce(app, &mut env);
     pid_env.extend(launch::name_sockets(&mut env, shell.sockets.keys()));

@@ -92,6 +92,7 @@ impl Entry<'_> {
             problem: None,
             places: self.places(judge),
         };
+        probe::of_one(judge, &app);
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
         app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app
