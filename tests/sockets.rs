@@ -130,6 +130,7 @@ fn a_replacement_is_proven_beside_the_old_one_which_drains() {
     server.ok(&["reload"]);
     let said = server.fails(1, &["restart", "web"]);
     assert!(said.contains("not ready within 300ms") && said.contains("the one before runs on"), "{said}");
+    assert!(said.contains("web.1 | sockets http"), "{said}");
     assert_eq!((server.main_pid("web"), who(at).1), (new, new), "the old one was not touched");
     assert_eq!(states(&server), [("web.1".into(), "ready".into())]);
 }

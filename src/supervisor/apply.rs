@@ -17,6 +17,7 @@ use super::{
     ledger::{Command, NewEvent},
     live, prepare, probe,
     sockets::Sockets,
+    words,
 };
 use crate::{
     domain::{
@@ -36,7 +37,7 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// One seat of one app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeatId {
     pub app: AppName,
     pub seat: Seat,
@@ -111,13 +112,21 @@ pub struct SeatShell {
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
     pub health: probe::Health,
+    pub words: words::Words,
     killed: bool,
 }
 
 impl SeatShell {
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
-        Self { kit, pidfd: None, main: None, health: probe::Health::default(), killed: false }
+        Self {
+            kit,
+            pidfd: None,
+            main: None,
+            health: probe::Health::default(),
+            words: words::Words::default(),
+            killed: false,
+        }
     }
 }
 
@@ -222,6 +231,7 @@ impl Supervisor {
             Action::Probe { attempt } => self.begin_probe(id, attempt),
             Action::StopProbe => self.stop_probe(id),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
+            Action::Crashed => self.expect_words(id),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
@@ -259,6 +269,7 @@ impl Supervisor {
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
+            seat.words = words::Words::default();
         }
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
@@ -385,6 +396,11 @@ impl Supervisor {
             cause: Some(cause),
             detail: None,
         };
+        self.remember(id, event);
+    }
+
+    /// Writes it down sooner or later.
+    pub fn put_down(&mut self, event: NewEvent) {
         self.ledger.put(Command::Event(event.clone()));
         self.unsaid.push((Instant::now(), event));
     }

@@ -37,6 +37,7 @@ mod start;
 mod status;
 mod waiters;
 mod watch;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -115,6 +116,8 @@ pub struct Supervisor {
     children: children::Children,
     /// Transitions that the log does not have yet, and when they were.
     unsaid: Vec<(Instant, ledger::NewEvent)>,
+    /// Those that wait for what the instance said last, and the later ones of its seat.
+    unworded: BTreeMap<apply::SeatId, Vec<ledger::NewEvent>>,
 
     deploys: Deploys,
     deploy_todo: VecDeque<deploy::Event>,

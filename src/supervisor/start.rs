@@ -92,6 +92,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         supervisor.live(inbox, signals).await;
         info!("ended in order");
         let control = supervisor.layout.control();
+        supervisor.go_without_words();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
         supervisor.gave_up.map_or(Ok(()), Err)
@@ -156,6 +157,7 @@ fn build(
         deadlines: BTreeSet::new(),
         children: Children::default(),
         unsaid: Vec::new(),
+        unworded: BTreeMap::new(),
         deploys: Deploys::new(settings.config.deploys.parallel),
         deploy_todo: VecDeque::new(),
         deploying: false,

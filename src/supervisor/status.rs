@@ -86,18 +86,51 @@ impl Supervisor {
             behind: None,
             frozen: None,
             watch: self.watch_view(app.name()),
-            instances: runs.iter().map(|run| instance_view(app, run, self.known_of(app))).collect(),
+            instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }
+    }
+
+    fn instance_view(&self, app: &App, run: &Run) -> InstanceView {
+        let next_run = self.next_run(app);
+        let instance = &run.instance;
+        // What does not run will start in what is live then.
+        let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
+        let last_exit = instance.last_exit().map(|(exit, at)| ExitView {
+            code: exit.code(),
+            signal: exit.signal(),
+            oom: false,
+            at,
+        });
+        InstanceView {
+            name: InstanceId { app: app.name().clone(), number: run.seat.number },
+            state: word(instance),
+            pid: instance.pid(),
+            since: instance.since(),
+            restarts: instance.restarts(),
+            reason: self.reason(app, run),
+            status: instance.status().map(str::to_owned),
+            last_exit,
+            next_start_at: starting_again_at(instance).or(next_run),
+            release: release.map(|release| release.id.clone()),
+            sockets: self.addresses(app.name()),
+            memory_bytes: None,
+            cpu_s: None,
+        }
+    }
+
+    /// Why it is not ready, and after a failure what it said last.
+    fn reason(&self, app: &App, run: &Run) -> Option<String> {
+        let reason = run.instance.reason()?;
+        let failed = matches!(run.instance.state(), State::Backoff { .. } | State::Failed { .. });
+        let id = SeatId { app: app.name().clone(), seat: run.seat };
+        let last = self.seat(&id).filter(|_| failed).and_then(|seat| seat.words.last.last());
+        Some(last.map_or_else(|| reason.to_owned(), |line| format!("{reason}; its last words: {line}")))
     }
 
     /// The sockets that are held for an app.
     fn addresses(&self, app: &AppName) -> BTreeMap<String, String> {
         let held = self.shells.get(app).into_iter().flat_map(|shell| &shell.sockets);
         held.map(|(name, held)| (name.clone(), held.shown.clone())).collect()
-    }
-
-    fn known_of(&self, app: &App) -> Known {
-        Known { sockets: self.addresses(app.name()), next_run: self.next_run(app) }
     }
 
     /// The state of an app or one of its copies.
@@ -127,36 +160,6 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     let now = crate::os::clock::now();
     let wait = i64::try_from(until.saturating_duration_since(now.mono).as_millis()).unwrap_or(0);
     Some(At(now.wall.0 + wait))
-}
-
-/// What is known of all instances of an app.
-struct Known {
-    sockets: BTreeMap<String, String>,
-    next_run: Option<At>,
-}
-
-fn instance_view(app: &App, run: &Run, known: Known) -> InstanceView {
-    let Known { sockets, next_run } = known;
-    let instance = &run.instance;
-    // What does not run will start in what is live then.
-    let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
-    let last_exit =
-        instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
-    InstanceView {
-        name: InstanceId { app: app.name().clone(), number: run.seat.number },
-        state: word(instance),
-        pid: instance.pid(),
-        since: instance.since(),
-        restarts: instance.restarts(),
-        reason: instance.reason().map(str::to_owned),
-        status: instance.status().map(str::to_owned),
-        last_exit,
-        next_start_at: starting_again_at(instance).or(next_run),
-        release: release.map(|release| release.id.clone()),
-        sockets,
-        memory_bytes: None,
-        cpu_s: None,
-    }
 }
 
 /// The state's word.
