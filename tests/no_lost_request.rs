@@ -192,7 +192,7 @@ fn a_node_app_on_a_descriptor() {
 fn an_unmodified_node_app() {
     let (server, at) = app(
         "web",
-        r#"command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: After("500ms")"#,
+        r#"command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: Http(url: "http://127.0.0.1:@PORT@/")"#,
     );
     loses_nothing(&server, "web", at, true);
 }
