@@ -15,7 +15,7 @@ use super::{
     children::Owner,
     launch,
     ledger::{Command, NewEvent},
-    live, prepare, probe,
+    limits, live, prepare, probe,
     sockets::Sockets,
     words,
 };
@@ -92,7 +92,14 @@ impl Shell {
 
     /// A copy is no more.
     pub fn forget(&mut self, number: u32) {
-        self.seats.retain(|(seat, _)| seat.number != number);
+        for (_, shell) in self.seats.extract_if(.., |(seat, _)| seat.number == number) {
+            shell.remove_group();
+        }
+    }
+
+    /// Nobody lives in its groups any more.
+    pub fn remove_groups(&self) {
+        self.seats.iter().for_each(|(_, shell)| shell.remove_group());
     }
 
     #[must_use]
@@ -114,6 +121,7 @@ pub struct SeatShell {
     pub health: probe::Health,
     pub words: words::Words,
     killed: bool,
+    pub memory: limits::Memory,
 }
 
 impl SeatShell {
@@ -126,6 +134,7 @@ impl SeatShell {
             health: probe::Health::default(),
             words: words::Words::default(),
             killed: false,
+            memory: limits::Memory::default(),
         }
     }
 }
@@ -267,15 +276,18 @@ impl Supervisor {
     fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
+        let mut unmet = Vec::new();
         if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
             seat.words = words::Words::default();
+            unmet = seat.begin_limits(&spec.limits);
         }
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
             Ok(mut order) => {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
+                self.limits_begun(id, unmet);
             }
             Err(error) => self.start_failed(id, "command", &error.to_string()),
         }
@@ -490,7 +502,8 @@ fn instance_spec(
     spec.fds.extend(shell.sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;
     seat.health.equip(app, &mut spec)?;
-    spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
+    spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());
+    spec.cgroups1 = seat.kit.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
     spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot });
     Ok(spec)
 }

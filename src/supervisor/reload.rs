@@ -208,6 +208,7 @@ impl Supervisor {
             self.add_app(&spec, new, env);
         }
         self.change_listeners(&plan, listeners);
+        self.sample();
         self.watch_apps();
         Ok(())
     }
@@ -282,6 +283,9 @@ impl Supervisor {
         let shell = self.shells.remove(name);
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));
+        }
+        if let Some(shell) = &shell {
+            shell.remove_groups();
         }
         for number in shell.iter().flat_map(Shell::numbers) {
             self.logger.close(&InstanceId { app: name.clone(), number }.to_string());

@@ -7,7 +7,7 @@ use crate::domain::{
     api::{
         AppView, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply, Saying, Status, SupervisorView,
     },
-    model::{AppName, At, InstanceId},
+    model::{AppName, At, Exit, InstanceId},
     service::{App, Instance, Rest, Run, State},
 };
 
@@ -16,7 +16,7 @@ impl Supervisor {
     /// thread.
     pub fn say_status(&mut self, chosen: &[Chosen], reply: ReplyTo) {
         let mut status = Status { supervisor: self.supervisor_view(), apps: Vec::new() };
-        let mut trees: Vec<Vec<u32>> = Vec::new();
+        let mut trees = Vec::new();
         let mut apps: Vec<&App> = chosen.iter().filter_map(|chosen| self.apps.get(&chosen.app)).collect();
         apps.dedup_by_key(|app| app.name());
         for app in apps {
@@ -28,8 +28,7 @@ impl Supervisor {
             status.apps.push(self.app_view(app, &runs));
             for run in runs.iter().filter(|_| app.spec().command.is_some()) {
                 let id = SeatId { app: app.name().clone(), seat: run.seat };
-                let tree = if run.instance.is_active() { self.tree(&id) } else { Vec::new() };
-                trees.push(tree.iter().map(|member| member.pid).collect());
+                trees.push(run.instance.is_active().then(|| self.measured(&id)));
             }
         }
         let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
@@ -38,12 +37,9 @@ impl Supervisor {
                 status.supervisor.config_differs = text.differs(&config);
                 let instances = status.apps.iter_mut().flat_map(|app| &mut app.instances);
                 for (instance, tree) in instances.zip(trees) {
-                    let usage = tree.iter().filter_map(|pid| crate::os::stat::usage(*pid));
-                    let sum = usage.fold(None, |sum: Option<(u64, f64)>, (memory, cpu)| {
-                        Some(sum.map_or((memory, cpu), |(m, c)| (m + memory, c + cpu)))
-                    });
-                    instance.memory_bytes = sum.map(|(memory, _)| memory);
-                    instance.cpu_s = sum.map(|(_, cpu)| cpu);
+                    let usage = tree.and_then(|tree| tree.usage());
+                    instance.memory_bytes = usage.map(|(memory, _)| memory);
+                    instance.cpu_s = usage.map(|(_, cpu)| cpu);
                 }
                 status
             },
@@ -98,7 +94,7 @@ impl Supervisor {
         let last_exit = instance.last_exit().map(|(exit, at)| ExitView {
             code: exit.code(),
             signal: exit.signal(),
-            oom: false,
+            oom: exit == Exit::OutOfMemory,
             at,
         });
         InstanceView {
