@@ -9,8 +9,12 @@ use std::{
 
 use everhook::domain::{
     config::{self, Places},
-    model::{Account, Facts, Group},
+    model::{Account, At, Facts, Group},
 };
+use jiff::tz::TimeZone;
+
+/// 2026-03-28T12:00:00Z, the day before the clocks of Europe go forward.
+const NOW: At = At(1_774_699_200_000);
 
 const LINE: &str = "----------\n";
 
@@ -40,10 +44,38 @@ fn is_program(program: &str) -> bool {
     !program.contains("missing")
 }
 
+/// What the folder `apps` beside the config holds: enough of files for cases about `include`.
+fn matching(glob: &Path) -> Result<Vec<(PathBuf, String)>, String> {
+    let files: &[(&str, &str)] = match glob.to_str() {
+        Some("/etc/everhook/apps/*.ron") => &[
+            ("blog.ron", "(apps: {\"blog\": (command: [\"./blog\"], env_file: \"blog.env\")})"),
+            ("shop.ron", "\u{feff}(apps: {\"shop\": (command: [\"./shop\"], after: [\"blog\", \"db\"])})\r\n"),
+        ],
+        Some("/etc/everhook/bad/*.ron") => &[
+            ("a.ron", "(apps: {\n  \"db\": (command: [\"./db\"])\n})"),
+            ("b.ron", "(apps: {\n  \"x\": (comand: [\"./x\"])\n})"),
+            ("c.ron", "(state_dir: \"/x\")"),
+        ],
+        Some("/etc/everhook/lame/*.ron") => {
+            &[("a.ron", "(apps: {\n  \"x\": (command: [\"x\"], user: \"nobody-here\")\n})")]
+        }
+        Some(path) if path.contains("missing") => return Err(format!("{path}: No such file or directory")),
+        _ => &[],
+    };
+    let folder = glob.parent().unwrap_or(Path::new("/"));
+    Ok(files.iter().map(|(name, text)| (folder.join(name), (*text).to_owned())).collect())
+}
+
 /// A config is loaded as root, unless it starts with `// as 1000`.
 fn loaded(text: &str) -> Result<config::Loaded, config::Faults> {
     let uid = if text.trim_start_matches('\u{feff}').starts_with("// as 1000") { 1000 } else { 0 };
-    let facts = Facts { uid, user, group, is_directory, is_program };
+    let zone = |name: Option<&str>| match name {
+        None => Some(TimeZone::UTC),
+        Some("Nowhere/Land") => None,
+        // A fixed rule, so that the machine's database makes no difference.
+        Some(_) => TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").ok(),
+    };
+    let facts = Facts { uid, user, group, is_directory, is_program, matching, zone };
     let places = Places { state_home: "/home/www/.local/state/everhook".into() };
     config::load(text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts)
 }
@@ -53,7 +85,7 @@ fn summary(text: &str) -> String {
         Err(faults) => format!("{faults}\n"),
         Ok(loaded) => {
             let found = loaded.warnings.iter().map(|finding| format!("{finding}\n\n"));
-            let lines = config::describe(&loaded.config).into_iter().map(|line| format!("{line}\n"));
+            let lines = config::describe(&loaded.config, NOW).into_iter().map(|line| format!("{line}\n"));
             found.chain(lines).collect()
         }
     }

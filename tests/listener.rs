@@ -18,7 +18,7 @@ const GITHUB: [(&str, &str); 3] =
 
 fn body_of(delivery: &RawDelivery, frame: everhook::os::channel::Frame) -> Vec<u8> {
     let Some(length) = delivery.memfd else { return frame.body };
-    let mut file = File::from(frame.fd.unwrap());
+    let mut file = File::from(frame.fds.into_iter().next().unwrap());
     assert!(file.write_at(b"x", 0).is_err() && file.set_len(0).is_err(), "it is sealed");
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0).unwrap();

@@ -5,9 +5,12 @@ use super::{
     screen::{Screen, complain, visible_lines},
     settle,
 };
-use crate::domain::{
-    api::Request,
-    config::{Severity, describe},
+use crate::{
+    domain::{
+        api::Request,
+        config::{Severity, describe},
+    },
+    os::clock,
 };
 
 /// What is wrong in the config, with place and fix; delays and warnings
@@ -28,7 +31,7 @@ impl Check {
             return settle(&mut screen, reply);
         }
         loaded.warnings.iter().for_each(|finding| complain(&finding.to_string()));
-        for line in describe(&loaded.config) {
+        for line in describe(&loaded.config, clock::now().wall) {
             screen.line(&visible_lines(&line))?;
         }
         let mut lame = loaded.warnings.iter().filter_map(|finding| match &finding.severity {

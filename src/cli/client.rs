@@ -66,6 +66,12 @@ impl Client {
         self.channel.queue(&Ask { ticket: 1, token: None, address: None, wait, timeout, request }, &[], None);
     }
 
+    /// The same with descriptors for whatever it starts.
+    pub fn ask_with(&mut self, request: Request, fds: Vec<OwnedFd>) {
+        let ask = Ask { ticket: 1, token: None, address: None, wait: true, timeout: None, request };
+        self.channel.queue(&ask, &[], fds);
+    }
+
     /// From here on Ctrl-C ends the waiting with a [`Failure`] instead of the process.
     ///
     /// # Errors

@@ -20,6 +20,8 @@ pub enum Code {
     Interrupted,
     /// Whoever read the output has gone.
     Unread,
+    /// Of a command that was run for this one.
+    Of(u8),
 }
 
 impl Code {
@@ -34,6 +36,7 @@ impl Code {
             // As shells report SIGINT and SIGPIPE.
             Self::Interrupted => 130,
             Self::Unread => 141,
+            Self::Of(code) => code,
         }
     }
 }

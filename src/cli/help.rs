@@ -14,6 +14,7 @@ Apps
   start, stop, restart APP…    and wait until it is so; stop holds until start
   signal APP SIG               to the main process
   wait APP --for STATE         ready, stopped, failed, …
+  exec APP -- CMD              as the app: its user, directory and environment
 Deploy
   deploy APP [--rev REV]       shows the pipeline live
   rollback APP [--to RELEASE]  to the release before, or this one

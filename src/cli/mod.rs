@@ -12,6 +12,7 @@ mod client;
 mod deliveries;
 mod deploy;
 mod events;
+mod exec;
 mod failure;
 mod find;
 mod help;
@@ -65,6 +66,7 @@ enum Verb {
     Restart(restart::Restart),
     Signal(signal::Signal),
     Wait(wait::Wait),
+    Exec(exec::Exec),
     Deploy(deploy::Deploy),
     Rollback(rollback::Rollback),
     Check(check::Check),
@@ -122,6 +124,7 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Restart(restart) => restart.run(place),
         Verb::Signal(signal) => signal.run(place),
         Verb::Wait(wait) => wait.run(place),
+        Verb::Exec(exec) => exec.run(place),
         Verb::Deploy(deploy) => deploy.run(place),
         Verb::Rollback(rollback) => rollback.run(place),
         Verb::Check(check) => check.run(place),

@@ -7,7 +7,7 @@ use super::{
     words::{SomeApps, between, bytes, instance_style, now, took},
 };
 use crate::domain::{
-    api::{AppView, InstanceState, InstanceView, Reply, Request, Status as View},
+    api::{AppView, InstanceState, InstanceView, Reply, Request, Status as View, WatchState, WatchView},
     model::At,
 };
 
@@ -92,6 +92,12 @@ fn notes(screen: &mut Screen, status: &View) -> Result<(), Failure> {
     let supervisor = &status.supervisor;
     for listener in supervisor.listeners.iter().filter(|listener| listener.state != InstanceState::Ready) {
         lines.push(format!("the listener on {} is {}", listener.bind, listener.state));
+    }
+    for app in &status.apps {
+        if let Some(WatchView { state, reason: Some(reason) }) = &app.watch {
+            let state = if *state == WatchState::Suspended { "suspended" } else { "not whole" };
+            lines.push(format!("the watch of {} is {state}: {reason}", app.name));
+        }
     }
     if supervisor.config_differs {
         let config = &supervisor.config;

@@ -25,7 +25,7 @@ impl Logger {
     pub fn hear(&mut self) {
         loop {
             let Some(channel) = &mut self.channel else { return };
-            match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fd))) {
+            match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fds.into_iter().next()))) {
                 Ok((order, fd)) => self.obey(order, fd),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => {

@@ -1,9 +1,9 @@
-//! Frames over a unix stream socket: a JSON head, bytes, and at most one passed descriptor.
+//! Frames over a unix stream socket: a JSON head, bytes, and up to four passed descriptors.
 //!
-//! On the wire: `u32` head length, `u32` body length (both little-endian), head, body. A descriptor
-//! travels with the frame's first byte (unix(7), SCM_RIGHTS). The kernel may join what was sent before
-//! it into one read, but ends that read inside the message that carries a descriptor: so a passed
-//! descriptor belongs to the frame of the read's last byte.
+//! On the wire: `u32` head length, `u32` body length (both little-endian), head, body. Descriptors
+//! travel with the frame's first byte (unix(7), SCM_RIGHTS). The kernel may join what was sent before
+//! it into one read, but ends that read inside the message that carries descriptors: so passed
+//! descriptors belong to the frame of the read's last byte.
 
 use std::{
     collections::VecDeque,
@@ -20,6 +20,8 @@ use serde::{Serialize, de::DeserializeOwned};
 const MAX_HEAD: usize = 64 * 1024 * 1024;
 /// No body travels in a frame beyond this.
 const MAX_BODY: usize = 1024 * 1024;
+/// No more descriptors travel with one frame.
+const MAX_FDS: usize = 4;
 /// What one read takes at most.
 const READ: usize = 64 * 1024;
 
@@ -28,7 +30,7 @@ const READ: usize = 64 * 1024;
 pub struct Frame {
     pub head: Vec<u8>,
     pub body: Vec<u8>,
-    pub fd: Option<OwnedFd>,
+    pub fds: Vec<OwnedFd>,
 }
 
 impl Frame {
@@ -44,7 +46,7 @@ impl Frame {
 struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
-    fd: Option<OwnedFd>,
+    fds: Vec<OwnedFd>,
 }
 
 /// One end of a channel. The socket is non-blocking: `receive` and `flush` do what goes now.
@@ -92,23 +94,24 @@ impl Channel {
         self.socket
     }
 
-    /// Puts a frame into the queue; `flush` sends it.
+    /// Puts a frame, with at most four descriptors, into the queue; `flush` sends it.
     ///
     /// # Panics
     /// Never: the messages are plain data, which always serializes.
-    pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fd: Option<OwnedFd>) {
+    pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
+        let fds: Vec<OwnedFd> = fds.into_iter().take(MAX_FDS).collect();
         let head = serde_json::to_vec(message).expect("plain data always serializes");
         let mut bytes = Vec::with_capacity(8 + head.len() + body.len());
         bytes.extend_from_slice(&u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend_from_slice(&head);
         bytes.extend_from_slice(body);
-        // Small frames travel together; one with a descriptor begins a message of its own.
+        // Small frames travel together; one with descriptors begins a message of its own.
         match self.outgoing.back_mut() {
-            Some(last) if fd.is_none() && last.fd.is_none() && last.sent == 0 && last.bytes.len() < READ => {
+            Some(last) if fds.is_empty() && last.fds.is_empty() && last.sent == 0 && last.bytes.len() < READ => {
                 last.bytes.extend_from_slice(&bytes);
             }
-            _ => self.outgoing.push_back(Outgoing { bytes, sent: 0, fd }),
+            _ => self.outgoing.push_back(Outgoing { bytes, sent: 0, fds }),
         }
     }
 
@@ -131,13 +134,13 @@ impl Channel {
     pub fn flush(&mut self) -> io::Result<bool> {
         while let Some(first) = self.outgoing.front_mut() {
             let slice = [IoSlice::new(&first.bytes[first.sent..])];
-            let raw: Vec<RawFd> = first.fd.iter().map(AsRawFd::as_raw_fd).collect();
+            let raw: Vec<RawFd> = first.fds.iter().map(AsRawFd::as_raw_fd).collect();
             let control = [ControlMessage::ScmRights(&raw)];
             let control = if raw.is_empty() { &control[..0] } else { &control[..] };
             match sendmsg::<()>(self.socket.as_raw_fd(), &slice, control, MsgFlags::MSG_NOSIGNAL, None) {
                 Ok(n) => {
                     first.sent += n;
-                    first.fd = None;
+                    first.fds.clear();
                     if first.sent == first.bytes.len() {
                         self.outgoing.pop_front();
                     }
@@ -185,22 +188,22 @@ impl Channel {
         self.consumed += whole as u64;
         let body = bytes.split_off(8 + head);
         bytes.drain(..8);
-        let mut fd = None;
+        let mut fds = Vec::new();
         while let Some((place, _)) = self.fds.front() {
             if *place >= self.consumed {
                 break;
             }
             let (place, passed) = self.fds.pop_front().expect("front is there");
             if place >= frame_start {
-                fd = Some(passed);
+                fds.push(passed);
             }
         }
-        Ok(Some(Frame { head: bytes, body, fd }))
+        Ok(Some(Frame { head: bytes, body, fds }))
     }
 
     fn read(&mut self) -> io::Result<()> {
         let mut buffer = [0u8; READ];
-        let mut space = nix::cmsg_space!([RawFd; 4]);
+        let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
         let mut slice = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = loop {
@@ -283,23 +286,23 @@ mod tests {
         a.queue(&0, &[], None);
         a.queue(&1, &[], file("first"));
         a.queue(&2, &[], None);
-        a.queue(&3, &[], file("second"));
+        a.queue(&3, &[], [file("second"), file(", third")].into_iter().flatten());
         assert!(a.flush().unwrap());
         let mut got = Vec::new();
         for _ in 0..4 {
             let mut text = String::new();
-            if let Some(fd) = b.receive().unwrap().fd {
+            for fd in b.receive().unwrap().fds {
                 File::from(fd).read_to_string(&mut text).unwrap();
             }
             got.push(text);
         }
-        assert_eq!(got, ["", "first", "", "second"]);
+        assert_eq!(got, ["", "first", "", "second, third"]);
     }
 
     #[test]
     fn a_peer_that_speaks_something_else_is_refused() {
         let (mut a, mut b) = both();
-        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fd: None });
+        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fds: Vec::new() });
         a.flush().unwrap();
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

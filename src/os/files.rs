@@ -3,6 +3,7 @@
 //! [`super::beneath`] does.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write},
     os::{
@@ -61,6 +62,49 @@ pub fn symlink_swap(target: &Path, link: &Path) -> io::Result<()> {
 pub fn remove_durably(path: &Path) -> io::Result<()> {
     remove_if_there(path)?;
     sync_folder(path)
+}
+
+/// The files whose paths fit a glob, in order, and their texts. `*` stands for a part of one name; names
+/// that begin with a dot must be named so. That nothing fits is no error unless there is no `*` at all.
+///
+/// # Errors
+/// Names what cannot be read.
+pub fn matching(glob: &Path) -> Result<Vec<(PathBuf, String)>, String> {
+    let mut paths = vec![PathBuf::new()];
+    for part in glob.components() {
+        let name = part.as_os_str();
+        let pattern = name.to_str().filter(|name| name.contains(['*', '?', '[', '{']));
+        let Some(pattern) = pattern else {
+            paths.iter_mut().for_each(|path| path.push(name));
+            continue;
+        };
+        let matcher =
+            globset::Glob::new(pattern).map_err(|error| format!("{pattern:?} is no pattern: {}", error.kind()))?;
+        let matcher = matcher.compile_matcher();
+        let mut found = Vec::new();
+        for folder in &paths {
+            let named = |error: io::Error| format!("{}: {error}", folder.display());
+            match fs::read_dir(folder) {
+                Ok(entries) => {
+                    let names =
+                        entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>();
+                    let shown =
+                        |name: &OsString| pattern.starts_with('.') || !name.as_encoded_bytes().starts_with(b".");
+                    let fits = names.map_err(named)?.into_iter().filter(|name| matcher.is_match(name) && shown(name));
+                    found.extend(fits.map(|name| folder.join(name)));
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) => return Err(named(error)),
+            }
+        }
+        found.sort();
+        paths = found;
+    }
+    let read = |path: PathBuf| match fs::read_to_string(&path) {
+        Ok(text) => Ok((path, text)),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    };
+    paths.into_iter().map(read).collect()
 }
 
 /// A name in the same folder that nothing else has; of a crash in between it is all that is left,

@@ -29,6 +29,8 @@ pub fn facts() -> Facts {
         group,
         is_directory: Path::is_dir,
         is_program: |name| find_program(name).is_some(),
+        matching: super::files::matching,
+        zone: super::clock::zone,
     }
 }
 

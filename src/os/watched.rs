@@ -22,8 +22,8 @@ impl Watched {
     }
 
     /// As [`Channel::queue`]; `next` sends it.
-    pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fd: Option<OwnedFd>) {
-        self.0.get_mut().queue(message, body, fd);
+    pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
+        self.0.get_mut().queue(message, body, fds);
     }
 
     /// Bytes that wait to be sent.

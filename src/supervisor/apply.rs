@@ -16,6 +16,7 @@ use super::{
     launch,
     ledger::{Command, NewEvent},
     live, prepare, probe,
+    sockets::Sockets,
 };
 use crate::{
     domain::{
@@ -41,6 +42,9 @@ pub struct SeatId {
     pub seat: Seat,
 }
 
+/// The first passed descriptor: `sd_listen_fds(3)`.
+const FIRST_PASSED: i32 = 3;
+
 impl SeatId {
     #[must_use]
     pub fn instance(&self) -> InstanceId {
@@ -53,6 +57,7 @@ pub struct Shell {
     pub seats: BTreeMap<Seat, SeatShell>,
     /// What `env_file` said when it was last read.
     pub env_file: Vec<(String, String)>,
+    pub sockets: Sockets,
     /// The deadline that stands in `Supervisor::deadlines`.
     pub armed: Option<Instant>,
     /// How many restarts one by one are over, and how the last one went.
@@ -63,7 +68,7 @@ impl Shell {
     #[must_use]
     pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>) -> Self {
         let seats = kits.into_iter().map(|(seat, kit)| (seat, SeatShell::new(kit))).collect();
-        Self { seats, env_file, armed: None, rolled: (0, Ok(())) }
+        Self { seats, env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) }
     }
 }
 
@@ -110,6 +115,7 @@ impl Supervisor {
         }
         self.rearm(name);
         if changed {
+            self.let_go_if_resting(name);
             self.tell_dependents(name);
             self.look_at_waiters();
         }
@@ -152,6 +158,7 @@ impl Supervisor {
             Task::KeepHolds => self.keep_holds(name),
             Task::TrialEnded(result) => self.trial_ended(name, result),
             Task::Rolled(result) => self.rolled(name, result),
+            Task::RunSkipped(why) => self.note_app(name, "run_skipped", why),
             Task::Gone(number) => self.instance_gone(&InstanceId { app: name.clone(), number }),
             Task::Removed => self.app_removed(name),
         }
@@ -202,12 +209,18 @@ impl Supervisor {
         if self.apps.get(&id.app).map(|app| Arc::clone(app.spec())).is_some_and(|spec| self.awaits_notices(id, &spec)) {
             return;
         }
+        let seat = id.clone();
+        self.with_sockets(id, move |supervisor| supervisor.spawn_instance(&seat));
+    }
+
+    fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
-        let Some(seat) = shell.seats.get_mut(&id.seat) else { return };
-        seat.killed = false;
+        if let Some(seat) = shell.seats.get_mut(&id.seat) {
+            seat.killed = false;
+        }
         let instance = id.instance();
-        match instance_spec(spec, run.release.as_ref(), &instance, (seat, &shell.env_file), &self.me) {
+        match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
             Ok(mut order) => {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
@@ -251,13 +264,9 @@ impl Supervisor {
     /// The processes of a seat's tree.
     pub fn tree(&self, id: &SeatId) -> Vec<Member> {
         let Some(shell) = self.seat(id) else { return Vec::new() };
-        let instance = id.instance().to_string();
-        let query = TreeQuery {
-            root: shell.main,
-            boot: &self.me.boot,
-            instance: &instance,
-            cgroup: shell.kit.cgroup.as_deref(),
-        };
+        let (instance, boot) = (id.instance().to_string(), self.me.boot_of(id.seat));
+        let query =
+            TreeQuery { root: shell.main, boot: &boot, instance: &instance, cgroup: shell.kit.cgroup.as_deref() };
         tree::members(&query).unwrap_or_else(|error| {
             warn!(app = %id.app, %error, "the tree cannot be read");
             Vec::new()
@@ -346,7 +355,7 @@ impl Supervisor {
     }
 
     /// An event of an app as a whole.
-    fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
+    pub fn note_app(&mut self, name: &AppName, to: &str, cause: String) {
         self.ledger.send(Command::Event(NewEvent {
             at: crate::os::clock::now().wall,
             app: Some(name.clone()),
@@ -391,20 +400,24 @@ impl Supervisor {
 fn instance_spec(
     app: &config::App,
     release: Option<&service::Release>,
-    id: &InstanceId,
-    (seat, env_file): (&mut SeatShell, &[(String, String)]),
+    id: &SeatId,
+    shell: &mut Shell,
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
-    let mut env = launch::instance_env(app, id, release, &me.boot, env_file);
-    let pid_env = seat.health.announce(app, &mut env);
-    let command = app.command.as_ref().map(|command| launch::arguments(command, id.number)).unwrap_or_default();
+    let (instance, boot) = (id.instance(), me.boot_of(id.seat));
+    let Some(seat) = shell.seats.get_mut(&id.seat) else { return Err(launch::Unfit::NoSeat) };
+    let mut env = launch::instance_env(app, &instance, release, &boot, &shell.env_file);
+    let mut pid_env = seat.health.announce(app, &mut env);
+    pid_env.extend(launch::name_sockets(&mut env, shell.sockets.keys()));
+    let command = app.command.as_ref().map(|command| launch::arguments(command, instance.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
+    spec.fds.extend(shell.sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;
     seat.health.equip(app, &mut spec)?;
     spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
-    spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: me.boot.clone() });
+    spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot });
     Ok(spec)
 }

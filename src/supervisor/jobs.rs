@@ -122,6 +122,41 @@ impl Supervisor {
         self.run(job, name, None, Box::new(then));
     }
 
+    /// Runs what is described already, with streams of its own, outside of any deploy.
+    pub fn start_command(
+        &mut self,
+        app: &AppName,
+        name: String,
+        spec: SpawnSpec,
+        then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
+    ) -> JobId {
+        let id = self.ticket();
+        let running = Job {
+            deploy: None,
+            app: app.clone(),
+            name,
+            main: None,
+            pidfd: None,
+            answer: Arc::clone(&self.me.null),
+            output: None,
+            cgroup: None,
+            exit: None,
+            unwanted: false,
+            then: Box::new(then),
+        };
+        self.jobs.insert(id, running);
+        self.spawn(Owner::Job(id), spec);
+        id
+    }
+
+    /// Ends every command that a person runs as an app.
+    pub fn end_commands(&mut self) {
+        let commands = self.jobs.iter().filter(|(_, job)| job.deploy.is_none() && job.output.is_none());
+        for id in commands.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.end_job(id);
+        }
+    }
+
     /// Runs a command that asks an instance how it is; nobody keeps what it prints into `out`.
     pub fn start_probe_job(
         &mut self,
@@ -226,7 +261,8 @@ impl Supervisor {
         }
     }
 
-    fn end_job(&mut self, id: JobId) {
+    /// Ends the whole tree of a job; nothing where it has ended.
+    pub fn end_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.unwanted = true;
         if job.main.is_none() && job.exit.is_none() {

@@ -29,6 +29,8 @@ const MYSELF: &str = "/proc/self/exe";
 pub enum Unfit {
     #[error("{0:?} holds a NUL byte")]
     Nul(String),
+    #[error("it is in the config no more")]
+    NoSeat,
     #[error("there is no program {0:?} in {PATH}")]
     NoProgram(String),
     #[error("no pipe can be made for it: {0}")]
@@ -78,6 +80,21 @@ pub fn instance_env(
     env.insert("EVERHOOK_INSTANCE".to_owned(), instance.to_string());
     env.insert("EVERHOOK_BOOT".to_owned(), boot.to_owned());
     env
+}
+
+/// Tells a process the sockets that are passed to it: `sd_listen_fds(3)`. Returns the variable that
+/// holds its pid.
+pub fn name_sockets<'a>(
+    env: &mut BTreeMap<String, String>,
+    names: impl ExactSizeIterator<Item = &'a String>,
+) -> Option<&'static str> {
+    env.retain(|name, _| !name.starts_with("LISTEN_"));
+    if names.len() == 0 {
+        return None;
+    }
+    env.insert("LISTEN_FDS".to_owned(), names.len().to_string());
+    env.insert("LISTEN_FDNAMES".to_owned(), names.map(String::as_str).collect::<Vec<_>>().join(":"));
+    Some("LISTEN_PID")
 }
 
 /// Where an instance works: `directory`, inside the release where it is relative to one.

@@ -32,6 +32,12 @@ impl Layout {
         self.app(app).join("live")
     }
 
+    /// Up to when a scheduled app's runs are dealt with.
+    #[must_use]
+    pub fn last_run(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("last_run")
+    }
+
     #[must_use]
     pub fn down(&self, app: &AppName) -> PathBuf {
         self.app(app).join("down")

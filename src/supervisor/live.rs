@@ -7,7 +7,7 @@ use super::layout::Layout;
 use crate::{
     domain::{
         deploy::Live,
-        model::{AppName, ReleaseId},
+        model::{AppName, At, ReleaseId},
         service::Release,
     },
     os::files,
@@ -91,4 +91,29 @@ pub fn holds(layout: &Layout, app: &AppName) -> Holds {
     };
     let holds: Holds = text.lines().filter(|line| !line.is_empty()).map(read).collect();
     if holds.is_empty() { vec![(None, "stopped".to_owned())] } else { holds }
+}
+
+/// Up to when a scheduled app's runs are dealt with, and by which expression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    pub until: At,
+    pub schedule: String,
+}
+
+/// Keeps it over a restart of everhook or of the machine.
+///
+/// # Errors
+/// Names the file.
+pub fn keep_ran(layout: &Layout, app: &AppName, ran: &Ran) -> Result<(), String> {
+    let path = layout.last_run(app);
+    let text = format!("{} {}\n", ran.until, ran.schedule);
+    files::write_durably(&path, text.as_bytes(), 0o644).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// What was kept; nothing where it cannot be read, since a run that was missed is no reason to fail.
+#[must_use]
+pub fn ran(layout: &Layout, app: &AppName) -> Option<Ran> {
+    let text = fs::read_to_string(layout.last_run(app)).ok()?;
+    let (until, schedule) = text.trim_end().split_once(' ')?;
+    Some(Ran { until: until.parse().ok()?, schedule: schedule.to_owned() })
 }

@@ -10,6 +10,7 @@ mod apply;
 mod children;
 mod control;
 mod event;
+mod exec;
 mod files;
 mod handover;
 mod internals;
@@ -25,14 +26,17 @@ mod prepare;
 mod probe;
 mod reload;
 mod requests;
+mod schedule;
 mod secrets;
 mod settings;
 mod shutdown;
 mod signals;
+mod sockets;
 mod spawner;
 mod start;
 mod status;
 mod waiters;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -68,14 +72,21 @@ struct Me {
     stderr: Arc<OwnedFd>,
 }
 
+impl Me {
+    /// The run's id as a seat's processes carry it: that tells the tree of one seat from the other's.
+    fn boot_of(&self, seat: service::Seat) -> String {
+        if seat.second { format!("{}-second", self.boot) } else { self.boot.clone() }
+    }
+}
+
 type Later = Box<dyn FnOnce(&mut Supervisor) + Send>;
 
 /// All that the loop knows.
 pub struct Supervisor {
     me: Me,
     config: Arc<Config>,
-    /// The file's text as it was applied.
-    config_text: String,
+    /// The files' texts as they were applied.
+    config_text: settings::Text,
     tokens: Vec<(config::Token, Secret)>,
     /// A reload is on its way.
     reloading: bool,
@@ -118,6 +129,8 @@ pub struct Supervisor {
     news_due: BTreeSet<AppName>,
     jobs: jobs::Jobs,
 
+    schedules: schedule::Schedules,
+    watches: watch::Watches,
     logger: internals::Logger,
     listeners: Vec<internals::Listener>,
 

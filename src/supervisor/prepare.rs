@@ -17,7 +17,7 @@ use super::layout::Layout;
 use crate::{
     domain::{
         api::Stream,
-        config::{self, Identity},
+        config::{self, Identity, Replace},
         model::InstanceId,
         service::Seat,
     },
@@ -31,6 +31,9 @@ use crate::{
 pub const LOGGER: u32 = 60901;
 /// The listener's.
 pub const LISTENER: u32 = 60900;
+
+/// Ends the name of what belongs to a second seat.
+pub const SECOND: &str = ".second";
 
 /// What the process in a seat is started with.
 pub struct Kit {
@@ -107,23 +110,34 @@ impl Maker {
             self.folder(&self.layout.app(&app.name).join("shared"), 0o755, own)?;
             self.folder(&self.layout.cache(&app.name), 0o755, own)?;
         }
-        let kit = |number| Ok((Seat::first(number), self.kit(app, &InstanceId { app: app.name.clone(), number })?));
-        (1..=app.instances).map(kit).collect()
+        let mut kits = BTreeMap::new();
+        for number in 1..=app.instances {
+            let first = self.kit(app, Seat::first(number), None)?;
+            if app.replace == Replace::StartFirst {
+                let seat = Seat { number, second: true };
+                kits.insert(seat, self.kit(app, seat, Some(&first))?);
+            }
+            kits.insert(Seat::first(number), first);
+        }
+        Ok(kits)
     }
 
-    fn kit(&self, app: &config::App, instance: &InstanceId) -> Result<Kit, String> {
+    /// `first`: the kit of the copy's first seat, whose output is this one's too.
+    fn kit(&self, app: &config::App, seat: Seat, first: Option<&Kit>) -> Result<Kit, String> {
         let named = |path: &Path| {
             let path = path.to_owned();
             move |e: io::Error| format!("{}: {e}", path.display())
         };
-        let name = instance.to_string();
+        let instance = InstanceId { app: app.name.clone(), number: seat.number }.to_string();
+        let name = if seat.second { format!("{instance}{SECOND}") } else { instance.clone() };
         let record = self.layout.record(&name);
         let file =
             fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
         let cgroup = self.cgroup(&name)?;
+        let stream = |stream| self.stream(&instance, stream, &app.run_as).map(Arc::new);
         Ok(Kit {
-            out: Arc::new(self.stream(&name, Stream::Out, &app.run_as)?),
-            err: Arc::new(self.stream(&name, Stream::Err, &app.run_as)?),
+            out: first.map_or_else(|| stream(Stream::Out), |first| Ok(Arc::clone(&first.out)))?,
+            err: first.map_or_else(|| stream(Stream::Err), |first| Ok(Arc::clone(&first.err)))?,
             record: Arc::new(file.into()),
             cgroup,
         })

@@ -51,6 +51,8 @@ pub struct NewApp {
     /// Its file `live` leads nowhere, which is its problem.
     pub lost: bool,
     pub holds: live::Holds,
+    /// Of a scheduled app.
+    pub ran: Option<live::Ran>,
 }
 
 /// Makes and reads what an app starts with. What keeps it from that is its own problem.
@@ -75,7 +77,8 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         Arc::make_mut(app).problem.get_or_insert(error);
         None
     });
-    NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name) }
+    let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
+    NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name), ran }
 }
 
 impl Supervisor {
@@ -186,6 +189,7 @@ impl Supervisor {
             let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
+            self.schedule_app(&spec, None);
             if let Some(old) = old {
                 self.deploy_reconfigured(&old, &spec);
             }
@@ -200,6 +204,7 @@ impl Supervisor {
             self.add_app(&spec, new, env);
         }
         self.change_listeners(&plan, listeners);
+        self.watch_apps();
         Ok(())
     }
 
@@ -223,6 +228,7 @@ impl Supervisor {
             self.ledger.send(Command::Live { app: name.clone(), commit });
             self.deploy_event(deploy::Event::Live { app: name.clone(), live });
         }
+        self.schedule_app(spec, new.ran);
         if self.begun {
             self.tell_blocked(&name, spec);
             self.look_for_news(&name);
@@ -267,6 +273,7 @@ impl Supervisor {
             return;
         }
         self.apps.remove(name);
+        self.unschedule(name);
         let shell = self.shells.remove(name);
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));

@@ -1,7 +1,7 @@
 //! What people ask for, whoever they are: judge the right, begin the change, note it in the audit,
 //! answer. SURFACE.md sections 2 and 5.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use tracing::info;
 
@@ -9,6 +9,7 @@ use super::{
     Supervisor,
     apply::SeatId,
     control::{Asked, From, ReplyTo},
+    exec,
     ledger::{Command, NewAudit, NewDeploy, Query},
     pipeline::Rollback,
     reload::Wanted,
@@ -31,6 +32,7 @@ struct Wish {
     apps: Vec<AppName>,
     wait: bool,
     deadline: Option<Instant>,
+    fds: Vec<OwnedFd>,
     reply: ReplyTo,
     request: Request,
 }
@@ -43,6 +45,11 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// The copy that is meant, or the first one.
+    fn first_instance(&self) -> InstanceId {
+        InstanceId { app: self.app.clone(), number: self.only.unwrap_or(1) }
+    }
+
     fn all(app: AppName) -> Self {
         Self { app, only: None }
     }
@@ -60,7 +67,7 @@ impl std::fmt::Display for Chosen {
 impl Supervisor {
     /// Hears a request, and answers it sooner or later.
     pub fn hear(&mut self, asked: Asked) {
-        let Asked { ask, from, reply } = asked;
+        let Asked { ask, from, fds, reply } = asked;
         let address = ask.address.clone();
         let who = match self.principal(from, ask.token.as_deref()) {
             Ok(who) => who,
@@ -95,6 +102,7 @@ impl Supervisor {
             apps: apps.clone(),
             wait: ask.wait,
             deadline,
+            fds,
             reply: reply.clone(),
             request: ask.request,
         };
@@ -146,7 +154,9 @@ impl Supervisor {
             | Request::Stop { apps, .. }
             | Request::Restart { apps } => self.resolve(apps, who),
             Request::Logs(logs) => self.resolve(&logs.apps, who),
-            Request::Signal { app, .. } | Request::WaitFor { app, .. } => self.resolve(std::slice::from_ref(app), who),
+            Request::Signal { app, .. } | Request::WaitFor { app, .. } | Request::Exec { app, .. } => {
+                self.resolve(std::slice::from_ref(app), who)
+            }
             Request::DeployApp { app, .. } | Request::Rollback { app, .. } => one(app),
             Request::Events { app: Some(app), .. }
             | Request::History { app: Some(app), .. }
@@ -258,6 +268,10 @@ impl Supervisor {
                 let message = format!("{} is {state}", list(&wish.chosen));
                 self.wait(Waiter { reply: wish.reply, goals, deadline: wish.deadline, message, deploy: None });
             }
+            Request::Exec { command, .. } => {
+                let instance = wish.chosen[0].first_instance();
+                return self.exec(exec::Order { instance, command, streams: wish.fds, reply: wish.reply });
+            }
             Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
             Request::Rollback { to, .. } => return self.roll_app_back(wish, to),
             Request::Plan => self.say_plan(wish.reply),
@@ -279,6 +293,7 @@ impl Supervisor {
         let goals: Vec<Goal> = wish.chosen.iter().flat_map(|chosen| self.up(chosen, restart)).collect();
         for Chosen { app, only } in &wish.chosen {
             let by = format!("{verb} by {}", wish.who);
+            self.resume_watch(app);
             self.feed(app, service::Event::Start { only: *only, restart, by });
         }
         let (goals, message) = if wish.wait {

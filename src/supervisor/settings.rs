@@ -16,17 +16,40 @@ use crate::{
         deploy::accept,
         model::{AppName, Secret},
     },
-    os::users,
+    os::{files, users},
 };
 
 /// A config and all that belongs to it.
 pub struct Settings {
     pub config: Arc<Config>,
-    pub text: String,
+    pub text: Text,
     pub warnings: Vec<Finding>,
     pub env_files: BTreeMap<AppName, Vec<(String, String)>>,
     pub tokens: Vec<(config::Token, Secret)>,
     pub hooks: accept::Snapshot,
+}
+
+/// What the config file and those that it includes said when they were read.
+#[derive(Clone)]
+pub struct Text {
+    main: String,
+    included: Vec<(PathBuf, String)>,
+}
+
+impl Text {
+    /// Do the files say something else now?
+    #[must_use]
+    pub fn differs(&self, config: &Config) -> bool {
+        let mut found = Vec::new();
+        for entry in &config.include {
+            found.extend(
+                files::matching(&entry.glob).unwrap_or_default().into_iter().filter(|(path, _)| *path != config.path),
+            );
+        }
+        found.sort();
+        found.dedup();
+        fs::read(&config.path).map_or(true, |now| now != self.main.as_bytes()) || found != self.included
+    }
 }
 
 /// The default places of whoever runs this.
@@ -49,12 +72,19 @@ pub fn read(path: &Path) -> Result<Settings, String> {
         }
     }
     let loaded = config::load(&text, path, &places(), &users::facts()).map_err(|faults| faults.to_string())?;
+    if users::facts().uid == 0 {
+        for (path, _) in &loaded.included {
+            guard(path)?;
+            guard(path.parent().unwrap_or(Path::new("/")))?;
+        }
+    }
     let mut config = loaded.config;
     let env_files = read_env_files(&mut config);
     let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
     let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
     let tokens = tokens(&config, &secrets)?;
     let hooks = hooks(&config, &secrets)?;
+    let text = Text { main: text, included: loaded.included };
     Ok(Settings { config: Arc::new(config), text, warnings: loaded.warnings, env_files, tokens, hooks })
 }
 

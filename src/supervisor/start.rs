@@ -28,11 +28,12 @@ use super::{
     ledger::{Command, Ledger, Query},
     log,
     prepare::{self, Maker},
-    reload, secrets,
+    reload, schedule, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
     spawner::Spawning,
+    watch,
 };
 use crate::{
     domain::{
@@ -164,6 +165,8 @@ fn build(
         trials: HashMap::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
+        schedules: schedule::Schedules::default(),
+        watches: watch::Watches::default(),
         logger: internals::Logger::new(echo),
         listeners,
         // Numbers of the first listeners are below.
@@ -233,6 +236,8 @@ impl Supervisor {
         for (name, spec) in apps {
             self.tell_blocked(&name, &spec);
         }
+        self.look_at_clock();
+        self.watch_apps();
         let ticket = self.ticket();
         self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
         self.say_hello();

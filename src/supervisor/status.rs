@@ -1,6 +1,6 @@
 //! What `status` shows: SURFACE.md section 4.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Supervisor, apply::SeatId, control::ReplyTo, internals::serve_word, requests::Chosen};
 use crate::domain::{
@@ -32,10 +32,10 @@ impl Supervisor {
                 trees.push(tree.iter().map(|member| member.pid).collect());
             }
         }
-        let (path, text) = (self.config.path.clone(), self.config_text.clone());
+        let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
         self.files.run(
             move || {
-                status.supervisor.config_differs = std::fs::read(&path).map_or(true, |now| now != text.as_bytes());
+                status.supervisor.config_differs = text.differs(&config);
                 let instances = status.apps.iter_mut().flat_map(|app| &mut app.instances);
                 for (instance, tree) in instances.zip(trees) {
                     let usage = tree.iter().filter_map(|pid| crate::os::stat::usage(*pid));
@@ -85,15 +85,26 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: None,
             frozen: None,
-            instances: runs.iter().map(|run| instance_view(app, run)).collect(),
+            watch: self.watch_view(app.name()),
+            instances: runs.iter().map(|run| instance_view(app, run, self.known_of(app))).collect(),
         }
+    }
+
+    /// The sockets that are held for an app.
+    fn addresses(&self, app: &AppName) -> BTreeMap<String, String> {
+        let held = self.shells.get(app).into_iter().flat_map(|shell| &shell.sockets);
+        held.map(|(name, held)| (name.clone(), held.shown.clone())).collect()
+    }
+
+    fn known_of(&self, app: &App) -> Known {
+        Known { sockets: self.addresses(app.name()), next_run: self.next_run(app) }
     }
 
     /// The state of an app or one of its copies.
     #[must_use]
     pub fn state_of(&self, chosen: &Chosen) -> InstanceState {
         let copy = chosen.only.and_then(|number| self.apps.get(&chosen.app)?.copy(number));
-        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance().state()))
+        copy.map_or_else(|| self.app_state(&chosen.app), |copy| word(copy.instance()))
     }
 
     /// The app's state, for tables and waiters.
@@ -101,7 +112,7 @@ impl Supervisor {
     pub fn app_state(&self, name: &AppName) -> InstanceState {
         let Some(app) = self.apps.get(name) else { return InstanceState::Stopped };
         if app.spec().command.is_some() {
-            return word(app.worst().state());
+            return word(app.worst());
         }
         match (app.rests(), app.release()) {
             (Some(Rest::Problem(_)), _) => InstanceState::Failed,
@@ -118,7 +129,14 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     Some(At(now.wall.0 + wait))
 }
 
-fn instance_view(app: &App, run: &Run) -> InstanceView {
+/// What is known of all instances of an app.
+struct Known {
+    sockets: BTreeMap<String, String>,
+    next_run: Option<At>,
+}
+
+fn instance_view(app: &App, run: &Run, known: Known) -> InstanceView {
+    let Known { sockets, next_run } = known;
     let instance = &run.instance;
     // What does not run will start in what is live then.
     let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
@@ -126,16 +144,16 @@ fn instance_view(app: &App, run: &Run) -> InstanceView {
         instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
     InstanceView {
         name: InstanceId { app: app.name().clone(), number: run.seat.number },
-        state: word(instance.state()),
+        state: word(instance),
         pid: instance.pid(),
         since: instance.since(),
         restarts: instance.restarts(),
         reason: instance.reason().map(str::to_owned),
         status: instance.status().map(str::to_owned),
         last_exit,
-        next_start_at: starting_again_at(instance),
+        next_start_at: starting_again_at(instance).or(next_run),
         release: release.map(|release| release.id.clone()),
-        sockets: BTreeMap::new(),
+        sockets,
         memory_bytes: None,
         cpu_s: None,
     }
@@ -143,12 +161,13 @@ fn instance_view(app: &App, run: &Run) -> InstanceView {
 
 /// The state's word.
 #[must_use]
-pub fn word(state: &State) -> InstanceState {
-    match state {
+pub fn word(instance: &Instance) -> InstanceState {
+    match instance.state() {
         State::Stopped => InstanceState::Stopped,
         State::Waiting => InstanceState::Waiting,
         State::Starting { .. } => InstanceState::Starting,
         State::Ready { .. } => InstanceState::Ready,
+        State::Stopping(_) if instance.drains() => InstanceState::Draining,
         State::Stopping(_) => InstanceState::Stopping,
         State::Backoff { .. } => InstanceState::Backoff,
         State::Failed { .. } => InstanceState::Failed,

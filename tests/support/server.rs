@@ -82,7 +82,7 @@ impl Server {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_everhook"));
-        command.args(args).arg("--config").arg(self.config()).current_dir(self.path()).stdin(Stdio::null());
+        command.arg("--config").arg(self.config()).args(args).current_dir(self.path()).stdin(Stdio::null());
         command.env_remove("EVERHOOK_CONFIG").env_remove("EVERHOOK_SOCKET");
         command
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Status, StepView};
 use crate::domain::{
     config::Role,
-    model::{AppName, At, DeliveryId, DeployId, InstanceId, ReleaseId, Signal},
+    model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal},
 };
 
 /// One question.
@@ -96,6 +96,12 @@ pub enum Request {
         app: Target,
         state: InstanceState,
     },
+    /// Runs a command as the app. The frame carries its three streams, and when its connection closes
+    /// the command is ended. Only on `control.sock`.
+    Exec {
+        app: Target,
+        command: Vec<String>,
+    },
     DeployApp {
         app: AppName,
         rev: Option<String>,
@@ -128,6 +134,7 @@ impl Request {
             Self::Restart { .. } => "restart",
             Self::Signal { .. } => "signal",
             Self::WaitFor { .. } => "wait",
+            Self::Exec { .. } => "exec",
             Self::DeployApp { .. } => "deploy",
             Self::Rollback { .. } => "rollback",
             Self::Plan => "check",
@@ -149,7 +156,9 @@ impl Request {
                 apps.iter().filter_map(named).collect()
             }
             Self::Logs(logs) => logs.apps.iter().filter_map(named).collect(),
-            Self::Signal { app, .. } | Self::WaitFor { app, .. } => named(app).into_iter().collect(),
+            Self::Signal { app, .. } | Self::WaitFor { app, .. } | Self::Exec { app, .. } => {
+                named(app).into_iter().collect()
+            }
             Self::DeployApp { app, .. } | Self::Rollback { app, .. } => vec![app],
             Self::Events { app, .. } | Self::History { app, .. } | Self::Deliveries { app, .. } => app.iter().collect(),
             Self::Deploy { .. }
@@ -168,7 +177,7 @@ impl Request {
         match self {
             Self::Start { .. } | Self::Stop { .. } | Self::Restart { .. } | Self::Signal { .. } => Role::Operator,
             Self::DeployApp { .. } | Self::Rollback { .. } => Role::Deployer,
-            Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } => Role::Admin,
+            Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } | Self::Exec { .. } => Role::Admin,
             _ => Role::Viewer,
         }
     }
@@ -254,6 +263,10 @@ pub enum Reply {
     Delivery(Box<DeliveryView>),
     Audit(Vec<AuditView>),
     Lines(Vec<String>),
+    /// How a command ended.
+    Exited {
+        exit: Exit,
+    },
     /// A change was begun (or, with `wait`, is so now); `deploy` where one was queued.
     Changed {
         deploy: Option<DeployId>,

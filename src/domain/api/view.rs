@@ -67,7 +67,26 @@ pub struct AppView {
     pub commit: Option<CommitId>,
     pub behind: Option<u64>,
     pub frozen: Option<String>,
+    /// Where its files are watched.
+    pub watch: Option<WatchView>,
     pub instances: Vec<InstanceView>,
+}
+
+/// How well an app's files are watched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchView {
+    pub state: WatchState,
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchState {
+    Watching,
+    /// Some changes are not seen.
+    Degraded,
+    /// No change counts.
+    Suspended,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

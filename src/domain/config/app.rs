@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, Logs, Policy, Restart, Severity, Stop, StopStage, deploy, identity, judge::Judge,
-    limits, numbered, order, probe, raw, shell,
+    App, Command, Form, GiveUp, Logs, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy, identity,
+    judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
 };
 use crate::domain::model::{AppName, Signal};
 
@@ -26,6 +26,7 @@ pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<App
         }
     }
     order::cycle(judge, &apps);
+    socket::clashes(judge, &apps);
     apps
 }
 
@@ -52,9 +53,16 @@ impl Entry<'_> {
         judge.env(&self.keys(&["env"]), &raw.env);
         let instances = self.instances(judge);
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
-        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base.clone()));
+        let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
-        let problem = problem.or(beyond);
+        let owner = (who.run_as.uid, who.run_as.gid);
+        let (sockets, stranger) = socket::of_app(judge, self.name, raw.sockets.as_ref(), owner);
+        let problem = problem.or(beyond).or(stranger);
+        let ready = probe::ready(judge, self.name, raw.ready.as_ref(), instances);
+        let passed = i32::try_from(sockets.len()).unwrap_or(i32::MAX).saturating_add(3);
+        let taken = matches!(ready, Ready::Fd { number, .. } if number < passed);
+        let message = format!("the descriptors up to {} are those of `sockets`", passed - 1);
+        judge.require(!taken || sockets.is_empty(), &self.keys(&["ready", "fd"]), &message);
         let mut app = App {
             name,
             command,
@@ -68,12 +76,16 @@ impl Entry<'_> {
             instances,
             enabled: raw.enabled.unwrap_or(true),
             after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
-            ready: probe::ready(judge, self.name, raw.ready.as_ref(), instances),
+            ready,
             live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)),
             restart: self.restart(judge),
             stop: self.stop(judge),
+            replace: raw.replace.unwrap_or(if sockets.is_empty() { Replace::StopFirst } else { Replace::StartFirst }),
+            sockets,
             limits,
             logs: self.logs(judge),
+            schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
+            watch: watch::watch(judge, self.name, raw),
             deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
             problem: None,
             places: self.places(judge),
@@ -119,9 +131,18 @@ impl Entry<'_> {
         };
         judge.require(!nul, &keys, "a command cannot hold a NUL character");
         let base = program.as_deref().and_then(|path| path.rsplit('/').next());
-        if let Some(wrapper) = base.filter(|name| ["npm", "npx", "yarn", "pnpm", "nodemon"].contains(name)) {
+        let passes = self.raw.sockets.as_ref().is_some_and(|sockets| !sockets.is_empty());
+        let unreached = if passes { ", and its `sockets` do not reach the app" } else { "" };
+        let wrapper = base.filter(|name| ["npm", "npx", "yarn", "pnpm", "nodemon"].contains(name));
+        if let Some(wrapper) = wrapper {
             let message = format!(
-                "app \"{}\": {wrapper} stands between everhook and the app; run the app itself, such as [\"node\", \"server.js\"]",
+                "app \"{}\": {wrapper} stands between everhook and the app{unreached}; run the app itself, such as [\"node\", \"server.js\"]",
+                self.name
+            );
+            judge.warn(&keys, message);
+        } else if passes && matches!(&command, Command::Shell(text) if !shell::ends_in_exec(text)) {
+            let message = format!(
+                "app \"{}\": a shell stays between everhook and the app{unreached}; put `exec` before the program",
                 self.name
             );
             judge.warn(&keys, message);
@@ -150,7 +171,9 @@ impl Entry<'_> {
             &self.keys(&["port"]),
             &format!("{instances} instances need as many ports, and the last one would be {last}"),
         );
-        if counted { instances } else { 1 }
+        let scheduled = self.raw.schedule.is_some() && instances > 1;
+        judge.require(!scheduled, &self.keys(&["instances"]), "a scheduled app has one instance");
+        if counted && !scheduled { instances } else { 1 }
     }
 
     fn restart(&self, judge: &mut Judge<'_>) -> Restart {
@@ -158,7 +181,7 @@ impl Entry<'_> {
         let time = |span: &Option<raw::Span>, default: u64| span.map_or(Duration::from_millis(default), |span| span.0);
         let first = time(&raw.first, 100);
         let restart = Restart {
-            policy: raw.policy.unwrap_or(Policy::Always),
+            policy: self.policy(),
             success: raw.success.clone().unwrap_or_else(|| vec![0]),
             first,
             factor: raw.factor.unwrap_or(2.0),
@@ -186,6 +209,14 @@ impl Entry<'_> {
         restart
     }
 
+    /// A scheduled app ends and waits for its next time, whatever `defaults` say of those that run on.
+    fn policy(&self) -> Policy {
+        match self.raw.restart.policy {
+            None | Some(Policy::Always) if self.raw.schedule.is_some() => Policy::Never,
+            policy => policy.unwrap_or(Policy::Always),
+        }
+    }
+
     fn stop(&self, judge: &mut Judge<'_>) -> Stop {
         let stages = match &self.raw.stop {
             None => &[raw::Stage::default()],
@@ -197,7 +228,15 @@ impl Entry<'_> {
             signal: raw.signal.unwrap_or(Signal::TERM),
             timeout: raw.timeout.map_or(Duration::from_secs(10), |span| span.0),
         };
-        Stop { stages: stages.iter().map(stage).collect() }
+        let drain = match &self.raw.stop {
+            Some(raw::Stop::One(stage)) => stage.drain,
+            None | Some(raw::Stop::List(_)) => None,
+        };
+        let listed =
+            matches!(&self.raw.stop, Some(raw::Stop::List(stages)) if stages.iter().any(|s| s.drain.is_some()));
+        judge.require(!listed, &self.keys(&["stop"]), "`drain` is a time of the whole, not of one signal in a list");
+        let drain = drain.map_or(Duration::from_secs(30), |span| span.0);
+        Stop { stages: stages.iter().map(stage).collect(), drain }
     }
 
     fn logs(&self, judge: &mut Judge<'_>) -> Logs {

@@ -17,7 +17,7 @@ use super::{
 pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool) -> Deploy {
     let keys = |field: &'static str| ["apps", name, "deploy", field];
     let read = raw.repo.as_deref().ok_or_else(|| "`repo` is missing: the URL or path of the repository".to_owned());
-    let repo = read.and_then(|text| repo(&judge.base, text));
+    let repo = read.and_then(|text| repo(&judge.base(&["apps", name, "deploy", "repo"]), text));
     let repo = judge.take(&keys("repo"), repo, String::new());
     if has_password(&repo) {
         let message = format!("app \"{name}\": the password in `repo` can be read in lists of processes and in logs");

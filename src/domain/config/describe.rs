@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Form, Limits, Live, LiveProbe, Logs, Policy, Probe, Ready, Restart, SecretRef, Stop,
-    Trigger, numbered,
+    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Replace,
+    Restart, Schedule, SecretRef, Stop, Trigger, Watch, numbered,
 };
-use crate::domain::model::show_span;
+use crate::domain::model::{At, show_span};
 
 /// Delays that are counted at most; with a factor just above 1 they would go on for long.
 const COUNTED: u32 = 100;
@@ -56,10 +56,14 @@ impl Config {
     }
 }
 
-/// Per app: how it runs, how it restarts and stops, and how it is deployed, as far as it is.
+/// Next times of a schedule that are shown.
+const TIMES: usize = 3;
+
+/// Per app: how it runs, when, how it restarts and stops, and how it is deployed, as far as it is.
+/// `now`: schedules are shown from here on.
 #[must_use]
-pub fn describe(config: &Config) -> Vec<String> {
-    config.apps.values().flat_map(|entry| app(entry)).collect()
+pub fn describe(config: &Config, now: At) -> Vec<String> {
+    config.include.iter().map(included).chain(config.apps.values().flat_map(|one| app(one, now))).collect()
 }
 
 /// A script's first line is enough to know it by.
@@ -69,7 +73,13 @@ fn shortened(script: &str) -> String {
     format!("`{first}{}`", if lines.next().is_some() { " …" } else { "" })
 }
 
-fn app(app: &App) -> Vec<String> {
+fn included(entry: &Include) -> String {
+    let names: Vec<_> = entry.files.iter().map(|file| file.display().to_string()).collect();
+    let names = if names.is_empty() { "no file is there".to_owned() } else { names.join(", ") };
+    format!("include {}: {names}", entry.glob.display())
+}
+
+fn app(app: &App, now: At) -> Vec<String> {
     let name = &app.name;
     if let Some(problem) = &app.problem {
         return vec![format!("{name}: cannot run: {problem}")];
@@ -87,11 +97,47 @@ fn app(app: &App) -> Vec<String> {
     };
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
     let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(app));
+    let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
     let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
     let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
+    let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
     let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
-    [Some(runs), well, Some(ends), limits, logs, deployed].into_iter().flatten().collect()
+    let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
+    [Some(runs), when, watched, well, Some(ends), sockets, limits, logs, deployed].into_iter().flatten().collect()
+}
+
+fn watches(watch: &Watch) -> String {
+    let paths: Vec<_> = watch.paths.iter().map(|path| path.display().to_string()).collect();
+    let looks = watch.poll.map(|poll| format!(", looking every {}", show_span(poll))).unwrap_or_default();
+    format!("restarts {} after the last change in {}{looks}", show_span(watch.debounce), paths.join(", "))
+}
+
+fn times(schedule: &Schedule, now: At) -> String {
+    let missed = match schedule.missed {
+        Missed::Skip => "skipped",
+        Missed::Run => "made up for by one run",
+    };
+    let next = schedule.shown(now, TIMES).join(", ");
+    format!("runs at \"{}\", next at {next}; what is missed is {missed}", schedule.text)
+}
+
+/// What is held for it, and how one process takes over from another.
+fn sockets(app: &App) -> Option<String> {
+    let held: Vec<String> = app.sockets.iter().map(|(name, socket)| format!("{name} {}", socket.address)).collect();
+    let holds = (!held.is_empty()).then(|| format!("holds {}", held.join(", ")));
+    let waits = " and connections wait meanwhile";
+    match (holds, app.replace) {
+        (None, Replace::StopFirst) => None,
+        (Some(holds), Replace::StopFirst) => {
+            Some(format!("{holds}; the next process starts after the last one{waits}"))
+        }
+        (holds, Replace::StartFirst) => {
+            let holds = holds.map(|holds| format!("{holds}; ")).unwrap_or_default();
+            let drain = show_span(app.stop.drain);
+            Some(format!("{holds}the next process starts beside the last one, which then has {drain} to drain"))
+        }
+    }
 }
 
 fn deploys(deploy: &Deploy) -> String {

@@ -93,6 +93,7 @@ fn restarting(old: &App, new: &App) -> Vec<&'static str> {
         ("env", old.env != new.env),
         ("env_file", old.env_file != new.env_file),
         ("port", old.port != new.port),
+        ("sockets", old.sockets != new.sockets),
         // What the process is told of how it is looked at.
         ("ready", told(old).0 != told(new).0),
         ("live", told(old).1 != told(new).1),
@@ -118,13 +119,17 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
         ("live", old.live != new.live && told(old).1 == told(new).1),
         ("restart", old.restart != new.restart),
         ("stop", old.stop != new.stop),
+        ("replace", old.replace != new.replace),
         ("logs", old.logs != new.logs),
+        ("schedule", old.schedule != new.schedule),
+        ("watch", old.watch != new.watch),
         ("deploy", old.deploy != new.deploy),
     ])
 }
 
 fn other(old: &Config, new: &Config) -> Vec<&'static str> {
     changed([
+        ("include", old.include != new.include),
         ("tokens", old.tokens != new.tokens),
         ("local", old.local != new.local),
         ("log", old.log != new.log),

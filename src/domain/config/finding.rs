@@ -28,8 +28,8 @@ pub struct Finding {
     pub message: String,
     /// The lines of the text with a mark; empty where no place is known.
     pub shown: String,
-    /// Byte of the place, to tell in the order of the text.
-    pub(super) at: usize,
+    /// Number of the file and byte of the place, to tell in the order of the text.
+    pub(super) at: (usize, usize),
 }
 
 impl fmt::Display for Finding {
@@ -76,14 +76,21 @@ impl Mark {
 pub struct Source<'a> {
     pub path: &'a Path,
     pub text: &'a str,
+    /// The config's own is 0, those that it includes follow.
+    pub number: usize,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// A byte order mark at the start is no part of the text.
+    pub fn new(path: &'a Path, text: &'a str, number: usize) -> Self {
+        Self { path, text: text.strip_prefix('\u{feff}').unwrap_or(text), number }
+    }
+
     /// A finding at the first mark; the others are shown beside it.
     pub fn finding(&self, severity: Severity, message: String, marks: &[Mark]) -> Finding {
         let path = self.path.display();
         let Some(first) = marks.first() else {
-            return Finding { severity, place: path.to_string(), message, shown: String::new(), at: 0 };
+            return Finding { severity, place: path.to_string(), message, shown: String::new(), at: (self.number, 0) };
         };
         let (line, column) = self.position(first.span.start);
         Finding {
@@ -91,7 +98,7 @@ impl Source<'_> {
             place: format!("{path}:{line}:{column}"),
             message,
             shown: self.show(marks),
-            at: first.span.start,
+            at: (self.number, first.span.start),
         }
     }
 

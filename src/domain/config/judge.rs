@@ -10,19 +10,17 @@ use super::{
     Config, Deploys, Finding, Http, Log, LogFormat, Places, Role, SecretRef, Serve, Severity, Token, app,
     finding::{Mark, Source},
     identity,
+    include::File,
     parse::{meant, of},
     probe, raw,
-    scan::Node,
 };
 use crate::domain::model::{AppName, Facts};
 
-/// Collects findings; knows the text, and what the machine says.
+/// Collects findings; knows the texts, and what the machine says.
 pub struct Judge<'a> {
-    pub source: Source<'a>,
-    pub root: &'a Node,
+    /// The config, then the files that it includes.
+    pub files: &'a [File<'a>],
     pub facts: &'a Facts,
-    /// The folder of the file.
-    pub base: PathBuf,
     pub findings: Vec<Finding>,
 }
 
@@ -32,43 +30,49 @@ impl Judge<'_> {
         self.facts.uid == 0
     }
 
-    /// The value at this path, or the nearest parent that stands in the file.
-    fn mark(&self, keys: &[&str]) -> Vec<Mark> {
-        let mut parents = (1..=keys.len()).rev().map(|length| (length, self.root.find(&keys[..length])));
-        let found = parents.find_map(|(length, entry)| Some((length, entry?)));
-        found
-            .map(|(length, entry)| {
-                // An app's name says more than the whole of its entry.
-                let named = length < keys.len() || matches!(keys, ["apps", _]);
-                let span = if named { &entry.key_span } else { &entry.value.span };
-                vec![Mark::new(span.clone(), "")]
-            })
-            .unwrap_or_default()
+    /// The file that says what stands at this path, and the path there: an app's field may stand in
+    /// `defaults`, and the app in an included file.
+    fn written<'k>(&self, keys: &[&'k str]) -> (&File<'_>, Vec<&'k str>) {
+        let main = &self.files[0];
+        if let ["apps", name, field @ ..] = keys {
+            let own = self.files.iter().find(|file| file.root.find(&["apps", name]).is_some()).unwrap_or(main);
+            let default: Vec<&str> = [&["defaults"], field].concat();
+            if !field.is_empty() && own.root.find(keys).is_none() && main.root.find(&default).is_some() {
+                return (main, default);
+            }
+            return (own, keys.to_vec());
+        }
+        (main, keys.to_vec())
     }
 
-    /// For an app's field the value may stand in `defaults`.
-    fn marks(&self, keys: &[&str]) -> Vec<Mark> {
-        if let ["apps", _, field @ ..] = keys
-            && !field.is_empty()
-            && self.root.find(keys).is_none()
-        {
-            let default: Vec<&str> = [&["defaults"], field].concat();
-            if self.root.find(&default).is_some() {
-                return self.mark(&default);
-            }
-        }
-        self.mark(keys)
+    /// The value at this path, or the nearest parent that stands in the file.
+    fn mark(&self, keys: &[&str]) -> (Source<'_>, Option<Mark>) {
+        let (file, keys) = self.written(keys);
+        let mut parents = (1..=keys.len()).rev().map(|length| (length, file.root.find(&keys[..length])));
+        let found = parents.find_map(|(length, entry)| Some((length, entry?)));
+        let mark = found.map(|(length, entry)| {
+            // An app's name says more than the whole of its entry.
+            let named = length < keys.len() || matches!(keys.as_slice(), ["apps", _]);
+            Mark::new(if named { entry.key_span.clone() } else { entry.value.span.clone() }, "")
+        });
+        (file.source, mark)
     }
 
     /// `file:line:column` of what stands at this path, or of its nearest parent.
     pub fn place(&self, keys: &[&str]) -> Option<String> {
-        let marks = self.marks(keys);
-        let (line, column) = self.source.position(marks.first()?.span.start);
-        Some(format!("{}:{line}:{column}", self.source.path.display()))
+        let (source, mark) = self.mark(keys);
+        let (line, column) = source.position(mark?.span.start);
+        Some(format!("{}:{line}:{column}", source.path.display()))
+    }
+
+    /// The folder that relative paths at this path of keys are relative to: that of their file.
+    pub fn base(&self, keys: &[&str]) -> PathBuf {
+        self.written(keys).0.base.clone()
     }
 
     pub fn report(&mut self, severity: Severity, keys: &[&str], message: String) {
-        let finding = self.source.finding(severity, message, &self.marks(keys));
+        let (source, mark) = self.mark(keys);
+        let finding = source.finding(severity, message, mark.as_slice());
         self.findings.push(finding);
     }
 
@@ -98,7 +102,7 @@ impl Judge<'_> {
     /// Relative paths are relative to the folder of the file.
     pub fn path(&mut self, keys: &[&str], text: &str) -> PathBuf {
         self.require(!text.is_empty() && !text.contains('\0'), keys, "this is no path");
-        absolute(&self.base, text)
+        absolute(&self.base(keys), text)
     }
 
     pub fn secret(&mut self, keys: &[&str], secret: &raw::Secret) -> SecretRef {
@@ -171,7 +175,8 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
     let apps = app::apps(judge, raw, hooks);
     probe::notify_paths(judge, &run_dir, &apps);
     Config {
-        path: judge.source.path.to_owned(),
+        path: judge.files[0].source.path.to_owned(),
+        include: Vec::new(),
         state_dir,
         run_dir,
         tokens: tokens(judge, raw),

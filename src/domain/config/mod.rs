@@ -13,6 +13,7 @@ mod diff;
 mod env_file;
 mod finding;
 mod identity;
+mod include;
 mod judge;
 mod limits;
 mod order;
@@ -20,8 +21,11 @@ mod parse;
 mod probe;
 mod raw;
 mod scan;
+mod schedule;
 mod schema;
 mod shell;
+mod socket;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +34,9 @@ pub use diff::{Plan, diff};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
 pub use probe::Url;
+pub use schedule::{Missed, Schedule};
 pub use schema::*;
+pub use watch::{Ignore, Watch};
 
 use crate::domain::model::Facts;
 
@@ -55,27 +61,33 @@ impl Places {
 #[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
+    /// The files that it includes, with their texts as they were read.
+    pub included: Vec<(PathBuf, String)>,
     /// Warnings, and what keeps single apps from running; in no finding [`Severity::Error`].
     pub warnings: Vec<Finding>,
 }
 
 /// Makes a config out of the text of the file at `path`, which is absolute: relative paths in the
-/// text are relative to its folder. A byte order mark and CRLF are accepted.
+/// text are relative to its folder. A byte order mark and CRLF are accepted. Files that it includes
+/// are read through `facts`.
 ///
 /// # Errors
 /// All that is wrong, each with its place.
 pub fn load(text: &str, path: &Path, places: &Places, facts: &Facts) -> Result<Loaded, Faults> {
-    let source = finding::Source { path, text: text.strip_prefix('\u{feff}').unwrap_or(text) };
-    let (raw, root) = parse::parse(source)?;
-    let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut judge = judge::Judge { source, root: &root, facts, base, findings: Vec::new() };
-    let config = judge::config(&mut judge, &raw, places);
+    let source = finding::Source::new(path, text, 0);
+    let (mut raw, root) = parse::parse::<raw::Root>(source)?;
+    let main = include::File::new(source, root);
+    let include::Named { entries, texts: included } = include::named(&main, &raw, facts)?;
+    let files = include::merge(main, &mut raw, &included)?;
+    let mut judge = judge::Judge { files: &files, facts, findings: Vec::new() };
+    let mut config = judge::config(&mut judge, &raw, places);
+    config.include = entries;
     let mut findings = judge.findings;
     findings.sort_by_key(|finding| finding.at);
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(Faults(findings.into_iter().filter(|f| f.severity != Severity::Warning).collect()));
     }
-    Ok(Loaded { config, warnings: findings })
+    Ok(Loaded { config, included, warnings: findings })
 }
 
 #[cfg(test)]
@@ -99,7 +111,15 @@ mod tests {
 
     fn load_as(uid: u32, text: &str) -> Result<Loaded, Faults> {
         let group = |text: &str| account(text).map(|found| Group { name: found.name, gid: found.gid });
-        let facts = Facts { uid, user: account, group, is_directory: |_| true, is_program: |_| true };
+        let facts = Facts {
+            uid,
+            user: account,
+            group,
+            is_directory: |_| true,
+            is_program: |_| true,
+            matching: |_| Ok(Vec::new()),
+            zone: |_| Some(jiff::tz::TimeZone::UTC),
+        };
         let places = Places { state_home: "/home/ann/state".into() };
         load(text, Path::new("/srv/supervisor.ron"), &places, &facts)
     }

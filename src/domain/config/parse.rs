@@ -7,12 +7,11 @@ use ron::{
     error::{Position, SpannedError},
     extensions::Extensions,
 };
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path as Keys, Segment};
 
 use super::{
     finding::{Faults, Mark, Severity, Source},
-    raw::Root,
     scan::{Entry, Node, scan},
 };
 use crate::domain::model::nearest;
@@ -21,7 +20,7 @@ use crate::domain::model::nearest;
 ///
 /// # Errors
 /// The first fault of form, and every key that is given twice.
-pub fn parse(source: Source<'_>) -> Result<(Root, Node), Faults> {
+pub fn parse<T: DeserializeOwned>(source: Source<'_>) -> Result<(T, Node), Faults> {
     let scanned = scan(source.text);
     if let Ok(root) = &scanned {
         let doubles: Vec<_> = root.duplicates().into_iter().map(|pair| twice(source, pair)).collect();
@@ -38,7 +37,7 @@ pub fn parse(source: Source<'_>) -> Result<(Root, Node), Faults> {
     let text = scanned.as_ref().map_or(Cow::Borrowed(source.text), |root| plain_notify(source.text, root));
     let mut de = ron::Deserializer::from_str_with_options(&text, &options).map_err(|e| fault(&e, &[]))?;
     let mut track = serde_path_to_error::Track::new();
-    let root = match Root::deserialize(serde_path_to_error::Deserializer::new(&mut de, &mut track)) {
+    let root = match T::deserialize(serde_path_to_error::Deserializer::new(&mut de, &mut track)) {
         Ok(root) => root,
         Err(code) => {
             let keys = keys(&track.path());

@@ -7,12 +7,13 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LogFormat, Policy, Role, Serve};
+use super::{LogFormat, Missed, Policy, Replace, Role, Serve};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Root {
+    pub include: Vec<String>,
     pub state_dir: Option<String>,
     pub run_dir: Option<String>,
     pub http: Vec<Http>,
@@ -22,6 +23,13 @@ pub struct Root {
     pub echo: Option<bool>,
     pub deploys: Deploys,
     pub defaults: App,
+    pub apps: BTreeMap<String, App>,
+}
+
+/// A file that the config includes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Included {
     pub apps: BTreeMap<String, App>,
 }
 
@@ -82,8 +90,12 @@ pub struct App {
     pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Option<Stop>,
+    pub sockets: Option<BTreeMap<String, Socket>>,
+    pub replace: Option<Replace>,
     pub limits: Limits,
     pub logs: Logs,
+    pub schedule: Option<Schedule>,
+    pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
 }
 
@@ -179,6 +191,16 @@ pub enum Stop {
 pub struct Stage {
     pub signal: Option<Signal>,
     pub timeout: Option<Span>,
+    pub drain: Option<Span>,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Socket {
+    pub address: Option<String>,
+    pub mode: Option<String>,
+    pub user: Option<Account>,
+    pub reuse_port: Option<bool>,
+    pub backlog: Option<u32>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -221,6 +243,25 @@ pub enum Stamp {
 pub enum LineFormat {
     Raw,
     Json,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Schedule {
+    pub cron: Option<String>,
+    pub zone: Option<String>,
+    pub missed: Option<Missed>,
+    /// Written as `(cron: …)`.
+    pub is_full: bool,
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Watch {
+    pub paths: Vec<String>,
+    pub ignore: Vec<String>,
+    pub debounce: Option<Span>,
+    pub poll: Option<Span>,
+    /// Written as `(paths: …)`.
+    pub is_full: bool,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -291,11 +332,16 @@ impl App {
                 (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
                     signal: stage.signal.or(default.signal),
                     timeout: stage.timeout.or(default.timeout),
+                    drain: stage.drain.or(default.drain),
                 })),
                 (own, default) => own.or(default),
             },
+            sockets: self.sockets.or(d.sockets),
+            replace: self.replace.or(d.replace),
             limits: self.limits.or(d.limits),
             logs: self.logs.or(&d.logs),
+            schedule: self.schedule.or(d.schedule),
+            watch: self.watch.or(d.watch),
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
         }
@@ -441,7 +487,7 @@ macro_rules! by_form {
         }
     )*};
 }
-by_form!(Account, Words, Stop, Step);
+by_form!(Account, Socket, Words, Stop, Step, Schedule, Watch);
 
 impl Forms for Account {
     const EXPECTED: &'static str = "a name or a number";
@@ -476,6 +522,27 @@ impl Forms for Stop {
     }
 }
 
+impl Forms for Socket {
+    const EXPECTED: &'static str = "an address or `(address: …, mode: …, user: …, reuse_port: …, backlog: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { address: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Full {
+            address: Option<String>,
+            mode: Option<String>,
+            user: Option<Account>,
+            reuse_port: Option<bool>,
+            backlog: Option<u32>,
+        }
+        let Full { address, mode, user, reuse_port, backlog } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { address, mode, user, reuse_port, backlog }))
+    }
+}
+
 impl Forms for Step {
     const EXPECTED: &'static str = "a shell command or `(run: …, name: …, timeout: …)`";
 
@@ -492,6 +559,45 @@ impl Forms for Step {
         }
         let Full { run, name, timeout } = Full::deserialize(MapAccessDeserializer::new(fields))?;
         Ok(Some(Self { run, name, timeout }))
+    }
+}
+
+impl Forms for Schedule {
+    const EXPECTED: &'static str = "a cron expression or `(cron: …, zone: …, missed: …)`";
+
+    fn text(text: String) -> Option<Self> {
+        Some(Self { cron: Some(text), ..Self::default() })
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            cron: Option<String>,
+            zone: Option<String>,
+            missed: Option<Missed>,
+        }
+        let Full { cron, zone, missed } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { cron, zone, missed, is_full: true }))
+    }
+}
+
+impl Forms for Watch {
+    const EXPECTED: &'static str = "a list of paths or `(paths: […], ignore: […], debounce: …, poll: …)`";
+
+    fn list<'de, A: SeqAccess<'de>>(items: A) -> Result<Option<Self>, A::Error> {
+        all(items).map(|paths| Some(Self { paths, ..Self::default() }))
+    }
+    fn fields<'de, A: MapAccess<'de>>(fields: A) -> Result<Option<Self>, A::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Full {
+            paths: Vec<String>,
+            ignore: Vec<String>,
+            debounce: Option<Span>,
+            poll: Option<Span>,
+        }
+        let Full { paths, ignore, debounce, poll } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { paths, ignore, debounce, poll, is_full: true }))
     }
 }
 

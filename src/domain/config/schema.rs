@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
+use super::{Schedule, Watch};
 use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
 
 /// The whole of `supervisor.ron`.
@@ -13,6 +14,8 @@ use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
 pub struct Config {
     /// The file it came from, absolute.
     pub path: PathBuf,
+    /// Files with further apps.
+    pub include: Vec<Include>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub http: Vec<Http>,
@@ -25,6 +28,15 @@ pub struct Config {
     pub deploys: Deploys,
     /// Shared with whoever runs them.
     pub apps: BTreeMap<AppName, Arc<App>>,
+}
+
+/// One entry of `include`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Include {
+    /// Absolute.
+    pub glob: PathBuf,
+    /// What it named when the config was read.
+    pub files: Vec<PathBuf>,
 }
 
 /// One entry of `http`: one listener process.
@@ -139,8 +151,15 @@ pub struct App {
     pub live: Option<Live>,
     pub restart: Restart,
     pub stop: Stop,
+    /// Held for it and passed to each process, by name.
+    pub sockets: BTreeMap<String, Socket>,
+    pub replace: Replace,
     pub limits: Limits,
     pub logs: Logs,
+    /// A one-shot app that runs at these times only.
+    pub schedule: Option<Schedule>,
+    /// Changes of these restart it.
+    pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
@@ -328,6 +347,47 @@ pub struct GiveUp {
 pub struct Stop {
     /// At least one.
     pub stages: Vec<StopStage>,
+    /// How long one that has been taken over from may finish what it has begun.
+    pub drain: Duration,
+}
+
+/// Which of two processes of a copy comes first when one takes over from the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Replace {
+    StopFirst,
+    StartFirst,
+}
+
+/// A socket that is bound and held for an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    pub address: SocketAddress,
+    /// Of a unix socket's file.
+    pub mode: u32,
+    /// Whom a unix socket's file belongs to.
+    pub owner: Option<(u32, u32)>,
+    /// Others may bind the same port, the app's own processes say.
+    pub reuse_port: bool,
+    /// Connections that may wait to be accepted.
+    pub backlog: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SocketAddress {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    /// Absolute.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Udp(address) => write!(f, "udp:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

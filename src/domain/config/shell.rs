@@ -29,6 +29,12 @@ pub fn with_exec(command: &str) -> String {
     }
 }
 
+/// Does the shell become the last program that it is told to start? As far as can be seen.
+pub fn ends_in_exec(command: &str) -> bool {
+    let last = command.rsplit(['\n', ';', '&', '|']).find(|part| !part.trim().is_empty()).unwrap_or_default();
+    last.split_whitespace().find(|word| !word.contains('=')).is_some_and(|word| word == "exec")
+}
+
 /// The program of a single simple command; `None` where it is anything else, or not surely one.
 pub fn simple(command: &str) -> Option<Simple> {
     let mut words = Words { rest: command.trim_end() };

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{
     api::{By, DeployState, Fetched, StepState, Verdict},
-    config::{App, Deploy, GiveUp, Identity, Limits, Logs, Policy, Ready, Restart, Step, Stop, StopStage},
+    config::{App, Deploy, GiveUp, Identity, Limits, Logs, Policy, Ready, Replace, Restart, Step, Stop, StopStage},
     model::{At, Now, Signal, Size},
 };
 
@@ -58,9 +58,16 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
             give_up: GiveUp { restarts: 10, within: Duration::from_secs(300) },
             retry_after: None,
         },
-        stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }] },
+        stop: Stop {
+            stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }],
+            drain: Duration::ZERO,
+        },
+        sockets: BTreeMap::new(),
+        replace: Replace::StopFirst,
         limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
+        schedule: None,
+        watch: None,
         deploy: Some(deploy),
         problem: None,
         places: Default::default(),

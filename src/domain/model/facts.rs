@@ -22,6 +22,9 @@ pub struct Group {
     pub gid: u32,
 }
 
+/// Files and what they say.
+pub type Texts = Vec<(PathBuf, String)>;
+
 /// Questions to the machine. `os::facts()` answers them truly, tests as they like.
 #[derive(Clone, Copy)]
 pub struct Facts {
@@ -34,4 +37,9 @@ pub struct Facts {
     pub is_directory: fn(&Path) -> bool,
     /// Does this program exist and may it be executed (a name is looked for in the fixed PATH)?
     pub is_program: fn(&str) -> bool,
+    /// The files whose paths fit a glob, in order, and their texts; that nothing fits is no error unless
+    /// the glob is a plain path.
+    pub matching: fn(&Path) -> Result<Texts, String>,
+    /// A time zone by its name, the machine's own without one.
+    pub zone: fn(Option<&str>) -> Option<jiff::tz::TimeZone>,
 }

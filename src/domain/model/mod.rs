@@ -14,7 +14,7 @@ mod time;
 
 pub use capability::{BadCapability, Capabilities};
 pub use exit::Exit;
-pub use facts::{Account, Facts, Group};
+pub use facts::{Account, Facts, Group, Texts};
 pub use ids::{CommitId, DeliveryId, DeployId, ReleaseId};
 pub use name::{AppName, InstanceId, nearest};
 pub use secret::Secret;

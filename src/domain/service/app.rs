@@ -38,6 +38,12 @@ pub enum Event {
         only: Option<u32>,
         by: String,
     },
+    /// The time of a scheduled app has come.
+    Due(At),
+    /// A file that it is watched for has changed: what runs, or would, is started anew.
+    Changed {
+        cause: String,
+    },
     /// The apps of `after` hold it back (`Some`: with this reason), or no longer.
     Block(Option<String>),
     /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
@@ -99,6 +105,8 @@ pub enum Task {
     TrialEnded(Result<(), String>),
     /// A restart of copies one by one is over; or why it went no further.
     Rolled(Result<(), String>),
+    /// A run of a scheduled app does not take place, and why.
+    RunSkipped(String),
     /// A copy that the config has no more has no process left.
     Gone(u32),
     /// The removed app has no process left.
@@ -112,6 +120,8 @@ pub enum Rest {
     Disabled,
     NoRelease,
     Blocked(String),
+    /// Until its time by this expression.
+    Scheduled(String),
     Ending,
     Problem(String),
 }
@@ -126,6 +136,8 @@ pub struct App {
     /// Who stopped all of it, while that holds.
     held: Option<String>,
     blocked: Option<String>,
+    /// Why a scheduled app is to run now, until it does.
+    due: Option<String>,
     pub(super) trial: Option<Trial>,
     pub(super) roll: Option<Roll>,
     ending: bool,
@@ -144,6 +156,7 @@ impl App {
             release,
             held: None,
             blocked: None,
+            due: None,
             trial: None,
             roll: None,
             ending: false,
@@ -259,6 +272,8 @@ impl App {
             Some(Rest::Held(by))
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
+        } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
+            Some(Rest::Scheduled(schedule.text.clone()))
         } else {
             self.blocked.clone().map(Rest::Blocked)
         }
@@ -271,7 +286,9 @@ impl App {
     /// The same for one copy.
     pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
         match self.rests() {
-            None | Some(Rest::Blocked(_)) if copy.held.is_some() => copy.held.clone().map(Rest::Held),
+            None | Some(Rest::Blocked(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
+                copy.held.clone().map(Rest::Held)
+            }
             rests => rests,
         }
     }
@@ -279,8 +296,17 @@ impl App {
     /// Could a trial run now, or is the release only to be made live?
     #[must_use]
     pub fn would_run(&self) -> bool {
+        // What a deploy brings is run at its time.
+        if self.spec.schedule.is_some() {
+            return false;
+        }
+        self.heeds_changes() || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
+    }
+
+    /// Would a change of its files start something anew?
+    #[must_use]
+    pub fn heeds_changes(&self) -> bool {
         self.copies.iter().any(|copy| self.may_run(copy))
-            || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
     }
 
     /// May it be started (again)? What runs is not held back by `after` any more.
@@ -299,12 +325,20 @@ impl App {
             Event::Begin => {}
             Event::Start { only, restart, by } => self.start(only, restart, &by, now, out),
             Event::Stop { only, by } => self.stop(only, &by, now, out),
+            Event::Due(at) => self.come_due(at, out),
+            Event::Changed { cause } => {
+                let copies = self.copies_of(None).into_iter().filter(|copy| self.may_run(&self.copies[*copy]));
+                let numbers: Vec<u32> = copies.map(|copy| self.copies[copy].number()).collect();
+                if !numbers.is_empty() {
+                    self.roll(numbers, &cause);
+                }
+            }
             Event::Block(reason) => self.blocked = reason,
             Event::Try { release, settle } => self.begin_trial(release, settle, out),
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
                 self.release = release;
-                self.all_back("back to the live release", now, out);
+                self.go_back("back to the live release", now, out);
             }
             Event::Reconfigure { spec, restart } => self.reconfigure(&spec, restart, now, out),
             Event::Remove => {
@@ -325,20 +359,23 @@ impl App {
     /// Has a machine do something; what follows is for its seat.
     pub(super) fn tell<T>(
         &mut self,
-        copy: usize,
+        seat: Seat,
         out: &mut Vec<Task>,
         what: impl FnOnce(&mut Instance, &config::App, &mut Vec<Action>) -> T,
-    ) -> T {
-        let run = &mut self.copies[copy].run;
+    ) -> Option<T> {
+        let run = self.copies.iter_mut().find_map(|copy| copy.run_mut(seat))?;
         let mut actions = Vec::new();
         let told = what(&mut run.instance, &self.spec, &mut actions);
-        out.extend(actions.into_iter().map(|action| Task::Process(run.seat, action)));
-        told
+        out.extend(actions.into_iter().map(|action| Task::Process(seat, action)));
+        Some(told)
+    }
+
+    fn seats(&self) -> Vec<Seat> {
+        self.runs().map(|run| run.seat).collect()
     }
 
     fn happened(&mut self, seat: Seat, what: Happening, now: Now, out: &mut Vec<Task>) {
-        let Some(copy) = self.copies.iter().position(|copy| copy.run.seat == seat) else { return };
-        let note = self.tell(copy, out, |instance, app, out| match what {
+        let note = self.tell(seat, out, |instance, app, out| match what {
             Happening::Spawned(pid) => instance.spawned(pid, app, now, out),
             Happening::SpawnFailed(error) => instance.spawn_failed(&error, app, now, out),
             Happening::Exited { exit, alone } => instance.exited(exit, alone, app, now, out),
@@ -358,33 +395,32 @@ impl App {
                 None
             }
         });
-        let note = match note {
-            Some(Note::TrialFailed(why)) if self.copies.len() > 1 => {
-                Some(Note::TrialFailed(format!("{}.{}: {why}", self.name(), seat.number)))
-            }
-            note => note,
-        };
-        self.heed(note, now, out);
+        self.heed(seat, note.flatten(), now, out);
     }
 
     fn timer(&mut self, now: Now, out: &mut Vec<Task>) {
         if self.trial.as_ref().and_then(|trial| trial.until).is_some_and(|until| until <= now.mono) {
-            self.pass_trial(out);
+            self.pass_trial(now, out);
         }
-        for copy in 0..self.copies.len() {
-            let note = self.tell(copy, out, |instance, app, out| instance.timer(app, now, out));
-            self.heed(note, now, out);
+        for seat in self.seats() {
+            let note = self.tell(seat, out, |instance, app, out| instance.timer(app, now, out));
+            self.heed(seat, note.flatten(), now, out);
         }
     }
 
-    fn heed(&mut self, note: Option<Note>, now: Now, out: &mut Vec<Task>) {
-        match note {
-            Some(Note::TrialFailed(reason)) => {
-                self.fail_trial(&reason, out);
-                self.all_back("back to the release before", now, out);
-            }
-            // How the others are is seen when the trial goes on.
-            Some(Note::Ready | Note::Done | Note::Rested) | None => {}
+    fn heed(&mut self, seat: Seat, note: Option<Note>, now: Now, out: &mut Vec<Task>) {
+        // How the others are is seen when the restart, or the trial, goes on.
+        let Some(Note::TrialFailed(why)) = note else { return };
+        let several = self.copies.len() > 1;
+        let name = self.name().clone();
+        if let Some(copy) = self.copies.iter_mut().find(|copy| copy.new_seat() == Some(seat)) {
+            copy.give_up_new();
+            copy.rejected = Some(why.clone());
+        }
+        if self.trial.is_some() {
+            let why = if several { format!("{name}.{}: {why}", seat.number) } else { why };
+            self.fail_trial(&why, now, out);
+            self.all_back("back to the release before", now, out);
         }
     }
 
@@ -396,6 +432,9 @@ impl App {
 
     fn start(&mut self, only: Option<u32>, restart: bool, by: &str, now: Now, out: &mut Vec<Task>) {
         self.release_holds(only, out);
+        if self.spec.schedule.is_some() {
+            self.due = Some(by.to_owned());
+        }
         let copies = self.copies_of(only);
         if restart {
             let numbers = copies.iter().map(|copy| self.copies[*copy].number()).collect();
@@ -408,18 +447,37 @@ impl App {
         }
     }
 
+    /// A run that is still going on, or about to be tried again, is not joined by another one.
+    fn come_due(&mut self, at: At, out: &mut Vec<Task>) {
+        let waits = matches!(self.rests(), None | Some(Rest::Scheduled(_) | Rest::Blocked(_)));
+        let tries = |run: &Run| matches!(run.instance.state(), State::Backoff { .. });
+        if !waits || self.spec.schedule.is_none() {
+            return;
+        }
+        if self.due.is_some() || self.is_active() || self.runs().any(tries) {
+            out.push(Task::RunSkipped(format!("the run of {at} is skipped: the one before has not ended")));
+        } else {
+            self.due = Some(format!("scheduled for {at}"));
+        }
+    }
+
     /// Starts what does not run, in the release of now.
     fn set_going(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         if !matches!(self.copies[copy].instance().state(), State::Starting { .. } | State::Ready { .. }) {
             self.copies[copy].run.release.clone_from(&self.release);
         }
-        self.tell(copy, out, |instance, _, out| instance.start(cause, now, out));
+        self.due = None;
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, _, out| instance.start(cause, now, out));
     }
 
     /// Starts it anew, in the release of now.
     pub(super) fn set_going_anew(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         self.copies[copy].run.release.clone_from(&self.release);
-        self.tell(copy, out, |instance, app, out| instance.restart(app, cause, now, out));
+        self.due = None;
+        self.copies[copy].rejected = None;
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, app, out| instance.restart(app, cause, now, out));
     }
 
     /// What a person stopped, a person starts; of all that was stopped, one copy may be started alone.
@@ -448,12 +506,13 @@ impl App {
         if only.is_none() {
             self.held = Some(by.to_owned());
         }
+        self.due = None;
         if self.holds().len() != before.len() {
             out.push(Task::KeepHolds);
         }
         let stopped = only.map_or_else(|| "the app".to_owned(), |number| format!("{}.{number}", self.name()));
         if self.trial.is_some() {
-            self.fail_trial(&format!("{stopped} was stopped meanwhile"), out);
+            self.fail_trial(&format!("{stopped} was stopped meanwhile"), now, out);
             if only.is_some() {
                 self.all_back("back to the release before", now, out);
             }
@@ -463,19 +522,39 @@ impl App {
             self.call_off(&format!("{stopped} was stopped meanwhile"), out);
         }
         for copy in self.copies_of(only) {
-            self.tell(copy, out, |instance, app, out| instance.stop(app, by, now, out));
+            self.send_off(copy, by, now, out);
+            let seat = self.copies[copy].run.seat;
+            self.tell(seat, out, |instance, app, out| instance.stop(app, by, now, out));
         }
     }
 
     fn end(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
-        self.fail_trial(cause, out);
+        self.fail_trial(cause, now, out);
         self.call_off(cause, out);
         self.cease_all(cause, now, out);
     }
 
     fn cease_all(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
         for copy in 0..self.copies.len() {
-            self.tell(copy, out, |instance, app, out| instance.cease(app, cause, now, out));
+            self.cease(copy, cause, now, out);
+        }
+    }
+
+    /// Ends all of a copy.
+    fn cease(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        self.send_off(copy, cause, now, out);
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, app, out| instance.cease(app, cause, now, out));
+    }
+
+    /// Whoever is beside the one that counts is to end, and soon.
+    pub(super) fn send_off(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        if let Some(seat) = self.copies[copy].give_up_new() {
+            self.tell(seat, out, |instance, app, out| instance.cease(app, cause, now, out));
+        }
+        let second = self.copies[copy].runs().nth(1).map(|run| run.seat);
+        if let Some(seat) = second {
+            self.tell(seat, out, |instance, app, out| instance.hurry(app, cause, now, out));
         }
     }
 
@@ -490,7 +569,7 @@ impl App {
         let before = std::mem::replace(&mut self.spec, Arc::clone(spec));
         self.recount(now, out);
         if !spec.enabled && was_enabled {
-            self.fail_trial("the app was disabled", out);
+            self.fail_trial("the app was disabled", now, out);
             self.call_off("the app was disabled", out);
             self.cease_all("disabled in the config", now, out);
         } else if self.spec.problem.is_some() {
@@ -499,9 +578,11 @@ impl App {
         } else if restart {
             self.roll(known, "the config has changed");
         } else {
+            for seat in self.seats() {
+                let note = self.tell(seat, out, |instance, app, out| instance.looked_at_anew(&before, app, now, out));
+                self.heed(seat, note.flatten(), now, out);
+            }
             for copy in self.copies_of(None) {
-                let note = self.tell(copy, out, |instance, app, out| instance.looked_at_anew(&before, app, now, out));
-                self.heed(note, now, out);
                 let failed = matches!(self.copies[copy].instance().state(), State::Failed { .. });
                 if failed && self.may_run(&self.copies[copy]) {
                     self.set_going(copy, "the config has changed", now, out);
@@ -518,9 +599,7 @@ impl App {
             self.copies[copy].leaving = number > count;
             if number > count {
                 self.leave_out(number);
-                self.tell(copy, out, |instance, app, out| {
-                    instance.cease(app, "`instances` was lowered", now, out);
-                });
+                self.cease(copy, "`instances` was lowered", now, out);
             }
         }
         for number in 1..=count {
@@ -533,8 +612,9 @@ impl App {
 
     /// Brings idle copies in line with what the rules say.
     fn follow_rules(&mut self, now: Now, out: &mut Vec<Task>) {
+        self.copies.iter_mut().for_each(Copy::tidy);
         self.copies.retain(|copy| {
-            let gone = copy.leaving && copy.runs().all(|run| !run.instance.is_active());
+            let gone = copy.leaving && !copy.is_active();
             if gone {
                 out.push(Task::Gone(copy.number()));
             }
@@ -556,11 +636,11 @@ impl App {
     fn follow_rule(&mut self, copy: usize, now: Now, out: &mut Vec<Task>) {
         let instance = self.copies[copy].instance();
         let idle = matches!(instance.state(), State::Stopped | State::Waiting);
-        let active = instance.is_active();
+        let (active, due) = (instance.is_active(), self.due.clone());
         let (state, reason) = match self.copy_rests(&self.copies[copy]) {
             None => {
-                if idle && !self.awaits_turn(self.copies[copy].number()) {
-                    self.set_going(copy, "start", now, out);
+                if (idle || due.is_some()) && !self.awaits_turn(self.copies[copy].number()) {
+                    self.set_going(copy, due.as_deref().unwrap_or("start"), now, out);
                 }
                 return;
             }
@@ -572,9 +652,11 @@ impl App {
             Some(Rest::NoRelease) => (State::Waiting, "first deploy".to_owned()),
             // Whatever has run before is not held back by `after` when it failed or is done.
             Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
-            Some(Rest::Blocked(_)) => return,
+            Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),
+            Some(Rest::Blocked(_) | Rest::Scheduled(_)) => return,
         };
-        self.tell(copy, out, |instance, _, out| instance.rest(state, &reason, now, out));
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, _, out| instance.rest(state, &reason, now, out));
     }
 }
 

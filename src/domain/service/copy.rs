@@ -30,14 +30,36 @@ pub struct Run {
     pub release: Option<Release>,
 }
 
+/// The other process of a copy while one takes over from another.
+#[derive(Debug, Clone)]
+pub(super) enum Beside {
+    /// It is to take over, and must prove itself first.
+    New(Run),
+    /// It is on its way out: it has been taken over from, or did not get so far.
+    Old(Run),
+}
+
+impl Beside {
+    fn run(&self) -> &Run {
+        match self {
+            Self::New(run) | Self::Old(run) => run,
+        }
+    }
+}
+
 /// One copy of an app.
 #[derive(Debug, Clone)]
 pub struct Copy {
     pub(super) run: Run,
+    pub(super) beside: Option<Beside>,
     /// Who stopped this copy alone, while that holds.
     pub(super) held: Option<String>,
     /// `instances` was lowered: it goes once nothing of it runs.
     pub(super) leaving: bool,
+    /// Why the last one that was to take over did not.
+    pub(super) rejected: Option<String>,
+    /// Attempts that were made in its seats by machines that are gone.
+    spent: u64,
 }
 
 /// How far a copy has got that was started anew.
@@ -50,7 +72,8 @@ pub(super) enum Progress {
 impl Copy {
     pub(super) fn new(number: u32, seed: u64, wall: At) -> Self {
         let instance = Instance::new(seed.wrapping_mul(2 * u64::from(number) + 1), wall);
-        Self { run: Run { seat: Seat::first(number), instance, release: None }, held: None, leaving: false }
+        let run = Run { seat: Seat::first(number), instance, release: None };
+        Self { run, beside: None, held: None, leaving: false, rejected: None, spent: 0 }
     }
 
     #[must_use]
@@ -58,19 +81,87 @@ impl Copy {
         self.run.seat.number
     }
 
+    /// The process that counts.
     #[must_use]
     pub fn instance(&self) -> &Instance {
         &self.run.instance
     }
 
-    /// Every process machine of it.
+    /// Every process machine of it, the one that counts first.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
-        std::iter::once(&self.run)
+        std::iter::once(&self.run).chain(self.beside.as_ref().map(Beside::run))
+    }
+
+    pub(super) fn run_mut(&mut self, seat: Seat) -> Option<&mut Run> {
+        let beside = self.beside.as_mut().map(|beside| match beside {
+            Beside::New(run) | Beside::Old(run) => run,
+        });
+        std::iter::once(&mut self.run).chain(beside).find(|run| run.seat == seat)
+    }
+
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.runs().any(|run| run.instance.is_active())
+    }
+
+    /// The seat of the one that is to take over, while there is one.
+    pub(super) fn new_seat(&self) -> Option<Seat> {
+        match &self.beside {
+            Some(Beside::New(run)) => Some(run.seat),
+            Some(Beside::Old(_)) | None => None,
+        }
+    }
+
+    /// Has a process that is to take over from the one that counts in the other seat, which is free.
+    pub(super) fn put_beside(&mut self, release: Option<Release>, wall: At) -> Seat {
+        let seat = Seat { second: !self.run.seat.second, ..self.run.seat };
+        let mut instance = self.run.instance.successor(self.spent.max(self.run.instance.attempt()), wall);
+        instance.on_trial = true;
+        self.rejected = None;
+        self.beside = Some(Beside::New(Run { seat, instance, release }));
+        seat
+    }
+
+    /// The new one counts from now on; the seat of the old one, which is to end.
+    pub(super) fn take_over(&mut self) -> Option<Seat> {
+        let Some(Beside::New(new)) = self.beside.take_if(|beside| matches!(beside, Beside::New(_))) else {
+            return None;
+        };
+        let old = std::mem::replace(&mut self.run, new);
+        self.run.instance.on_trial = false;
+        self.spent = self.spent.max(old.instance.attempt());
+        let seat = old.seat;
+        self.beside = old.instance.is_active().then_some(Beside::Old(old));
+        Some(seat)
+    }
+
+    /// The new one shall not take over; its seat, in which it is to end.
+    pub(super) fn give_up_new(&mut self) -> Option<Seat> {
+        let Some(Beside::New(mut new)) = self.beside.take_if(|beside| matches!(beside, Beside::New(_))) else {
+            return None;
+        };
+        let seat = new.seat;
+        new.instance.on_trial = false;
+        self.spent = self.spent.max(new.instance.attempt());
+        self.beside = new.instance.is_active().then_some(Beside::Old(new));
+        Some(seat)
+    }
+
+    /// Forgets whoever has left beside it.
+    pub(super) fn tidy(&mut self) {
+        let gone = |beside: &mut Beside| matches!(beside, Beside::Old(run) if !run.instance.is_active());
+        self.beside.take_if(gone);
     }
 
     /// `failures`: those before it was started anew.
     pub(super) fn progress(&self, failures: u64) -> Progress {
-        let instance = self.instance();
+        if let Some(why) = &self.rejected {
+            return Progress::Failed(format!("{why}; the one before runs on"));
+        }
+        let instance = match &self.beside {
+            Some(Beside::New(run)) => &run.instance,
+            Some(Beside::Old(_)) | None => self.instance(),
+        };
         let failed = || Progress::Failed(instance.reason().unwrap_or("it failed").to_owned());
         match instance.state() {
             _ if instance.failures() > failures => failed(),

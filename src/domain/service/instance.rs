@@ -45,6 +45,8 @@ pub struct Stopping {
     stage: usize,
     until: Instant,
     then: Then,
+    /// Another one has taken over: it may finish what it has begun.
+    drains: bool,
 }
 
 /// The main process of a tree that is being ended.
@@ -178,6 +180,12 @@ impl Instance {
         }
     }
 
+    /// A machine for another process of the same copy, which is to take over from this one. Its
+    /// attempts are counted on from `attempt`.
+    pub(super) fn successor(&self, attempt: u64, wall: At) -> Self {
+        Self { state: State::Stopped, since: wall, attempt, reason: None, on_trial: false, ..self.clone() }
+    }
+
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
@@ -243,6 +251,12 @@ impl Instance {
         matches!(&self.state, State::Stopping(Stopping { main: Main::Gone, .. }))
     }
 
+    /// Does it only finish what it has begun?
+    #[must_use]
+    pub fn drains(&self) -> bool {
+        matches!(&self.state, State::Stopping(Stopping { drains: true, .. }))
+    }
+
     /// When it wants a timer event.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
@@ -305,8 +319,38 @@ impl Instance {
         }
     }
 
+    /// Another one has taken over: the signal, and then the time of `stop.drain`.
+    pub(super) fn drain(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        self.cease_within(app.stop.drain, true, app, "another one has taken over", now, out);
+    }
+
+    /// Nobody has the time any more to let it drain.
+    pub(super) fn hurry(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        let State::Stopping(stopping) = &mut self.state else { return };
+        if stopping.drains {
+            let stopping = Stopping {
+                drains: false,
+                until: stopping.until.min(now.mono + app.stop.stages[0].timeout),
+                ..stopping.clone()
+            };
+            self.enter(State::Stopping(stopping), cause, now, out);
+        }
+    }
+
     /// Ends what runs, and lets an end that is under way take its time.
     pub(super) fn cease(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        self.cease_within(app.stop.stages[0].timeout, false, app, cause, now, out);
+    }
+
+    fn cease_within(
+        &mut self,
+        time: Duration,
+        drains: bool,
+        app: &config::App,
+        cause: &str,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
         let main = match &mut self.state {
             State::Starting { pid: None, .. } => Main::Spawning,
             State::Starting { pid: Some(pid), .. } | State::Ready { pid, .. } => Main::Alive(*pid),
@@ -317,12 +361,11 @@ impl Instance {
             _ => return,
         };
         out.push(Action::StopProbe);
-        let first = &app.stop.stages[0];
         if matches!(main, Main::Alive(_)) {
-            out.push(Action::Signal(first.signal));
+            out.push(Action::Signal(app.stop.stages[0].signal));
         }
         self.reason = Some(cause.to_owned());
-        let stopping = Stopping { main, stage: 0, until: now.mono + first.timeout, then: Then::Rest };
+        let stopping = Stopping { main, stage: 0, until: now.mono + time, then: Then::Rest, drains };
         self.enter(State::Stopping(stopping), cause, now, out);
     }
 
@@ -418,7 +461,7 @@ impl Instance {
     fn end_tree(&mut self, main: Main, then: Then, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
         let until = now.mono + app.stop.stages[0].timeout;
         self.reason = Some(reason.to_owned());
-        self.enter(State::Stopping(Stopping { main, stage: 0, until, then }), reason, now, out);
+        self.enter(State::Stopping(Stopping { main, stage: 0, until, then, drains: false }), reason, now, out);
         let signal = app.stop.stages[0].signal;
         out.push(if main == Main::Gone { Action::SignalTree(signal) } else { Action::Signal(signal) });
     }
@@ -541,6 +584,7 @@ pub(super) fn name(state: &State) -> &'static str {
         State::Waiting => "waiting",
         State::Starting { .. } => "starting",
         State::Ready { .. } => "ready",
+        State::Stopping(Stopping { drains: true, .. }) => "draining",
         State::Stopping(_) => "stopping",
         State::Backoff { .. } => "backoff",
         State::Failed { .. } => "failed",

@@ -19,12 +19,16 @@
 mod app;
 mod backoff;
 mod copy;
+mod guard;
 mod instance;
 mod notice;
 pub mod order;
 mod roll;
+mod timetable;
 
 pub use app::{App, Event, Happening, Release, Rest, Task};
 pub use copy::{Copy, Run, Seat};
+pub use guard::{Guard, Verdict};
 pub use instance::{Action, Instance, State};
 pub use notice::{Notice, Watchdog};
+pub use timetable::{Due, Timetable};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{App, State};
+use super::{App, Rest, State};
 use crate::domain::{config, model::AppName};
 
 /// Why an app must wait for the apps of its `after`; `None`: nothing holds it back. An app of `after`
@@ -23,7 +23,9 @@ fn is_past(app: &App) -> bool {
         State::Ready { .. } | State::Done | State::Failed { .. } => true,
         // Stopped because somebody or the config wants it so, not because nothing has happened.
         State::Stopped => app.copy_rests(copy).is_some(),
-        State::Waiting | State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
+        // Nobody waits until its time has come.
+        State::Waiting => matches!(app.rests(), Some(Rest::Scheduled(_))),
+        State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
     })
 }
 

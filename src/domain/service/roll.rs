@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{App, Release, app::Task, copy::Progress, instance::State};
-use crate::domain::model::Now;
+use crate::domain::{config::Replace, model::Now};
 
 /// A new release being judged.
 #[derive(Debug, Clone)]
@@ -60,53 +60,94 @@ impl App {
 
     pub(super) fn go_on_rolling(&mut self, now: Now, out: &mut Vec<Task>) {
         while let Some(roll) = &mut self.roll {
-            if let Some(Current { number, failures }) = roll.current.clone() {
+            let (current, next) = (roll.current.clone(), roll.left.front().copied());
+            if let Some(Current { number, failures }) = current {
                 match self.copy(number).map(|copy| copy.progress(failures)) {
                     Some(Progress::Going) => return,
-                    Some(Progress::Failed(why)) => return self.stop_rolling(number, &why, out),
-                    Some(Progress::Up) | None => {}
+                    Some(Progress::Failed(why)) => return self.stop_rolling(number, &why, now, out),
+                    Some(Progress::Up) => self.turn_over(number, now, out),
+                    None => {}
                 }
                 if let Some(roll) = &mut self.roll {
                     roll.current = None;
                 }
-                continue;
-            }
-            match roll.left.pop_front() {
-                Some(number) => self.begin_turn(number, now, out),
-                None => self.rolled(now, out),
+            } else if let Some(number) = next {
+                if !self.begin_turn(number, now, out) {
+                    return;
+                }
+                if let Some(roll) = &mut self.roll {
+                    roll.left.pop_front();
+                }
+            } else {
+                self.rolled(now, out);
             }
         }
     }
 
-    fn begin_turn(&mut self, number: u32, now: Now, out: &mut Vec<Task>) {
-        let Some(copy) = self.copies.iter().position(|copy| copy.number() == number) else { return };
+    /// False: somebody must leave before.
+    fn begin_turn(&mut self, number: u32, now: Now, out: &mut Vec<Task>) -> bool {
+        let Some(copy) = self.copies.iter().position(|copy| copy.number() == number) else { return true };
         if !self.may_run(&self.copies[copy]) {
-            return;
+            return true;
         }
-        let on_trial = self.trial.is_some();
-        let Some(roll) = &mut self.roll else { return };
-        let instance = &mut self.copies[copy].run.instance;
-        roll.current = Some(Current { number, failures: instance.failures() });
-        instance.on_trial = on_trial;
-        let cause = roll.cause.clone();
-        self.set_going_anew(copy, &cause, now, out);
+        let Some(cause) = self.roll.as_ref().map(|roll| roll.cause.clone()) else { return true };
+        let beside = self.spec.replace == Replace::StartFirst
+            && matches!(self.copies[copy].instance().state(), State::Ready { .. });
+        if let Some(seat) = self.copies[copy].give_up_new() {
+            self.tell(seat, out, |instance, app, out| instance.cease(app, &cause, now, out));
+        }
+        self.copies[copy].tidy();
+        if beside && self.copies[copy].beside.is_some() {
+            return false;
+        }
+        let failures = self.copies[copy].instance().failures();
+        if let Some(roll) = &mut self.roll {
+            roll.current = Some(Current { number, failures });
+        }
+        if beside {
+            let seat = self.copies[copy].put_beside(self.release.clone(), now.wall);
+            self.tell(seat, out, |instance, _, out| instance.start(&cause, now, out));
+        } else {
+            self.copies[copy].run.instance.on_trial = self.trial.is_some();
+            self.set_going_anew(copy, &cause, now, out);
+        }
+        true
+    }
+
+    /// A copy is up that had its turn. On trial the old one stays until the new one has settled.
+    fn turn_over(&mut self, number: u32, now: Now, out: &mut Vec<Task>) {
+        if self.trial.is_none() {
+            self.take_over(number, now, out);
+        }
+    }
+
+    fn take_over(&mut self, number: u32, now: Now, out: &mut Vec<Task>) {
+        let old = self.copies.iter_mut().find(|copy| copy.number() == number).and_then(super::Copy::take_over);
+        if let Some(seat) = old {
+            self.tell(seat, out, |instance, app, out| instance.drain(app, now, out));
+        }
     }
 
     /// Every copy is up.
     fn rolled(&mut self, now: Now, out: &mut Vec<Task>) {
         self.roll = None;
         out.push(Task::Rolled(Ok(())));
-        let done = self.copies.iter().all(|copy| matches!(copy.instance().state(), State::Done));
+        let is_done = |run: &super::Run| matches!(run.instance.state(), State::Done);
+        let done = self.copies.iter().all(|copy| copy.runs().last().is_some_and(is_done));
         if let Some(trial) = &mut self.trial {
             trial.until = Some(now.mono + trial.settle);
             if done {
-                self.pass_trial(out);
+                self.pass_trial(now, out);
             }
         }
     }
 
     /// A copy did not come up: those after it run on as they are.
-    fn stop_rolling(&mut self, number: u32, why: &str, out: &mut Vec<Task>) {
+    fn stop_rolling(&mut self, number: u32, why: &str, now: Now, out: &mut Vec<Task>) {
+        if self.trial.is_some() {
+            self.fail_trial(&format!("{}.{number}: {why}", self.name()), now, out);
+            return self.all_back("back to the release before", now, out);
+        }
         let Some(roll) = self.roll.take() else { return };
         let name = |number| format!("{}.{number}", self.name());
         let left: Vec<String> = roll.left.into_iter().map(name).collect();
@@ -144,17 +185,26 @@ impl App {
         self.roll(numbers, &cause);
     }
 
-    pub(super) fn pass_trial(&mut self, out: &mut Vec<Task>) {
-        if self.trial.take().is_some() {
-            self.forget_trial();
-            out.push(Task::TrialEnded(Ok(())));
+    pub(super) fn pass_trial(&mut self, now: Now, out: &mut Vec<Task>) {
+        if self.trial.take().is_none() {
+            return;
         }
+        for number in self.copies.iter().map(super::Copy::number).collect::<Vec<_>>() {
+            self.take_over(number, now, out);
+        }
+        self.forget_trial();
+        out.push(Task::TrialEnded(Ok(())));
     }
 
     /// Goes back to the release before; whether anything is started in it is the caller's.
-    pub(super) fn fail_trial(&mut self, reason: &str, out: &mut Vec<Task>) {
+    pub(super) fn fail_trial(&mut self, reason: &str, now: Now, out: &mut Vec<Task>) {
         let Some(trial) = self.trial.take() else { return };
         self.release = trial.previous;
+        for copy in 0..self.copies.len() {
+            if self.copies[copy].new_seat().is_some() {
+                self.send_off(copy, reason, now, out);
+            }
+        }
         self.forget_trial();
         self.call_off(reason, out);
         out.push(Task::TrialEnded(Err(reason.to_owned())));
@@ -166,6 +216,19 @@ impl App {
         }
     }
 
+    /// To another release, without a trial, and where that is wanted without a gap.
+    pub(super) fn go_back(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
+        self.call_off(cause, out);
+        for copy in 0..self.copies.len() {
+            self.send_off(copy, cause, now, out);
+        }
+        if self.spec.replace == Replace::StopFirst {
+            return self.all_back(cause, now, out);
+        }
+        let others = self.copies.iter().filter(|copy| copy.run.release != self.release && !copy.leaving);
+        self.roll(others.map(super::Copy::number).collect(), cause);
+    }
+
     /// Every copy that runs another release than the one of now goes back to it at once.
     pub(super) fn all_back(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
         for copy in 0..self.copies.len() {
@@ -175,7 +238,8 @@ impl App {
             if self.may_run(&self.copies[copy]) {
                 self.set_going_anew(copy, cause, now, out);
             } else {
-                self.tell(copy, out, |instance, app, out| instance.cease(app, cause, now, out));
+                let seat = self.copies[copy].run.seat;
+                self.tell(seat, out, |instance, app, out| instance.cease(app, cause, now, out));
             }
         }
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::{super::instance::name, *};
 use crate::domain::config::{
-    Command, GiveUp, Identity, Limits, Live, LiveProbe, Logs, Policy, Ready, Restart, Stop, StopStage,
+    Command, GiveUp, Identity, Limits, Live, LiveProbe, Logs, Policy, Ready, Replace, Restart, Stop, StopStage,
 };
 use crate::domain::model::{Signal, Size};
 
@@ -41,9 +41,16 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
             give_up: GiveUp { restarts: 3, within: Duration::from_secs(60) },
             retry_after: None,
         },
-        stop: Stop { stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }] },
+        stop: Stop {
+            stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }],
+            drain: seconds(30),
+        },
+        sockets: BTreeMap::new(),
+        replace: Replace::StopFirst,
         limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 3, ..Logs::default() },
+        schedule: None,
+        watch: None,
         deploy: None,
         problem: None,
         places: Default::default(),
@@ -188,6 +195,10 @@ impl World {
 
     fn state(&self) -> &State {
         self.app.worst().state()
+    }
+
+    fn all_words(&self) -> Vec<(Seat, &'static str)> {
+        self.app.runs().map(|run| (run.seat, name(run.instance.state()))).collect()
     }
 
     fn words(&self) -> Vec<(u32, &'static str)> {
@@ -404,6 +415,80 @@ fn a_crash_during_a_trial_restarts_in_the_release_that_it_ran() {
     assert_eq!(world.app.run(Seat::first(2)).unwrap().release, Some(release(2)));
 }
 
+const SECOND: Seat = Seat { number: 1, second: true };
+
+/// One copy, ready, that is replaced by another beside it.
+fn beside() -> World {
+    let mut world = World::new(config::App { replace: Replace::StartFirst, ..spec(Ready::Immediate, Policy::Always) });
+    world.settle();
+    world
+}
+
+#[test]
+fn the_new_one_is_proven_before_the_old_one_drains() {
+    let mut world = beside();
+    world.feed(start(true));
+    assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "starting")]);
+    assert_eq!(name(world.state()), "ready", "the new one does not count");
+    world.spawned_in(SECOND, false);
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")]);
+    assert_eq!(world.rolled(), [Ok(())]);
+    world.feed(start(true));
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")], "one generation drains at a time");
+    world.pass(seconds(29));
+    assert!(!world.done.contains(&Task::Process(FIRST, Action::Kill)));
+    world.pass(seconds(2));
+    assert!(world.done.contains(&Task::Process(FIRST, Action::Kill)));
+    world.exit_in(FIRST, Exit::Signal(9));
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "starting")]);
+    world.spawned_in(FIRST, false);
+    assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "draining")]);
+    world.feed(stop());
+    assert_eq!(world.all_words(), [(FIRST, "stopping"), (SECOND, "stopping")]);
+    world.settle();
+    assert_eq!(world.all_words(), [(FIRST, "stopped")]);
+}
+
+#[test]
+fn a_new_one_that_fails_leaves_the_old_one_alone() {
+    let mut world = beside();
+    for _ in 0..2 {
+        world.feed(start(true));
+        world.spawned_in(SECOND, false);
+        world.settle();
+        assert_eq!(world.rolled().pop(), Some(Ok(())));
+        world.feed(start(true));
+        world.feed(Event::Process(FIRST, Happening::SpawnFailed("no such file".into())));
+        let why = world.rolled().pop().unwrap().unwrap_err();
+        assert_eq!(why, "a: could not be started: no such file; the one before runs on");
+        assert_eq!(world.all_words(), [(SECOND, "ready")]);
+        world.trees.insert(FIRST, Tree::default());
+        world.feed(start(true));
+        world.settle();
+        assert_eq!(world.all_words(), [(FIRST, "ready")]);
+    }
+    assert!(!world.done.iter().any(|task| matches!(task, Task::Process(_, Action::Kill))));
+}
+
+#[test]
+fn a_release_on_trial_runs_beside_the_old_one_until_it_has_settled() {
+    let mut world = beside();
+    let old = world.app.run(FIRST).unwrap().instance.pid();
+    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.settle();
+    assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "ready")]);
+    world.exit_in(SECOND, Exit::Code(1));
+    assert_eq!(world.trial_ends(), [false]);
+    assert_eq!(world.all_words(), [(FIRST, "ready")]);
+    assert_eq!(world.app.run(FIRST).unwrap().instance.pid(), old, "it was not touched");
+    world.feed(Event::Try { release: release(3), settle: seconds(3) });
+    world.settle();
+    world.pass(seconds(3));
+    assert_eq!(world.trial_ends(), [false, true]);
+    assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")]);
+    assert_eq!(world.app.run(SECOND).unwrap().release, Some(release(3)));
+}
+
 fn watched(probe: LiveProbe, failures: u32) -> config::App {
     let live = Live { probe, every: seconds(5), failures, timeout: seconds(1) };
     config::App { live: Some(live), ..spec(Ready::Notify { within: seconds(10) }, Policy::OnFailure) }
@@ -497,7 +582,7 @@ enum Step {
 }
 
 fn any_seat() -> impl Strategy<Value = Seat> {
-    (1..=3u32).prop_map(Seat::first)
+    (1..=3u32, any::<bool>()).prop_map(|(number, second)| Seat { number, second })
 }
 
 fn any_only() -> impl Strategy<Value = Option<u32>> {
@@ -603,15 +688,18 @@ proptest! {
                 let pid = run.instance.pid();
                 prop_assert!(pid.is_none() || pid == world.trees[&run.seat].main);
             }
+            let alone = spec.replace == Replace::StopFirst;
+            prop_assert!(!alone || world.app.runs().all(|run| !run.seat.second), "a second one that nobody wants");
             let known = |seat: &Seat| world.app.run(*seat).is_some();
             prop_assert!(world.trees.iter().all(|(seat, tree)| tree.is_empty() || known(seat)), "somebody is forgotten");
         }
         world.feed(Event::Block(None));
         world.feed(start(false));
-        for _ in 0..4 {
+        for _ in 0..6 {
             world.settle();
             world.pass(seconds(3));
         }
+        prop_assert!(world.app.runs().count() == world.app.copies().len(), "somebody stays: {:?}", world.all_words());
         let good = matches!(world.state(), State::Ready { .. } | State::Done);
         prop_assert!(good && !world.app.is_rolling(), "stuck in {:?}", world.words());
         prop_assert_eq!(world.trial_ends().len(), usize::try_from(tries).unwrap());

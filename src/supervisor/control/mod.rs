@@ -20,6 +20,8 @@ use crate::{
 pub struct Asked {
     pub ask: Ask,
     pub from: From,
+    /// Descriptors that came with the question.
+    pub fds: Vec<OwnedFd>,
     pub reply: ReplyTo,
 }
 
@@ -54,6 +56,11 @@ impl ReplyTo {
     /// Hands the client's socket over; nothing may have been said before.
     pub fn hand_over(&self, to: impl FnOnce(OwnedFd) + Send + 'static) {
         let _ = self.out.send(Out::Socket(Box::new(to)));
+    }
+
+    /// Waits until nobody listens any more.
+    pub async fn gone(&self) {
+        self.out.closed().await;
     }
 
     #[must_use]
@@ -155,9 +162,10 @@ async fn talk(channel: Channel, from: From, events: Events) -> io::Result<()> {
                 None => return Ok(()),
             },
             frame = channel.next() => {
-                let ask: Ask = frame?.message()?;
+                let frame = frame?;
+                let ask: Ask = frame.message()?;
                 let reply = ReplyTo { ticket: ask.ticket, out: out.clone() };
-                let asked = Asked { ask, from: from.clone(), reply };
+                let asked = Asked { ask, from: from.clone(), fds: frame.fds, reply };
                 if events.send(Event::Asked(Box::new(asked))).is_err() {
                     return Ok(());
                 }

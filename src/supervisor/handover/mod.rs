@@ -12,7 +12,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::layout::Layout;
+use super::{layout::Layout, prepare::SECOND};
 use crate::{
     domain::{
         config::{Config, StopStage},
@@ -104,7 +104,8 @@ fn leftover(name: &str, record: &RunRecord, config: &Config, layout: &Layout, cg
 impl Leftover {
     fn members(&self) -> Vec<Member> {
         let root = self.main.as_ref().map(|(pid, _)| *pid);
-        let by_environment = TreeQuery { root, boot: &self.boot, instance: &self.name, cgroup: None };
+        let instance = self.name.strip_suffix(SECOND).unwrap_or(&self.name);
+        let by_environment = TreeQuery { root, boot: &self.boot, instance, cgroup: None };
         let mut members = tree::members(&by_environment).unwrap_or_default();
         if let Some(group) = &self.cgroup {
             let query = TreeQuery { cgroup: Some(group), ..by_environment };

@@ -96,7 +96,7 @@ impl Hooks {
                 };
                 match frame.message() {
                     Ok(FromHooks::Delivery(raw)) => {
-                        let (inline, memfd) = (frame.body, frame.fd);
+                        let (inline, memfd) = (frame.body, frame.fds.into_iter().next());
                         arrived.deliveries.push(Incoming { listener: *listener, at, raw, inline, memfd });
                     }
                     Ok(FromHooks::Health { ticket }) => {

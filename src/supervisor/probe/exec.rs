@@ -108,7 +108,7 @@ impl Supervisor {
         let instance = id.instance();
         let name = format!("{instance}.{}", if id.seat.second { "probe2" } else { "probe" });
         let Some(shell) = self.shells.get(&id.app) else { return };
-        let env = launch::instance_env(&spec, &instance, release.as_ref(), &self.me.boot, &shell.env_file);
+        let env = launch::instance_env(&spec, &instance, release.as_ref(), &self.me.boot_of(id.seat), &shell.env_file);
         if self.seat(id).and_then(|seat| seat.health.command).is_some_and(|job| self.jobs.contains_key(&job)) {
             let _ = answer.send(Err("the probe before has not ended yet".into()));
             return;

@@ -170,7 +170,7 @@ impl Supervisor {
                 let _ = events.send(Event::Then(Box::new(ended)));
             }
         });
-        let boot = self.me.boot.clone();
+        let boot = self.me.boot_of(id.seat);
         let Some(seat) = self.seat_mut(id) else { return false };
         if let Err(error) = RunRecord::note(&seat.kit.record, pid, &boot) {
             warn!(app = %id.app, pid, %error, "the record still names the main process before");

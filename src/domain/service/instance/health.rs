@@ -223,6 +223,11 @@ impl Instance {
         let then = Then::JudgeExit { ready_for };
         let reason = "it said that it stops";
         self.reason = Some(reason.to_owned());
-        self.enter(State::Stopping(Stopping { main: Main::Alive(pid), stage: 0, until, then }), reason, now, out);
+        self.enter(
+            State::Stopping(Stopping { main: Main::Alive(pid), stage: 0, until, then, drains: false }),
+            reason,
+            now,
+            out,
+        );
     }
 }

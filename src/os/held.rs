@@ -1,0 +1,147 @@
+//! Sockets that are bound here and used by others: made blocking, as whoever gets them expects, and
+//! never accepted from.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io,
+    net::SocketAddr,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+            net::UnixListener,
+        },
+    },
+    path::Path,
+};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt, socket,
+    sockopt::{ReuseAddr, ReusePort},
+};
+
+use super::socket::{reach, remove_stale};
+
+/// What names a file whatever its path: device and inode.
+pub type FileId = (u64, u64);
+
+/// Binds a port and listens; returns the socket and its real address (port 0 resolved).
+///
+/// # Errors
+/// `AddrInUse`, `PermissionDenied` (ports below 1024), `AddrNotAvailable`.
+pub fn tcp(address: SocketAddr, reuse_port: bool, backlog: i32) -> io::Result<(OwnedFd, SocketAddr)> {
+    let (fd, address) = bound(address, SockType::Stream, reuse_port)?;
+    listen(&fd, Backlog::new(backlog)?)?;
+    Ok((fd, address))
+}
+
+/// Binds a port for datagrams.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn udp(address: SocketAddr, reuse_port: bool) -> io::Result<(OwnedFd, SocketAddr)> {
+    bound(address, SockType::Datagram, reuse_port)
+}
+
+fn bound(address: SocketAddr, kind: SockType, reuse_port: bool) -> io::Result<(OwnedFd, SocketAddr)> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    if kind == SockType::Stream {
+        // Connections of a server that has just ended must not keep the port.
+        setsockopt(&fd, ReuseAddr, &true)?;
+    }
+    if reuse_port {
+        setsockopt(&fd, ReusePort, &true)?;
+    }
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    let v4 = name.as_sockaddr_in().map(|name| SocketAddr::from((name.ip(), name.port())));
+    let v6 = name.as_sockaddr_in6().map(|name| SocketAddr::from((name.ip(), name.port())));
+    let real = v4.or(v6).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    Ok((fd, real))
+}
+
+/// Binds a unix socket and listens. A socket file that nobody listens on any more is replaced.
+///
+/// # Errors
+/// `AddrInUse` when somebody listens there, `AlreadyExists` when it is no socket.
+pub fn unix(path: &Path, mode: u32, owner: Option<(u32, u32)>, backlog: i32) -> io::Result<(OwnedFd, FileId)> {
+    remove_stale(path)?;
+    let listener = reach(path, |path| UnixListener::bind(path))?;
+    let id = dress(path, mode, owner)?;
+    listen(&listener, Backlog::new(backlog)?)?;
+    Ok((listener.into(), id))
+}
+
+/// Gives a socket's file its mode and owner. The folder may be somebody else's: no link is followed.
+///
+/// # Errors
+/// As the system says.
+pub fn dress(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<FileId> {
+    let file: File = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    let facts = file.metadata()?;
+    let held = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if let Some((uid, gid)) = owner {
+        chown(&held, Some(uid), Some(gid))?;
+    }
+    fs::set_permissions(&held, Permissions::from_mode(mode))?;
+    Ok((facts.dev(), facts.ino()))
+}
+
+/// Listens again, with another backlog.
+///
+/// # Errors
+/// As the system says.
+pub fn relisten(fd: &OwnedFd, backlog: i32) -> io::Result<()> {
+    Ok(listen(fd, Backlog::new(backlog)?)?)
+}
+
+/// Is this the file at the path?
+#[must_use]
+pub fn is_at(path: &Path, id: FileId) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|facts| (facts.dev(), facts.ino()) == id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream, UdpSocket},
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_held_and_shared_only_when_asked() {
+        let (fd, address) = tcp("127.0.0.1:0".parse().unwrap(), false, 8).unwrap();
+        assert_eq!(tcp(address, false, 8).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let mut client = TcpStream::connect(address).unwrap();
+        let (mut served, _) = TcpListener::from(fd).accept().unwrap();
+        client.write_all(b"x").unwrap();
+        served.read_exact(&mut [0]).unwrap();
+        let (_first, address) = tcp("[::1]:0".parse().unwrap(), true, 8).unwrap();
+        tcp(address, true, 8).unwrap();
+    }
+
+    #[test]
+    fn datagrams_reach_a_held_port() {
+        let (fd, address) = udp("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"hello", address).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(UdpSocket::from(fd).recv(&mut buffer).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_unix_socket_has_its_mode_and_is_known_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let (_fd, id) = unix(&path, 0o620, None, 8).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o620);
+        assert!(is_at(&path, id));
+        UnixStream::connect(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(!is_at(&path, id));
+        unix(&path, 0o600, None, 8).unwrap();
+    }
+}

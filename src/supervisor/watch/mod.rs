@@ -1,0 +1,170 @@
+//! Restarts of apps whose files change: `watch`. Looking is a thread's, what follows is the guard's and
+//! the app's own machine's to say.
+
+mod folder;
+mod thread;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread::Builder,
+};
+
+use tracing::warn;
+
+use self::thread::{Order, Wanted, Watching};
+use super::{Supervisor, event::Event};
+use crate::{
+    domain::{
+        api::{WatchState, WatchView},
+        model::AppName,
+        service::{self, Guard, Verdict},
+    },
+    os::open_files,
+};
+
+/// What the thread tells.
+pub enum Report {
+    /// It has settled; the first of the paths, in the order they changed.
+    Changed { app: AppName, paths: Vec<PathBuf> },
+    /// What keeps an app's watch from seeing everything; `None`: nothing any more.
+    Trouble { app: AppName, trouble: Option<String> },
+}
+
+/// The apps that are watched.
+#[derive(Default)]
+pub struct Watches {
+    /// To the thread, once there is something to watch.
+    orders: Option<mpsc::Sender<Order>>,
+    apps: BTreeMap<AppName, Watched>,
+}
+
+struct Watched {
+    wanted: Wanted,
+    guard: Guard,
+    trouble: Option<String>,
+    /// That it writes there itself was told.
+    told_own: bool,
+}
+
+impl Supervisor {
+    /// Watches what the config says, and nothing else. A changed `watch` is looked at afresh.
+    pub fn watch_apps(&mut self) {
+        let apps = self.config.apps.values().filter(|app| app.enabled && app.problem.is_none());
+        let wanted: Vec<Wanted> =
+            apps.filter_map(|app| Some(Wanted { app: app.name.clone(), watch: app.watch.clone()? })).collect();
+        let as_before = wanted.iter().eq(self.watches.apps.values().map(|watched| &watched.wanted));
+        if as_before {
+            return;
+        }
+        let mut old = std::mem::take(&mut self.watches.apps);
+        for wanted in &wanted {
+            let same = old.remove(&wanted.app).filter(|watched| watched.wanted == *wanted);
+            let fresh = || Watched { wanted: wanted.clone(), guard: Guard::default(), trouble: None, told_own: false };
+            self.watches.apps.insert(wanted.app.clone(), same.unwrap_or_else(fresh));
+        }
+        match self.watch_thread() {
+            // The thread lives as long as this sender.
+            Ok(orders) => drop(orders.send(Order::Watch(wanted))),
+            Err(error) => self.trouble(&format!("nothing is watched: {error}")),
+        }
+    }
+
+    fn watch_thread(&mut self) -> io::Result<mpsc::Sender<Order>> {
+        if let Some(orders) = &self.watches.orders {
+            return Ok(orders.clone());
+        }
+        let (orders, inbox) = mpsc::channel();
+        let events = self.events.clone();
+        let tell = move |report| {
+            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.watched(report))));
+        };
+        let ours = vec![self.layout.state.clone(), self.layout.run.clone()];
+        let watching = Watching::new((orders.clone(), inbox), ours, tell);
+        Builder::new().name("watch".into()).stack_size(512 * 1024).spawn(move || watching.run())?;
+        self.watches.orders = Some(orders.clone());
+        Ok(orders)
+    }
+
+    fn watched(&mut self, report: Report) {
+        match report {
+            Report::Changed { app, paths } => self.watched_changed(&app, &paths),
+            Report::Trouble { app, trouble } => {
+                let Some(watched) = self.watches.apps.get_mut(&app) else { return };
+                watched.trouble.clone_from(&trouble);
+                match trouble {
+                    Some(trouble) => {
+                        warn!(%app, "the watch does not see everything: {trouble}");
+                        self.note_app(&app, "watch_degraded", trouble);
+                    }
+                    None => self.note_app(&app, "watch_whole", "everything is watched again".to_owned()),
+                }
+            }
+        }
+    }
+
+    fn watched_changed(&mut self, app: &AppName, paths: &[PathBuf]) {
+        let heeds = self.apps.get(app).is_some_and(service::App::heeds_changes);
+        let Some(first) = paths.first().filter(|_| heeds && !self.is_ending()) else { return };
+        let own = self.is_own_work(app, paths);
+        let Some(watched) = self.watches.apps.get_mut(app) else { return };
+        if own {
+            if !std::mem::replace(&mut watched.told_own, true) {
+                let told = format!("it writes {} itself, which does not count; add it to `ignore`", first.display());
+                warn!(%app, "{told}");
+                self.note_app(app, "watch_own", told);
+            }
+            return;
+        }
+        match watched.guard.changed(first, std::time::Instant::now()) {
+            Verdict::Restart => {
+                self.feed(app, service::Event::Changed { cause: format!("watch: {}", first.display()) });
+            }
+            Verdict::Suspend => {
+                let told = suspended(first);
+                warn!(%app, "{told}");
+                self.note_app(app, "watch_suspended", told);
+            }
+            Verdict::Ignore => {}
+        }
+    }
+
+    /// Has the app all of this open for writing? Its own log, say, which tells nothing new.
+    fn is_own_work(&self, app: &AppName, paths: &[PathBuf]) -> bool {
+        let Some(app) = self.apps.get(app) else { return false };
+        let seats = self.active_seats(app);
+        let pids: Vec<u32> = seats.iter().flat_map(|seat| self.tree(seat)).map(|member| member.pid).collect();
+        let written = open_files::written_by(&pids);
+        paths.iter().all(|path| written.contains(path))
+    }
+
+    /// Somebody looks after the app: its watch counts again.
+    pub fn resume_watch(&mut self, app: &AppName) {
+        if let Some(watched) = self.watches.apps.get_mut(app) {
+            watched.guard = Guard::default();
+        }
+    }
+
+    #[must_use]
+    pub fn watch_view(&self, app: &AppName) -> Option<WatchView> {
+        let watched = self.watches.apps.get(app)?;
+        let (state, reason) = match (watched.guard.is_suspended(), &watched.trouble) {
+            (true, _) => {
+                (WatchState::Suspended, Some("it changes what it is watched for; restart it to watch again".to_owned()))
+            }
+            (false, Some(trouble)) => (WatchState::Degraded, Some(trouble.clone())),
+            (false, None) => (WatchState::Watching, None),
+        };
+        Some(WatchView { state, reason })
+    }
+}
+
+fn suspended(path: &Path) -> String {
+    format!(
+        "restart after restart followed a change, the last one of {}: the app seems to change what it is watched for. \
+         Add that to `ignore`, or restart the app to watch again",
+        path.display()
+    )
+}
