@@ -157,7 +157,7 @@ fn what_hangs_is_restarted_after_so_many_failures() {
     let server = Server::with_apps(&format!(
         r#""a": (command: ["python3", "@DIR@/serve.py", "{port}"], ready: Tcp(addr: "127.0.0.1:{port}"),
              restart: (first: "10ms"), stop: (timeout: "2s"),
-             live: (probe: Http(url: "http://127.0.0.1:{port}/"), every: "150ms", failures: 3, timeout: "300ms"))"#
+             live: (probe: Http(url: "http://127.0.0.1:{port}/"), every: "150ms", failures: 3, timeout: "1s"))"#
     ));
     write(&server, "serve.py", SERVE);
     write(&server, "answer", "200");
@@ -174,7 +174,7 @@ fn what_hangs_is_restarted_after_so_many_failures() {
     // It accepts and never answers.
     fs::remove_file(server.path().join("answer")).unwrap();
     server.wait_new_pid("a", second);
-    assert!(causes(&server, "a", "stopping").iter().any(|c| c.contains("no answer within 300ms")));
+    assert!(causes(&server, "a", "stopping").iter().any(|c| c.contains("no answer within 1s")));
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn one_failure_is_forgiven_and_a_reload_changes_the_question() {
 fn a_probe_that_kills_what_it_asks_costs_one_restart_a_round() {
     let server = Server::with_apps(
         r#""a": (command: "echo $$ > @DIR@/pid; exec sleep 1000", ready: Immediate, restart: (first: "10ms"),
-             live: (probe: Exec(command: "test -e @DIR@/well && exit; kill -9 $(cat @DIR@/pid); touch @DIR@/well; exit 1"), every: "100ms", failures: 1)),
+             live: (probe: Exec(command: "test -e @DIR@/well && exit; test -s @DIR@/pid || exit 0; touch @DIR@/well; kill -9 $(cat @DIR@/pid); exit 1"), every: "100ms", failures: 1)),
            "clock": (command: ["sleep", "1000"], directory: "@DIR@", ready: Immediate,
              live: (probe: Exec(command: "echo >> ticks"), every: "100ms"))"#,
     )
@@ -238,4 +238,73 @@ fn probe_commands_are_the_apps_user() {
     server.until("it says who it is", |s| reason(s, "a").contains("exited with 1: 12346").then_some(()));
     let value: Value = server.instance("a");
     assert_eq!(value["state"], "starting");
+}
+
+#[test]
+fn beside_an_old_one_no_hung_or_failing_one_is_taken_for_ready() {
+    const APPS: usize = 10;
+    const ROUNDS: usize = 5;
+    let ports: Vec<u16> = (0..APPS).map(|_| free_port()).collect();
+    let app = |(n, port): (usize, &u16)| {
+        let probe = if n % 4 == 0 {
+            format!("Tcp(addr: \"127.0.0.1:{port}\"")
+        } else {
+            format!("Http(url: \"http://127.0.0.1:{port}/\"")
+        };
+        format!(
+            r#""a{n}": (command: ["/usr/bin/python3", "@DIR@/held.py"], env: {{"VERSION": "1", "BREAK": "@DIR@/a{n}"}},
+                 sockets: {{"http": "127.0.0.1:{port}"}}, ready: {probe}, within: "700ms"), restart: (first: "10ms")),"#
+        )
+    };
+    let config: String = ports.iter().enumerate().map(app).collect();
+    let server = Server::with_apps(&config);
+    write(&server, "held.py", include_str!("support/apps/held.py"));
+    for n in 0..APPS {
+        fs::create_dir(server.path().join(format!("a{n}"))).unwrap();
+    }
+    let server = server.started();
+    let each = |what: &(dyn Fn(&str, i32) + Sync)| {
+        std::thread::scope(|scope| {
+            for app in (0..APPS).map(|n| format!("a{n}")) {
+                let server = &server;
+                scope.spawn(move || {
+                    server.ok(&["wait", &app, "--for", "ready", "--timeout", "30s"]);
+                    what(&app, server.main_pid(&app));
+                });
+            }
+        });
+    };
+    // One that answers with an error accepts, so that Tcp would be content with it.
+    let fault = |app: &str| if app[1..].parse::<usize>().unwrap() % 2 == 0 { "hang" } else { "broken" };
+    each(&|app, old| {
+        write(&server, &format!("{app}/{}", fault(app)), "");
+        for _ in 0..ROUNDS {
+            let said = server.fails(1, &["restart", app]);
+            assert!(said.contains("not ready within"), "{said}");
+            assert_eq!((server.main_pid(app), &server.app(app)["state"]), (old, &Value::from("ready")));
+        }
+        fs::remove_file(server.path().join(format!("{app}/{}", fault(app)))).unwrap();
+    });
+    server.edit_config("700ms", "30s");
+    server.ok(&["reload"]);
+    each(&|app, old| {
+        server.ok(&["restart", app]);
+        assert_ne!(server.main_pid(app), old, "a good one is taken");
+    });
+}
+
+#[test]
+fn a_held_socket_that_nobody_accepts_from_makes_nothing_ready_and_nothing_well() {
+    let (port, live) = (free_port(), free_port());
+    let server = Server::with_apps(&format!(
+        r#""sleeper": (command: ["sleep", "1000"], sockets: {{"http": "127.0.0.1:{port}"}}, restart: (policy: Never),
+             ready: Tcp(addr: "localhost:{port}", within: "700ms")),
+           "hangs": (command: ["sleep", "1000"], sockets: {{"http": "127.0.0.1:{live}"}}, restart: (policy: Never),
+             ready: Immediate, live: (probe: Tcp(addr: "localhost:{live}"), every: "100ms", failures: 2, timeout: "700ms"))"#
+    ))
+    .started();
+    server.wait_state("sleeper", "failed");
+    assert!(reason(&server, "sleeper").contains("nobody accepts the connection"), "{}", reason(&server, "sleeper"));
+    server.wait_state("hangs", "failed");
+    assert!(reason(&server, "hangs").contains("2 live probes in a row failed"), "{}", reason(&server, "hangs"));
 }

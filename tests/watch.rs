@@ -178,7 +178,7 @@ fn quiet_failed(server: &Server) {
 
 #[test]
 fn a_loop_of_the_apps_own_making_is_suspended() {
-    let server = watching("exec sleep 1000", r#"(paths: ["src"], debounce: "10ms")"#);
+    let server = watching("exec sleep 1000", r#"(paths: ["src"], debounce: "100ms")"#);
     server.edit_config("exec sleep 1000", "date +%N >src/started; exec sleep 1000");
     server.ok(&["reload"]);
     let told = server.until("the loop is told", |s| note(s, "watch_suspended"));

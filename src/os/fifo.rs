@@ -11,6 +11,7 @@ use std::{
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
+use rustix::pipe::fcntl_getpipe_size;
 
 /// Makes a FIFO where none is, and gives it to this owner with mode 0600 (the owner opens it by
 /// name too, as `/dev/stdout`). One that is there is kept with what it holds.
@@ -40,6 +41,14 @@ pub fn make(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
 /// `AlreadyExists` when it is no FIFO, or as the file system says.
 pub fn open_rw(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, 0)?.into())
+}
+
+/// Bytes that wait in it at most: 64 KiB, or less where the kernel saves on its owner.
+///
+/// # Errors
+/// As `F_GETPIPE_SZ` of fcntl(2) says.
+pub fn room(fifo: impl AsFd) -> io::Result<usize> {
+    Ok(fcntl_getpipe_size(fifo)?)
 }
 
 /// The end that the logger reads, non-blocking. It can be written too, so that it never ends.

@@ -2,6 +2,7 @@
 //! `unsafe`; each block says why it is sound. Speaks plain words (`domain::model`), knows no app.
 #![allow(unsafe_code)]
 
+pub mod accepted;
 #[cfg(test)]
 mod alone;
 pub mod beneath;

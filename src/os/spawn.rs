@@ -162,7 +162,17 @@ pub struct Spawned {
 pub struct SpawnError {
     /// What was tried: `chdir to "/x"`, `setting uid 1000`, `executing "/bin/x"`.
     pub step: String,
+    pub part: Part,
     pub errno: io::Error,
+}
+
+/// The part of a spec that could not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Directory,
+    Program,
+    Credentials,
+    Other,
 }
 
 /// What a thread needs to spawn. Make it before other descriptors are opened: the numbers it takes
@@ -214,7 +224,8 @@ impl Spawner {
     /// # Errors
     /// Names the step that failed.
     pub fn spawn(&mut self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
-        let preparing = |errno: io::Error| SpawnError { step: format!("preparing {:?}", spec.program), errno };
+        let preparing =
+            |errno: io::Error| SpawnError { step: format!("preparing {:?}", spec.program), part: Part::Other, errno };
         let by_hand = open_procs(spec, self.clone3).map_err(preparing)?;
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));
@@ -232,7 +243,9 @@ impl Spawner {
                 self.clone3 = false;
                 self.spawn(spec)
             }
-            Err(errno) => Err(SpawnError { step: format!("making a process for {:?}", spec.program), errno }),
+            Err(errno) => {
+                Err(SpawnError { step: format!("making a process for {:?}", spec.program), part: Part::Other, errno })
+            }
             Ok(spawned) => executed(spawned, plan.failure, spec),
         }
     }
@@ -276,10 +289,17 @@ fn executed(spawned: Spawned, failure: Option<Failure>, spec: &SpawnSpec) -> Res
     }
     Err(match failure {
         Some(Failure { step, errno }) => {
-            SpawnError { step: name_of(step, spec), errno: io::Error::from_raw_os_error(errno) }
+            let part = match step {
+                Step::Directory => Part::Directory,
+                Step::Execute => Part::Program,
+                Step::Groups | Step::Gid | Step::Uid => Part::Credentials,
+                _ => Part::Other,
+            };
+            SpawnError { step: name_of(step, spec), part, errno: io::Error::from_raw_os_error(errno) }
         }
         None => SpawnError {
             step: format!("executing {:?}", spec.program),
+            part: Part::Other,
             errno: io::Error::new(io::ErrorKind::Interrupted, "it was killed before"),
         },
     })

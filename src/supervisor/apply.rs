@@ -27,7 +27,7 @@ use crate::{
     },
     os::{
         pidfd,
-        spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
+        spawn::{Part, RecordFile, SpawnError, SpawnSpec, Spawned},
         tree::{self, Member, TreeQuery},
     },
 };
@@ -138,18 +138,21 @@ impl Supervisor {
 
     /// Looks again at what `after` holds back because of this app.
     pub fn tell_dependents(&mut self, name: &AppName) {
-        let waiting = self.apps.values().filter(|app| app.spec().after.contains(name));
+        let waiting = self.apps.values().filter(|app| app.spec().comes_after().any(|before| before == name));
         let waiting: Vec<_> = waiting.map(|app| (app.name().clone(), Arc::clone(app.spec()))).collect();
         for (app, spec) in waiting {
             self.tell_blocked(&app, &spec);
         }
     }
 
-    /// Tells an app, and its deploys, whether `after` holds it back.
+    /// Tells an app, and its deploys, whether `after` or `requires` holds it back.
     pub fn tell_blocked(&mut self, app: &AppName, spec: &config::App) {
         let reason = order::blocked(spec, &self.apps);
         self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
         self.feed(app, service::Event::Block(reason));
+        if !spec.requires.is_empty() || self.apps.get(app).is_some_and(App::lacks) {
+            self.feed(app, service::Event::Lack(order::lacking(spec, &self.apps)));
+        }
     }
 
     fn carry_out(&mut self, name: &AppName, task: Task) {
@@ -161,6 +164,10 @@ impl Supervisor {
             Task::RunSkipped(why) => self.note_app(name, "run_skipped", why),
             Task::Gone(number) => self.instance_gone(&InstanceId { app: name.clone(), number }),
             Task::Removed => self.app_removed(name),
+            Task::ShutDown(why) => {
+                self.gave_up.get_or_insert(why.clone());
+                self.shut_down(&why, false);
+            }
         }
     }
 
@@ -225,8 +232,14 @@ impl Supervisor {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
             }
-            Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
+            Err(error) => self.start_failed(id, "command", &error.to_string()),
         }
+    }
+
+    /// Tells the place of the field that asks for what cannot be.
+    fn start_failed(&mut self, id: &SeatId, field: &str, error: &str) {
+        let fault = self.apps.get(&id.app).map(|app| app.spec().fault(field, error));
+        self.tell(id, Happening::SpawnFailed(fault.unwrap_or_else(|| error.to_owned())));
     }
 
     /// The spawner has answered for an instance.
@@ -241,7 +254,15 @@ impl Supervisor {
                 self.hear_notices(id);
                 self.switched(&id.app);
             }
-            Err(error) => self.tell(id, Happening::SpawnFailed(error.to_string())),
+            Err(error) => {
+                let field = match error.part {
+                    Part::Directory => "directory",
+                    Part::Program => "command",
+                    Part::Credentials => "user",
+                    Part::Other => "",
+                };
+                self.start_failed(id, field, &error.to_string());
+            }
         }
     }
 

@@ -100,6 +100,8 @@ pub struct Supervisor {
     /// Leftovers of the last supervisor are ended, apps may start.
     begun: bool,
     ending: Option<shutdown::Ending>,
+    /// What could not go on, and everhook with it.
+    gave_up: Option<String>,
     /// When the end was asked for.
     ending_since: Option<Instant>,
     told_to_end: BTreeSet<AppName>,

@@ -23,7 +23,7 @@ use crate::{
     },
     os::{
         cgroup::{Base, Cgroup},
-        fifo,
+        fifo, limits,
     },
 };
 
@@ -34,6 +34,11 @@ pub const LISTENER: u32 = 60900;
 
 /// Ends the name of what belongs to a second seat.
 pub const SECOND: &str = ".second";
+
+/// Room that the output of a process has in the kernel, in bytes, before it waits for the logger.
+const ROOM: usize = 64 * 1024;
+/// Descriptors that must be left for whoever asks, for jobs, and for what starts and ends.
+const SPARE: u64 = 64;
 
 /// What the process in a seat is started with.
 pub struct Kit {
@@ -133,6 +138,7 @@ impl Maker {
         let record = self.layout.record(&name);
         let file =
             fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
+        leaves_spare(&file)?;
         let cgroup = self.cgroup(&name)?;
         let stream = |stream| self.stream(&instance, stream, &app.run_as).map(Arc::new);
         Ok(Kit {
@@ -164,4 +170,30 @@ impl Maker {
             .and_then(|()| fifo::open_rw(&path))
             .map_err(|e| format!("{}: {e}", path.display()))
     }
+}
+
+/// A process needs further descriptors while it runs, one of them for good: an app that would take the
+/// last ones is not started, so that those that run are looked after.
+fn leaves_spare(newest: &fs::File) -> Result<(), String> {
+    let (most, left) = limits::files_left(newest).map_err(|e| format!("the limit of descriptors: {e}"))?;
+    if left >= SPARE + (most - left) / 4 {
+        return Ok(());
+    }
+    Err(format!(
+        "there are not enough file descriptors left for it: everhook may have {most} open and has {}; raise the hard \
+         limit, such as LimitNOFILE= of a systemd unit or `ulimit -Hn`",
+        most - left
+    ))
+}
+
+/// That the kernel gives an output less room than it should: a process then waits for the logger more often.
+#[must_use]
+pub fn cut(kit: &Kit) -> Option<String> {
+    let room = [&kit.out, &kit.err].into_iter().filter_map(|output| fifo::room(output).ok()).min()?;
+    (room < ROOM).then(|| {
+        format!(
+            "the kernel gives its output {room} bytes of room instead of {ROOM}, since everhook's user has too much in \
+             pipes already: raise fs.pipe-user-pages-soft, such as `sysctl fs.pipe-user-pages-soft=0`"
+        )
+    })
 }

@@ -12,7 +12,7 @@ use super::{
     internals::{Keeper, Listener, echoes},
     ledger::Command,
     live, log,
-    prepare::{Kit, Maker},
+    prepare::{self, Kit, Maker},
     settings::{self, Settings},
 };
 use crate::{
@@ -50,6 +50,8 @@ pub struct NewApp {
     pub release: Option<Release>,
     /// Its file `live` leads nowhere, which is its problem.
     pub lost: bool,
+    /// Something could not be made for it, which is its problem until the next reload.
+    pub unfit: bool,
     pub holds: live::Holds,
     /// Of a scheduled app.
     pub ran: Option<live::Ran>,
@@ -62,8 +64,10 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         // Nothing is made for an identity that may be wrong.
         Some(_) => Ok(BTreeMap::new()),
     };
+    let unfit = kits.is_err();
     let kits = kits.unwrap_or_else(|error| {
-        Arc::make_mut(app).problem = Some(error);
+        let app = Arc::make_mut(app);
+        app.problem = Some(app.fault("", &error));
         BTreeMap::new()
     });
     let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
@@ -78,7 +82,7 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         None
     });
     let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
-    NewApp { kits, release, lost, holds: live::holds(&maker.layout, &app.name), ran }
+    NewApp { kits, release, lost, unfit, holds: live::holds(&maker.layout, &app.name), ran }
 }
 
 impl Supervisor {
@@ -216,6 +220,7 @@ impl Supervisor {
             .release
             .as_ref()
             .map(|release| deploy::Live { release: release.id.clone(), commit: release.commit.clone() });
+        self.tell_cut(spec, &new.kits);
         self.shells.insert(name.clone(), Shell::new(new.kits, env_file));
         if new.lost {
             self.lost.insert(name.clone());
@@ -248,6 +253,14 @@ impl Supervisor {
                 let fifo = self.layout.fifo(&id.to_string(), stream);
                 self.logger.open(&id.to_string(), stream, fifo, sink);
             }
+        }
+    }
+
+    fn tell_cut(&mut self, spec: &config::App, kits: &BTreeMap<Seat, Kit>) {
+        if let Some(cut) = kits.values().find_map(prepare::cut) {
+            let told = spec.fault("", &cut);
+            warn!(app = %spec.name, "{told}");
+            self.note_app(&spec.name, "output_cut", told);
         }
     }
 

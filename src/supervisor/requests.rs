@@ -290,6 +290,7 @@ impl Supervisor {
     fn start_apps(&mut self, wish: Wish, restart: bool) -> Result<(), Refusal> {
         let verb = if restart { "restart" } else { "start" };
         self.must_have_command(&wish.apps, verb)?;
+        self.must_not_lack(&wish.apps)?;
         let goals: Vec<Goal> = wish.chosen.iter().flat_map(|chosen| self.up(chosen, restart)).collect();
         for Chosen { app, only } in &wish.chosen {
             let by = format!("{verb} by {}", wish.who);
@@ -327,6 +328,22 @@ impl Supervisor {
         }
         let message = format!("{} has no command: there is nothing to {verb}", list(&without));
         Err(Refusal::new(RefusalKind::Failed, message))
+    }
+
+    /// What it requires was stopped by somebody who should know that it is wanted again.
+    fn must_not_lack(&self, apps: &[AppName]) -> Result<(), Refusal> {
+        let rests = |name: &AppName| {
+            let rests = self.apps.get(name).and_then(service::App::rests);
+            matches!(rests, Some(service::Rest::Held(_) | service::Rest::Disabled))
+        };
+        for name in apps {
+            let mut requires = self.apps.get(name).into_iter().flat_map(|app| &app.spec().requires);
+            if let Some(other) = requires.find(|other| !apps.contains(other) && rests(other)) {
+                let message = format!("{name} requires {other}, which is stopped: start {other} too");
+                return Err(Refusal::new(RefusalKind::Failed, message));
+            }
+        }
+        Ok(())
     }
 
     fn stop_apps(&mut self, wish: Wish, confirmed: bool) -> Result<(), Refusal> {

@@ -94,7 +94,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         let control = supervisor.layout.control();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
-        Ok(())
+        supervisor.gave_up.map_or(Ok(()), Err)
     })
 }
 
@@ -146,6 +146,7 @@ fn build(
         maker,
         begun: false,
         ending: None,
+        gave_up: None,
         ending_since: None,
         told_to_end: BTreeSet::new(),
         apps: BTreeMap::new(),
@@ -198,6 +199,10 @@ impl Supervisor {
         for app in config.apps.values() {
             let mut spec = Arc::clone(app);
             let new = reload::new_app(&self.maker, &mut spec);
+            if new.unfit {
+                // A reload then sees that it has to try again.
+                Arc::make_mut(&mut self.config).apps.insert(spec.name.clone(), Arc::clone(&spec));
+            }
             newest = newest.max(newest_release(&self.layout.releases(&spec.name)));
             let env = env_files.remove(&spec.name).unwrap_or_default();
             self.add_app(&spec, new, env);

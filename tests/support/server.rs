@@ -9,7 +9,10 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        Mutex,
+        mpsc::{Receiver, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -29,7 +32,7 @@ pub struct Server {
     dir: tempfile::TempDir,
     child: Option<Child>,
     /// A line for every event, from a client that follows them.
-    events: Option<(Child, Receiver<()>)>,
+    events: Option<(Child, Mutex<Receiver<()>>)>,
 }
 
 impl Server {
@@ -121,7 +124,7 @@ impl Server {
         let (told, events) = channel();
         thread::spawn(move || lines.map_while(Result::ok).all(|_| told.send(()).is_ok()));
         self.unfollow();
-        self.events = Some((client, events));
+        self.events = Some((client, Mutex::new(events)));
     }
 
     fn unfollow(&mut self) {
@@ -212,7 +215,7 @@ impl Server {
             assert!(Instant::now() < end, "never: {what}\n{}\n{}", self.log(), text(&self.cli(&["status"])));
             if let Some((_, events)) = &self.events {
                 // Not everything is an event: look again soon even if none comes.
-                let _ = events.recv_timeout(Duration::from_millis(50));
+                let _ = events.lock().unwrap().recv_timeout(Duration::from_millis(50));
             }
         }
     }

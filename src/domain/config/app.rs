@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, Logs, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy, identity,
-    judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
+    App, Command, Form, GiveUp, Logs, OnFailed, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy,
+    identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
 };
 use crate::domain::model::{AppName, Signal};
 
@@ -76,9 +76,11 @@ impl Entry<'_> {
             instances,
             enabled: raw.enabled.unwrap_or(true),
             after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
+            requires: judge.apps(&self.keys(&["requires"]), raw.requires.as_deref().unwrap_or_default(), self.all),
             ready,
             live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)),
             restart: self.restart(judge),
+            on_failed: raw.on_failed.unwrap_or(OnFailed::Stay),
             stop: self.stop(judge),
             replace: raw.replace.unwrap_or(if sockets.is_empty() { Replace::StopFirst } else { Replace::StartFirst }),
             sockets,
@@ -90,6 +92,7 @@ impl Entry<'_> {
             problem: None,
             places: self.places(judge),
         };
+        probe::of_one(judge, &app);
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
         app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app
@@ -267,7 +270,7 @@ impl Entry<'_> {
 /// A working directory or program that is not there. What a release brings, or an app in `after` may
 /// yet make, is not missed.
 fn missing(judge: &Judge<'_>, app: &App, program: Option<&str>) -> Option<(&'static str, String)> {
-    if app.deploy.is_some() || !app.after.is_empty() {
+    if app.deploy.is_some() || app.comes_after().next().is_some() {
         return None;
     }
     let directory = app.directory.as_deref()?;

@@ -1,4 +1,4 @@
-//! Apps that wait for each other would wait for ever.
+//! Apps that wait for each other, by `after` or `requires`, would wait for ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,14 +8,16 @@ use std::{
 use super::{App, judge::Judge};
 use crate::domain::model::AppName;
 
-/// Names a cycle in `after`, if there is one.
+/// Names a cycle, if there is one.
 pub fn cycle(judge: &mut Judge<'_>, apps: &BTreeMap<AppName, Arc<App>>) {
     let mut done = BTreeSet::new();
     for name in apps.keys() {
         let mut path = Vec::new();
         if let Some(cycle) = walk(apps, name, &mut path, &mut done) {
             let shown = cycle.iter().map(|app| app.as_str()).collect::<Vec<_>>().join(" after ");
-            judge.error(&["apps", cycle[0].as_str(), "after"], format!("apps wait for each other: {shown}"));
+            let requires = apps.get(cycle[0]).is_some_and(|app| app.requires.contains(cycle[1]));
+            let field = if requires { "requires" } else { "after" };
+            judge.error(&["apps", cycle[0].as_str(), field], format!("apps wait for each other: {shown}"));
             return;
         }
     }
@@ -36,7 +38,7 @@ fn walk<'a>(
         return None;
     }
     path.push(name);
-    let found = apps.get(name)?.after.iter().find_map(|next| walk(apps, next, path, done));
+    let found = apps.get(name)?.comes_after().find_map(|next| walk(apps, next, path, done));
     path.pop();
     done.insert(name);
     found

@@ -10,7 +10,8 @@ use std::{
 };
 
 use super::{
-    App, Command, HttpProbe, Live, LiveProbe, Probe, ProbeAddress, Ready, TcpProbe, judge::Judge, numbered, raw, shell,
+    App, Command, HttpProbe, Live, LiveProbe, Probe, ProbeAddress, Ready, SocketAddress, TcpProbe, judge::Judge,
+    numbered, raw, shell,
 };
 use crate::domain::model::AppName;
 
@@ -52,6 +53,46 @@ impl TcpProbe {
         let text = numbered(&self.addr, instance);
         address(&text, None).map_err(|expected| format!("{text:?}: {expected}"))
     }
+}
+
+impl App {
+    /// Does this probe of a copy ask a socket that everhook holds for the app, so that any of its
+    /// processes may answer, and none accept?
+    #[must_use]
+    pub fn is_held(&self, probe: &Probe, instance: u32) -> bool {
+        let asked = match probe {
+            Probe::Http(probe) => probe.at(instance).map(|url| url.address),
+            Probe::Tcp(probe) => probe.at(instance),
+            Probe::Exec(_) => return false,
+        };
+        asked.is_ok_and(|asked| self.sockets.values().any(|socket| reaches(&asked, &socket.address)))
+    }
+}
+
+fn reaches(asked: &ProbeAddress, held: &SocketAddress) -> bool {
+    match (asked, held) {
+        (ProbeAddress::Socket(asked), SocketAddress::Tcp(held)) => {
+            let ip = held.ip().to_canonical();
+            held.port() == asked.port() && (ip.is_unspecified() || ip == asked.ip().to_canonical())
+        }
+        (ProbeAddress::Localhost(port), SocketAddress::Tcp(held)) => {
+            held.port() == *port && (held.ip().is_unspecified() || held.ip().is_loopback())
+        }
+        (ProbeAddress::Unix(asked), SocketAddress::Unix(held)) => asked == held,
+        _ => false,
+    }
+}
+
+/// Of copies that share a socket, an answer says nothing about a single one.
+pub fn of_one(judge: &mut Judge<'_>, app: &App) {
+    let Some(Live { probe: LiveProbe::Probe(probe), .. }) = &app.live else { return };
+    let shared = app.instances > 1 && (1..=app.instances).any(|number| app.is_held(probe, number));
+    judge.require(
+        !shared,
+        &["apps", app.name.as_str(), "live", "probe"],
+        "its instances share this socket, so that an answer says nothing about a single one: use Watchdog or Exec, or \
+         give each an address of its own by `port` or `{instance}`",
+    );
 }
 
 /// `ready` of an app with so many copies.

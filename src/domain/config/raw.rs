@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{LogFormat, Missed, Policy, Replace, Role, Serve};
+use super::{LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,9 +86,11 @@ pub struct App {
     pub instances: Option<u32>,
     pub enabled: Option<bool>,
     pub after: Option<Vec<String>>,
+    pub requires: Option<Vec<String>>,
     pub ready: Option<Ready>,
     pub live: Option<Live>,
     pub restart: Restart,
+    pub on_failed: Option<OnFailed>,
     pub stop: Option<Stop>,
     pub sockets: Option<BTreeMap<String, Socket>>,
     pub replace: Option<Replace>,
@@ -320,6 +322,7 @@ impl App {
             instances: self.instances.or(d.instances),
             enabled: self.enabled.or(d.enabled),
             after: self.after.or(d.after),
+            requires: self.requires.or(d.requires),
             ready: self.ready.or(d.ready),
             live: match (self.live, d.live) {
                 (Some(own), Some(default)) => Some(own.or(default)),
@@ -328,6 +331,7 @@ impl App {
                 (own, None) => own,
             },
             restart: self.restart.or(d.restart),
+            on_failed: self.on_failed.or(d.on_failed),
             stop: match (self.stop, d.stop) {
                 (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
                     signal: stage.signal.or(default.signal),

@@ -146,10 +146,13 @@ pub struct App {
     pub instances: u32,
     pub enabled: bool,
     pub after: Vec<AppName>,
+    /// Like `after`, and it stops and starts again with them.
+    pub requires: Vec<AppName>,
     /// Of the first copy; those of others differ at most in `{instance}`.
     pub ready: Ready,
     pub live: Option<Live>,
     pub restart: Restart,
+    pub on_failed: OnFailed,
     pub stop: Stop,
     /// Held for it and passed to each process, by name.
     pub sockets: BTreeMap<String, Socket>,
@@ -169,6 +172,11 @@ pub struct App {
 }
 
 impl App {
+    /// The apps that must be up before it starts.
+    pub fn comes_after(&self) -> impl Iterator<Item = &AppName> {
+        self.after.iter().chain(&self.requires)
+    }
+
     /// Something that is wrong with this app alone, with the place of the field that asks for it.
     #[must_use]
     pub fn fault(&self, field: &str, message: &str) -> String {
@@ -326,6 +334,13 @@ impl Restart {
     pub fn is_success(&self, exit: Exit) -> bool {
         exit.code().is_some_and(|code| self.success.contains(&code))
     }
+}
+
+/// What a failed app means for everhook as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum OnFailed {
+    Stay,
+    Shutdown,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

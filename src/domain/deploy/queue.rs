@@ -185,7 +185,7 @@ impl Lane {
     }
 
     fn may_start(&self) -> bool {
-        let open = |waiting: &Waiting| self.gate.unwrap_or(waiting.queued.app.after.is_empty());
+        let open = |waiting: &Waiting| self.gate.unwrap_or(waiting.queued.app.comes_after().next().is_none());
         self.running.is_none() && self.waiting.first().is_some_and(open)
     }
 

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{
     api::{By, DeployState, Fetched, StepState, Verdict},
-    config::{App, Deploy, GiveUp, Identity, Limits, Logs, Policy, Ready, Replace, Restart, Step, Stop, StopStage},
+    config::{
+        App, Deploy, GiveUp, Identity, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop, StopStage,
+    },
     model::{At, Now, Signal, Size},
 };
 
@@ -44,6 +46,8 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         port: None,
         instances: 1,
         enabled: true,
+        requires: vec![],
+        on_failed: OnFailed::Stay,
         after: after.iter().map(|name| name.parse().unwrap()).collect(),
         ready: Ready::Immediate,
         live: None,

@@ -46,6 +46,8 @@ pub enum Event {
     },
     /// The apps of `after` hold it back (`Some`: with this reason), or no longer.
     Block(Option<String>),
+    /// Something of `requires` is not up (`Some`: in a sentence), or all of it is.
+    Lack(Option<String>),
     /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
     Try {
         release: Release,
@@ -111,6 +113,8 @@ pub enum Task {
     Gone(u32),
     /// The removed app has no process left.
     Removed,
+    /// It has failed, and without it everhook shall end.
+    ShutDown(String),
 }
 
 /// Why an app does not run though nothing is wrong with it.
@@ -120,6 +124,7 @@ pub enum Rest {
     Disabled,
     NoRelease,
     Blocked(String),
+    Lacks(String),
     /// Until its time by this expression.
     Scheduled(String),
     Ending,
@@ -136,6 +141,8 @@ pub struct App {
     /// Who stopped all of it, while that holds.
     held: Option<String>,
     blocked: Option<String>,
+    lacks: Option<String>,
+    given_up: bool,
     /// Why a scheduled app is to run now, until it does.
     due: Option<String>,
     pub(super) trial: Option<Trial>,
@@ -156,6 +163,8 @@ impl App {
             release,
             held: None,
             blocked: None,
+            lacks: None,
+            given_up: false,
             due: None,
             trial: None,
             roll: None,
@@ -244,6 +253,12 @@ impl App {
         self.removed
     }
 
+    /// Is something of `requires` not up?
+    #[must_use]
+    pub fn lacks(&self) -> bool {
+        self.lacks.is_some()
+    }
+
     /// What people have stopped: all of it (`None`), or single copies, and who did.
     #[must_use]
     pub fn holds(&self) -> Vec<(Option<u32>, String)> {
@@ -274,6 +289,8 @@ impl App {
             Some(Rest::NoRelease)
         } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
             Some(Rest::Scheduled(schedule.text.clone()))
+        } else if let Some(what) = &self.lacks {
+            Some(Rest::Lacks(what.clone()))
         } else {
             self.blocked.clone().map(Rest::Blocked)
         }
@@ -286,7 +303,7 @@ impl App {
     /// The same for one copy.
     pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
         match self.rests() {
-            None | Some(Rest::Blocked(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
+            None | Some(Rest::Blocked(_) | Rest::Lacks(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
                 copy.held.clone().map(Rest::Held)
             }
             rests => rests,
@@ -334,6 +351,7 @@ impl App {
                 }
             }
             Event::Block(reason) => self.blocked = reason,
+            Event::Lack(what) => self.lack(what, now, out),
             Event::Try { release, settle } => self.begin_trial(release, settle, out),
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
@@ -354,6 +372,30 @@ impl App {
         }
         self.go_on_rolling(now, out);
         self.follow_rules(now, out);
+        self.give_up(out);
+    }
+
+    /// What it requires went down: it goes too, and comes back with it.
+    fn lack(&mut self, what: Option<String>, now: Now, out: &mut Vec<Task>) {
+        if let (Some(what), None) = (&what, &self.lacks) {
+            self.fail_trial(what, now, out);
+            self.call_off(what, out);
+            self.cease_all(what, now, out);
+        }
+        self.lacks = what;
+    }
+
+    /// Ends everything for its sake, where the config wants that.
+    fn give_up(&mut self, out: &mut Vec<Task>) {
+        let failed = |copy: &&Copy| matches!(copy.instance().state(), State::Failed { retry: None });
+        if self.spec.on_failed == config::OnFailed::Stay || self.ending || self.removed || self.given_up {
+            return;
+        }
+        if let Some(copy) = self.copies.iter().find(failed) {
+            self.given_up = true;
+            let why = copy.instance().reason().unwrap_or("it failed");
+            out.push(Task::ShutDown(format!("app \"{}\" has failed: {why}", self.name())));
+        }
     }
 
     /// Has a machine do something; what follows is for its seat.
@@ -653,7 +695,10 @@ impl App {
             // Whatever has run before is not held back by `after` when it failed or is done.
             Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
             Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),
-            Some(Rest::Blocked(_) | Rest::Scheduled(_)) => return,
+            Some(Rest::Lacks(what)) if idle || matches!(instance.state(), State::Backoff { .. }) => {
+                (State::Waiting, what)
+            }
+            Some(Rest::Blocked(_) | Rest::Lacks(_) | Rest::Scheduled(_)) => return,
         };
         let seat = self.copies[copy].run.seat;
         self.tell(seat, out, |instance, _, out| instance.rest(state, &reason, now, out));

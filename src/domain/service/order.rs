@@ -5,14 +5,30 @@ use std::collections::BTreeMap;
 use super::{App, Rest, State};
 use crate::domain::{config, model::AppName};
 
-/// Why an app must wait for the apps of its `after`; `None`: nothing holds it back. An app of `after`
-/// is good enough when it is ready, done, failed or stopped, or, without a command, deployed.
+/// Why an app must wait for the apps of its `after` and `requires`; `None`: nothing holds it back. An app
+/// of `after` is good enough when it is ready, done, failed or stopped, or, without a command, deployed.
 #[must_use]
 pub fn blocked(spec: &config::App, apps: &BTreeMap<AppName, App>) -> Option<String> {
     spec.after
         .iter()
         .find(|name| apps.get(name).is_some_and(|app| !is_past(app)))
         .map(|name| format!("waits for {name}"))
+        .or_else(|| lacking(spec, apps))
+}
+
+/// What it cannot run without, in a sentence; `None`: all of `requires` is up.
+#[must_use]
+pub fn lacking(spec: &config::App, apps: &BTreeMap<AppName, App>) -> Option<String> {
+    let down = |name: &&AppName| apps.get(*name).is_none_or(|app| !is_up(app));
+    spec.requires.iter().find(down).map(|name| format!("requires {name}, which is not up"))
+}
+
+/// Does something of it do its work, or is that done?
+fn is_up(app: &App) -> bool {
+    if app.spec().command.is_none() {
+        return app.release().is_some();
+    }
+    app.copies().iter().any(|copy| matches!(copy.instance().state(), State::Ready { .. } | State::Done))
 }
 
 fn is_past(app: &App) -> bool {
@@ -31,11 +47,13 @@ fn is_past(app: &App) -> bool {
 
 /// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
 pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
-    let needed = |name: &AppName| apps.values().any(|other| other.is_active() && other.spec().after.contains(name));
+    let needed = |name: &AppName| {
+        apps.values().any(|other| other.is_active() && other.spec().comes_after().any(|before| before == name))
+    };
     apps.keys().filter(|name| !needed(name)).cloned().collect()
 }
 
-/// The running apps that wait for one of `stopped` at their start: whom a stop hurts. What is stopped
+/// The running apps that come after one of `stopped`: whom a stop hurts. What is stopped
 /// already hurts nobody more.
 #[must_use]
 pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a BTreeMap<AppName, App>) -> Vec<&'a AppName> {
@@ -43,7 +61,7 @@ pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a BTreeMap<AppName, App>) -> Vec
     let stops = |name: &AppName| apps.get(name).is_some_and(|app| !is_stopped(app));
     apps.values()
         .filter(|app| app.is_active() && !stopped.contains(app.name()))
-        .filter(|app| app.spec().after.iter().any(|name| stopped.contains(name) && stops(name)))
+        .filter(|app| app.spec().comes_after().any(|name| stopped.contains(name) && stops(name)))
         .map(App::name)
         .collect()
 }

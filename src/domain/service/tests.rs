@@ -9,7 +9,8 @@ use proptest::prelude::*;
 
 use super::{super::instance::name, *};
 use crate::domain::config::{
-    Command, GiveUp, Identity, Limits, Live, LiveProbe, Logs, Policy, Ready, Replace, Restart, Stop, StopStage,
+    Command, GiveUp, Identity, Limits, Live, LiveProbe, Logs, OnFailed, Policy, Ready, Replace, Restart, Stop,
+    StopStage,
 };
 use crate::domain::model::{Signal, Size};
 
@@ -28,6 +29,8 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         instances: 1,
         enabled: true,
         after: vec![],
+        requires: vec![],
+        on_failed: OnFailed::Stay,
         ready,
         live: None,
         restart: Restart {
@@ -578,6 +581,7 @@ enum Step {
     Pass(u64),
     Try,
     Block(bool),
+    Lack(bool),
     Reconfigure(u32, bool),
 }
 
@@ -605,6 +609,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         (0..20_000u64).prop_map(Step::Pass),
         Just(Step::Try),
         any::<bool>().prop_map(Step::Block),
+        any::<bool>().prop_map(Step::Lack),
         (1..=3u32, any::<bool>()).prop_map(|(count, restart)| Step::Reconfigure(count, restart)),
     ]
 }
@@ -678,6 +683,7 @@ proptest! {
                     tries += 1;
                     world.feed(Event::Try { release: release(tries), settle: seconds(2) });
                 },
+                Step::Lack(lacks) => world.feed(Event::Lack(lacks.then(|| "b".into()))),
                 Step::Block(held) => world.feed(Event::Block(held.then(|| "b".into()))),
                 Step::Reconfigure(instances, restart) => {
                     let spec = Arc::new(config::App { instances, ..spec.clone() });
@@ -694,6 +700,13 @@ proptest! {
             prop_assert!(world.trees.iter().all(|(seat, tree)| tree.is_empty() || known(seat)), "somebody is forgotten");
         }
         world.feed(Event::Block(None));
+        world.feed(Event::Lack(Some("b".into())));
+        for _ in 0..6 {
+            world.settle();
+            world.pass(seconds(3));
+        }
+        prop_assert!(!world.app.is_active(), "it runs without what it requires: {:?}", world.all_words());
+        world.feed(Event::Lack(None));
         world.feed(start(false));
         for _ in 0..6 {
             world.settle();

@@ -5,29 +5,45 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream, unix::pipe},
+    sync::oneshot,
     time::timeout,
 };
 
-use super::{super::event::Events, SeatId};
+use super::{
+    super::event::Events,
+    SeatId,
+    proof::{self, Request, Whose},
+};
 use crate::domain::{
     config::{Command, HttpProbe, Probe, ProbeAddress, TcpProbe},
     model::show_span,
 };
 
 /// No status line is longer.
-const STATUS_LINE: usize = 1024;
+pub const STATUS_LINE: usize = 1024;
+
+/// Of a thread that proves.
+const STACK: usize = 256 * 1024;
 
 /// What is asked.
 pub enum Question {
     Http(HttpProbe),
     Tcp(TcpProbe),
     Exec(Command),
+    /// Where others listen beside it: what answers must be of this tree.
+    Proven {
+        probe: Probe,
+        whose: Arc<Whose>,
+        missed: usize,
+    },
     /// Answered by the newline that comes out of this pipe.
     Newline(pipe::Receiver),
 }
@@ -52,22 +68,72 @@ pub struct Asker {
     pub events: Events,
 }
 
+/// What came of asking once.
+#[derive(Debug)]
+pub enum Answer {
+    Yes,
+    /// Why not, in a sentence.
+    No(String),
+    /// Only others could be asked, in its place: the next may find it.
+    Others(String),
+}
+
+impl From<Result<(), String>> for Answer {
+    fn from(result: Result<(), String>) -> Self {
+        result.map_or_else(Self::No, |()| Self::Yes)
+    }
+}
+
 impl Asker {
-    /// Asks once; why it is not so, in a sentence.
-    pub async fn once(&mut self) -> Result<(), String> {
+    /// Asks once.
+    pub async fn once(&mut self) -> Answer {
         let (number, limit) = (self.seat.seat.number, self.limit);
         let answer = async {
             match &mut self.question {
-                Question::Http(probe) => http(probe, number).await,
-                Question::Tcp(probe) => tcp(probe, number).await,
-                Question::Newline(pipe) => newline(pipe).await,
+                Question::Http(probe) => http(probe, number).await.into(),
+                Question::Tcp(probe) => tcp(probe, number).await.into(),
+                Question::Newline(pipe) => newline(pipe).await.into(),
+                Question::Proven { probe, whose, missed } => {
+                    let answer = proven(probe, number, whose, *missed, limit).await.unwrap_or_else(Answer::No);
+                    *missed += usize::from(matches!(answer, Answer::Others(_)));
+                    answer
+                }
                 Question::Exec(command) => {
-                    super::exec::ask(&self.events, &self.seat, self.attempt, command, limit).await
+                    super::exec::ask(&self.events, &self.seat, self.attempt, command, limit).await.into()
                 }
             }
         };
-        timeout(limit, answer).await.unwrap_or_else(|_| Err(format!("no answer within {}", show_span(limit))))
+        let late = |_| Answer::No(format!("no answer within {}", show_span(limit)));
+        timeout(limit, answer).await.unwrap_or_else(late)
     }
+}
+
+async fn proven(
+    probe: &Probe,
+    number: u32,
+    whose: &Arc<Whose>,
+    missed: usize,
+    limit: Duration,
+) -> Result<Answer, String> {
+    let (address, request) = match probe {
+        Probe::Exec(_) => return Err("a command is not asked through a socket".into()),
+        Probe::Tcp(probe) => (probe.at(number)?, None),
+        Probe::Http(probe) => {
+            let url = probe.at(number)?;
+            (url.address, Some(Request { text: request(&url.target, &url.host), expect: probe.expect }))
+        }
+    };
+    let whose = Arc::clone(whose);
+    on_a_thread(move || proof::round(&address, request.as_ref(), &whose, missed, limit)).await
+}
+
+/// What blocks has a thread of its own, which ends by itself.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let (done, result) = oneshot::channel();
+    let spawned =
+        thread::Builder::new().name("proof".into()).stack_size(STACK).spawn(move || done.send(work()).is_ok());
+    spawned.map_err(|e| format!("the probe cannot be run: {e}"))?;
+    result.await.map_err(|_| "the probe was not run".to_owned())
 }
 
 async fn tcp(probe: &TcpProbe, number: u32) -> Result<(), String> {
@@ -93,11 +159,11 @@ async fn http(probe: &HttpProbe, number: u32) -> Result<(), String> {
 }
 
 /// The whole of a request.
-fn request(target: &str, host: &str) -> String {
+pub fn request(target: &str, host: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: everhook\r\nAccept: */*\r\nConnection: close\r\n\r\n")
 }
 
-fn judge(answer: &[u8], expect: u16) -> Result<(), String> {
+pub fn judge(answer: &[u8], expect: u16) -> Result<(), String> {
     match status(answer) {
         Some(code) if code == expect => Ok(()),
         Some(code) => Err(format!("answered {code}, {expect} is expected")),
@@ -127,7 +193,7 @@ async fn connect(address: &ProbeAddress) -> io::Result<Box<dyn Stream>> {
     })
 }
 
-fn show(address: &ProbeAddress) -> String {
+pub fn show(address: &ProbeAddress) -> String {
     match address {
         ProbeAddress::Socket(address) => address.to_string(),
         ProbeAddress::Localhost(port) => format!("localhost:{port}"),

@@ -1,10 +1,11 @@
 //! How the loop learns whether an instance is ready, and whether it is still well: questions to it
-//! (`ask`, commands by `exec`), and what it says itself (`notices`). What follows from an answer is
-//! decided in `service`.
+//! (`ask`; commands by `exec`; where others listen on the same socket, by `proof`), and what it says
+//! itself (`notices`). What follows from an answer is decided in `service`.
 
 mod ask;
 mod exec;
 mod notices;
+mod proof;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use self::ask::{Asker, Question};
+use self::ask::{Answer, Asker, Question};
 use super::{
     Supervisor,
     apply::SeatId,
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     domain::{
-        config::{self, LiveProbe, Probe, Ready},
+        config::{self, LiveProbe, Probe, Ready, Replace},
         service::Happening,
     },
     os::{cgroup::Cgroup, spawn::SpawnSpec},
@@ -112,7 +113,7 @@ impl Supervisor {
                 None => return,
             },
             Ready::Probe { probe: Probe::Exec(command), within } => (Question::Exec(command), within),
-            Ready::Probe { probe, .. } => (Question::from(probe), TRY),
+            Ready::Probe { probe, .. } => (self.question(id, probe), TRY),
         };
         let asker = Asker { seat: id.clone(), attempt, question, limit, events: self.events.clone() };
         self.ask(id, until_ready(asker));
@@ -122,9 +123,27 @@ impl Supervisor {
     pub fn begin_watch(&mut self, id: &SeatId, attempt: u64) {
         let live = self.apps.get(&id.app).and_then(|app| app.spec().live.clone());
         let Some(config::Live { probe: LiveProbe::Probe(probe), every, timeout, .. }) = live else { return };
-        let question = Question::from(probe);
+        let question = self.question(id, probe);
         let asker = Asker { seat: id.clone(), attempt, question, limit: timeout, events: self.events.clone() };
         self.ask(id, watch(asker, every));
+    }
+
+    /// Where others may answer in its place, or nobody though the socket is held, it must be proven.
+    fn question(&self, id: &SeatId, probe: Probe) -> Question {
+        let of_others = |app: &config::App| {
+            let asked = !matches!(probe, Probe::Exec(_));
+            asked && (app.replace == Replace::StartFirst || app.is_held(&probe, id.seat.number))
+        };
+        let held = self.apps.get(&id.app).is_some_and(|app| of_others(app.spec()));
+        let main = self.seat(id).and_then(|seat| Some((seat.main?, seat.kit.cgroup.clone())));
+        match main.filter(|_| held) {
+            Some((main, cgroup)) => {
+                let (boot, instance) = (self.me.boot_of(id.seat), id.instance().to_string());
+                let whose = Arc::new(proof::Whose { main, boot, instance, cgroup });
+                Question::Proven { probe, whose, missed: 0 }
+            }
+            None => Question::from(probe),
+        }
     }
 
     fn ask(&mut self, id: &SeatId, task: impl Future<Output = ()> + Send + 'static) {
@@ -147,7 +166,12 @@ async fn until_ready(mut asker: Asker) {
     let mut pause = PAUSE;
     let mut told = String::new();
     loop {
-        let result = asker.once().await;
+        let answer = asker.once().await;
+        let others = matches!(answer, Answer::Others(_));
+        let result = match answer {
+            Answer::Yes => Ok(()),
+            Answer::No(why) | Answer::Others(why) => Err(why),
+        };
         let done = result.is_ok();
         if done || result.as_ref().is_err_and(|why| *why != told) {
             told = result.as_ref().err().cloned().unwrap_or_default();
@@ -156,7 +180,7 @@ async fn until_ready(mut asker: Asker) {
                 return;
             }
         }
-        sleep(pause).await;
+        sleep(if others { PAUSE } else { pause }).await;
         pause = pause.mul_f64(1.1).min(LONGEST_PAUSE);
     }
 }
@@ -167,7 +191,7 @@ async fn watch(mut asker: Asker, every: Duration) {
     let mut next = Instant::now() + every;
     loop {
         sleep_until(next.into()).await;
-        let result = asker.once().await;
+        let result = patiently(&mut asker).await;
         // A late answer moves those to come: none is asked at once after another.
         let now = Instant::now();
         next = if next + every > now { next + every } else { now + every };
@@ -175,6 +199,18 @@ async fn watch(mut asker: Asker, every: Duration) {
         well = result.is_ok();
         if news && tell(&asker.events, &asker.seat, Happening::LiveProbed { attempt: asker.attempt, result }).is_err() {
             return;
+        }
+    }
+}
+
+/// Asks again while only others are asked, as long as a single probe may take.
+async fn patiently(asker: &mut Asker) -> Result<(), String> {
+    let late = Instant::now() + asker.limit;
+    loop {
+        match asker.once().await {
+            Answer::Yes => return Ok(()),
+            Answer::Others(_) if Instant::now() + PAUSE < late => sleep(PAUSE).await,
+            Answer::No(why) | Answer::Others(why) => return Err(why),
         }
     }
 }

@@ -1,0 +1,169 @@
+//! What one app cannot have is that app's clear error, and never stops the others.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nix::unistd::geteuid;
+use serde_json::Value;
+use server::{Server, text};
+
+/// Why an app does not run.
+fn reason(app: &Value) -> String {
+    app["instances"][0]["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Names and reasons of the failed apps, once `count` of all are settled.
+fn settled(server: &Server, count: usize) -> (Vec<String>, Vec<(String, String)>) {
+    let states = |server: &Server, state: &str| -> Vec<Value> {
+        let status = server.status();
+        status["apps"].as_array().unwrap().iter().filter(|app| app["state"] == state).cloned().collect()
+    };
+    server.until("every app is settled", |s| {
+        (states(s, "ready").len() + states(s, "failed").len() == count).then_some(())
+    });
+    let name = |app: &Value| app["name"].as_str().unwrap().to_owned();
+    let failed = states(server, "failed").iter().map(|app| (name(app), reason(app))).collect();
+    (states(server, "ready").iter().map(name).collect(), failed)
+}
+
+fn many(count: usize) -> String {
+    let apps = (0..count).map(|n| format!("\"a{n}\": (command: [\"sleep\", \"1000\"], ready: Immediate),\n"));
+    format!("(state_dir: \"@DIR@/state\", apps: {{\n{}}})", apps.collect::<String>())
+}
+
+#[test]
+fn a_start_that_cannot_be_has_the_place_of_its_field() {
+    let never = "restart: (policy: Never)";
+    let server = Server::new(&format!(
+        r#"(state_dir: "@DIR@/state", apps: {{
+"good": (command: ["sleep", "1000"], ready: Immediate),
+"program": (command: ["no-such-program"], after: ["good"], {never}),
+"text": (command: ["./run"], directory: "@DIR@", {never}),
+"closed": (command: ["sleep", "1000"], directory: "@DIR@/closed", user: "60999", {never}),
+}})"#
+    ));
+    fs::write(server.path().join("run"), "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(server.path().join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(server.path().join("closed")).unwrap();
+    fs::set_permissions(server.path().join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+    let server = server.started();
+    server.wait_state("good", "ready");
+    let mut wanted = vec![("program", 3, "no-such-program"), ("text", 4, "run")];
+    if geteuid().is_root() {
+        wanted.push(("closed", 5, "Permission denied"));
+    }
+    for (app, line, what) in wanted {
+        let reason = reason(&server.wait_state(app, "failed"));
+        assert!(reason.contains(what) && reason.contains(&format!("supervisor.ron:{line}:")), "{app}: {reason}");
+    }
+    assert_eq!(server.app("good")["state"], "ready");
+}
+
+#[test]
+fn without_descriptors_left_only_the_app_without_fails() {
+    let mut server = Server::new(&many(60));
+    server.start_as(&["prlimit", "--nofile=200:200"]);
+    let (ready, failed) = settled(&server, 60);
+    assert!(ready.len() >= 10 && failed.len() >= 10, "{ready:?} {failed:?}");
+    for (app, reason) in &failed {
+        assert!(
+            reason.contains("descriptors") && reason.contains("LimitNOFILE") && reason.contains("200"),
+            "{app}: {reason}"
+        );
+        assert!(reason.contains("supervisor.ron:"), "{app}: {reason}");
+    }
+    // What runs is looked after as ever.
+    let pid = server.main_pid(&ready[0]);
+    server.ok(&["restart", &ready[0]]);
+    assert_ne!(server.main_pid(&ready[0]), pid);
+    server.fails(1, &["start", &failed[0].0]);
+}
+
+#[test]
+fn without_a_cgroup_only_the_app_without_fails() {
+    let Some(base) = limited_cgroup(3) else { return println!("no cgroup v2 that we may write: left out") };
+    let mut server = Server::new(&many(8));
+    let enter = format!("echo $$ >{}/cgroup.procs && exec \"$@\"", base.display());
+    server.start_as(&["sh", "-c", &enter, "sh"]);
+    let (ready, failed) = settled(&server, 8);
+    assert!(!ready.is_empty() && !failed.is_empty(), "{ready:?} {failed:?}");
+    for (app, reason) in &failed {
+        assert!(reason.contains("cgroup") && reason.contains("supervisor.ron:"), "{app}: {reason}");
+    }
+    // Once there is room, a reload is all it needs.
+    fs::write(base.join("cgroup.max.descendants"), "max").unwrap();
+    server.ok(&["reload"]);
+    assert_eq!(settled(&server, 8).0.len(), 8);
+    assert!(server.stop().success());
+    let (inner, _): (Vec<PathBuf>, Vec<PathBuf>) =
+        fs::read_dir(&base).unwrap().map(|entry| entry.unwrap().path()).partition(|path| path.is_dir());
+    inner.iter().for_each(|group| drop(fs::remove_dir(group)));
+    let _ = fs::remove_dir(&base);
+}
+
+/// A cgroup v2 of the test's own in which only so many can be made.
+fn limited_cgroup(most: u32) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let point = mounts.lines().find(|line| line.contains(" cgroup2 "))?.split(' ').nth(1)?.to_owned();
+    let base = Path::new(&point).join(format!("everhook-test-{}", std::process::id()));
+    fs::create_dir(&base).ok()?;
+    fs::write(base.join("cgroup.max.descendants"), most.to_string()).ok()?;
+    Some(base)
+}
+
+/// Beyond `fs.pipe-user-pages-soft` the kernel gives a user's new pipes two pages: writes are then cut
+/// and block sooner.
+#[test]
+fn cut_pipes_are_told_and_the_app_runs() {
+    if !geteuid().is_root() {
+        return println!("not root: the pages of pipes of another user cannot be used up");
+    }
+    let id = "61235";
+    let soft: usize = fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").unwrap().trim().parse().unwrap();
+    if soft == 0 || soft > 65_536 {
+        return println!("fs.pipe-user-pages-soft is {soft}: left out");
+    }
+    let as_user = ["setpriv", "--reuid", id, "--regid", id, "--clear-groups"];
+    let hold = format!(
+        "import os, resource, sys\nhard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
+         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n\
+         pipes = [os.pipe() for _ in range({})]\nprint('held', flush=True)\nsys.stdin.read()",
+        soft / 16 + 8
+    );
+    let mut hog = Command::new(as_user[0]);
+    // Another one may be root's alone.
+    hog.env("PATH", "/usr/local/bin:/usr/bin:/bin").args(&as_user[1..]).args(["python3", "-c", &hold]);
+    let mut hog = hog.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(hog.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+
+    let mut server = Server::new(&many(1));
+    let folder = server.path().to_owned();
+    let binary = folder.join("everhook-as-user");
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_everhook")).arg(&binary).status().unwrap().success());
+    chown(&folder, Some(61_235), Some(61_235)).unwrap();
+    let swap = format!("shift; exec {} {} \"$@\"", as_user.join(" "), binary.display());
+    server.start_as(&["sh", "-c", &swap, "sh"]);
+    server.wait_state("a0", "ready");
+    let told = server.until("the cut pipe is told", |s| {
+        s.events().into_iter().find(|event| event["app"] == "a0" && event["to"] == "output_cut")
+    });
+    let cause = told["cause"].as_str().unwrap();
+    assert!(cause.contains("fs.pipe-user-pages-soft") && cause.contains("supervisor.ron:2:"), "{cause}");
+    drop(hog.stdin.take());
+    assert!(hog.wait().unwrap().success());
+    let output = server.cli(&["status"]);
+    assert!(output.status.success(), "{}", text(&output));
+}
