@@ -283,6 +283,7 @@ impl Capture {
     /// Counts data as dropped; told when it is the first.
     fn lose(&self, sink: &mut SinkFile, from: usize, end: usize, reason: &str) -> Option<Told> {
         let first = sink.gap.is_none();
+        sink.doubt();
         let gap = sink.gap.get_or_insert_with(|| Gap { bytes: 0, line_open: false, reason: reason.to_owned() });
         let data = &self.buffer.data()[from..end];
         gap.bytes += data.len() as u64;
@@ -338,7 +339,7 @@ impl Capture {
             if sink.sink.path.as_os_str().len() > MAX_PATH {
                 return Err(stuck(io::ErrorKind::InvalidFilename.into()));
             }
-            sink.current().map_err(stuck)?;
+            sink.known().map_err(stuck)?;
             let limit = sink.limit();
             let opened = sink.opened.as_ref().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
             let (device, inode, offset) = (opened.device, opened.inode, opened.size);
