@@ -44,6 +44,10 @@ fn is_program(program: &str) -> bool {
     !program.contains("missing")
 }
 
+fn can_limit(kind: &str) -> Result<(), String> {
+    if kind == "tasks" { Err("cgroup /x is not writable".into()) } else { Ok(()) }
+}
+
 /// What the folder `apps` beside the config holds: enough of files for cases about `include`.
 fn matching(glob: &Path) -> Result<Vec<(PathBuf, String)>, String> {
     let files: &[(&str, &str)] = match glob.to_str() {
@@ -75,7 +79,7 @@ fn loaded(text: &str) -> Result<config::Loaded, config::Faults> {
         // A fixed rule, so that the machine's database makes no difference.
         Some(_) => TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").ok(),
     };
-    let facts = Facts { uid, user, group, is_directory, is_program, matching, zone };
+    let facts = Facts { uid, user, group, is_directory, is_program, can_limit, matching, zone };
     let places = Places { state_home: "/home/www/.local/state/everhook".into() };
     config::load(text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts)
 }

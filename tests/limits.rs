@@ -124,3 +124,118 @@ fn a_limit_that_the_kernel_refuses_is_that_apps_error() {
     let reason = server.instance("a")["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("setting the limit of open files to 18446744073709551615"), "{reason}");
 }
+
+/// The groups of a process, each with the names of its files.
+fn in_a_group(pid: i32, file: &str) -> Option<String> {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = mounts.lines().filter(|line| line.contains(" - cgroup")).map(|line| line.split(' ').nth(4).unwrap());
+    let groups = own.lines().map(|line| line.rsplit(':').next().unwrap());
+    points.flat_map(|point| groups.clone().map(move |group| format!("{point}{group}/{file}"))).find_map(|path| {
+        let text = path.contains("everhook-").then(|| fs::read_to_string(path).ok()).flatten()?;
+        Some(text.trim().to_owned())
+    })
+}
+
+/// Whole trees are limited here, as `check` sees it.
+fn are_held(server: &Server) -> bool {
+    let told = server::text(&server.cli(&["check"]));
+    if told.contains("runs without its limit") {
+        println!("left out, as no cgroup here can be limited: {told}");
+    }
+    !told.contains("runs without its limit")
+}
+
+const EATS: &str = "import os, time; x = b'x' * (200 << 20); time.sleep(1000)";
+
+#[test]
+fn whole_trees_are_limited_and_out_of_memory_is_told_as_that() {
+    let server = Server::with_apps(&format!(
+        r#""a": (ready: Immediate, command: ["sleep", "1000"], limits: (memory: "64MiB", cpu: 0.5, tasks: 77)),
+           "main": (ready: Immediate, command: ["python3", "-c", "{EATS}"], limits: (memory: "64MiB"), restart: (first: "1h", max: "1h")),
+           "worker": (ready: Immediate, command: ["sh", "-c", "python3 -c \"{EATS}\"; exit 0"], limits: (memory: "64MiB"), restart: (policy: OnFailure))"#
+    ));
+    if !are_held(&server) {
+        return;
+    }
+    let server = server.started();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    let value = |names: [&str; 2]| names.into_iter().find_map(|name| in_a_group(pid, name)).unwrap();
+    assert_eq!(value(["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
+    assert_eq!(value(["cpu.max", "cpu.cfs_quota_us"]).split(' ').next(), Some("50000"));
+    assert_eq!(value(["pids.max", "pids.max"]), "77");
+    let used = server.instance("a")["memory_bytes"].as_u64().unwrap();
+    assert!(used > 0 && used < 64 << 20, "{used}");
+
+    server.wait_state("main", "backoff");
+    let main = server.instance("main");
+    assert_eq!((&main["last_exit"]["oom"], &main["last_exit"]["signal"]), (&true.into(), &9.into()));
+    assert!(main["reason"].as_str().unwrap().contains("out of memory"), "{main}");
+    // The one that was killed was not the main process, which ended well.
+    server.wait_state("worker", "done");
+    let worker = server.instance("worker");
+    assert_eq!((&worker["last_exit"]["oom"], &worker["last_exit"]["code"]), (&false.into(), &0.into()));
+    let told = server.until("it is told", |s| {
+        s.events()
+            .into_iter()
+            .find(|e| e["app"] == "worker" && e["cause"].as_str().is_some_and(|c| c.contains("out of memory")))
+    });
+    assert_eq!((&told["kind"], &told["instance"]), (&"instance".into(), &"worker.1".into()));
+
+    // Taken away again, and nothing is left behind.
+    server.edit_config(", cpu: 0.5, tasks: 77", ", tasks: 78");
+    server.ok(&["reload"]);
+    let new = server.wait_new_pid("a", pid);
+    let cpu = ["cpu.max", "cpu.cfs_quota_us"].into_iter().find_map(|name| in_a_group(new, name));
+    assert!(cpu.is_none_or(|cpu| cpu == "-1" || cpu.starts_with("max")));
+    assert_eq!(in_a_group(new, "pids.max").as_deref(), Some("78"));
+}
+
+#[test]
+fn who_grows_over_memory_restart_is_restarted_in_order() {
+    let grows = "import os, signal, sys, time; signal.signal(15, lambda *_: (open('@DIR@/said', 'a').write('bye'), sys.exit(0))); x = b'x' * (100 << 20); time.sleep(1000)";
+    let server = Server::with_apps(&format!(
+        r#""a": (ready: Immediate, command: ["python3", "-c", "{grows}"], limits: (memory_restart: "60MiB")),
+           "b": (ready: Immediate, command: ["sleep", "1000"], limits: (memory_restart: "60MiB"))"#
+    ))
+    .started();
+    server.wait_state("a", "ready");
+    let (old, other) = (server.main_pid("a"), server.main_pid("b"));
+    server.wait_new_pid("a", old);
+    assert_eq!(fs::read_to_string(server.path().join("said")).unwrap(), "bye", "it had time to leave");
+    let why =
+        |e: &serde_json::Value| e["cause"].as_str().is_some_and(|c| c.contains("more than memory_restart: 60MiB"));
+    assert!(server.events().iter().any(|e| e["app"] == "a" && why(e)));
+    assert_eq!((server.main_pid("b"), &server.instance("b")["restarts"]), (other, &0.into()));
+}
+
+#[test]
+fn groups_go_with_what_they_are_for() {
+    let mut server = Server::with_apps(
+        r#""a": (ready: Immediate, command: ["sleep", "1000"], limits: (tasks: 77)), "b": (ready: Immediate, command: ["sleep", "1000"])"#,
+    )
+    .started();
+    server.wait_state("a", "ready");
+    server.wait_state("b", "ready");
+    let name = |server: &Server, app: &str| {
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", server.main_pid(app))).unwrap();
+        own.lines()
+            .find_map(|line| line.rsplit('/').next().filter(|name| name.starts_with("everhook-")))
+            .map(str::to_owned)
+    };
+    let (Some(a), Some(b)) = (name(&server, "a"), name(&server, "b")) else { return };
+    server.edit_config(r#", "b": (ready: Immediate, command: ["sleep", "1000"])"#, "");
+    server.ok(&["reload"]);
+    server.until("the group of the removed app is gone", |_| groups(&b).is_empty().then_some(()));
+    assert!(!groups(&a).is_empty());
+    assert!(server.stop().success());
+    assert!(groups(&a).is_empty(), "{:?}", groups(&a));
+}
+
+/// Folders of this name in any hierarchy.
+fn groups(name: &str) -> Vec<String> {
+    let found =
+        std::process::Command::new("find").args(["/sys/fs/cgroup", "-maxdepth", "5", "-name", name]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect()
+}

@@ -152,29 +152,38 @@ fn a_command_decides_and_is_ended_with_its_tree() {
 }
 
 #[test]
-fn what_hangs_is_restarted_after_so_many_failures() {
-    let port = free_port();
-    let server = Server::with_apps(&format!(
-        r#""a": (command: ["python3", "@DIR@/serve.py", "{port}"], ready: Tcp(addr: "127.0.0.1:{port}"),
-             restart: (first: "10ms"), stop: (timeout: "2s"),
-             live: (probe: Http(url: "http://127.0.0.1:{port}/"), every: "150ms", failures: 3, timeout: "1s"))"#
-    ));
-    write(&server, "serve.py", SERVE);
-    write(&server, "answer", "200");
+fn what_fails_or_hangs_is_restarted_after_so_many_failures() {
+    let ports = [free_port(), free_port()];
+    let app = |name: &str, port: u16, timeout: &str| {
+        format!(
+            r#""{name}": (command: ["python3", "@DIR@/{name}/serve.py", "{port}"], ready: Tcp(addr: "127.0.0.1:{port}"),
+                 restart: (first: "10ms"), stop: (timeout: "2s"),
+                 live: (probe: Http(url: "http://127.0.0.1:{port}/"), every: "150ms", failures: 3, timeout: "{timeout}")),"#
+        )
+    };
+    let server = Server::with_apps(&(app("a", ports[0], "20s") + &app("b", ports[1], "500ms")));
+    for app in ["a", "b"] {
+        fs::create_dir(server.path().join(app)).unwrap();
+        write(&server, &format!("{app}/serve.py"), SERVE);
+        write(&server, &format!("{app}/answer"), "200");
+    }
     let server = server.started();
-    server.wait_state("a", "ready");
-    let first = server.main_pid("a");
-    server.until("it was asked", |s| read(&s.path().join("heard")).contains("GET / ").then_some(()));
-    write(&server, "answer", "500");
-    let second = server.wait_new_pid("a", first);
+    let first = ["a", "b"].map(|app| {
+        server.wait_state(app, "ready");
+        server.main_pid(app)
+    });
+    server.until("it was asked", |s| read(&s.path().join("a/heard")).contains("GET / ").then_some(()));
+    write(&server, "a/answer", "500");
+    server.wait_new_pid("a", first[0]);
     let ends = causes(&server, "a", "stopping");
     assert!(ends[0].contains("3 live probes in a row failed") && ends[0].contains("answered 500"), "{ends:?}");
     let notes = causes(&server, "a", "ready");
     assert!(notes.iter().any(|n| n.contains("live probe 2 of 3 failed")), "{notes:?}");
     // It accepts and never answers.
-    fs::remove_file(server.path().join("answer")).unwrap();
-    server.wait_new_pid("a", second);
-    assert!(causes(&server, "a", "stopping").iter().any(|c| c.contains("no answer within 1s")));
+    fs::remove_file(server.path().join("b/answer")).unwrap();
+    server.until("the other is restarted too", |s| {
+        causes(s, "b", "stopping").iter().any(|c| c.contains("no answer within 500ms")).then_some(())
+    });
 }
 
 #[test]
@@ -298,9 +307,9 @@ fn a_held_socket_that_nobody_accepts_from_makes_nothing_ready_and_nothing_well()
     let (port, live) = (free_port(), free_port());
     let server = Server::with_apps(&format!(
         r#""sleeper": (command: ["sleep", "1000"], sockets: {{"http": "127.0.0.1:{port}"}}, restart: (policy: Never),
-             ready: Tcp(addr: "localhost:{port}", within: "700ms")),
+             ready: Tcp(addr: "localhost:{port}", within: "3s")),
            "hangs": (command: ["sleep", "1000"], sockets: {{"http": "127.0.0.1:{live}"}}, restart: (policy: Never),
-             ready: Immediate, live: (probe: Tcp(addr: "localhost:{live}"), every: "100ms", failures: 2, timeout: "700ms"))"#
+             ready: Immediate, live: (probe: Tcp(addr: "localhost:{live}"), every: "100ms", failures: 2, timeout: "1s"))"#
     ))
     .started();
     server.wait_state("sleeper", "failed");

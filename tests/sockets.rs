@@ -130,6 +130,7 @@ fn a_replacement_is_proven_beside_the_old_one_which_drains() {
     server.ok(&["reload"]);
     let said = server.fails(1, &["restart", "web"]);
     assert!(said.contains("not ready within 300ms") && said.contains("the one before runs on"), "{said}");
+    assert!(said.contains("web.1 | sockets http"), "{said}");
     assert_eq!((server.main_pid("web"), who(at).1), (new, new), "the old one was not touched");
     assert_eq!(states(&server), [("web.1".into(), "ready".into())]);
 }
@@ -205,4 +206,27 @@ fn nothing_of_a_killed_supervisor_keeps_a_port() {
     let new = server.wait_new_pid("web", old);
     server.wait_state("web", "ready");
     assert_eq!(who(at).1, new);
+}
+
+/// As Node does with a path that it has bound itself.
+#[test]
+fn an_app_that_removes_its_socket_at_its_end_does_no_harm() {
+    let server = web(r#""http": "unix:@DIR@/web.sock""#, "");
+    let removing =
+        HELD.replace("        break\n", "        os.unlink(os.environ[\"BREAK\"] + \"/web.sock\")\n        break\n");
+    assert_ne!(removing, HELD);
+    fs::write(server.path().join("held.py"), removing).unwrap();
+    server.wait_state("web", "ready");
+    let path = server.path().join("web.sock");
+    for _ in 0..3 {
+        server.ok(&["restart", "web"]);
+        server.until("the old one has left", |s| (states(s).len() == 1).then_some(()));
+        let asked = server.until("somebody is connected", |_| UnixStream::connect(&path).ok());
+        (&asked).write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        (&asked).read_to_string(&mut text).unwrap();
+        assert!(text.contains(&format!("1 {}", server.main_pid("web"))), "{text}");
+    }
+    server.ok(&["stop", "web"]);
+    server.until("nothing is left", |s| (!path.exists() && !s.path().join("web.sock.held").exists()).then_some(()));
 }

@@ -56,6 +56,12 @@ fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
     let delays: Vec<_> = causes.iter().map(|(_, cause)| cause.rsplit(' ').next().unwrap()).collect();
     assert_eq!(delays, ["20ms", "60ms", "180ms", "540ms"], "{causes:?}");
     assert!(causes.iter().all(|(_, cause)| cause.contains('3')), "{causes:?}");
+    let ends = server.until("what it said last", |s| {
+        let ends: Vec<_> = s.events().into_iter().filter(|e| e["to"] == "backoff" || e["to"] == "failed").collect();
+        (ends.len() == 5).then_some(ends)
+    });
+    assert!(ends.iter().all(|e| e["detail"].as_str().is_some_and(|said| said.contains("last words"))), "{ends:?}");
+    assert!(server.instance("bad")["reason"].as_str().unwrap().ends_with("its last words: last words"));
 
     fs::write(server.path().join("mended"), "").unwrap();
     server.edit_config("echo last words; exit 3", "echo last words; test -e @DIR@/mended && exec sleep 1000; exit 3");

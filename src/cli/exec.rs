@@ -37,8 +37,9 @@ impl Exec {
             Exit::Code(0) => Ok(()),
             Exit::Code(code) => Err(Failure::new(Code::Of(u8::try_from(code).unwrap_or(1)), "")),
             // As shells report it.
-            Exit::Signal(signal) => {
-                Err(Failure::new(Code::Of(u8::try_from(128 + signal).unwrap_or(1)), exit.to_string()))
+            Exit::Signal(_) | Exit::OutOfMemory => {
+                let code = exit.signal().and_then(|signal| u8::try_from(128 + signal).ok()).unwrap_or(1);
+                Err(Failure::new(Code::Of(code), exit.to_string()))
             }
             Exit::Unknown => Err(Failure::new(Code::Failed, "how it ended is not known")),
         }

@@ -20,7 +20,9 @@ use crate::{
 };
 
 /// Looked for in this order where neither option nor variable names one.
-const CONFIGS: [&str; 2] = ["supervisor.ron", "/etc/everhook/supervisor.ron"];
+const CONFIGS: [&str; 2] = ["supervisor.ron", LAST_CONFIG];
+/// The last place to look.
+pub const LAST_CONFIG: &str = "/etc/everhook/supervisor.ron";
 
 /// Which supervisor is meant.
 #[derive(Debug, Clone, clap::Args)]

@@ -41,7 +41,10 @@ use self::{
     find::Place,
     screen::{Screen, complain, visible_lines},
 };
-use crate::domain::api::Reply;
+use crate::{
+    domain::api::Reply,
+    os::{identity, init},
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "everhook", version, override_help = help::HELP, subcommand_required = false)]
@@ -96,18 +99,30 @@ pub enum Process {
 /// Reads the command line, and where it is a client's carries it out.
 #[must_use]
 pub fn start() -> Process {
-    let line = match Line::try_parse() {
+    let parsed = Line::try_parse().or_else(|e| {
+        // A kernel passes on what it does not know itself, and an init must not just end.
+        if init::is_init() { Line::try_parse_from(["everhook"]) } else { Err(e) }
+    });
+    let line = match parsed {
         Ok(line) => line,
         Err(e) => return Process::Client(misread(&e)),
     };
     match line.verb {
         Some(Verb::Serve { dir, bind }) => Process::Serve { dir, bind },
-        Some(Verb::Run) => match line.place.config() {
-            Ok(config) => Process::Run { config },
-            Err(failure) => Process::Client(ended(Err(failure))),
-        },
+        Some(Verb::Run) => supervisor(&line.place),
         Some(verb) => Process::Client(ended(carry_out(&verb, &line.place))),
+        // Bare, as the kernel executes `/init`.
+        None if identity::is_pid_one() => supervisor(&line.place),
         None => Process::Client(ended(bare())),
+    }
+}
+
+fn supervisor(place: &Place) -> Process {
+    match place.config() {
+        Ok(config) => Process::Run { config },
+        // The supervisor says what is wrong, and ends as an init ends.
+        Err(_) if init::is_init() => Process::Run { config: find::LAST_CONFIG.into() },
+        Err(failure) => Process::Client(ended(Err(failure))),
     }
 }
 

@@ -49,14 +49,13 @@ pub fn bring_up(place: &Place, request: Request, apps: &[Target], waiting: &Wait
     }
 }
 
-fn last_words(place: &Place, screen: &mut Screen, apps: &[Target]) -> Result<(), Failure> {
-    let Reply::Status(status) = look(place, screen, Request::Status { apps: apps.to_vec() })? else { return Ok(()) };
+fn last_words(place: &Place, screen: &mut Screen, targets: &[Target]) -> Result<(), Failure> {
+    let Reply::Status(status) = look(place, screen, Request::Status { apps: targets.to_vec() })? else { return Ok(()) };
     let down = |state| matches!(state, InstanceState::Failed | InstanceState::Backoff | InstanceState::Starting);
     let instances = status.apps.iter().flat_map(|app| &app.instances).filter(|one| down(one.state));
     let apps: Vec<Target> = instances.map(|one| Target::Instance(one.name.clone())).collect();
-    if apps.is_empty() {
-        return Ok(());
-    }
+    // Where one was to take over and did not, its words stand among those of the one that runs on.
+    let apps = if apps.is_empty() { targets.to_vec() } else { apps };
     let request = LogsRequest { apps, n: Some(LAST_WORDS), ..LogsRequest::default() };
     logs::read(place, screen, request, |_, line| {
         complain(&format!("{} | {}", line.instance, line.line));

@@ -12,7 +12,7 @@ use std::{
             net::UnixListener,
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::sys::socket::{
@@ -61,6 +61,31 @@ fn bound(address: SocketAddr, kind: SockType, reuse_port: bool) -> io::Result<(O
     Ok((fd, real))
 }
 
+/// The second name of a socket's file, beside the first: a file that has lost all its names can never
+/// be connected to again.
+fn second_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".held");
+    path.with_file_name(name)
+}
+
+/// Gives a socket's file its name back, where somebody has removed it; true where it stands again.
+#[must_use]
+pub fn put_back(path: &Path, id: FileId) -> bool {
+    let second = second_name(path);
+    is_at(&second, id) && fs::hard_link(second, path).is_ok()
+}
+
+/// Removes a socket's file, unless it is another one by now.
+pub fn remove(path: &Path, id: FileId) {
+    for name in [path, &second_name(path)] {
+        if is_at(name, id) {
+            // Whoever removes it in this moment has the same in mind.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
 /// Binds a unix socket and listens. A socket file that nobody listens on any more is replaced.
 ///
 /// # Errors
@@ -69,6 +94,9 @@ pub fn unix(path: &Path, mode: u32, owner: Option<(u32, u32)>, backlog: i32) -> 
     remove_stale(path)?;
     let listener = reach(path, |path| UnixListener::bind(path))?;
     let id = dress(path, mode, owner)?;
+    let second = second_name(path);
+    // Without it, it is only lost for good when an app removes it: no reason not to run.
+    let _ = remove_stale(&second).and_then(|()| fs::hard_link(path, second));
     listen(&listener, Backlog::new(backlog)?)?;
     Ok((listener.into(), id))
 }
@@ -142,6 +170,10 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(!is_at(&path, id));
+        assert!(put_back(&path, id) && is_at(&path, id));
+        UnixStream::connect(&path).unwrap();
+        remove(&path, id);
+        assert!(!put_back(&path, id));
         unix(&path, 0o600, None, 8).unwrap();
     }
 }

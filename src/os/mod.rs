@@ -15,6 +15,7 @@ pub mod files;
 pub mod held;
 pub mod identity;
 pub mod inherited;
+pub mod init;
 pub mod limits;
 pub mod lock;
 pub mod mask;

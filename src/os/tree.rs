@@ -42,6 +42,26 @@ pub fn members(query: &TreeQuery) -> io::Result<Vec<Member>> {
     Ok(members.map(|(pid, pidfd)| Member { pid, pidfd, name: name_of(pid) }).collect())
 }
 
+/// A process and everybody below it, without a look at anybody else: those who left it are not found.
+#[must_use]
+pub fn descendants(pid: u32) -> Vec<u32> {
+    /// A tree that forks while it is read must not keep us for ever.
+    const MOST: usize = 10_000;
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = found.get(next).filter(|_| next < MOST) {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        // Not there in every kernel: then nobody is found.
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        let children: Vec<u32> = children
+            .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        found.extend(children);
+        next += 1;
+    }
+    found
+}
+
 fn by_descent(query: &TreeQuery) -> io::Result<Vec<Member>> {
     let processes = processes()?;
     let own = std::process::id();
@@ -183,6 +203,9 @@ mod tests {
         let all = members(&query).unwrap();
         assert_eq!(pids(&all), sorted(told));
         assert_eq!(pids(&members(&TreeQuery { root: None, ..query }).unwrap()), pids(&all), "the marks alone do");
+        // All but the one that left, and its child.
+        let below = descendants(child.id());
+        assert!(below.contains(&child.id()) && below.iter().all(|pid| pids(&all).contains(pid)), "{below:?}");
         for other in [TreeQuery { boot: "another", ..query }, TreeQuery { instance: "blog.11", ..query }] {
             assert!(members(&TreeQuery { root: None, ..other }).unwrap().is_empty());
         }
@@ -192,10 +215,14 @@ mod tests {
 
     #[test]
     fn a_cgroup_decides_alone() {
-        let Some(base) = crate::os::cgroup::find_base() else { return };
+        let Ok(base) = crate::os::cgroup::find_base() else { return };
         let cgroup = base.make(&format!("everhook-test-{}-tree", std::process::id())).unwrap();
         let boot = format!("cgroup-{}", std::process::id());
         let (child, _) = tree(WAIT, &boot, 1);
+        // It tells its pid as the shell that it still is.
+        while name_of(child.id()) != "sleep" {
+            std::thread::yield_now();
+        }
         let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", cgroup: Some(&cgroup) };
         assert!(members(&query).unwrap().is_empty());
         fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();

@@ -29,6 +29,7 @@ pub fn facts() -> Facts {
         group,
         is_directory: Path::is_dir,
         is_program: |name| find_program(name).is_some(),
+        can_limit: super::cgroup::can_limit,
         matching: super::files::matching,
         zone: super::clock::zone,
     }

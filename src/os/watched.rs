@@ -1,6 +1,10 @@
-//! A [`Channel`] that a tokio runtime watches.
+//! What a tokio runtime watches: a [`Channel`], or a file of the kernel's.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+};
 
 use serde::Serialize;
 use tokio::io::{Interest, Ready, unix::AsyncFd};
@@ -60,6 +64,36 @@ impl Watched {
             }
         }
     }
+}
+
+/// A file of the kernel's that becomes urgent when what it says may have changed, such as
+/// `memory.events` of a cgroup.
+#[derive(Debug)]
+pub struct Urgent(AsyncFd<File>);
+
+impl Urgent {
+    /// # Errors
+    /// Outside of a runtime, and when the file cannot be watched.
+    pub fn new(file: OwnedFd) -> io::Result<Self> {
+        let file = File::from(file);
+        look(&file)?;
+        // SAFETY: the file owns its open descriptor, and nothing replaces or closes it while it is watched.
+        unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map(Self).map_err(|e| e.into_parts().1)
+    }
+
+    /// Waits until it says something new.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn changed(&self) -> io::Result<()> {
+        self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        look(self.0.get_ref())
+    }
+}
+
+/// What has been read is not urgent any more.
+fn look(file: &File) -> io::Result<()> {
+    file.read_at(&mut [0; 512], 0).map(drop)
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ use super::{
     children::Owner,
     launch,
     ledger::{Command, NewEvent},
-    live, prepare, probe,
+    limits, live, prepare, probe,
     sockets::Sockets,
+    words,
 };
 use crate::{
     domain::{
@@ -36,7 +37,7 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// One seat of one app.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeatId {
     pub app: AppName,
     pub seat: Seat,
@@ -54,7 +55,8 @@ impl SeatId {
 
 /// What is held for an app's machine.
 pub struct Shell {
-    pub seats: BTreeMap<Seat, SeatShell>,
+    /// A list, as there are few: a map of one takes the room of eleven.
+    seats: Vec<(Seat, SeatShell)>,
     /// What `env_file` said when it was last read.
     pub env_file: Vec<(String, String)>,
     pub sockets: Sockets,
@@ -67,8 +69,46 @@ pub struct Shell {
 impl Shell {
     #[must_use]
     pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>) -> Self {
-        let seats = kits.into_iter().map(|(seat, kit)| (seat, SeatShell::new(kit))).collect();
-        Self { seats, env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) }
+        let mut shell = Self { seats: Vec::new(), env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) };
+        shell.take_kits(kits);
+        shell
+    }
+
+    /// What more processes are started with, where their seats have nothing yet.
+    pub fn take_kits(&mut self, kits: BTreeMap<Seat, prepare::Kit>) {
+        let known = |shell: &Self, seat| shell.seats.iter().any(|(known, _)| *known == seat);
+        for (seat, kit) in kits {
+            if !known(self, seat) {
+                self.seats.push((seat, SeatShell::new(kit)));
+            }
+        }
+        self.seats.shrink_to_fit();
+    }
+
+    /// The numbers of the copies that there is something for.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<'_> {
+        self.seats.iter().filter(|(seat, _)| !seat.second).map(|(seat, _)| seat.number)
+    }
+
+    /// A copy is no more.
+    pub fn forget(&mut self, number: u32) {
+        for (_, shell) in self.seats.extract_if(.., |(seat, _)| seat.number == number) {
+            shell.remove_group();
+        }
+    }
+
+    /// Nobody lives in its groups any more.
+    pub fn remove_groups(&self) {
+        self.seats.iter().for_each(|(_, shell)| shell.remove_group());
+    }
+
+    #[must_use]
+    pub fn seat(&self, seat: Seat) -> Option<&SeatShell> {
+        self.seats.iter().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
+    }
+
+    pub fn seat_mut(&mut self, seat: Seat) -> Option<&mut SeatShell> {
+        self.seats.iter_mut().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
     }
 }
 
@@ -79,13 +119,23 @@ pub struct SeatShell {
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
     pub health: probe::Health,
+    pub words: words::Words,
     killed: bool,
+    pub memory: limits::Memory,
 }
 
 impl SeatShell {
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
-        Self { kit, pidfd: None, main: None, health: probe::Health::default(), killed: false }
+        Self {
+            kit,
+            pidfd: None,
+            main: None,
+            health: probe::Health::default(),
+            words: words::Words::default(),
+            killed: false,
+            memory: limits::Memory::default(),
+        }
     }
 }
 
@@ -148,7 +198,9 @@ impl Supervisor {
     /// Tells an app, and its deploys, whether `after` or `requires` holds it back.
     pub fn tell_blocked(&mut self, app: &AppName, spec: &config::App) {
         let reason = order::blocked(spec, &self.apps);
-        self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
+        if spec.deploy.is_some() {
+            self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
+        }
         self.feed(app, service::Event::Block(reason));
         if !spec.requires.is_empty() || self.apps.get(app).is_some_and(App::lacks) {
             self.feed(app, service::Event::Lack(order::lacking(spec, &self.apps)));
@@ -188,17 +240,18 @@ impl Supervisor {
             Action::Probe { attempt } => self.begin_probe(id, attempt),
             Action::StopProbe => self.stop_probe(id),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
+            Action::Crashed => self.expect_words(id),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
 
     #[must_use]
     pub fn seat(&self, id: &SeatId) -> Option<&SeatShell> {
-        self.shells.get(&id.app)?.seats.get(&id.seat)
+        self.shells.get(&id.app)?.seat(id.seat)
     }
 
     pub fn seat_mut(&mut self, id: &SeatId) -> Option<&mut SeatShell> {
-        self.shells.get_mut(&id.app)?.seats.get_mut(&id.seat)
+        self.shells.get_mut(&id.app)?.seat_mut(id.seat)
     }
 
     /// Tells the machine of a seat what happened to its process.
@@ -223,14 +276,18 @@ impl Supervisor {
     fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
-        if let Some(seat) = shell.seats.get_mut(&id.seat) {
+        let mut unmet = Vec::new();
+        if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
+            seat.words = words::Words::default();
+            unmet = seat.begin_limits(&spec.limits);
         }
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
             Ok(mut order) => {
                 order.gate = self.logger.mark(&instance);
                 self.spawn(Owner::Seat(id.clone()), order);
+                self.limits_begun(id, unmet);
             }
             Err(error) => self.start_failed(id, "command", &error.to_string()),
         }
@@ -351,6 +408,11 @@ impl Supervisor {
             cause: Some(cause),
             detail: None,
         };
+        self.remember(id, event);
+    }
+
+    /// Writes it down sooner or later.
+    pub fn put_down(&mut self, event: NewEvent) {
         self.ledger.put(Command::Event(event.clone()));
         self.unsaid.push((Instant::now(), event));
     }
@@ -426,7 +488,9 @@ fn instance_spec(
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
     let (instance, boot) = (id.instance(), me.boot_of(id.seat));
-    let Some(seat) = shell.seats.get_mut(&id.seat) else { return Err(launch::Unfit::NoSeat) };
+    let Some((_, seat)) = shell.seats.iter_mut().find(|(seat, _)| *seat == id.seat) else {
+        return Err(launch::Unfit::NoSeat);
+    };
     let mut env = launch::instance_env(app, &instance, release, &boot, &shell.env_file);
     let mut pid_env = seat.health.announce(app, &mut env);
     pid_env.extend(launch::name_sockets(&mut env, shell.sockets.keys()));
@@ -438,7 +502,8 @@ fn instance_spec(
     spec.fds.extend(shell.sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;
     seat.health.equip(app, &mut spec)?;
-    spec.cgroup = seat.kit.cgroup.as_ref().map(|group| group.folder());
+    spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());
+    spec.cgroups1 = seat.kit.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
     spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot });
     Ok(spec)
 }

@@ -110,8 +110,10 @@ impl Supervisor {
                     shell.main = None;
                     shell.pidfd = None;
                 }
+                let exit = self.judge_memory(&id, exit);
                 let alone = self.tree_is_empty(&id);
                 self.tell(&id, Happening::Exited { exit, alone });
+                self.put_sockets_back(&id.app);
             }
             Some(Owner::Job(job)) => self.job_exited(job, exit),
             Some(Owner::Listener(number)) => self.listener_exited(number, exit),

@@ -222,7 +222,8 @@ impl Supervisor {
         }
         spec.die_with_parent = true;
         spec.no_new_privs = true;
-        spec.cgroup = job.cgroup.as_ref().map(|group| group.folder());
+        spec.cgroup = job.cgroup.as_ref().and_then(|group| group.birthplace());
+        spec.cgroups1 = job.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
         if !is_errand {
             let record = self.record_file(name).map_err(|e| e.to_string())?;
             spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
@@ -331,6 +332,8 @@ impl Supervisor {
     }
 
     fn job_is_over(&mut self, job: Job) {
+        // Whoever could not be killed keeps it.
+        let _ = job.cgroup.as_ref().map(|group| group.remove());
         let exit = job.exit.unwrap_or(Exit::Unknown);
         let answer = memfd::read_all(&job.answer, LONGEST_ANSWER).unwrap_or_default();
         let then = job.then;

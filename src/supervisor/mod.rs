@@ -18,6 +18,7 @@ mod jobs;
 mod launch;
 mod layout;
 mod ledger;
+mod limits;
 mod live;
 mod log;
 mod logs;
@@ -37,6 +38,7 @@ mod start;
 mod status;
 mod waiters;
 mod watch;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -51,12 +53,15 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use crate::domain::{
-    api::DeployState,
-    config::{self, Config},
-    deploy::{self, Deploys},
-    model::{AppName, At, DeployId, Secret},
-    service::{self, App, Happening},
+use crate::{
+    domain::{
+        api::DeployState,
+        config::{self, Config},
+        deploy::{self, Deploys},
+        model::{AppName, At, DeployId, Secret},
+        service::{self, App, Happening},
+    },
+    os::init::Machine,
 };
 
 /// What never changes while this process lives.
@@ -115,6 +120,8 @@ pub struct Supervisor {
     children: children::Children,
     /// Transitions that the log does not have yet, and when they were.
     unsaid: Vec<(Instant, ledger::NewEvent)>,
+    /// Those that wait for what the instance said last, and the later ones of its seat.
+    unworded: BTreeMap<apply::SeatId, Vec<ledger::NewEvent>>,
 
     deploys: Deploys,
     deploy_todo: VecDeque<deploy::Event>,
@@ -136,6 +143,8 @@ pub struct Supervisor {
     logger: internals::Logger,
     listeners: Vec<internals::Listener>,
 
+    /// The timer of `memory_restart` runs.
+    sampling: bool,
     tickets: u64,
     waiters: Vec<waiters::Waiter>,
     followers: Vec<answers::Follower>,
@@ -152,15 +161,22 @@ pub struct Supervisor {
     ledger: ledger::Ledger,
 }
 
-/// `everhook run`: 0 after an ordered shutdown, 1 when it could not start.
+/// `everhook run`: 0 after an ordered shutdown, 1 when it could not start. As the init of a machine it
+/// switches that off instead of returning.
 #[must_use]
 pub fn run(config: &Path) -> ExitCode {
-    match start::run(config) {
+    let machine = Machine::take();
+    let code = match start::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("everhook: {error}");
             ExitCode::FAILURE
         }
+    };
+    match machine.map(Machine::power_off) {
+        // Nobody is there to read the code of an init.
+        Some(never) => match never {},
+        None => code,
     }
 }
 

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{
     Supervisor,
-    apply::{SeatShell, Shell},
+    apply::Shell,
     control::ReplyTo,
     internals::{Keeper, Listener, echoes},
     ledger::Command,
@@ -186,8 +186,8 @@ impl Supervisor {
             .chain(plan.applied.iter().map(|(name, _)| (name, false)));
         for (name, restart) in changed.collect::<BTreeMap<_, _>>() {
             let Some(spec) = self.config.apps.get(name).cloned() else { continue };
-            if let Some(new) = kits.remove(name) {
-                self.take_kits(name, new.kits);
+            if let Some((new, shell)) = kits.remove(name).zip(self.shells.get_mut(name)) {
+                shell.take_kits(new.kits);
             }
             self.capture(&spec);
             let old = self.apps.get(name).map(|app| Arc::clone(app.spec()));
@@ -208,6 +208,7 @@ impl Supervisor {
             self.add_app(&spec, new, env);
         }
         self.change_listeners(&plan, listeners);
+        self.sample();
         self.watch_apps();
         Ok(())
     }
@@ -246,7 +247,7 @@ impl Supervisor {
             return;
         }
         let Some(shell) = self.shells.get(&app.name) else { return };
-        for number in shell.seats.keys().filter(|seat| !seat.second).map(|seat| seat.number) {
+        for number in shell.numbers() {
             let id = InstanceId { app: app.name.clone(), number };
             for stream in [Stream::Out, Stream::Err] {
                 let sink = Sink::of(self.layout.log(&id, stream), &app.logs);
@@ -264,18 +265,10 @@ impl Supervisor {
         }
     }
 
-    /// What more copies are started with, where they have nothing yet.
-    fn take_kits(&mut self, name: &AppName, kits: BTreeMap<Seat, Kit>) {
-        let Some(shell) = self.shells.get_mut(name) else { return };
-        for (seat, kit) in kits {
-            shell.seats.entry(seat).or_insert_with(|| SeatShell::new(kit));
-        }
-    }
-
     /// A copy that the config has no more has no process left.
     pub fn instance_gone(&mut self, id: &InstanceId) {
         if let Some(shell) = self.shells.get_mut(&id.app) {
-            shell.seats.retain(|seat, _| seat.number != id.number);
+            shell.forget(id.number);
         }
         self.logger.close(&id.to_string());
     }
@@ -291,8 +284,11 @@ impl Supervisor {
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {
             self.deadlines.remove(&(armed, name.clone()));
         }
-        for seat in shell.iter().flat_map(|shell| shell.seats.keys()) {
-            self.logger.close(&InstanceId { app: name.clone(), number: seat.number }.to_string());
+        if let Some(shell) = &shell {
+            shell.remove_groups();
+        }
+        for number in shell.iter().flat_map(Shell::numbers) {
+            self.logger.close(&InstanceId { app: name.clone(), number }.to_string());
         }
         self.tell_dependents(name);
         self.bring_back(name, shell.map(|shell| shell.env_file).unwrap_or_default());

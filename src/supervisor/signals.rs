@@ -13,7 +13,10 @@ use super::{
     ledger::{Command, NewAudit},
     reload::Wanted,
 };
-use crate::domain::{api::By, model::Signal};
+use crate::{
+    domain::{api::By, model::Signal},
+    os::init,
+};
 
 /// Signals as a stream.
 pub type Signals = SignalsInfo<WithOrigin>;
@@ -22,7 +25,9 @@ pub type Signals = SignalsInfo<WithOrigin>;
 /// When the handlers cannot be set.
 pub fn listen() -> std::io::Result<Signals> {
     // A closed stderr must not end us; SIGPIPE is caught, not ignored, as children inherit that.
-    SignalsInfo::with_exfiltrator([SIGCHLD, SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE], WithOrigin::default())
+    let mut numbers = vec![SIGCHLD, SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE];
+    numbers.extend(init::end_signals());
+    SignalsInfo::with_exfiltrator(numbers, WithOrigin::default())
 }
 
 impl Supervisor {
@@ -35,16 +40,17 @@ impl Supervisor {
                 self.restore_control();
                 self.reload(Wanted { by, who, reply: None });
             }
-            SIGTERM | SIGINT => {
-                let by = self.signal_audit(origin, "shutdown");
-                self.shut_down(&by, false);
-            }
             SIGUSR1 => {
                 self.signal_audit(origin, "reopen");
                 self.reopen_logs();
             }
             SIGQUIT => self.dump(),
-            _ => {}
+            SIGPIPE => {}
+            // TERM, INT, and what an init is told.
+            _ => {
+                let by = self.signal_audit(origin, "shutdown");
+                self.shut_down(&by, false);
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
+use tracing::warn;
+
 use super::{Supervisor, apply::SeatId};
 use crate::{
     domain::{
@@ -74,7 +76,7 @@ impl Held {
     /// Does it serve where this one is wanted, and is it still there?
     fn serves(&self, wanted: &Socket) -> bool {
         let there = match (&self.socket.address, self.file) {
-            (SocketAddress::Unix(path), Some(file)) => held::is_at(path, file),
+            (SocketAddress::Unix(path), Some(file)) => held::is_at(path, file) || held::put_back(path, file),
             _ => true,
         };
         self.socket.address == wanted.address && self.socket.reuse_port == wanted.reuse_port && there
@@ -103,10 +105,7 @@ impl Held {
 /// Nobody serves there any more: a client shall hear so at once.
 fn remove_files(gone: &[Arc<Held>]) {
     for (path, file) in gone.iter().filter_map(|held| held.path()) {
-        if held::is_at(path, file) {
-            // Whoever removes it in this moment has the same in mind.
-            let _ = std::fs::remove_file(path);
-        }
+        held::remove(path, file);
     }
 }
 
@@ -138,6 +137,23 @@ impl Supervisor {
                 Err(error) => supervisor.tell(&id, Happening::SpawnFailed(error)),
             },
         );
+    }
+
+    /// A process of the app has ended, and may have removed what is still in use.
+    pub fn put_sockets_back(&self, app: &AppName) {
+        let Some(shell) = self.shells.get(app) else { return };
+        let files: Vec<_> = shell.sockets.values().filter(|held| held.file.is_some()).cloned().collect();
+        if files.is_empty() {
+            return;
+        }
+        let work = move || {
+            for (path, file) in files.iter().filter_map(|held| held.path()) {
+                if !held::is_at(path, file) && held::put_back(path, file) {
+                    warn!(path = %path.display(), "an app has removed its socket; it is put back");
+                }
+            }
+        };
+        self.files.run(work, |_, ()| ());
     }
 
     fn held_by(&self, app: &AppName) -> Vec<Arc<Held>> {

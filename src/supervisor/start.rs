@@ -71,11 +71,17 @@ pub fn run(path: &Path) -> Result<(), String> {
     own(&layout.run, uid)?;
     let _locks = layout.locks().map(|path| take_lock(&path)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let root = uid == 0;
-    let cgroups = cgroup::find_base().map(Arc::new);
+    let (cgroups, no_cgroup) = match cgroup::find_base() {
+        Ok(base) => (Some(Arc::new(base)), None),
+        Err(why) => (None, Some(why)),
+    };
     let logger = root.then_some((prepare::LOGGER, prepare::LOGGER));
     let maker = Maker { layout: layout.clone(), root, cgroups, logger };
     maker.common()?;
     let log = log::start(log::make(&settings.config.log, &layout.logs())?)?;
+    if let Some(why) = no_cgroup {
+        warn!("{why}: a process that leaves its parent and scrubs its environment is not found when its app ends");
+    }
     for warning in &settings.warnings {
         warn!("{warning}");
     }
@@ -91,7 +97,9 @@ pub fn run(path: &Path) -> Result<(), String> {
         supervisor.begin();
         supervisor.live(inbox, signals).await;
         info!("ended in order");
+        supervisor.remove_groups();
         let control = supervisor.layout.control();
+        supervisor.go_without_words();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
         supervisor.gave_up.map_or(Ok(()), Err)
@@ -156,6 +164,7 @@ fn build(
         deadlines: BTreeSet::new(),
         children: Children::default(),
         unsaid: Vec::new(),
+        unworded: BTreeMap::new(),
         deploys: Deploys::new(settings.config.deploys.parallel),
         deploy_todo: VecDeque::new(),
         deploying: false,
@@ -170,6 +179,7 @@ fn build(
         watches: watch::Watches::default(),
         logger: internals::Logger::new(echo),
         listeners,
+        sampling: false,
         // Numbers of the first listeners are below.
         tickets: settings.config.http.len() as u64,
         waiters: Vec::new(),
@@ -233,6 +243,7 @@ impl Supervisor {
             self.note(EventKind::Supervisor, None, "took_over", Some(format!("ended {}", found.join(", "))));
         }
         self.begun = true;
+        self.sample();
         self.start_logger();
         if self.is_ending() {
             return;

@@ -7,7 +7,7 @@ use crate::domain::{
     api::{
         AppView, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply, Saying, Status, SupervisorView,
     },
-    model::{AppName, At, InstanceId},
+    model::{AppName, At, Exit, InstanceId},
     service::{App, Instance, Rest, Run, State},
 };
 
@@ -16,7 +16,7 @@ impl Supervisor {
     /// thread.
     pub fn say_status(&mut self, chosen: &[Chosen], reply: ReplyTo) {
         let mut status = Status { supervisor: self.supervisor_view(), apps: Vec::new() };
-        let mut trees: Vec<Vec<u32>> = Vec::new();
+        let mut trees = Vec::new();
         let mut apps: Vec<&App> = chosen.iter().filter_map(|chosen| self.apps.get(&chosen.app)).collect();
         apps.dedup_by_key(|app| app.name());
         for app in apps {
@@ -28,8 +28,7 @@ impl Supervisor {
             status.apps.push(self.app_view(app, &runs));
             for run in runs.iter().filter(|_| app.spec().command.is_some()) {
                 let id = SeatId { app: app.name().clone(), seat: run.seat };
-                let tree = if run.instance.is_active() { self.tree(&id) } else { Vec::new() };
-                trees.push(tree.iter().map(|member| member.pid).collect());
+                trees.push(run.instance.is_active().then(|| self.measured(&id)));
             }
         }
         let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
@@ -38,12 +37,9 @@ impl Supervisor {
                 status.supervisor.config_differs = text.differs(&config);
                 let instances = status.apps.iter_mut().flat_map(|app| &mut app.instances);
                 for (instance, tree) in instances.zip(trees) {
-                    let usage = tree.iter().filter_map(|pid| crate::os::stat::usage(*pid));
-                    let sum = usage.fold(None, |sum: Option<(u64, f64)>, (memory, cpu)| {
-                        Some(sum.map_or((memory, cpu), |(m, c)| (m + memory, c + cpu)))
-                    });
-                    instance.memory_bytes = sum.map(|(memory, _)| memory);
-                    instance.cpu_s = sum.map(|(_, cpu)| cpu);
+                    let usage = tree.and_then(|tree| tree.usage());
+                    instance.memory_bytes = usage.map(|(memory, _)| memory);
+                    instance.cpu_s = usage.map(|(_, cpu)| cpu);
                 }
                 status
             },
@@ -86,18 +82,51 @@ impl Supervisor {
             behind: None,
             frozen: None,
             watch: self.watch_view(app.name()),
-            instances: runs.iter().map(|run| instance_view(app, run, self.known_of(app))).collect(),
+            instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }
+    }
+
+    fn instance_view(&self, app: &App, run: &Run) -> InstanceView {
+        let next_run = self.next_run(app);
+        let instance = &run.instance;
+        // What does not run will start in what is live then.
+        let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
+        let last_exit = instance.last_exit().map(|(exit, at)| ExitView {
+            code: exit.code(),
+            signal: exit.signal(),
+            oom: exit == Exit::OutOfMemory,
+            at,
+        });
+        InstanceView {
+            name: InstanceId { app: app.name().clone(), number: run.seat.number },
+            state: word(instance),
+            pid: instance.pid(),
+            since: instance.since(),
+            restarts: instance.restarts(),
+            reason: self.reason(app, run),
+            status: instance.status().map(str::to_owned),
+            last_exit,
+            next_start_at: starting_again_at(instance).or(next_run),
+            release: release.map(|release| release.id.clone()),
+            sockets: self.addresses(app.name()),
+            memory_bytes: None,
+            cpu_s: None,
+        }
+    }
+
+    /// Why it is not ready, and after a failure what it said last.
+    fn reason(&self, app: &App, run: &Run) -> Option<String> {
+        let reason = run.instance.reason()?;
+        let failed = matches!(run.instance.state(), State::Backoff { .. } | State::Failed { .. });
+        let id = SeatId { app: app.name().clone(), seat: run.seat };
+        let last = self.seat(&id).filter(|_| failed).and_then(|seat| seat.words.last.last());
+        Some(last.map_or_else(|| reason.to_owned(), |line| format!("{reason}; its last words: {line}")))
     }
 
     /// The sockets that are held for an app.
     fn addresses(&self, app: &AppName) -> BTreeMap<String, String> {
         let held = self.shells.get(app).into_iter().flat_map(|shell| &shell.sockets);
         held.map(|(name, held)| (name.clone(), held.shown.clone())).collect()
-    }
-
-    fn known_of(&self, app: &App) -> Known {
-        Known { sockets: self.addresses(app.name()), next_run: self.next_run(app) }
     }
 
     /// The state of an app or one of its copies.
@@ -127,36 +156,6 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     let now = crate::os::clock::now();
     let wait = i64::try_from(until.saturating_duration_since(now.mono).as_millis()).unwrap_or(0);
     Some(At(now.wall.0 + wait))
-}
-
-/// What is known of all instances of an app.
-struct Known {
-    sockets: BTreeMap<String, String>,
-    next_run: Option<At>,
-}
-
-fn instance_view(app: &App, run: &Run, known: Known) -> InstanceView {
-    let Known { sockets, next_run } = known;
-    let instance = &run.instance;
-    // What does not run will start in what is live then.
-    let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
-    let last_exit =
-        instance.last_exit().map(|(exit, at)| ExitView { code: exit.code(), signal: exit.signal(), oom: false, at });
-    InstanceView {
-        name: InstanceId { app: app.name().clone(), number: run.seat.number },
-        state: word(instance),
-        pid: instance.pid(),
-        since: instance.since(),
-        restarts: instance.restarts(),
-        reason: instance.reason().map(str::to_owned),
-        status: instance.status().map(str::to_owned),
-        last_exit,
-        next_start_at: starting_again_at(instance).or(next_run),
-        release: release.map(|release| release.id.clone()),
-        sockets,
-        memory_bytes: None,
-        cpu_s: None,
-    }
 }
 
 /// The state's word.

@@ -127,6 +127,10 @@ impl Git {
             .env("SSH_ASKPASS_REQUIRE", "never")
             .env("GIT_SSH_COMMAND", SSH)
             .env("GIT_SSH_VARIANT", "ssh");
+        // Without a cgroup git's own children are known for ours by these.
+        for name in ["EVERHOOK_BOOT", "EVERHOOK_INSTANCE"] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
         for (name, value) in &self.extra {
             command.env(name, value);
         }

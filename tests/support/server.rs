@@ -87,6 +87,8 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_everhook"));
         command.arg("--config").arg(self.config()).args(args).current_dir(self.path()).stdin(Stdio::null());
         command.env_remove("EVERHOOK_CONFIG").env_remove("EVERHOOK_SOCKET");
+        // Where a supervisor of an ordinary user notes its place.
+        command.env("XDG_RUNTIME_DIR", self.path().join("session"));
         command
     }
 

@@ -26,6 +26,7 @@ pub fn of_app(judge: &mut Judge<'_>, app: &str, raw: &raw::Limits) -> (Limits, O
         no_new_privs: raw.no_new_privs.unwrap_or(false),
     };
     reader.ranges(&limits);
+    reader.enforced(&limits);
     let beyond = if judge.as_root() { None } else { beyond(&limits) };
     (limits, beyond.map(|what| ("limits", what)))
 }
@@ -75,6 +76,18 @@ impl Reader<'_, '_> {
             ),
         ] {
             self.require(holds, field, message);
+        }
+    }
+
+    /// What cannot be held here is no reason not to run.
+    fn enforced(&mut self, limits: &Limits) {
+        for (wanted, field) in
+            [(limits.memory.is_some(), "memory"), (limits.cpu.is_some(), "cpu"), (limits.tasks.is_some(), "tasks")]
+        {
+            if let (true, Err(why)) = (wanted, (self.judge.facts.can_limit)(field)) {
+                let message = format!("app \"{}\": it runs without its limit of {field}: {why}", self.app);
+                self.judge.warn(&["apps", self.app, "limits", field], message);
+            }
         }
     }
 

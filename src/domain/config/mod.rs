@@ -117,6 +117,7 @@ mod tests {
             group,
             is_directory: |_| true,
             is_program: |_| true,
+            can_limit: |_| Ok(()),
             matching: |_| Ok(Vec::new()),
             zone: |_| Some(jiff::tz::TimeZone::UTC),
         };

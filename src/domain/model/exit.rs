@@ -12,6 +12,8 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
+    /// The kernel killed it for want of memory.
+    OutOfMemory,
     /// Somebody else reaped it; counts as a failure.
     Unknown,
 }
@@ -24,7 +26,11 @@ impl Exit {
 
     #[must_use]
     pub fn signal(self) -> Option<i32> {
-        if let Self::Signal(signal) = self { Some(signal) } else { None }
+        match self {
+            Self::Signal(signal) => Some(signal),
+            Self::OutOfMemory => Some(super::Signal::KILL.number()),
+            Self::Code(_) | Self::Unknown => None,
+        }
     }
 
     #[must_use]
@@ -38,6 +44,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Code(code) => write!(f, "exited with {code}"),
             Self::Signal(signal) => write!(f, "killed by {}", super::Signal::from_number(*signal)),
+            Self::OutOfMemory => f.write_str("killed by SIGKILL, out of memory"),
             Self::Unknown => f.write_str("ended, nobody saw how"),
         }
     }

@@ -37,6 +37,8 @@ pub struct Facts {
     pub is_directory: fn(&Path) -> bool,
     /// Does this program exist and may it be executed (a name is looked for in the fixed PATH)?
     pub is_program: fn(&str) -> bool,
+    /// Can a tree's `memory`, `cpu` or `tasks` be limited here; else why not.
+    pub can_limit: fn(&str) -> Result<(), String>,
     /// The files whose paths fit a glob, in order, and their texts; that nothing fits is no error unless
     /// the glob is a plain path.
     pub matching: fn(&Path) -> Result<Texts, String>,

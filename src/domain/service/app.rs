@@ -90,6 +90,8 @@ pub enum Happening {
         attempt: u64,
         result: Result<(), String>,
     },
+    /// It uses more than it may, in a sentence.
+    Outgrown(String),
     /// It said something about itself; its `main_pid` was looked at already.
     Notified(Notice),
     /// This process of its tree is its main process from now on.
@@ -429,6 +431,10 @@ impl App {
             }
             Happening::LiveProbed { attempt, result } => {
                 instance.live_probed(attempt, result, app, now, out);
+                None
+            }
+            Happening::Outgrown(why) => {
+                instance.unwell(&why, app, now, out);
                 None
             }
             Happening::Notified(notice) => instance.notified(&notice, app, now, out),

@@ -101,6 +101,8 @@ pub enum Action {
     Watch {
         attempt: u64,
     },
+    /// The transition that is recorded next is due to a failure: what it said last belongs to it.
+    Crashed,
     /// A transition, or between the same states what else is worth a record, for the record.
     Record {
         from: &'static str,
@@ -532,24 +534,26 @@ impl Instance {
             return Some(Note::Done);
         }
         self.failures += 1;
+        let tried_again = !self.on_trial && rule.policy != Policy::Never;
+        let next = tried_again.then(|| self.backoff.next(rule, end.ready_for, now.mono));
+        if next != Some(Next::After(Duration::ZERO)) {
+            out.push(Action::Crashed);
+        }
         if self.on_trial {
             self.enter(State::Stopped, &end.reason, now, out);
             return Some(Note::TrialFailed(end.reason));
         }
-        if rule.policy == Policy::Never {
-            self.fail(&end.reason, app, now, out);
-            return None;
-        }
-        match self.backoff.next(rule, end.ready_for, now.mono) {
-            Next::GiveUp => {
+        match next {
+            None => self.fail(&end.reason, app, now, out),
+            Some(Next::GiveUp) => {
                 let given = format!("{} restarts within {}", rule.give_up.restarts, show_span(rule.give_up.within));
                 self.fail(&format!("{}; gave up after {given}", end.reason), app, now, out);
             }
-            Next::After(Duration::ZERO) => {
+            Some(Next::After(Duration::ZERO)) => {
                 self.restarts += 1;
                 self.spawn(&end.reason, now, out);
             }
-            Next::After(delay) => {
+            Some(Next::After(delay)) => {
                 let cause = format!("{}; next start in {}", end.reason, show_span(delay));
                 self.enter(State::Backoff { until: now.mono + delay }, &cause, now, out);
             }

@@ -439,7 +439,7 @@ fn the_record_is_there_before_the_program() {
 #[test]
 fn it_is_born_in_its_cgroup() {
     alone("os::spawn::tests::it_is_born_in_its_cgroup", || {
-        let Some(base) = crate::os::cgroup::find_base() else { return };
+        let Ok(base) = crate::os::cgroup::find_base() else { return };
         let cgroup = base.make(&format!("everhook-test-{}-born", std::process::id())).unwrap();
         let mut spawner = Spawner::new().unwrap();
         for clone3 in [true, false] {
@@ -447,7 +447,8 @@ fn it_is_born_in_its_cgroup() {
             let credentials = nobody().filter(|_| is_root());
             let record = RecordFile { file: file(tempfile::tempfile().unwrap()), everhook_boot: "x".into() };
             let mut spec = shell("grep ^0:: /proc/self/cgroup; ls /proc/self/fd");
-            (spec.credentials, spec.cgroup, spec.record) = (credentials, Some(cgroup.folder()), Some(record));
+            (spec.credentials, spec.record) = (credentials, Some(record));
+            (spec.cgroup, spec.cgroups1) = (cgroup.birthplace(), cgroup.entered());
             let text = output(&mut spawner, spec);
             let (group, descriptors) = text.split_once('\n').unwrap();
             assert!(group.ends_with(cgroup.path().file_name().unwrap().to_str().unwrap()), "{text}");
@@ -455,7 +456,9 @@ fn it_is_born_in_its_cgroup() {
         }
         cgroup.remove().unwrap();
         spawner.clone3 = true;
-        let gone = spawner.spawn(&SpawnSpec { cgroup: Some(cgroup.folder()), ..shell("") }).unwrap_err();
+        let gone = spawner
+            .spawn(&SpawnSpec { cgroup: cgroup.birthplace(), cgroups1: cgroup.entered(), ..shell("") })
+            .unwrap_err();
         assert_eq!(gone.step, "making a process for \"/bin/sh\"");
     });
 }

@@ -51,6 +51,11 @@ pub fn end_leftovers(layout: &Layout, config: &Config, cgroups: Option<&Base>) -
         .filter(|(name, _)| name.as_str() != "logger")
         .map(|(name, record)| leftover(name, record, config, layout, cgroups))
         .collect();
+    // Nobody is born into these any more: other trees' groups are in use again already.
+    let unused = |tree: &&Leftover| {
+        !config.apps.keys().any(|app| tree.name.starts_with(&format!("{app}."))) || tree.name.ends_with(".job")
+    };
+    let unused: Vec<_> = trees.iter().filter(unused).filter_map(|tree| tree.cgroup.clone()).collect();
     let mut found = Vec::new();
     trees.retain(|tree| {
         let alive = tree.main.is_some() || !tree.members().is_empty();
@@ -68,6 +73,9 @@ pub fn end_leftovers(layout: &Layout, config: &Config, cgroups: Option<&Base>) -
         if !trees.is_empty() {
             std::thread::sleep(LOOK);
         }
+    }
+    for group in unused {
+        let _ = group.remove();
     }
     if let Some(record) = records.get("logger") {
         end_logger(record);

@@ -107,10 +107,11 @@ impl State {
         self.open();
         while !self.closing {
             self.hooks.wait(self.inbox.wake.as_fd(), self.timeout());
+            let arrived = self.hooks.take(now());
+            // After them: whoever was told that a reload is done and then pushes is judged by the new config.
             for command in self.inbox.take() {
                 self.sort(command);
             }
-            let arrived = self.hooks.take(now());
             self.round(arrived);
         }
         if let Some(Err((_, error))) = self.store.take().map(Connection::close) {

@@ -123,7 +123,13 @@ impl Instance {
     }
 
     /// Ends what runs, as a failure.
-    pub(super) fn unwell(&mut self, reason: &str, app: &config::App, now: Now, out: &mut Vec<Action>) {
+    pub(in crate::domain::service) fn unwell(
+        &mut self,
+        reason: &str,
+        app: &config::App,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
         let State::Ready { pid, since } = self.state else { return };
         out.push(Action::StopProbe);
         let ready_for = Some(now.mono.duration_since(since));

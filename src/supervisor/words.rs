@@ -1,0 +1,69 @@
+//! What an instance said last before it failed: it goes with the event of its end, and into its status.
+//! The logger reads it, so that the event waits for a moment, and the later ones of its seat with it.
+
+use super::{Supervisor, apply::SeatId, ledger::NewEvent};
+use crate::domain::api::Stream;
+
+/// Lines that are kept, and of each at most so many characters.
+const LINES: u32 = 10;
+const LENGTH: usize = 400;
+
+/// Of a seat.
+#[derive(Default)]
+pub struct Words {
+    /// The next event is due to a failure.
+    expected: bool,
+    pub last: Vec<String>,
+}
+
+impl Supervisor {
+    /// The next event of this seat is due to a failure.
+    pub fn expect_words(&mut self, id: &SeatId) {
+        if let Some(seat) = self.seat_mut(id) {
+            seat.words.expected = true;
+        }
+    }
+
+    /// Has an event written down, after those of its seat that wait.
+    pub fn remember(&mut self, id: &SeatId, event: NewEvent) {
+        if let Some(waiting) = self.unworded.get_mut(id) {
+            waiting.push(event);
+            return;
+        }
+        if !self.seat_mut(id).is_some_and(|seat| std::mem::take(&mut seat.words.expected)) {
+            return self.put_down(event);
+        }
+        self.unworded.insert(id.clone(), vec![event]);
+        let (id, out) = (id.clone(), self.layout.log(&id.instance(), Stream::Out));
+        self.tail(self.layout.log(&id.instance(), Stream::Err), LINES, move |supervisor, lines| {
+            if lines.is_empty() {
+                return supervisor.tail(out, LINES, move |supervisor, lines| supervisor.hear_words(&id, &lines));
+            }
+            supervisor.hear_words(&id, &lines);
+        });
+    }
+
+    fn hear_words(&mut self, id: &SeatId, lines: &[String]) {
+        let lines: Vec<String> = lines.iter().map(|line| line.chars().take(LENGTH).collect()).collect();
+        let detail = (!lines.is_empty()).then(|| lines.join("\n"));
+        let mut events = self.unworded.remove(id).unwrap_or_default();
+        if let Some(first) = events.first_mut() {
+            first.detail = detail;
+        }
+        for event in events {
+            self.put_down(event);
+        }
+        if let Some(seat) = self.seat_mut(id) {
+            seat.words.last = lines;
+        }
+        self.write_down();
+    }
+
+    /// Nobody reads any more what would belong to these events.
+    pub fn go_without_words(&mut self) {
+        for (_, events) in std::mem::take(&mut self.unworded) {
+            events.into_iter().for_each(|event| self.put_down(event));
+        }
+        self.write_down();
+    }
+}

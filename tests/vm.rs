@@ -1,0 +1,227 @@
+//! As the init of a machine: a virtual one, with a kernel of Debian and everhook as `/init`. It has what
+//! a build machine often lacks: cgroup v2 with all controllers, and a power switch. It is emulated, as
+//! not every machine that builds may virtualise.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// A machine that is still on by then hangs.
+const LIMIT: Duration = Duration::from_secs(240);
+
+const CONFIG: &str = r#"(echo: false, apps: {
+    "tester": (command: ["sh", "/test.sh"], ready: Immediate, restart: (policy: Never)),
+    "db": (command: ["sh", "/leaves.sh", "db"], ready: Immediate),
+    "web": (command: ["sh", "/leaves.sh", "web"], ready: Immediate, after: ["db"]),
+    "limited": (command: ["sleep", "1000"], ready: Immediate, limits: (memory: "64MiB", cpu: 0.5, tasks: 20)),
+    "hog": (command: ["sh", "/hog.sh"], ready: Immediate, limits: (memory: "64MiB"), restart: (first: "1h", max: "1h")),
+    "parent": (command: ["sh", "-c", "sh /hog.sh; echo survived; exec sleep 1000"], ready: Immediate, limits: (memory: "64MiB")),
+    "orphans": (command: ["sh", "/orphans.sh"], ready: Immediate, enabled: false, restart: (policy: Never)),
+})"#;
+
+/// Another config, for who names one to the kernel.
+const SMALL: &str = r#"(echo: false, apps: {
+    "tester": (command: ["sh", "/small.sh"], ready: Immediate, restart: (policy: Never)),
+    "db": (command: ["sh", "/leaves.sh", "db"], ready: Immediate),
+    "web": (command: ["sh", "/leaves.sh", "web"], ready: Immediate, after: ["db"]),
+})"#;
+
+/// Says what it sees on the console, lines of `VM`, a key and a value.
+const TEST: &str = r#"exec > /dev/console 2>&1
+until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 100 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
+echo "VM mounts $(awk '{ print $2 "=" $3 }' /proc/mounts | tr '\n' ' ')"
+echo "VM ctrl-alt-del $(cat /proc/sys/kernel/ctrl-alt-del)"
+group=$(echo /sys/fs/cgroup/*-limited.1)
+echo "VM limits $(cat $group/memory.max) $(cat $group/cpu.max) $(cat $group/pids.max)"
+json() { everhook "$@" --json | tr -d '\n'; }
+until_so 'json status hog | grep -q "\"oom\": *true"'
+until_so 'everhook events parent --json | grep -q "out of memory"'
+echo "VM parent-events $(everhook events parent --json | grep 'out of memory' | head -n 1)"
+sed 's/enabled: false, //' /etc/everhook/supervisor.ron > /new.ron && cat /new.ron > /etc/everhook/supervisor.ron
+everhook reload > /dev/null
+until_so 'json status orphans | grep -q "\"code\": *7"'
+zombies() { grep -l '^State:.Z' /proc/[0-9]*/status 2> /dev/null | wc -l; }
+until_so '[ $(zombies) = 0 ]'
+echo "VM made $(cat /made)"
+echo "VM zombies $(zombies)"
+echo "VM status $(json status)"
+echo "VM warnings $(everhook check | grep -c 'runs without')"
+kill -TERM 1
+"#;
+const SMALL_TEST: &str = r#"exec > /dev/console 2>&1
+everhook wait web --for ready -c /other.ron > /dev/null
+kill -$(sed 's/.*test=\([A-Z0-9]*\).*/\1/' /proc/cmdline) 1
+"#;
+const HOG: &str = "exec dd if=/dev/zero of=/dev/null bs=200M count=1\n";
+/// A thousand at a time lose their parent.
+const ORPHANS: &str = "for i in 0 1 2 3 4 5 6 7 8 9; do\n\
+    (n=0; while [ $n -lt 1000 ]; do : & n=$((n + 1)); done; echo $n >> /count)\n\
+    done\nawk '{ n += $1 } END { print n }' /count > /made; exit 7\n";
+const LEAVES: &str =
+    "trap 'sleep 0.3; echo \"VM left '$1'\" > /dev/console; exit 0' TERM\nwhile :; do sleep 0.1; done\n";
+
+/// Kernel and image, made once.
+fn image() -> Option<&'static (PathBuf, PathBuf)> {
+    static IMAGE: OnceLock<Option<(PathBuf, PathBuf)>> = OnceLock::new();
+    let made = IMAGE.get_or_init(|| {
+        let present = |tool: &str| Command::new(tool).arg("--help").stdout(Stdio::null()).status().is_ok();
+        if !present("qemu-system-x86_64") || !present("busybox") {
+            return None;
+        }
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
+        let files = kept.join("files");
+        fs::create_dir_all(files.join("etc/everhook")).unwrap();
+        for (name, text) in [
+            ("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"),
+            ("etc/everhook/supervisor.ron", CONFIG),
+            ("other.ron", SMALL),
+            ("broken.ron", "(apps: {\"a\": (comand: \"x\")})"),
+            ("test.sh", TEST),
+            ("small.sh", SMALL_TEST),
+            ("hog.sh", HOG),
+            ("orphans.sh", ORPHANS),
+            ("leaves.sh", LEAVES),
+        ] {
+            fs::write(files.join(name), text).unwrap();
+        }
+        let image = kept.join("image");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/vm_image.sh");
+        let mut make = Command::new("sh");
+        make.arg(script).arg(env!("CARGO_BIN_EXE_everhook")).args([&kept, &image, &files]);
+        assert!(make.status().unwrap().success(), "the image cannot be made");
+        Some((kept.join("vmlinuz"), image))
+    });
+    if made.is_none() {
+        println!("no qemu-system-x86_64 and busybox: left out");
+    }
+    made.as_ref()
+}
+
+/// What a machine said until it was switched off.
+struct Console(String);
+
+impl Console {
+    /// Boots with these words for the kernel, and waits for the end.
+    fn of(words: &str) -> Option<Self> {
+        let (kernel, image) = image()?;
+        let append = format!("console=ttyS0 panic=-1 quiet {words}");
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-M",
+            "pc",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            "512",
+            "-nographic",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ]);
+        qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(image).args(["-append", &append]);
+        let mut machine = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut said = machine.stdout.take().unwrap();
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            said.read_to_end(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        let ended = wait(&mut machine);
+        let console = Self(reader.join().unwrap());
+        assert!(ended, "it is still on: {}", console.0);
+        Some(console)
+    }
+
+    fn values(&self, key: &str) -> Vec<&str> {
+        let key = format!("VM {key} ");
+        self.0.lines().filter_map(|line| Some(line.split_once(&key)?.1.trim_end())).collect()
+    }
+
+    fn value(&self, key: &str) -> &str {
+        self.values(key).first().unwrap_or_else(|| panic!("no {key}: {}", self.0))
+    }
+
+    fn is_off(&self) {
+        assert!(self.0.contains("reboot: Power down") && !self.0.contains("Kernel panic"), "{}", self.0);
+        assert!(self.values("never").is_empty(), "{}", self.0);
+    }
+}
+
+fn wait(machine: &mut Child) -> bool {
+    let end = Instant::now() + LIMIT;
+    while Instant::now() < end {
+        if machine.try_wait().unwrap().is_some() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    machine.kill().unwrap();
+    machine.wait().unwrap();
+    false
+}
+
+fn instance<'a>(status: &'a Value, app: &str) -> &'a Value {
+    let apps = status["apps"].as_array().unwrap();
+    &apps.iter().find(|found| found["name"] == app).unwrap()["instances"][0]
+}
+
+#[test]
+fn it_runs_a_machine() {
+    let Some(console) = Console::of("") else { return };
+    console.is_off();
+    let mounts = console.value("mounts");
+    for mount in ["/proc=proc", "/sys=sysfs", "/dev=devtmpfs", "/run=tmpfs", "/sys/fs/cgroup=cgroup2"] {
+        assert!(mounts.split(' ').any(|found| found == mount), "{mount}: {mounts}");
+    }
+    assert_eq!(console.value("ctrl-alt-del"), "0", "it is a signal");
+    assert_eq!(console.value("limits"), format!("{} 50000 100000 20", 64 << 20));
+    assert_eq!((console.value("made"), console.value("zombies")), ("10000", "0"));
+    assert_eq!(console.value("warnings"), "0", "every limit is held");
+
+    let status: Value = serde_json::from_str(console.value("status")).unwrap();
+    assert_eq!(status["supervisor"]["pid"], 1);
+    let hog = instance(&status, "hog");
+    assert_eq!((&hog["last_exit"]["oom"], &hog["last_exit"]["signal"]), (&Value::Bool(true), &Value::from(9)));
+    assert_eq!(hog["state"], "backoff");
+    assert!(hog["reason"].as_str().unwrap().contains("out of memory"), "{hog}");
+    let parent = instance(&status, "parent");
+    assert_eq!((&parent["state"], &parent["restarts"]), (&Value::from("ready"), &Value::from(0)), "a worker's alone");
+    let event: Value = serde_json::from_str(console.value("parent-events")).unwrap();
+    assert_eq!((&event["instance"], &event["kind"]), (&Value::from("parent.1"), &Value::from("instance")));
+    let limited = instance(&status, "limited");
+    assert!(limited["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0 && bytes < 64 << 20), "{limited}");
+    assert!(limited["cpu_s"].as_f64().is_some(), "{limited}");
+    assert_eq!(console.values("left"), ["web", "db"], "in the reverse of their order");
+}
+
+#[test]
+fn ctrl_alt_del_ends_it_in_order_whatever_else_the_kernel_was_told() {
+    let Some(console) = Console::of("splash EVERHOOK_CONFIG=/other.ron test=INT -- nonsense --weird") else { return };
+    console.is_off();
+    assert_eq!(console.values("left"), ["web", "db"]);
+}
+
+#[test]
+fn a_failing_power_supply_ends_it_in_order() {
+    let Some(console) = Console::of("test=PWR -- run --config /other.ron") else { return };
+    console.is_off();
+    assert_eq!(console.values("left"), ["web", "db"]);
+}
+
+#[test]
+fn without_a_config_it_says_so_and_switches_off() {
+    let Some(console) = Console::of("EVERHOOK_CONFIG=/broken.ron") else { return };
+    console.is_off();
+    assert!(console.0.contains("unknown field \"comand\"") && console.0.contains("/broken.ron:1:"), "{}", console.0);
+}
