@@ -51,6 +51,8 @@ fn a_wrong_line_is_2() {
         &["wait", "web", "--for", "perfect"],
         &["wait", "web", "--for", "ready", "--timeout", "long"],
         &["signal", "web", "SIGNONE"],
+        &["reload", "web"],
+        &["exec", "web", "--"],
     ] {
         let told = server.fails(2, args);
         assert!(told.starts_with("everhook: "), "{args:?}: {told}");

@@ -17,7 +17,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
 use serde_json::{Value, json};
 use server::Server;
@@ -63,8 +63,11 @@ fn hup(server: &Server) -> Value {
 }
 
 fn environ(server: &Server, app: &str) -> String {
-    let bytes = fs::read(format!("/proc/{}/environ", server.main_pid(app))).unwrap();
-    String::from_utf8(bytes).unwrap()
+    // Empty for a moment while the shell executes the program.
+    server.until("an environment", |s| {
+        let environ = fs::read(format!("/proc/{}/environ", s.main_pid(app))).unwrap();
+        (!environ.is_empty()).then(|| String::from_utf8(environ).unwrap())
+    })
 }
 
 fn free_address() -> SocketAddr {
@@ -409,4 +412,29 @@ fn a_control_socket_that_was_removed_is_made_again() {
     server.until("it answers again", |s| s.cli(&["status"]).status.success().then_some(()));
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
     assert_eq!(pids(&server), before);
+}
+
+/// Container runtimes mount secrets readable for everybody, and their mode cannot always be changed.
+#[test]
+fn a_mounted_secret_is_used_though_its_mode_is_open() {
+    if !geteuid().is_root() {
+        return println!("not root: nothing can be mounted");
+    }
+    // A tmpfs that everybody uses, as /tmp may be, is none that was made for secrets.
+    let folder = tempfile::Builder::new().prefix("everhook-test-").tempdir_in("/run").unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = folder.path();
+    let mut server = Server::new(&format!(
+        r#"(state_dir: "@DIR@/state", tokens: [(name: "ops", secret: File("{}/hook"), role: Admin)])"#,
+        folder.display()
+    ));
+    for options in ["-t tmpfs none", "-t tmpfs -o ro none"] {
+        let folder = folder.display();
+        let fill = "mount -o remount,rw $2 && echo mounted >$2/hook && chmod 444 $2/hook && mount -o remount,$1 $2";
+        let mode = if options.contains("ro") { "ro" } else { "rw" };
+        let mount =
+            format!("mount {options} {folder} && set -- {mode} {folder} \"$@\" && {fill} && shift 2 && exec \"$@\"");
+        server.start_as(&["unshare", "--mount", "sh", "-c", &mount, "sh"]);
+        assert!(server.stop().success(), "{options}");
+    }
 }

@@ -227,14 +227,21 @@ fn single_files_are_watched_too() {
 }
 
 #[test]
-fn the_kernels_limit_is_named_and_the_app_runs() {
+fn the_kernels_limits_are_named_and_the_app_runs() {
+    // Watches, and what they are kept in.
+    for (limit, most) in [("max_inotify_watches", 10), ("max_inotify_instances", 0)] {
+        limited(limit, most);
+    }
+}
+
+fn limited(limit: &str, most: u32) {
     let mut server = Server::new(
         r#"(state_dir: "@DIR@/state", apps: {"a": (command: ["sleep", "1000"], watch: ["src"], ready: Immediate)})"#,
     );
     (0..50).for_each(|n| fs::create_dir_all(server.path().join(format!("src/{n}"))).unwrap());
-    let limited = "echo 10 >/proc/sys/user/max_inotify_watches && exec \"$@\"";
+    let limited = format!("echo {most} >/proc/sys/user/{limit} && exec \"$@\"");
     let prefix =
-        ["unshare", "--user", "--map-user=61234", "--map-group=61234", "--keep-caps", "sh", "-c", limited, "sh"];
+        ["unshare", "--user", "--map-user=61234", "--map-group=61234", "--keep-caps", "sh", "-c", &limited, "sh"];
     let allowed = Command::new(prefix[0]).args(&prefix[1..]).arg("true").output().unwrap();
     if !allowed.status.success() {
         return println!("no user namespace can be made here: {}", server::text(&allowed));
@@ -242,7 +249,8 @@ fn the_kernels_limit_is_named_and_the_app_runs() {
     server.start_as(&prefix);
     let app = server.until("the limit is told", |s| Some(s.app("a")).filter(|app| app["watch"]["state"] == "degraded"));
     let reason = app["watch"]["reason"].as_str().unwrap();
-    assert!(reason.contains("fs.inotify.max_user_watches") && reason.contains("sysctl"), "{reason}");
+    let named = limit.replace("max_inotify", "fs.inotify.max_user");
+    assert!(reason.contains(&named) && reason.contains("sysctl"), "{reason}");
     assert!(!server.log().contains("No space left"), "{}", server.log());
     server.wait_state("a", "ready");
 }

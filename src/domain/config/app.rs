@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, Logs, OnFailed, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy,
+    App, Command, Form, GiveUp, Logs, OnFailed, Place, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy,
     identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
 };
 use crate::domain::model::{AppName, Signal};
@@ -88,7 +88,7 @@ impl Entry<'_> {
             logs: self.logs(judge),
             schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
             watch: watch::watch(judge, self.name, raw),
-            deploy: raw.deploy.as_ref().map(|own| deploy::deploy(judge, self.name, own, self.hooks)),
+            deploy: raw.deploy.as_ref().map(|own| Box::new(deploy::deploy(judge, self.name, own, self.hooks))),
             problem: None,
             places: self.places(judge),
         };
@@ -99,7 +99,7 @@ impl Entry<'_> {
     }
 
     /// Where the fields stand that can turn out to be wrong only when they are used.
-    fn places(&self, judge: &Judge<'_>) -> BTreeMap<&'static str, String> {
+    fn places(&self, judge: &Judge<'_>) -> Vec<(&'static str, Place)> {
         let fields = ["command", "directory", "user", "env_file"];
         let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
         written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect()

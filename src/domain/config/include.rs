@@ -1,6 +1,9 @@
 //! Files of further apps that the config includes, each with faults and relative paths of its own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Include,
@@ -17,11 +20,13 @@ pub struct File<'a> {
     pub root: Node,
     /// Its folder: relative paths in it are relative to this.
     pub base: PathBuf,
+    pub name: Arc<Path>,
 }
 
 impl<'a> File<'a> {
     pub fn new(source: Source<'a>, root: Node) -> Self {
-        Self { source, root, base: source.path.parent().unwrap_or(Path::new("/")).to_owned() }
+        let base = source.path.parent().unwrap_or(Path::new("/")).to_owned();
+        Self { source, root, base, name: source.path.into() }
     }
 
     fn app(&self, name: &str) -> Option<Mark> {

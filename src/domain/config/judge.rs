@@ -4,10 +4,11 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
-    Config, Deploys, Finding, Http, Log, LogFormat, Places, Role, SecretRef, Serve, Severity, Token, app,
+    Config, Deploys, Finding, Http, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, app,
     finding::{Mark, Source},
     identity,
     include::File,
@@ -58,11 +59,13 @@ impl Judge<'_> {
         (file.source, mark)
     }
 
-    /// `file:line:column` of what stands at this path, or of its nearest parent.
-    pub fn place(&self, keys: &[&str]) -> Option<String> {
+    /// Where what stands at this path begins, or its nearest parent.
+    pub fn place(&self, keys: &[&str]) -> Option<Place> {
         let (source, mark) = self.mark(keys);
         let (line, column) = source.position(mark?.span.start);
-        Some(format!("{}:{line}:{column}", source.path.display()))
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let file = Arc::clone(&self.written(keys).0.name);
+        Some(Place { file, line: number(line), column: number(column) })
     }
 
     /// The folder that relative paths at this path of keys are relative to: that of their file.

@@ -1,7 +1,14 @@
 //! The config as the rest of the house uses it: every default filled in, every path absolute, every
 //! name resolved. `load` makes it out of the file's text.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
@@ -123,6 +130,20 @@ pub struct Identity {
     pub shell: PathBuf,
 }
 
+/// A place in a file of the config, shown as `file:line:column`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<Path>,
+    pub line: u32,
+    pub column: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
+    }
+}
+
 /// One app.
 #[derive(Debug, Clone, PartialEq)]
 pub struct App {
@@ -163,12 +184,12 @@ pub struct App {
     pub schedule: Option<Schedule>,
     /// Changes of these restart it.
     pub watch: Option<Watch>,
-    pub deploy: Option<Deploy>,
+    pub deploy: Option<Box<Deploy>>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
     pub problem: Option<String>,
-    /// Where its fields stand, for what is found out later: `file:line:column`. The entry itself is `""`.
-    pub places: BTreeMap<&'static str, String>,
+    /// Where its fields stand, for what is found out later. The entry itself is `""`.
+    pub places: Vec<(&'static str, Place)>,
 }
 
 impl App {
@@ -180,7 +201,8 @@ impl App {
     /// Something that is wrong with this app alone, with the place of the field that asks for it.
     #[must_use]
     pub fn fault(&self, field: &str, message: &str) -> String {
-        match self.places.get(field).or_else(|| self.places.get("")) {
+        let place = |field: &str| self.places.iter().find(|(known, _)| *known == field).map(|(_, place)| place);
+        match place(field).or_else(|| place("")) {
             Some(place) => format!("{message} ({place})"),
             None => message.to_owned(),
         }

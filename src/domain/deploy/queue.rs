@@ -131,7 +131,7 @@ impl Deploys {
             out.push(Action::Persist { view: Box::new(queued.view.clone()), attempts: queued.attempts });
         }
         let lane = self.lanes.entry(queued.view.app.clone()).or_default();
-        lane.join(Waiting { queued, deploy, tip: false }, now, out);
+        lane.join(Waiting { queued, deploy: *deploy, tip: false }, now, out);
     }
 
     fn forget(&mut self, app: &AppName, now: Now, out: &mut Vec<Action>) {

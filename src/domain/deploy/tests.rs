@@ -72,7 +72,7 @@ fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
         schedule: None,
         watch: None,
-        deploy: Some(deploy),
+        deploy: Some(Box::new(deploy)),
         problem: None,
         places: Default::default(),
     })

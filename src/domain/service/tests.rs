@@ -581,6 +581,7 @@ enum Step {
     Pass(u64),
     Try,
     Block(bool),
+    Changed,
     Lack(bool),
     Reconfigure(u32, bool),
 }
@@ -609,6 +610,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         (0..20_000u64).prop_map(Step::Pass),
         Just(Step::Try),
         any::<bool>().prop_map(Step::Block),
+        Just(Step::Changed),
         any::<bool>().prop_map(Step::Lack),
         (1..=3u32, any::<bool>()).prop_map(|(count, restart)| Step::Reconfigure(count, restart)),
     ]
@@ -683,6 +685,7 @@ proptest! {
                     tries += 1;
                     world.feed(Event::Try { release: release(tries), settle: seconds(2) });
                 },
+                Step::Changed => world.feed(Event::Changed { cause: "watch: x".into() }),
                 Step::Lack(lacks) => world.feed(Event::Lack(lacks.then(|| "b".into()))),
                 Step::Block(held) => world.feed(Event::Block(held.then(|| "b".into()))),
                 Step::Reconfigure(instances, restart) => {
@@ -718,3 +721,6 @@ proptest! {
         prop_assert_eq!(world.trial_ends().len(), usize::try_from(tries).unwrap());
     }
 }
+
+#[path = "times_tests.rs"]
+mod times;

@@ -7,7 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
@@ -80,7 +80,7 @@ struct Change {
 
 pub struct Watching {
     inbox: mpsc::Receiver<Order>,
-    lost: Arc<Lost>,
+    between: Arc<Between>,
     watcher: Option<INotifyWatcher>,
     /// Folders that the kernel tells of.
     held: BTreeSet<PathBuf>,
@@ -92,9 +92,19 @@ pub struct Watching {
 
 /// Between notify's thread and this one.
 #[derive(Default)]
-struct Lost {
+struct Between {
     waiting: AtomicUsize,
-    happened: AtomicBool,
+    lost: AtomicBool,
+    /// What is watched: writes beside it, in the folder above, are nobody's business.
+    roots: Mutex<Vec<PathBuf>>,
+}
+
+impl Between {
+    fn is_beside(&self, event: &Event) -> bool {
+        let roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = |path: &PathBuf| roots.iter().any(|root| path.starts_with(root));
+        matches!(event.kind, EventKind::Modify(ModifyKind::Data(_))) && !event.paths.iter().any(inside)
+    }
 }
 
 impl Watching {
@@ -104,8 +114,8 @@ impl Watching {
         ours: Vec<PathBuf>,
         tell: impl Fn(Report) + Send + 'static,
     ) -> Self {
-        let (lost, held, eyes) = (Arc::default(), BTreeSet::new(), Vec::new());
-        Self { inbox, lost, watcher: None, held, eyes, ours, tell: Box::new(tell), sender }
+        let (between, held, eyes) = (Arc::default(), BTreeSet::new(), Vec::new());
+        Self { inbox, between, watcher: None, held, eyes, ours, tell: Box::new(tell), sender }
     }
 
     /// Until nobody can give orders any more, which is never: the thread ends with the process.
@@ -138,12 +148,12 @@ impl Watching {
             match order {
                 Order::Watch(wanted) => self.watch(wanted),
                 Order::Seen(seen) => {
-                    self.lost.waiting.fetch_sub(1, Ordering::Relaxed);
+                    self.between.waiting.fetch_sub(1, Ordering::Relaxed);
                     look_again |= self.seen(&seen);
                 }
             }
         }
-        if self.lost.happened.swap(false, Ordering::Relaxed) {
+        if self.between.lost.swap(false, Ordering::Relaxed) {
             self.compare();
             look_again = true;
         }
@@ -161,6 +171,8 @@ impl Watching {
             eye.poll_at = eye.wanted.watch.poll.map(|poll| Instant::now() + poll);
             self.eyes.push(eye);
         }
+        let roots = self.eyes.iter().flat_map(|eye| eye.wanted.watch.paths.clone());
+        *self.between.roots.lock().unwrap_or_else(PoisonError::into_inner) = roots.collect();
         // What is there already is no change.
         while !self.hold_all().is_empty() {}
         for i in 0..self.eyes.len() {
@@ -227,7 +239,7 @@ impl Watching {
     fn hold(&mut self, folder: &Path) -> Result<bool, String> {
         let watcher = match &mut self.watcher {
             Some(watcher) => watcher,
-            empty => empty.insert(watcher(&self.sender, &self.lost)?),
+            empty => empty.insert(watcher(&self.sender, &self.between)?),
         };
         match watcher.watch(folder, RecursiveMode::NonRecursive) {
             Ok(()) => {
@@ -327,25 +339,28 @@ impl Watching {
 
 /// notify's own thread, which gives what counts to ours. Opens and reads never count, and neither does
 /// a change of mode or times.
-fn watcher(sender: &mpsc::Sender<Order>, lost: &Arc<Lost>) -> Result<INotifyWatcher, String> {
-    let (sender, lost) = (sender.clone(), Arc::clone(lost));
+fn watcher(sender: &mpsc::Sender<Order>, between: &Arc<Between>) -> Result<INotifyWatcher, String> {
+    let (sender, between) = (sender.clone(), Arc::clone(between));
     let heard = move |seen: notify::Result<Event>| {
         let counts = match &seen {
             Ok(event) if event.need_rescan() => {
-                lost.happened.store(true, Ordering::Relaxed);
+                between.lost.store(true, Ordering::Relaxed);
                 true
             }
-            Ok(event) => !matches!(event.kind, EventKind::Access(_) | EventKind::Modify(ModifyKind::Metadata(_))),
+            Ok(event) => {
+                let idle = matches!(event.kind, EventKind::Access(_) | EventKind::Modify(ModifyKind::Metadata(_)));
+                !idle && !between.is_beside(event)
+            }
             Err(_) => true,
         };
         if !counts {
             return;
         }
-        if lost.waiting.load(Ordering::Relaxed) >= WAITING {
-            lost.happened.store(true, Ordering::Relaxed);
+        if between.waiting.load(Ordering::Relaxed) >= WAITING {
+            between.lost.store(true, Ordering::Relaxed);
             return;
         }
-        lost.waiting.fetch_add(1, Ordering::Relaxed);
+        between.waiting.fetch_add(1, Ordering::Relaxed);
         // The thread lives as long as the process.
         let _ = sender.send(Order::Seen(seen));
     };
@@ -390,7 +405,7 @@ mod tests {
             if change {
                 fs::write(root.join("main"), "22").unwrap();
             }
-            watching.lost.happened.store(true, Ordering::Relaxed);
+            watching.between.lost.store(true, Ordering::Relaxed);
             watching.hear(Vec::new());
             watching.tell_settled();
             reports.try_iter().count()
