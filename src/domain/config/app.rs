@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, Logs, OnFailed, Place, Policy, Ready, Replace, Restart, Severity, Stop, StopStage, deploy,
-    identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
+    App, Command, Form, GiveUp, Logs, OnFailed, Place, Policy, Ready, Replace, Restart, Severity, Stop, StopStage,
+    deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
 };
 use crate::domain::model::{AppName, Signal};
 
