@@ -25,9 +25,11 @@ use std::{
 use server::{Server, text};
 
 const RESTARTS: usize = 10;
-/// Of each kind; together 200 requests a second.
-const CLIENTS: u64 = 20;
-const PACE: Duration = Duration::from_millis(1000 * CLIENTS / 200);
+/// Clients that keep their connection, and ask once a second each.
+const KEEPING: u64 = 200;
+/// Clients that connect anew for each request: 200 a second.
+const FRESH: u64 = 20;
+const RATE: u64 = 200;
 
 /// The app of this entry, whose socket is on a port that is free now.
 fn app(name: &str, entry: &str) -> (Server, SocketAddr) {
@@ -100,6 +102,7 @@ fn connect(at: SocketAddr) -> Result<TcpStream, String> {
 fn client(at: SocketAddr, keep: bool, end: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let mut kept: Option<TcpStream> = None;
+    let pace = Duration::from_millis(1000 * if keep { KEEPING } else { FRESH } / RATE);
     let mut next = Instant::now();
     while !end.load(Ordering::Relaxed) {
         let mut reused = kept.is_some();
@@ -123,7 +126,7 @@ fn client(at: SocketAddr, keep: bool, end: &AtomicBool) -> Seen {
             }
             Err(error) => seen.lost.push(error),
         }
-        next += PACE;
+        next += pace;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     seen
@@ -132,9 +135,13 @@ fn client(at: SocketAddr, keep: bool, end: &AtomicBool) -> Seen {
 fn load(at: SocketAddr, end: &Arc<AtomicBool>) -> Vec<JoinHandle<Seen>> {
     let start = |n: u64| {
         let end = Arc::clone(end);
-        thread::spawn(move || client(at, n.is_multiple_of(2), &end))
+        thread::spawn(move || {
+            // Spread over their first round.
+            thread::sleep(Duration::from_millis(n * 5 % 1000));
+            client(at, n < KEEPING, &end)
+        })
     };
-    (0..2 * CLIENTS).map(start).collect()
+    (0..KEEPING + FRESH).map(start).collect()
 }
 
 /// A load generator of others, for as long as nobody ends it.
@@ -192,7 +199,7 @@ fn a_node_app_on_a_descriptor() {
 fn an_unmodified_node_app() {
     let (server, at) = app(
         "web",
-        r#"command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: After("500ms")"#,
+        r#"command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: Http(url: "http://127.0.0.1:@PORT@/")"#,
     );
     loses_nothing(&server, "web", at, true);
 }

@@ -7,6 +7,7 @@
 //! | `Idle` | nothing is under way | has nothing to do |
 //! | `Reading` | `data[from..to]` is being read from the FIFO | sees by the mark whether it was, then writes it |
 //! | `Writing` | `data[from..to]` is being written at `offset` of this file | writes it there again, then the rest |
+//! | `Forming` | `data[from..end]` was read and is in no file | writes it |
 //! | `Rotating` | this file is being moved away | moves it where the path still holds it, then writes the rest |
 //!
 //! The rest is `data[to..end]`. There is one reader of a FIFO and one writer of a file: ourselves.
@@ -59,6 +60,7 @@ enum Phase {
     Reading,
     Writing,
     Rotating,
+    Forming,
 }
 
 /// A note's numbers, by name.
@@ -115,6 +117,7 @@ impl Step {
             1 => Phase::Reading,
             2 => Phase::Writing,
             3 => Phase::Rotating,
+            4 => Phase::Forming,
             _ => return None,
         };
         let form = match form {
@@ -168,11 +171,11 @@ impl Capture {
         let rest = match step.phase {
             Phase::Idle => return Ok(()),
             Phase::Reading if self.buffer.is_marked(step.from, step.to, step.mark) => return Ok(()),
-            Phase::Reading if !sink.pen.is_raw() => {
+            Phase::Reading | Phase::Forming if !sink.pen.is_raw() => {
                 sink.tip = step.left.tip;
                 return self.form(sink, step.from, step.end).map_err(|stuck| stuck.error);
             }
-            Phase::Reading => step.from,
+            Phase::Reading | Phase::Forming => step.from,
             Phase::Writing => {
                 let opened = sink.current()?;
                 if (opened.device, opened.inode) == (step.device, step.inode) {
@@ -252,6 +255,9 @@ impl Capture {
     /// the last whole line, so that the file holds nothing that has another form.
     fn form(&mut self, sink: &mut SinkFile, mut from: usize, end: usize) -> Result<(), Stuck> {
         while from < end {
+            // What is noted still may be in the second half, which is about to be written over.
+            let left = Left { tip: sink.tip, ..Left::default() };
+            self.note(Step { phase: Phase::Forming, from, to: from, end, left, ..Step::IDLE }, &sink.sink);
             let (read, formed) = self.buffer.data_mut().split_at_mut(FORMED);
             let (taken, n) = sink.pen.write(&mut sink.tip, clock::now().wall, &read[from..end], formed);
             let left = Left { from: from + taken, end, tip: sink.tip };
@@ -283,6 +289,7 @@ impl Capture {
     /// Counts data as dropped; told when it is the first.
     fn lose(&self, sink: &mut SinkFile, from: usize, end: usize, reason: &str) -> Option<Told> {
         let first = sink.gap.is_none();
+        sink.doubt();
         let gap = sink.gap.get_or_insert_with(|| Gap { bytes: 0, line_open: false, reason: reason.to_owned() });
         let data = &self.buffer.data()[from..end];
         gap.bytes += data.len() as u64;
@@ -338,7 +345,7 @@ impl Capture {
             if sink.sink.path.as_os_str().len() > MAX_PATH {
                 return Err(stuck(io::ErrorKind::InvalidFilename.into()));
             }
-            sink.current().map_err(stuck)?;
+            sink.known().map_err(stuck)?;
             let limit = sink.limit();
             let opened = sink.opened.as_ref().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
             let (device, inode, offset) = (opened.device, opened.inode, opened.size);

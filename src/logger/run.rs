@@ -37,12 +37,19 @@ use crate::{
     os::{
         capture::{Buffer, readable},
         channel::Channel,
+        fifo::{WIDE, set_pipe_size},
     },
 };
 
 /// A pass in which nobody gave this many bytes is followed by [`PAUSE`]: many small writes then cost one
 /// pass. In ms; a flood fills a pipe within a pause, so it is never slowed down.
-const BUSY: usize = 16 * 1024;
+const BUSY: usize = 32 * 1024;
+/// So many bytes does one source give in a row at most while it gives that much; nobody waits long for it.
+const IN_A_ROW: usize = 256 * 1024;
+/// Whoever fills a pipe of the usual size so often in a row gets a larger one: every time that it is full
+/// costs writer and reader a change of the processor.
+const FULL: usize = 60 * 1024;
+const OFTEN: u8 = 16;
 const PAUSE: u8 = 5;
 /// Readers and stdout have this long to take what is left at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -60,6 +67,8 @@ pub(super) struct Source {
     fifo: OwnedFd,
     /// Nobody has it open for writing: woken by the next writer only, as it is always "ready".
     hung_up: bool,
+    /// How often in a row its pipe was full; [`OFTEN`] where it has become larger.
+    full: u8,
     /// An app's output, which is echoed; a job's is not.
     is_app: bool,
     lines: Lines,
@@ -259,7 +268,41 @@ impl Logger {
         if held == 0 && flags.contains(EpollFlags::EPOLLHUP) != source.hung_up {
             self.watch(token, flags.contains(EpollFlags::EPOLLHUP));
         }
-        if held == 0 { 0 } else { self.take(token, held) }
+        self.take_in_a_row(token, held)
+    }
+
+    /// Moves what a FIFO holds, and at once what came meanwhile where that is much; the most of one pass.
+    fn take_in_a_row(&mut self, token: u64, mut held: usize) -> usize {
+        let (mut most, mut total) = (0, 0);
+        self.doubt(token);
+        while held > 0 && total < IN_A_ROW {
+            let n = self.take(token, held);
+            most = most.max(n);
+            total += n;
+            if n < BUSY {
+                break;
+            }
+            self.widen(token, n);
+            held = self.holds(token);
+        }
+        most
+    }
+
+    /// The file of a source is looked at before it is written to again.
+    fn doubt(&mut self, token: u64) {
+        if let Some(sink) = self.sources.get(&token).and_then(|source| self.sinks.get_mut(&source.sink)) {
+            sink.doubt();
+        }
+    }
+
+    /// Gives a pipe that is always full more room, or asks whoever may.
+    fn widen(&mut self, token: u64, n: usize) {
+        let Some(source) = self.sources.get_mut(&token).filter(|source| source.full < OFTEN) else { return };
+        source.full = if n >= FULL { source.full + 1 } else { 0 };
+        if source.full == OFTEN && set_pipe_size(&source.fifo, WIDE).is_err() {
+            let (source, stream) = (source.name.clone(), source.stream);
+            self.tell(&FromLogger::Crowded { source, stream });
+        }
     }
 
     /// Watches a FIFO: at every wait, or, where no writer is left, only when one comes.
@@ -314,6 +357,7 @@ impl Logger {
     /// Moves what the FIFO holds now, not what comes meanwhile.
     pub fn drain(&mut self, token: u64) {
         let mut left = self.holds(token);
+        self.doubt(token);
         while left > 0 {
             let n = self.take(token, left);
             if n == 0 {
@@ -338,7 +382,8 @@ impl Logger {
         self.epoll.add(&fifo, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         let is_app = name.parse::<InstanceId>().is_ok();
         let path = self.sink(sink);
-        let source = Source { name, stream, sink: path, fifo, hung_up: false, is_app, lines: Lines::default() };
+        let source =
+            Source { name, stream, sink: path, fifo, hung_up: false, full: 0, is_app, lines: Lines::default() };
         self.sources.insert(token, source);
         Ok(())
     }

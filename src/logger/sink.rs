@@ -57,6 +57,8 @@ pub struct SinkFile {
     pub pen: Pen,
     /// Where the last line stands, beside what the file itself tells.
     pub tip: Tip,
+    /// The open file was looked at not long ago: it is still there, and as large as was written.
+    known: bool,
     /// When a place was last noted in the log's times.
     noted: Option<Instant>,
     aside: Aside,
@@ -67,7 +69,7 @@ impl SinkFile {
     pub fn new(sink: Sink, aside: Aside) -> Self {
         let pen = Pen::of(&sink);
         let (opened, gap, fresh, tip, noted) = (None, None, Vec::new(), Tip::default(), None);
-        Self { sink, opened, gap, fresh, pen, tip, noted, aside }
+        Self { sink, opened, gap, fresh, pen, tip, known: false, noted, aside }
     }
 
     /// Goes on as this says.
@@ -150,6 +152,23 @@ impl SinkFile {
             self.open(like.as_ref().and_then(|o| o.file.metadata().ok()).as_ref())?;
         }
         self.opened.as_mut().ok_or_else(|| io::Error::other("the file was just opened"))
+    }
+
+    /// Somebody may have removed or truncated the file: it is looked at before it is written to.
+    pub fn doubt(&mut self) {
+        self.known = false;
+    }
+
+    /// [`SinkFile::current`], unless that was asked since the last doubt.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn known(&mut self) -> io::Result<()> {
+        if !self.known || self.opened.is_none() {
+            self.current()?;
+            self.known = true;
+        }
+        Ok(())
     }
 
     /// Opens the path, making file and folder; a new file gets mode and group of `like`.

@@ -70,6 +70,9 @@ fn open(path: &Path, flags: i32) -> io::Result<File> {
     if file.metadata()?.file_type().is_fifo() { Ok(file) } else { Err(other()) }
 }
 
+/// What the FIFO of a flood holds, in bytes.
+pub const WIDE: usize = 256 * 1024;
+
 /// Sets how much it holds, in bytes, rounded up by the kernel to a power of two pages.
 ///
 /// # Errors
@@ -122,7 +125,7 @@ mod tests {
         let path = folder.path().join("fifo");
         make(&path, me().0, me().1).unwrap();
         let fifo = open_read_end(&path).unwrap();
-        set_pipe_size(&fifo, 256 * 1024).unwrap();
+        set_pipe_size(&fifo, WIDE).unwrap();
         File::from(open_rw(&path).unwrap()).write_all(&vec![b'x'; 200_000]).unwrap();
         assert_eq!(bytes_waiting(&fifo).unwrap(), 200_000);
     }

@@ -109,6 +109,7 @@ impl Supervisor {
                     then(self, lines);
                 }
             }
+            FromLogger::Crowded { source, stream } => self.logger.widen(&source, stream),
             FromLogger::Dropping { source, dropped, reason } => match reason {
                 Some(reason) => self.trouble(&format!("output of {source} is being dropped: {reason}")),
                 None => warn!(%source, dropped, "output is logged again"),

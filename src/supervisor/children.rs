@@ -124,12 +124,11 @@ impl Supervisor {
 
     /// A process without an owner has ended: it may have been the last of a tree.
     fn look_at_ending_trees(&mut self) {
-        let waits = |id: &SeatId| {
-            let run = self.apps.get(&id.app).and_then(|app| app.run(id.seat));
-            run.is_some_and(|run| run.instance.awaits_empty_tree())
-        };
-        let active = self.apps.values().flat_map(|app| self.active_seats(app));
-        let waiting: Vec<SeatId> = active.filter(waits).collect();
+        let mut waiting = Vec::new();
+        for app in self.apps.values() {
+            let runs = app.runs().filter(|run| run.instance.awaits_empty_tree());
+            waiting.extend(runs.map(|run| SeatId { app: app.name().clone(), seat: run.seat }));
+        }
         for id in waiting {
             if self.tree_is_empty(&id) {
                 self.tell(&id, Happening::TreeEmpty);

@@ -195,6 +195,15 @@ impl Logger {
         self.to.is_some()
     }
 
+    /// Makes a FIFO larger. Where we may not either, it stays as it is, which costs speed alone.
+    pub fn widen(&self, source: &str, stream: Stream) {
+        if let Some(known) = self.sources.get(&(source.to_owned(), stream))
+            && let Ok(fifo) = fifo::open_read_end(&known.fifo)
+        {
+            let _ = fifo::set_pipe_size(fifo, fifo::WIDE);
+        }
+    }
+
     #[must_use]
     pub fn captures(&self, source: &str, stream: Stream) -> bool {
         self.sources.contains_key(&(source.to_owned(), stream))

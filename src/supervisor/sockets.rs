@@ -165,8 +165,8 @@ impl Supervisor {
         let rests = |app: &App| {
             app.runs().all(|run| matches!(run.instance.state(), State::Stopped | State::Failed { .. } | State::Done))
         };
+        let Some(shell) = self.shells.get_mut(name).filter(|shell| !shell.sockets.is_empty()) else { return };
         if self.apps.get(name).is_none_or(rests) {
-            let Some(shell) = self.shells.get_mut(name) else { return };
             let gone: Vec<_> = std::mem::take(&mut shell.sockets).into_values().collect();
             if gone.iter().any(|held| held.file.is_some()) {
                 self.files.run(move || remove_files(&gone), |_, ()| ());

@@ -31,7 +31,7 @@ fn a_file_goes_when_its_first_line_is_old() {
     logger.open(&fifo, Stream::Out, sink());
     fifo.write.write_all(b"one\n").unwrap();
     // By itself: nothing more is written.
-    wait_for(|| files(&room.log("out")).len() == 2);
+    wait_for(|| files(&room.log("out")).len() == 2 && room.log("out").exists());
     assert_eq!(text(&files(&room.log("out"))[0]), "one\n");
     // An empty file has no age.
     thread::sleep(age * 2);
@@ -45,7 +45,7 @@ fn a_file_goes_when_its_first_line_is_old() {
     thread::sleep(age * 2);
     assert_eq!(files(&room.log("out")).len(), 2);
     fifo.write.write_all(b"o\n").unwrap();
-    wait_for(|| files(&room.log("out")).len() == 3);
+    wait_for(|| files(&room.log("out")).len() == 3 && room.log("out").exists());
     let all: Vec<String> = files(&room.log("out")).iter().map(|file| text(file)).collect();
     assert_eq!(all, ["one\n", "two\n", ""]);
     logger.terminate();

@@ -179,6 +179,11 @@ pub enum FromLogger {
         lines: Vec<String>,
         refusal: Option<Refusal>,
     },
+    /// Its FIFO is always full, and the logger may not make it larger.
+    Crowded {
+        source: String,
+        stream: Stream,
+    },
     /// The disk does not take what comes; `dropped` bytes so far. Told at the first and at the end.
     Dropping {
         source: String,

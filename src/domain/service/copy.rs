@@ -34,9 +34,9 @@ pub struct Run {
 #[derive(Debug, Clone)]
 pub(super) enum Beside {
     /// It is to take over, and must prove itself first.
-    New(Run),
+    New(Box<Run>),
     /// It is on its way out: it has been taken over from, or did not get so far.
-    Old(Run),
+    Old(Box<Run>),
 }
 
 impl Beside {
@@ -94,7 +94,7 @@ impl Copy {
 
     pub(super) fn run_mut(&mut self, seat: Seat) -> Option<&mut Run> {
         let beside = self.beside.as_mut().map(|beside| match beside {
-            Beside::New(run) | Beside::Old(run) => run,
+            Beside::New(run) | Beside::Old(run) => &mut **run,
         });
         std::iter::once(&mut self.run).chain(beside).find(|run| run.seat == seat)
     }
@@ -118,7 +118,7 @@ impl Copy {
         let mut instance = self.run.instance.successor(self.spent.max(self.run.instance.attempt()), wall);
         instance.on_trial = true;
         self.rejected = None;
-        self.beside = Some(Beside::New(Run { seat, instance, release }));
+        self.beside = Some(Beside::New(Box::new(Run { seat, instance, release })));
         seat
     }
 
@@ -127,11 +127,11 @@ impl Copy {
         let Some(Beside::New(new)) = self.beside.take_if(|beside| matches!(beside, Beside::New(_))) else {
             return None;
         };
-        let old = std::mem::replace(&mut self.run, new);
+        let old = std::mem::replace(&mut self.run, *new);
         self.run.instance.on_trial = false;
         self.spent = self.spent.max(old.instance.attempt());
         let seat = old.seat;
-        self.beside = old.instance.is_active().then_some(Beside::Old(old));
+        self.beside = old.instance.is_active().then_some(Beside::Old(Box::new(old)));
         Some(seat)
     }
 
