@@ -120,3 +120,45 @@ fn nginx() {
     assert!(why.contains("2 live probes in a row failed") && why.contains("no answer within 500ms"), "{why}");
     assert!(processes("nginx: worker").iter().all(|pid| *pid != worker), "the worker has ended with its master");
 }
+
+/// Where Debian has put PostgreSQL, whichever version it is of.
+fn postgres(program: &str) -> String {
+    let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
+    let found = versions.map(|version| version.unwrap().path().join("bin").join(program)).find(|path| path.exists());
+    found.unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn postgresql() {
+    let is_root = nix::unistd::geteuid().is_root();
+    let user = if is_root { "user: \"postgres\"," } else { "" };
+    let server = Server::with_apps(&format!(
+        r#""a": (command: ["{}", "-D", "@DIR@/pg/data", "-k", "@DIR@/pg", "-c", "listen_addresses="], {user} directory: "/",
+             ready: Notify, stop: (signal: "SIGINT"), restart: (first: "10ms"),
+             live: (probe: Exec(command: ["{}", "-q", "-h", "@DIR@/pg"]), every: "300ms"))"#,
+        postgres("postgres"),
+        postgres("pg_isready"),
+    ));
+    let home = server.path().join("pg");
+    fs::create_dir(&home).unwrap();
+    let mut init = Command::new(postgres("initdb"));
+    if is_root {
+        let account = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+        std::os::unix::fs::chown(&home, Some(account.uid.as_raw()), Some(account.gid.as_raw())).unwrap();
+        std::os::unix::process::CommandExt::uid(&mut init, account.uid.as_raw());
+        std::os::unix::process::CommandExt::gid(&mut init, account.gid.as_raw());
+    }
+    let made = init.arg("-D").arg(home.join("data")).args(["-A", "trust", "-N"]).current_dir("/").output().unwrap();
+    assert!(made.status.success(), "{}", server::text(&made));
+    let server = server.started();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    server.ok(&["restart", "a"]);
+    assert_ne!(server.main_pid("a"), pid);
+    // It leaves by itself, says so, and is started again, as `Always` wants it.
+    let second = server.main_pid("a");
+    signal("INT", second);
+    server.wait_new_pid("a", second);
+    assert!(causes(&server, "stopping").iter().any(|cause| cause == "it said that it stops"));
+    server.wait_state("a", "ready");
+}

@@ -101,7 +101,7 @@ fn the_core_is_pure() {
     for file in files {
         let text = fs::read_to_string(&file).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
-        if file.ends_with("tests.rs") {
+        if file.ends_with("tests.rs") || file.iter().any(|part| part == "tests") {
             continue;
         }
         for impure in [

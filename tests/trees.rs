@@ -217,3 +217,83 @@ fn is_sleep(pid: i32) -> bool {
 fn writes_below(pid: i32, folder: &str) -> bool {
     fs::read_link(format!("/proc/{pid}/fd/1")).is_ok_and(|to| to.starts_with(folder))
 }
+
+/// What keeps trees together: version 2 of cgroups, version 1, or nothing at all. What is not to be had
+/// is taken from the supervisor's view of the machine, which needs root.
+fn ways() -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut ways = vec![("as the machine is", vec![])];
+    if !nix::unistd::geteuid().is_root() {
+        println!("not root: only as the machine is");
+        return ways;
+    }
+    let without = |kinds: &'static str| vec!["unshare", "--mount", "sh", "-c", kinds, "sh"];
+    let no_second = "awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts | xargs -r umount -l; exec \"$@\"";
+    let none = "awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | xargs -r umount -l; exec \"$@\"";
+    ways.extend([("version 1", without(no_second)), ("none", without(none))]);
+    ways
+}
+
+#[test]
+fn whoever_hides_is_gone_after_stop_in_every_way() {
+    for (way, prefix) in ways() {
+        let mut server = Server::with_apps(
+            r#""a": (command: ["sh", "@DIR@/main.sh", "@DIR@-tree"], ready: Immediate, stop: (timeout: "500ms"))"#,
+        );
+        let dir = server.path().display().to_string();
+        let write = |name: &str, text: &str| fs::write(server.path().join(name), text.replace("@", &dir)).unwrap();
+        write("said", "");
+        // All ignore TERM. One is in a session of its own, one was daemonised, and one is never there
+        // for long: each of its processes starts the next and ends.
+        write("deaf.sh", "trap '' TERM; echo \"$1 up\" >> @/said; while :; do sleep 0.05; done\n");
+        write(
+            "loop.sh",
+            "trap '' TERM; sleep 0.01; [ -e @/looped ] || { echo 'loop up' >> @/said; touch @/looped; }; sh @/loop.sh @-tree &\n",
+        );
+        write(
+            "main.sh",
+            "setsid sh @/deaf.sh session @-tree &\n(setsid sh -c 'sh @/deaf.sh daemon @-tree &' &)\nsh @/loop.sh @-tree &\nexec sleep 1000\n",
+        );
+        let mut outside = Bystander::new();
+        server.start_as(&prefix);
+        let all = ["session up", "daemon up", "loop up"];
+        server.until("the tree is up", |s| all.iter().all(|line| said(s, line) == 1).then_some(()));
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", server.main_pid("a"))).unwrap();
+        let groups: Vec<_> = own.lines().filter(|line| line.contains("everhook-")).collect();
+        match way {
+            "version 1" => assert!(groups.iter().all(|line| !line.starts_with("0::")), "{own}"),
+            "none" => assert!(
+                groups.is_empty() && server.log().contains("is not found when its app ends"),
+                "{}",
+                server.log()
+            ),
+            _ => {}
+        }
+        server.ok(&["stop", "a"]);
+        assert!(helpers(&server).is_empty(), "{way}: stopped is said when nothing is left");
+        assert!(outside.is_untouched(), "{way}: nothing outside the tree is signalled");
+        assert!(server.stop().success());
+    }
+}
+
+#[test]
+fn a_server_behind_wrappers_hears_the_signal_and_leaves_by_itself() {
+    // Node's and npm's way: a shell that waits, and above it a program that waits.
+    let wrap = "import subprocess, sys; sys.exit(subprocess.call(['sh', '-c', 'sh @DIR@/main.sh @DIR@-tree; true']))";
+    for (way, prefix) in ways() {
+        let mut server = Server::with_apps(&format!(
+            r#""a": (command: ["python3", "-c", "{wrap}", "@DIR@-tree"], ready: Immediate, stop: (timeout: "20s"))"#
+        ));
+        let dir = server.path().display().to_string();
+        fs::write(server.path().join("said"), "").unwrap();
+        let script = format!(
+            "trap 'sleep 0.2; echo bye >> {dir}/said; exit 0' TERM\necho main up >> {dir}/said\nwhile :; do sleep 0.05; done\n"
+        );
+        fs::write(server.path().join("main.sh"), script).unwrap();
+        server.start_as(&prefix);
+        up(&server, 1);
+        server.ok(&["stop", "a"]);
+        assert_eq!(said(&server, "bye"), 1, "{way}: it had its time, and heard the signal once");
+        assert!(helpers(&server).is_empty(), "{way}");
+        assert!(server.stop().success());
+    }
+}

@@ -9,6 +9,9 @@ use std::{
 
 use super::{cgroup::Cgroup, pidfd, record};
 
+/// How often at most, as on a busy machine somebody always vanishes.
+const LOOKS: u32 = 20;
+
 /// Whose tree.
 #[derive(Debug, Clone, Copy)]
 pub struct TreeQuery<'a> {
@@ -62,26 +65,51 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
+/// Looks again where it found nobody while somebody vanished before it was looked at: that one may have
+/// been of the tree, and have left a child that was born behind our back.
 fn by_descent(query: &TreeQuery) -> io::Result<Vec<Member>> {
-    let processes = processes()?;
+    for _ in 1..LOOKS {
+        let (found, certain) = look(query)?;
+        if certain || !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    look(query).map(|(found, _)| found)
+}
+
+/// Those that are found, and whether every process there was has been looked at.
+fn look(query: &TreeQuery) -> io::Result<(Vec<Member>, bool)> {
     let own = std::process::id();
-    let marked = |pid: u32| pid != own && has_marks(pid, query);
-    let seeds: HashSet<u32> = processes
-        .iter()
-        .filter(|(pid, p)| !p.kernel && (query.root == Some(**pid) || marked(**pid)))
-        .map(|(pid, _)| *pid)
-        .collect();
+    let (mut processes, mut seeds, mut certain) = (HashMap::new(), HashSet::new(), true);
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(process) = Process::read(pid) else {
+            certain = false;
+            continue;
+        };
+        let marked = if process.kernel || pid == own { Some(false) } else { has_marks(pid, query) };
+        certain &= marked.is_some();
+        if marked == Some(true) || query.root == Some(pid) {
+            seeds.insert(pid);
+        }
+        processes.insert(pid, process);
+    }
     let found = processes.iter().filter(|(pid, p)| **pid != own && !p.zombie && descends(**pid, &seeds, &processes));
-    let members =
-        found.filter_map(|(pid, process)| hold(*pid, process, seeds.contains(pid) && query.root != Some(*pid), query));
-    Ok(members.collect())
+    let mut members = Vec::new();
+    for (pid, process) in found {
+        match hold(*pid, process, seeds.contains(pid) && query.root != Some(*pid), query) {
+            Some(member) => members.push(member),
+            None => certain = false,
+        }
+    }
+    Ok((members, certain))
 }
 
 /// Opens it, then looks whether it still is who it was.
 fn hold(pid: u32, was: &Process, by_marks: bool, query: &TreeQuery) -> Option<Member> {
     let pidfd = pidfd::open(pid).ok()?;
     let now = Process::read(pid)?;
-    let same = now.start_time == was.start_time && !now.zombie && (!by_marks || has_marks(pid, query));
+    let same = now.start_time == was.start_time && !now.zombie && (!by_marks || has_marks(pid, query) == Some(true));
     same.then(|| Member { pid, pidfd, name: now.name })
 }
 
@@ -118,11 +146,6 @@ impl Process {
     }
 }
 
-fn processes() -> io::Result<HashMap<u32, Process>> {
-    let numbers = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    Ok(numbers.filter_map(|pid| Some((pid, Process::read(pid)?))).collect())
-}
-
 fn name_of(pid: u32) -> String {
     Process::read(pid).map(|process| process.name).unwrap_or_default()
 }
@@ -142,12 +165,16 @@ fn descends(mut pid: u32, seeds: &HashSet<u32>, processes: &HashMap<u32, Process
     false
 }
 
-/// Of a process of another user this is hidden from whoever is not root.
-fn has_marks(pid: u32, query: &TreeQuery) -> bool {
-    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
+/// `None` when it is gone. Of a process of another user this is hidden from whoever is not root.
+fn has_marks(pid: u32, query: &TreeQuery) -> Option<bool> {
+    let environment = match fs::read(format!("/proc/{pid}/environ")) {
+        Ok(environment) => environment,
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return None,
+        Err(_) => return Some(false),
+    };
     let value = |name: &str| environment.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes()));
-    value("EVERHOOK_BOOT=") == Some(query.boot.as_bytes())
-        && value("EVERHOOK_INSTANCE=") == Some(query.instance.as_bytes())
+    let boot = value("EVERHOOK_BOOT=") == Some(query.boot.as_bytes());
+    Some(boot && value("EVERHOOK_INSTANCE=") == Some(query.instance.as_bytes()))
 }
 
 #[cfg(test)]

@@ -113,19 +113,14 @@ impl Supervisor {
             let _ = answer.send(Err("the probe before has not ended yet".into()));
             return;
         }
-        let cgroup = match self.seat(id).and_then(|seat| seat.health.cgroup.clone()) {
-            Some(group) => Some(group),
-            None => match self.maker.cgroup(&name) {
-                Ok(group) => group,
-                Err(error) => {
-                    let _ = answer.send(Err(error));
-                    return;
-                }
-            },
+        // It goes with the job.
+        let cgroup = match self.maker.cgroup(&name) {
+            Ok(group) => group,
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                return;
+            }
         };
-        if let Some(seat) = self.seat_mut(id) {
-            seat.health.cgroup.clone_from(&cgroup);
-        }
         let job = JobSpec {
             deploy: None,
             app: id.app.clone(),

@@ -34,7 +34,7 @@ use crate::{
         config::{self, LiveProbe, Probe, Ready, Replace},
         service::Happening,
     },
-    os::{cgroup::Cgroup, spawn::SpawnSpec},
+    os::spawn::SpawnSpec,
 };
 
 /// No single try for readiness takes longer, but that of a command, which may wait by itself.
@@ -49,8 +49,6 @@ pub struct Health {
     asking: Option<Task>,
     /// The probe command that runs.
     command: Option<JobId>,
-    /// Of probe commands; made with the first.
-    cgroup: Option<Arc<Cgroup>>,
     /// The end of the pipe on which its newline is awaited.
     newline: Option<OwnedFd>,
     notices: Option<notices::Notices>,

@@ -1,0 +1,215 @@
+//! A world of deploys without processes: what the machine asks for is answered at once.
+
+use super::*;
+pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
+    let who = Identity { uid: 1, gid: 1, groups: vec![], name: None, home: "/".into(), shell: "/bin/sh".into() };
+    let step = |run: &&str| Step { run: (*run).into(), name: None, timeout: Some(Duration::from_secs(60)) };
+    let deploy = Deploy {
+        repo: "/repo".into(),
+        keep: 5,
+        on: vec![],
+        secret: None,
+        previous_secret: None,
+        check: check.iter().map(step).collect(),
+        build: vec![],
+        env: BTreeMap::new(),
+        shared: vec![PathBuf::from("db")],
+        timeout: Duration::from_secs(900),
+        settle: Duration::from_secs(5),
+    };
+    Arc::new(App {
+        name: name.parse().unwrap(),
+        command: None,
+        directory: None,
+        run_as: who.clone(),
+        work_as: who,
+        groups: None,
+        env: BTreeMap::new(),
+        env_file: vec![],
+        port: None,
+        instances: 1,
+        enabled: true,
+        requires: vec![],
+        on_failed: OnFailed::Stay,
+        after: after.iter().map(|name| name.parse().unwrap()).collect(),
+        ready: Ready::Immediate,
+        live: None,
+        restart: Restart {
+            policy: Policy::Always,
+            success: vec![0],
+            first: Duration::from_millis(100),
+            factor: 2.0,
+            max: Duration::from_secs(30),
+            jitter: 0.0,
+            reset_after: Duration::from_secs(10),
+            give_up: GiveUp { restarts: 10, within: Duration::from_secs(300) },
+            retry_after: None,
+        },
+        stop: Stop {
+            stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }],
+            drain: Duration::ZERO,
+        },
+        sockets: BTreeMap::new(),
+        replace: Replace::StopFirst,
+        limits: Limits::default(),
+        logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
+        schedule: None,
+        watch: None,
+        deploy: Some(Box::new(deploy)),
+        problem: None,
+        places: Default::default(),
+    })
+}
+
+pub(super) fn commit(n: DeployId) -> CommitId {
+    format!("{:040x}", n + 1).parse().unwrap()
+}
+
+pub(super) fn view(id: DeployId, app: &AppName) -> DeployView {
+    DeployView {
+        id,
+        app: app.clone(),
+        state: DeployState::Queued,
+        step: None,
+        reason: None,
+        commit: Some(commit(id)),
+        previous_commit: None,
+        ref_name: Some("refs/heads/master".into()),
+        subject: None,
+        author: None,
+        by: By::Delivery { id },
+        release: None,
+        superseded_by: None,
+        queued_at: At(0),
+        started_at: None,
+        ended_at: None,
+        steps: vec![],
+    }
+}
+
+pub(super) fn queued(id: DeployId, app: &Arc<App>) -> Queued {
+    let places = Places { mirror: "/m".into(), app: "/apps/a".into() };
+    Queued { view: view(id, &app.name), attempts: 0, rev: None, app: app.clone(), places }
+}
+
+pub(super) fn good() -> JobEnd {
+    JobEnd { exit: Exit::Code(0), error: None, answer: vec![], last_lines: vec![] }
+}
+
+pub(super) fn bad(code: i32, words: &str) -> JobEnd {
+    JobEnd { exit: Exit::Code(code), last_lines: vec!["noise".into(), words.into(), String::new()], ..good() }
+}
+
+pub(super) fn fetched(verdict: Verdict, commit: Option<CommitId>) -> JobEnd {
+    let ref_name = "refs/heads/master".to_owned();
+    let fetched = Fetched { verdict, ref_name, commit, subject: Some("s".into()), author: None, tree_bytes: Some(9) };
+    JobEnd { answer: serde_json::to_vec(&fetched).unwrap(), ..good() }
+}
+
+/// A machine, its clock, and what it asked for that is not answered.
+pub(super) struct Bench {
+    pub(super) deploys: Deploys,
+    pub(super) base: Instant,
+    pub(super) at: Duration,
+    pub(super) open: VecDeque<Action>,
+    pub(super) ended: BTreeMap<DeployId, DeployView>,
+    pub(super) said: Vec<String>,
+}
+
+impl Bench {
+    pub(super) fn new(parallel: u32) -> Self {
+        Self {
+            deploys: Deploys::new(parallel),
+            base: Instant::now(),
+            at: Duration::ZERO,
+            open: VecDeque::new(),
+            ended: BTreeMap::new(),
+            said: vec![],
+        }
+    }
+
+    pub(super) fn on(&mut self, event: Event) {
+        let mut out = Vec::new();
+        let wall = At(i64::try_from(self.at.as_millis()).unwrap());
+        self.deploys.on(event, Now { mono: self.base + self.at, wall }, &mut out);
+        for action in out {
+            if let Action::Ended(view) = &action {
+                assert!(self.ended.insert(view.id, (**view).clone()).is_none(), "ended twice: {view:?}");
+            }
+            self.said.push(brief(&action));
+            self.open.push_back(action);
+        }
+    }
+
+    pub(super) fn queue(&mut self, queued: Queued) {
+        self.on(Event::Queue(Box::new(queued)));
+    }
+
+    /// Answers what is open as a shell does where all goes well, until `stop` matches what is next.
+    pub(super) fn run_to(&mut self, stop: &str) {
+        while let Some(action) = self.open.pop_front() {
+            if !stop.is_empty() && brief(&action).starts_with(stop) {
+                self.open.push_front(action);
+                return;
+            }
+            if let Some(event) = self.answer(&action) {
+                self.on(event);
+            }
+        }
+        assert!(stop.is_empty(), "{stop} never came: {:#?}", self.said);
+    }
+
+    pub(super) fn answer(&self, action: &Action) -> Option<Event> {
+        Some(match action {
+            Action::Persist { view, .. } => Event::Committed { deploy: view.id },
+            Action::Run { deploy, job: Job::Tree { task: TreeTask::Fetch(task), .. } } => {
+                let commit = task.commit.clone().or_else(|| Some(commit(*deploy)));
+                Event::JobEnded { deploy: *deploy, end: fetched(Verdict::Deploy, commit) }
+            }
+            Action::Run { deploy, .. } => Event::JobEnded { deploy: *deploy, end: good() },
+            Action::MakeRelease { deploy, .. } => Event::ReleaseMade { deploy: *deploy, result: Ok("/r".into()) },
+            Action::StartTrial { deploy, .. } => Event::Trial { deploy: *deploy, result: Ok(None) },
+            Action::WriteLive { deploy, .. } => Event::LiveWritten { deploy: *deploy, result: Ok(()) },
+            _ => return None,
+        })
+    }
+
+    /// Takes the open action that is next and answers it otherwise.
+    pub(super) fn instead(&mut self, event: Event) {
+        self.open.pop_front().unwrap();
+        self.on(event);
+    }
+
+    pub(super) fn end(&self, id: DeployId) -> (DeployState, &str) {
+        let view = self.ended.get(&id).unwrap_or_else(|| panic!("{id} has not ended: {:#?}", self.said));
+        (view.state, view.reason.as_deref().unwrap_or_default())
+    }
+
+    pub(super) fn ends(&self) -> Vec<(DeployId, DeployState)> {
+        self.ended.iter().map(|(id, view)| (*id, view.state)).collect()
+    }
+
+    pub(super) fn set_live(&mut self, app: &Arc<App>, id: DeployId) {
+        let live = Some(Live { release: ReleaseId::new(id, &commit(id)), commit: commit(id) });
+        self.on(Event::Live { app: app.name.clone(), live });
+    }
+}
+
+pub(super) fn brief(action: &Action) -> String {
+    match action {
+        Action::Persist { view, .. } => format!("persist {} {}", view.id, view.state),
+        Action::Run { deploy, job: Job::Tree { task, .. } } => {
+            let name = format!("{task:?}");
+            format!("run {deploy} {}", name.split([' ', '(']).next().unwrap())
+        }
+        Action::Run { deploy, job: Job::Step { run, .. } } => format!("run {deploy} `{run}`"),
+        Action::EndJob { deploy } => format!("end job {deploy}"),
+        Action::MakeRelease { deploy, .. } => format!("make {deploy}"),
+        Action::StartTrial { deploy, .. } => format!("trial {deploy}"),
+        Action::WriteLive { deploy, .. } => format!("write live {deploy}"),
+        Action::GoBack { deploy, .. } => format!("go back {deploy}"),
+        Action::RemoveRelease { release, .. } => format!("remove {}", release.deploy),
+        Action::Prune { app, .. } => format!("prune {app}"),
+        Action::Ended(view) => format!("ended {} {}", view.id, view.state),
+    }
+}

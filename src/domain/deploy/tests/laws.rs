@@ -1,0 +1,146 @@
+//! What holds whatever happens.
+
+use super::{bench::*, *};
+/// Something that happens in a run of many.
+#[derive(Debug, Clone)]
+enum Chance {
+    Push {
+        app: usize,
+        dev: bool,
+        rollback: bool,
+    },
+    /// Answer the open action of this index, well or badly.
+    Answer {
+        index: usize,
+        good: bool,
+    },
+    Pass(u64),
+    Cancel(DeployId),
+    Switched(DeployId),
+    Gate {
+        app: usize,
+        open: bool,
+    },
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        3 => (0..3usize, any::<bool>(), proptest::bool::weighted(0.2))
+            .prop_map(|(app, dev, rollback)| Chance::Push { app, dev, rollback }),
+        20 => (0..4usize, proptest::bool::weighted(0.9)).prop_map(|(index, good)| Chance::Answer { index, good }),
+        1 => (1..600u64).prop_map(Chance::Pass),
+        1 => (1..20i64).prop_map(Chance::Cancel),
+        1 => (1..20i64).prop_map(Chance::Switched),
+        1 => (0..3usize, any::<bool>()).prop_map(|(app, open)| Chance::Gate { app, open }),
+    ]
+}
+
+/// Holds what must hold after every event, over what was said.
+#[derive(Default)]
+struct Law {
+    heard: usize,
+    switching_recorded: BTreeSet<DeployId>,
+}
+
+impl Law {
+    fn check(&mut self, bench: &Bench, apps: &[Arc<App>], parallel: usize) {
+        for said in &bench.said[self.heard..] {
+            let mut words = said.split(' ').filter_map(|word| word.parse::<DeployId>().ok());
+            if said.starts_with("trial") {
+                let id = words.next().unwrap();
+                assert!(self.switching_recorded.contains(&id), "{said} before its record was durable");
+            }
+        }
+        self.heard = bench.said.len();
+        let running: Vec<_> = apps.iter().filter_map(|app| bench.deploys.running(&app.name)).collect();
+        assert!(running.len() <= parallel, "{running:?}");
+        for view in &running {
+            assert!(!view.state.is_end() && view.state != DeployState::Queued, "{view:?}");
+        }
+        for app in apps {
+            let refs: Vec<_> = bench.deploys.waiting(&app.name).filter(|v| v.release.is_none()).collect();
+            let distinct: BTreeSet<_> = refs.iter().map(|view| &view.ref_name).collect();
+            assert_eq!(refs.len(), distinct.len(), "two of one ref wait: {refs:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_deploy_ends_and_never_two_of_one_app_run(
+        chances in prop::collection::vec(chance(), 1..200),
+        parallel in 1..3u32,
+    ) {
+        let apps = [app("a", &["x"], &[]), app("b", &[], &[]), app("c", &["x", "y"], &["b"])];
+        let mut bench = Bench::new(parallel);
+        bench.set_live(&apps[0], 0);
+        let mut law = Law::default();
+        let mut last = 0;
+        for chance in chances {
+            match chance {
+                Chance::Push { app, dev, rollback } => {
+                    last += 1;
+                    let mut push = queued(last, &apps[app]);
+                    if dev {
+                        push.view.ref_name = Some("refs/heads/dev".into());
+                    }
+                    if rollback {
+                        push.view.release = Some(ReleaseId::new(0, &commit(0)));
+                    }
+                    bench.queue(push);
+                }
+                Chance::Answer { index, good } => answer(&mut bench, index, good, &mut law),
+                Chance::Pass(seconds) => {
+                    bench.at += Duration::from_secs(seconds);
+                    bench.on(Event::Timer);
+                }
+                Chance::Cancel(deploy) => bench.on(Event::Cancel { deploy, why: "because".into() }),
+                Chance::Switched(deploy) => bench.on(Event::Switched { deploy }),
+                Chance::Gate { app, open } => bench.on(Event::Gate { app: apps[app].name.clone(), open }),
+            }
+            law.check(&bench, &apps, parallel as usize);
+        }
+        for app in &apps {
+            bench.on(Event::Gate { app: app.name.clone(), open: true });
+        }
+        while !bench.open.is_empty() {
+            answer(&mut bench, 0, true, &mut law);
+            law.check(&bench, &apps, parallel as usize);
+        }
+        prop_assert_eq!(bench.ended.keys().copied().collect::<Vec<_>>(), (1..=last).collect::<Vec<_>>());
+        prop_assert!(bench.deploys.is_idle() && bench.deploys.deadline().is_none());
+        for view in bench.ended.values() {
+            let next = view.superseded_by.map(|next| next > view.id);
+            prop_assert!(next != Some(false), "{view:?}");
+            prop_assert!(view.steps.iter().all(|step| step.state != StepState::Running), "{view:?}");
+        }
+    }
+}
+
+/// Answers one open action; records of one deploy stay in their order.
+fn answer(bench: &mut Bench, index: usize, good: bool, law: &mut Law) {
+    if bench.open.is_empty() {
+        return;
+    }
+    let index = index % bench.open.len();
+    let is_record = |action: &Action| matches!(action, Action::Persist { .. });
+    let index = if is_record(&bench.open[index]) { bench.open.iter().position(is_record).unwrap() } else { index };
+    let action = bench.open.remove(index).unwrap();
+    if let Action::Persist { view, .. } = &action
+        && view.state == DeployState::Switching
+    {
+        law.switching_recorded.insert(view.id);
+    }
+    let well = bench.answer(&action);
+    let event = match well {
+        Some(Event::JobEnded { deploy, .. }) if !good => Event::JobEnded { deploy, end: bad(1, "no") },
+        Some(Event::ReleaseMade { deploy, .. }) if !good => Event::ReleaseMade { deploy, result: Err("no".into()) },
+        Some(Event::Trial { deploy, .. }) if !good => Event::Trial { deploy, result: Err("no".into()) },
+        Some(Event::LiveWritten { deploy, .. }) if !good => Event::LiveWritten { deploy, result: Err("no".into()) },
+        Some(event) => event,
+        None => return,
+    };
+    bench.on(event);
+}

@@ -1,0 +1,146 @@
+//! Several deploys, and what comes between.
+
+use super::{bench::*, *};
+
+#[test]
+fn five_pushes_during_a_deploy_make_one_more() {
+    let site = app("a", &[], &[]);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 Checkout");
+    for id in 2..=6 {
+        bench.queue(queued(id, &site));
+    }
+    assert_eq!(bench.deploys.waiting(&site.name).map(|view| view.id).collect::<Vec<_>>(), [6]);
+    bench.run_to("");
+    let mut want: Vec<_> = (1..=6).map(|id| (id, DeployState::Superseded)).collect();
+    (want[0].1, want[5].1) = (DeployState::Live, DeployState::Live);
+    assert_eq!(bench.ends(), want);
+    assert_eq!(bench.ended[&2].superseded_by, Some(3));
+}
+
+#[test]
+fn of_several_pushes_the_tip_is_deployed() {
+    // The older commit's delivery came last: deploying it alone would lose the newer one.
+    let site = app("a", &[], &[]);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 Checkout");
+    bench.queue(queued(2, &site));
+    bench.queue(queued(3, &site));
+    bench.run_to("run 3 Fetch");
+    let Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), who: Who::FetchUser }, .. }) =
+        bench.open.front()
+    else {
+        panic!("{:?}", bench.open)
+    };
+    assert_eq!((&task.commit, &task.live), (&None, &Some(commit(1))));
+}
+
+#[test]
+fn other_refs_and_other_apps_wait_for_themselves() {
+    let (one, two) = (app("a", &[], &[]), app("b", &[], &[]));
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &one));
+    let mut dev = queued(2, &one);
+    dev.view.ref_name = Some("refs/heads/dev".into());
+    bench.queue(dev);
+    bench.queue(queued(3, &one));
+    bench.queue(queued(4, &two));
+    assert_eq!(bench.deploys.running(&two.name), None);
+    bench.run_to("");
+    assert!(bench.ends().iter().all(|(_, state)| *state == DeployState::Live), "{:?}", bench.ends());
+    assert_eq!(bench.ended.len(), 4);
+}
+
+#[test]
+fn a_gate_holds_the_first_deploy_back() {
+    let site = app("a", &[], &["maker"]);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    assert!(bench.said.is_empty() && bench.deploys.is_idle());
+    bench.on(Event::Gate { app: site.name.clone(), open: true });
+    bench.run_to("");
+    assert_eq!(bench.end(1).0, DeployState::Live);
+}
+
+#[test]
+fn what_was_interrupted_three_times_is_given_up() {
+    let site = app("a", &[], &[]);
+    let mut bench = Bench::new(1);
+    let mut twice = queued(1, &site);
+    (twice.attempts, twice.view.release) = (2, Some(ReleaseId::new(1, &commit(1))));
+    bench.queue(twice.clone());
+    bench.run_to("");
+    // What the last try left is cleared first.
+    let place = |word: &str| bench.said.iter().position(|said| said.starts_with(word)).unwrap();
+    assert!(place("run 1 Empty") < place("make 1"));
+    assert_eq!(bench.end(1).0, DeployState::Live);
+    let mut bench = Bench::new(1);
+    twice.attempts = 3;
+    bench.queue(twice);
+    assert_eq!(bench.end(1), (DeployState::Failed, "interrupted 3 times"));
+    assert!(bench.said.contains(&"remove 1".into()));
+}
+
+#[test]
+fn a_shutdown_puts_back_what_is_not_live() {
+    for stop in ["run 1 Fetch", "make 1", "run 1 `x`", "persist 1 switching", "trial 1"] {
+        let site = app("a", &["x"], &[]);
+        let mut bench = Bench::new(1);
+        bench.queue(queued(1, &site));
+        bench.run_to(stop);
+        bench.on(Event::Shutdown);
+        if let Some(answer) = bench.open.front().and_then(|action| bench.answer(action)) {
+            bench.instead(answer);
+        }
+        assert!(bench.deploys.is_idle() && bench.ended.is_empty(), "{stop}: {:?}", bench.said);
+        let back: Vec<_> = bench.deploys.waiting(&site.name).collect();
+        assert_eq!((back.len(), back[0].state), (1, DeployState::Queued), "{stop}");
+        assert_eq!(bench.said.last().unwrap(), "persist 1 queued", "{stop}");
+    }
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &app("a", &[], &[])));
+    bench.run_to("write live 1");
+    bench.on(Event::Shutdown);
+    bench.run_to("");
+    assert_eq!(bench.end(1).0, DeployState::Live);
+}
+
+#[test]
+fn a_removed_app_ends_its_deploys_but_one_that_switches() {
+    let site = app("a", &["x"], &[]);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 `x`");
+    bench.queue(queued(2, &site));
+    bench.on(Event::Forget { app: site.name.clone() });
+    assert_eq!(bench.end(2).0, DeployState::Cancelled);
+    bench.instead(Event::JobEnded { deploy: 1, end: good() });
+    assert_eq!(bench.end(1), (DeployState::Cancelled, "the app was removed from the config"));
+
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("trial 1");
+    bench.on(Event::Forget { app: site.name.clone() });
+    bench.run_to("");
+    assert_eq!(bench.end(1).0, DeployState::Live);
+}
+
+#[test]
+fn the_live_file_decides_what_a_crash_left() {
+    let name: AppName = "a".parse().unwrap();
+    let release = ReleaseId::new(7, &commit(7));
+    let with = |state| DeployView { state, release: Some(release.clone()), ..view(7, &name) };
+    let Resumption::Live(live) = resume(with(DeployState::Verifying), Some(&release), At(5)) else { panic!() };
+    assert_eq!((live.state, live.ended_at), (DeployState::Live, Some(At(5))));
+    for (state, live) in [(DeployState::Verifying, None), (DeployState::Switching, Some(ReleaseId::new(3, &commit(3))))]
+    {
+        let Resumption::Requeue(back) = resume(with(state), live.as_ref(), At(5)) else { panic!() };
+        assert_eq!((back.state, &back.release), (DeployState::Queued, &Some(release.clone())));
+    }
+    // A rollback that waits to go back to what is live anyway has not happened.
+    let mut back = with(DeployState::Queued);
+    back.id = 9;
+    assert!(matches!(resume(back, Some(&release), At(5)), Resumption::Requeue(_)));
+}
