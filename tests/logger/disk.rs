@@ -8,7 +8,10 @@ use std::{
     process::Stdio,
 };
 
-use everhook::domain::api::{FromLogger, Stream};
+use everhook::domain::{
+    api::{FromLogger, LogLine, Sink, Stream},
+    config::Form,
+};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     unistd::geteuid,
@@ -108,6 +111,35 @@ fn the_supervisor_hears_of_a_full_disk() {
     write_numbered(&fifo.write, 100_000);
     let FromLogger::Dropping { source, reason, .. } = logger.hear() else { panic!("another message") };
     assert_eq!((source.as_str(), reason.as_deref()), ("blog.1", Some("disk full")));
+    logger.terminate();
+    drop(small);
+}
+
+#[test]
+fn after_a_full_disk_a_file_has_whole_lines_of_its_form() {
+    let room = Room::new();
+    let Some(small) = Small::mount(&room.logs()) else { return };
+    let ballast = room.logs().join("ballast");
+    fs::write(&ballast, vec![0; 128 * 1024]).unwrap();
+    let mut fifo = room.fifo();
+    let mut logger = room.start();
+    logger.open(&fifo, Stream::Out, Sink { form: Form::Json, ..room.sink("out", 1 << 20, 3) });
+    write_numbered(&fifo.write, 20_000);
+    fifo.write.write_all(b"the end of a line that is ").unwrap();
+    logger.tail(&room.log("out"), 1).unwrap();
+    fs::remove_file(ballast).unwrap();
+    fifo.write.write_all(b"cut\nand on it goes\n").unwrap();
+    assert_eq!(logger.tail(&room.log("out"), 1).unwrap(), ["and on it goes"]);
+
+    let text = fs::read_to_string(room.log("out")).unwrap();
+    let lines: Vec<LogLine> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let gap = lines.len() - 2;
+    for (i, line) in lines[..gap].iter().enumerate() {
+        assert_eq!(line.line, format!("line {}", i + 1));
+    }
+    let dropped = lines[gap].line.strip_prefix("[everhook: ").unwrap().strip_suffix(" bytes dropped, disk full]");
+    let lost: usize = (gap + 1..=20_000).map(|i| format!("line {i}\n").len()).sum();
+    assert_eq!(dropped.unwrap().parse::<usize>().unwrap(), lost + "the end of a line that is cut\n".len());
     logger.terminate();
     drop(small);
 }
