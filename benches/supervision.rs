@@ -175,7 +175,8 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-        for _ in 0..50 {
+        // Its logger lives on where it is killed.
+        for _ in 0..300 {
             if self.child.try_wait().unwrap().is_some() {
                 break;
             }

@@ -67,10 +67,11 @@ impl Supervisor {
     }
 
     fn end_apps(&mut self) {
-        for app in order::stoppable(&self.apps) {
-            if self.told_to_end.insert(app.clone()) {
-                self.feed(&app, service::Event::Shutdown);
-            }
+        // Each is noted before any is told, as what follows from that comes by here again.
+        let mut due = order::stoppable(&self.apps);
+        due.retain(|app| self.told_to_end.insert(app.clone()));
+        for app in due {
+            self.feed(&app, service::Event::Shutdown);
         }
         let busy = self.apps.values().any(service::App::is_active);
         if busy || !self.deploys.is_idle() || !self.jobs.is_empty() || self.feeding || self.deploying {

@@ -1,6 +1,6 @@
 //! Who waits for whom: `after` at the start, its reverse at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{App, Rest, State};
 use crate::domain::{config, model::AppName};
@@ -47,10 +47,9 @@ fn is_past(app: &App) -> bool {
 
 /// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
 pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
-    let needed = |name: &AppName| {
-        apps.values().any(|other| other.is_active() && other.spec().comes_after().any(|before| before == name))
-    };
-    apps.keys().filter(|name| !needed(name)).cloned().collect()
+    let active = apps.values().filter(|app| app.is_active());
+    let needed: BTreeSet<&AppName> = active.flat_map(|app| app.spec().comes_after()).collect();
+    apps.keys().filter(|name| !needed.contains(name)).cloned().collect()
 }
 
 /// The running apps that come after one of `stopped`: whom a stop hurts. What is stopped
