@@ -38,6 +38,7 @@ use crate::{
         capture::{Buffer, readable},
         channel::Channel,
         fifo::{WIDE, set_pipe_size},
+        threads,
     },
 };
 
@@ -173,6 +174,7 @@ impl Logger {
     /// # Errors
     /// When the kernel refuses to wait.
     pub fn run(&mut self) -> io::Result<()> {
+        threads::run_in_turns_of(threads::LONG, false);
         let mut events = vec![EpollEvent::empty(); 256];
         while !self.finished {
             let count = match self.epoll.wait(&mut events, self.timeout()) {

@@ -7,6 +7,7 @@ use super::event::{Event, Events};
 use crate::os::{
     mask::with_all_blocked,
     spawn::{SpawnSpec, Spawner},
+    threads,
 };
 
 /// The spawner's inbox.
@@ -21,6 +22,7 @@ impl Spawning {
         let mut spawner = Spawner::new()?;
         let (orders, inbox) = mpsc::channel::<(u64, SpawnSpec)>();
         let work = move || {
+            threads::run_in_turns_of(threads::SHORT, true);
             for (token, spec) in inbox {
                 let result = spawner.spawn(&spec);
                 // Only a loop that has ended hears nothing.

@@ -44,7 +44,7 @@ use crate::{
     os::{
         cgroup, clock, files,
         lock::{Lock, LockError},
-        mask, reap, users,
+        mask, reap, threads, users,
     },
 };
 
@@ -94,6 +94,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
         let control = control::open(&layout.control(), events.clone())?;
         let mut supervisor = build(settings, layout, maker, spawning, events, (control, log))?;
+        threads::run_in_turns_of(threads::SHORT, false);
         supervisor.begin();
         supervisor.live(inbox, signals).await;
         info!("ended in order");

@@ -15,7 +15,10 @@ use super::{
     Credentials,
     raw::{self, Errno},
 };
-use crate::os::record::{self, DIGITS, RECORD_SIZE};
+use crate::os::{
+    record::{self, DIGITS, RECORD_SIZE},
+    threads,
+};
 
 /// The longest wait at a gate: the spawning thread waits too.
 const GATE: Duration = Duration::from_millis(50);
@@ -159,6 +162,8 @@ fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
     if let Some(gate) = plan.gate {
         raw::wait_for_hangup(gate, GATE);
     }
+    // The turns are the spawner's until here, so that its child gets to run.
+    threads::set_turn(0, 0);
     for &(first, last) in &plan.gaps {
         raw::close_range(first, last, 0).at(Step::Descriptors)?;
     }
