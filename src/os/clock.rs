@@ -16,6 +16,13 @@ pub fn zone(name: Option<&str>) -> Option<TimeZone> {
     }
 }
 
+/// The kernel's monotonic clock, in microseconds: what `MONOTONIC_USEC` of sd_notify(3) is compared with.
+#[must_use]
+pub fn monotonic_micros() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000
+}
+
 /// This moment. A calendar before 1970 reads as 1970.
 #[must_use]
 pub fn now() -> Now {

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::{
     Me, Supervisor,
     children::Owner,
+    jobs::JobId,
     launch,
     ledger::{Command, NewEvent},
     limits, live, prepare, probe,
@@ -120,6 +121,8 @@ pub struct SeatShell {
     pub main: Option<u32>,
     pub health: probe::Health,
     pub words: words::Words,
+    /// The command that tells it of a release.
+    pub reload: Option<JobId>,
     killed: bool,
     pub memory: limits::Memory,
 }
@@ -133,6 +136,7 @@ impl SeatShell {
             main: None,
             health: probe::Health::default(),
             words: words::Words::default(),
+            reload: None,
             killed: false,
             memory: limits::Memory::default(),
         }
@@ -166,6 +170,9 @@ impl Supervisor {
         self.rearm(name);
         if changed {
             self.let_go_if_resting(name);
+            if !self.doomed.is_empty() {
+                self.remove_doomed(name);
+            }
             self.tell_dependents(name);
             self.look_at_waiters();
         }
@@ -239,6 +246,8 @@ impl Supervisor {
             }
             Action::Probe { attempt } => self.begin_probe(id, attempt),
             Action::StopProbe => self.stop_probe(id),
+            Action::Reload { turn } => self.reload_instance(id, turn),
+            Action::StopReload => self.stop_reload(id),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
             Action::Crashed => self.expect_words(id),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
@@ -270,7 +279,13 @@ impl Supervisor {
             return;
         }
         let seat = id.clone();
-        self.with_sockets(id, move |supervisor| supervisor.spawn_instance(&seat));
+        self.with_current(id, move |supervisor, linked| match linked {
+            Ok(()) => {
+                let id = seat.clone();
+                supervisor.with_sockets(&id, move |supervisor| supervisor.spawn_instance(&seat));
+            }
+            Err(error) => supervisor.start_failed(&seat, "", &error),
+        });
     }
 
     fn spawn_instance(&mut self, id: &SeatId) {

@@ -38,7 +38,7 @@ impl Supervisor {
         };
         let app = instance.app.clone();
         let name = format!("{instance}.exec-{}", self.ticket());
-        let mut spec = self.command_spec(&app, &instance, &command, &name).map_err(failed)?;
+        let mut spec = self.command_spec(&app, &instance, &command, &name, &[]).map_err(failed)?;
         spec.fds = (0..).zip(streams).map(|(number, stream)| (Arc::new(stream), number)).collect();
         let answer = reply.clone();
         let job = self.start_command(&app, name, spec, move |_, end| {
@@ -57,12 +57,17 @@ impl Supervisor {
         Ok(())
     }
 
-    fn command_spec(
+    /// A command as the app, in the name of a job, with these variables beside the app's.
+    ///
+    /// # Errors
+    /// When the app cannot run, or the command cannot be described.
+    pub fn command_spec(
         &self,
         name: &AppName,
         instance: &InstanceId,
         command: &[String],
         job: &str,
+        more: &[(&str, String)],
     ) -> Result<SpawnSpec, String> {
         let app = self.apps.get(name).ok_or("the app is gone")?;
         let spec: &config::App = app.spec();
@@ -74,6 +79,7 @@ impl Supervisor {
         }
         let env_file = self.shells.get(name).map(|shell| shell.env_file.clone()).unwrap_or_default();
         let mut env = launch::instance_env(spec, instance, app.release(), &self.me.boot, &env_file);
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         // Its processes are none of the instance's.
         env.insert("EVERHOOK_INSTANCE".to_owned(), job.to_owned());
         let mut order = launch::spec(command, &env, &spec.run_as, self.me.root).map_err(|error| error.to_string())?;

@@ -9,6 +9,7 @@ mod answers;
 mod apply;
 mod children;
 mod control;
+mod current;
 mod event;
 mod exec;
 mod files;
@@ -58,7 +59,7 @@ use crate::{
         api::DeployState,
         config::{self, Config},
         deploy::{self, Deploys},
-        model::{AppName, At, DeployId, Secret},
+        model::{AppName, At, DeployId, ReleaseId, Secret},
         service::{self, App, Happening},
     },
     os::init::Machine,
@@ -134,6 +135,8 @@ pub struct Supervisor {
     deploy_streams: HashMap<AppName, Arc<OwnedFd>>,
     /// Apps whose file `live` leads nowhere, until a deploy has something to run.
     lost: BTreeSet<AppName>,
+    /// Releases that go once nobody runs in them any more.
+    doomed: BTreeSet<(AppName, ReleaseId)>,
     /// Apps whose repository is looked at once none of their deploys is left.
     news_due: BTreeSet<AppName>,
     jobs: jobs::Jobs,

@@ -172,6 +172,7 @@ fn build(
         committing: HashMap::new(),
         deploy_states: HashMap::new(),
         lost: BTreeSet::new(),
+        doomed: BTreeSet::new(),
         news_due: BTreeSet::new(),
         trials: HashMap::new(),
         deploy_streams: HashMap::new(),

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, Logs, OnFailed, Place, Policy, Ready, Replace, Restart, Severity, Stop, StopStage,
-    deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
+    App, Command, Form, GiveUp, Logs, OnFailed, Place, Policy, Ready, Reload, Replace, Restart, Severity, Stop,
+    StopStage, deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
 };
 use crate::domain::model::{AppName, Signal};
 
@@ -83,6 +83,7 @@ impl Entry<'_> {
             on_failed: raw.on_failed.unwrap_or(OnFailed::Stay),
             stop: self.stop(judge),
             replace: raw.replace.unwrap_or(if sockets.is_empty() { Replace::StopFirst } else { Replace::StartFirst }),
+            reload: self.reload(judge),
             sockets,
             limits,
             logs: self.logs(judge),
@@ -210,6 +211,20 @@ impl Entry<'_> {
             judge.require(holds, &self.keys(&[&["restart"], field].concat()), message);
         }
         restart
+    }
+
+    fn reload(&self, judge: &mut Judge<'_>) -> Reload {
+        match &self.raw.reload {
+            None | Some(raw::Reload::Restart) => Reload::Restart,
+            Some(raw::Reload::Signal(signal)) => {
+                let deadly = [Signal::KILL, Signal::STOP].contains(signal);
+                judge.require(!deadly, &self.keys(&["reload"]), "no process can heed this signal");
+                Reload::Signal(*signal)
+            }
+            Some(raw::Reload::Exec(words)) => {
+                Reload::Exec(probe::command_line(judge, &self.keys(&["reload"]), Some(words)))
+            }
+        }
     }
 
     /// A scheduled app ends and waits for its next time, whatever `defaults` say of those that run on.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Replace,
-    Restart, Schedule, SecretRef, Stop, Trigger, Watch, numbered,
+    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Reload,
+    Replace, Restart, Schedule, SecretRef, Stop, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -104,7 +104,8 @@ fn app(app: &App, now: At) -> Vec<String> {
     let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
     let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
     let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
-    [Some(runs), when, watched, well, Some(ends), sockets, limits, logs, deployed].into_iter().flatten().collect()
+    let told = reload(app).map(|told| format!("{name}: {told}"));
+    [Some(runs), when, watched, well, Some(ends), sockets, limits, logs, deployed, told].into_iter().flatten().collect()
 }
 
 fn watches(watch: &Watch) -> String {
@@ -138,6 +139,17 @@ fn sockets(app: &App) -> Option<String> {
             Some(format!("{holds}the next process starts beside the last one, which then has {drain} to drain"))
         }
     }
+}
+
+/// How a release reaches what runs; `None`: by another process.
+fn reload(app: &App) -> Option<String> {
+    let how = match &app.reload {
+        Reload::Restart => return None,
+        Reload::Signal(signal) => format!("{signal} tells"),
+        Reload::Exec(command) => format!("{} tells", shown(command, app.instances)),
+    };
+    app.deploy.as_ref()?;
+    Some(format!("{how} a running process of a new release, which `current` leads to by then"))
 }
 
 fn deploys(deploy: &Deploy) -> String {

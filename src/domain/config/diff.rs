@@ -122,6 +122,7 @@ fn live(old: &App, new: &App) -> Vec<&'static str> {
         ("on_failed", old.on_failed != new.on_failed),
         ("stop", old.stop != new.stop),
         ("replace", old.replace != new.replace),
+        ("reload", old.reload != new.reload),
         ("logs", old.logs != new.logs),
         ("schedule", old.schedule != new.schedule),
         ("watch", old.watch != new.watch),

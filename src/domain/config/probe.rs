@@ -200,13 +200,18 @@ fn tcp(judge: &mut Judge<'_>, keys: &[&str], addr: Option<&str>, instances: u32)
 }
 
 fn exec(judge: &mut Judge<'_>, keys: &[&str], command: Option<&raw::Words>) -> Probe {
+    Probe::Exec(command_line(judge, keys, command))
+}
+
+/// A command beside the app's own.
+pub fn command_line(judge: &mut Judge<'_>, keys: &[&str], command: Option<&raw::Words>) -> Command {
     let (command, empty) = match command {
         None => (Command::List(Vec::new()), true),
         Some(raw::Words::One(text)) => (Command::Shell(shell::with_exec(text)), text.trim().is_empty()),
         Some(raw::Words::List(list)) => (Command::List(list.clone()), list.first().is_none_or(String::is_empty)),
     };
     judge.require(!empty, keys, "the command is missing");
-    Probe::Exec(command)
+    command
 }
 
 /// Sockets for notifications have a path that apps must be able to name.

@@ -93,6 +93,7 @@ pub struct App {
     pub stop: Option<Stop>,
     pub sockets: Option<BTreeMap<String, Socket>>,
     pub replace: Option<Replace>,
+    pub reload: Option<Reload>,
     pub limits: Limits,
     pub logs: Logs,
     pub schedule: Option<Schedule>,
@@ -193,6 +194,13 @@ pub struct Stage {
     pub signal: Option<Signal>,
     pub timeout: Option<Span>,
     pub drain: Option<Span>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub enum Reload {
+    Restart,
+    Signal(Signal),
+    Exec(Words),
 }
 
 #[derive(Debug, Default, Clone)]
@@ -341,6 +349,7 @@ impl App {
             },
             sockets: self.sockets.or(d.sockets),
             replace: self.replace.or(d.replace),
+            reload: self.reload.or(d.reload),
             limits: self.limits.or(d.limits),
             logs: self.logs.or(&d.logs),
             schedule: self.schedule.or(d.schedule),

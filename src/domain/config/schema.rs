@@ -178,6 +178,7 @@ pub struct App {
     /// Held for it and passed to each process, by name.
     pub sockets: BTreeMap<String, Socket>,
     pub replace: Replace,
+    pub reload: Reload,
     pub limits: Limits,
     pub logs: Logs,
     /// A one-shot app that runs at these times only.
@@ -393,6 +394,17 @@ pub struct Stop {
 pub enum Replace {
     StopFirst,
     StartFirst,
+}
+
+/// How a release reaches a process that runs already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    /// Another process takes over from it.
+    Restart,
+    /// It reads what `current` leads to anew when it hears this signal.
+    Signal(Signal),
+    /// A command has it do so; run as the app.
+    Exec(Command),
 }
 
 /// A socket that is bound and held for an app.

@@ -18,6 +18,7 @@ const NAMES: [&str; 31] = [
 impl Signal {
     pub const KILL: Self = Self(9);
     pub const TERM: Self = Self(15);
+    pub const STOP: Self = Self(19);
 
     /// For numbers that the kernel told us.
     #[must_use]

@@ -90,6 +90,12 @@ pub enum Happening {
         attempt: u64,
         result: Result<(), String>,
     },
+    /// A running process was told of its release, at this moment of the monotonic clock in microseconds;
+    /// or why not.
+    Told {
+        turn: u64,
+        result: Result<u64, String>,
+    },
     /// It uses more than it may, in a sentence.
     Outgrown(String),
     /// It said something about itself; its `main_pid` was looked at already.
@@ -312,6 +318,13 @@ impl App {
         }
     }
 
+    /// Does a process of it that lives run this release, or in its folder?
+    #[must_use]
+    pub fn uses(&self, release: &ReleaseId) -> bool {
+        let is = |known: &Option<Release>| known.as_ref().is_some_and(|known| known.id == *release);
+        self.runs().any(|run| run.instance.is_active() && (is(&run.release) || is(&run.home)))
+    }
+
     /// Could a trial run now, or is the release only to be made live?
     #[must_use]
     pub fn would_run(&self) -> bool {
@@ -410,6 +423,9 @@ impl App {
         let run = self.copies.iter_mut().find_map(|copy| copy.run_mut(seat))?;
         let mut actions = Vec::new();
         let told = what(&mut run.instance, &self.spec, &mut actions);
+        if actions.contains(&Action::Spawn) {
+            run.home.clone_from(&run.release);
+        }
         out.extend(actions.into_iter().map(|action| Task::Process(seat, action)));
         Some(told)
     }
@@ -429,10 +445,8 @@ impl App {
                 instance.probe_failed(attempt, why);
                 None
             }
-            Happening::LiveProbed { attempt, result } => {
-                instance.live_probed(attempt, result, app, now, out);
-                None
-            }
+            Happening::LiveProbed { attempt, result } => instance.live_probed(attempt, result, app, now, out),
+            Happening::Told { turn, result } => instance.told(turn, result, app, now, out),
             Happening::Outgrown(why) => {
                 instance.unwell(&why, app, now, out);
                 None

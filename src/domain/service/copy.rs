@@ -26,8 +26,10 @@ impl Seat {
 pub struct Run {
     pub seat: Seat,
     pub instance: Instance,
-    /// What it was last asked to start in; kept over crashes.
+    /// What it was last asked to start in, or to take while it runs; kept over crashes.
     pub release: Option<Release>,
+    /// What its process was started in.
+    pub home: Option<Release>,
 }
 
 /// The other process of a copy while one takes over from another.
@@ -72,7 +74,7 @@ pub(super) enum Progress {
 impl Copy {
     pub(super) fn new(number: u32, seed: u64, wall: At) -> Self {
         let instance = Instance::new(seed.wrapping_mul(2 * u64::from(number) + 1), wall);
-        let run = Run { seat: Seat::first(number), instance, release: None };
+        let run = Run { seat: Seat::first(number), instance, release: None, home: None };
         Self { run, beside: None, held: None, leaving: false, rejected: None, spent: 0 }
     }
 
@@ -118,7 +120,7 @@ impl Copy {
         let mut instance = self.run.instance.successor(self.spent.max(self.run.instance.attempt()), wall);
         instance.on_trial = true;
         self.rejected = None;
-        self.beside = Some(Beside::New(Box::new(Run { seat, instance, release })));
+        self.beside = Some(Beside::New(Box::new(Run { seat, instance, release, home: None })));
         seat
     }
 
@@ -165,6 +167,7 @@ impl Copy {
         let failed = || Progress::Failed(instance.reason().unwrap_or("it failed").to_owned());
         match instance.state() {
             _ if instance.failures() > failures => failed(),
+            State::Ready { .. } if instance.reloads() => Progress::Going,
             State::Ready { .. } | State::Done => Progress::Up,
             State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => Progress::Going,
             State::Stopped | State::Waiting | State::Failed { .. } => failed(),

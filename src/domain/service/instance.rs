@@ -9,6 +9,9 @@ use crate::domain::{
 };
 
 mod health;
+mod reload;
+
+use reload::Reloading;
 
 /// After KILL, KILL again this often until the tree is empty: a tree may fork faster than it is read.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -26,6 +29,8 @@ pub enum State {
     Ready {
         pid: u32,
         since: Instant,
+        /// It is taking another release.
+        reload: Option<Reloading>,
     },
     Stopping(Stopping),
     Backoff {
@@ -97,6 +102,12 @@ pub enum Action {
         attempt: u64,
     },
     StopProbe,
+    /// Have the running process take the release of its seat; answered by `Told` with this turn.
+    Reload {
+        turn: u64,
+    },
+    /// Nobody waits any more for a command that was to have it do so.
+    StopReload,
     /// Ask again and again whether it is well; answers carry `attempt`. Ended by `StopProbe`.
     Watch {
         attempt: u64,
@@ -144,6 +155,10 @@ pub struct Instance {
     watchdog: Option<Silence>,
     backoff: Backoff,
     pub(super) on_trial: bool,
+    /// Its process took another release than the one that it was started in, or is to.
+    in_place: bool,
+    /// Counts reloads.
+    reloads: u64,
 }
 
 /// What a run has said by notifications.
@@ -179,6 +194,8 @@ impl Instance {
             watchdog: None,
             backoff: Backoff::new(seed),
             on_trial: false,
+            in_place: false,
+            reloads: 0,
         }
     }
 
@@ -267,13 +284,19 @@ impl Instance {
             State::Stopping(stopping) => Some(stopping.until),
             State::Backoff { until } => Some(*until),
             State::Failed { retry } => *retry,
-            State::Ready { .. } => self.watchdog.map(|silence| silence.until),
+            State::Ready { reload, .. } => {
+                let (silence, reload) = (self.watchdog.map(|silence| silence.until), reload.as_ref().map(|r| r.until));
+                silence.into_iter().chain(reload).min()
+            }
             State::Stopped | State::Waiting | State::Done => None,
         }
     }
 
     fn enter(&mut self, state: State, cause: &str, now: Now, out: &mut Vec<Action>) {
         let from = name(&self.state);
+        if self.reloads() {
+            out.push(Action::StopReload);
+        }
         self.state = state;
         self.since = now.wall;
         out.push(Action::Record { from, to: name(&self.state), cause: cause.to_owned() });
@@ -302,6 +325,7 @@ impl Instance {
         self.attempt += 1;
         self.reason = None;
         self.said = Said::default();
+        self.in_place = false;
         self.enter(State::Starting { pid: None, until: None }, cause, now, out);
         out.push(Action::Spawn);
     }
@@ -505,6 +529,9 @@ impl Instance {
                     self.end_tree(main, Then::Judge(end), &reason, app, now, out);
                 }
             },
+            State::Ready { reload: Some(reload), .. } if reload.until <= now.mono => {
+                return self.reload_is_late(app, now, out);
+            }
             State::Ready { .. } => {
                 let limit = self.watchdog.map_or(Duration::ZERO, |silence| silence.limit);
                 self.unwell(&format!("no WATCHDOG=1 within {}", show_span(limit)), app, now, out);

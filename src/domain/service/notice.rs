@@ -10,6 +10,8 @@ pub struct Notice {
     /// `READY=1`: started up, or done with reloading.
     pub ready: bool,
     pub reloading: bool,
+    /// `MONOTONIC_USEC=`: when it began to reload, by the clock of that name, in microseconds.
+    pub monotonic: Option<u64>,
     pub stopping: bool,
     /// For people; empty: nothing any more.
     pub status: Option<String>,
@@ -60,6 +62,7 @@ impl Notice {
         match (name, value) {
             ("READY", "1") => self.ready = true,
             ("RELOADING", "1") => self.reloading = true,
+            ("MONOTONIC_USEC", time) => self.monotonic = time.parse().ok(),
             ("STOPPING", "1") => self.stopping = true,
             ("WATCHDOG", "1") => self.watchdog = Some(Watchdog::Alive),
             ("WATCHDOG", "trigger") => self.watchdog = Some(Watchdog::Trigger),
@@ -92,6 +95,7 @@ mod tests {
             main_pid: Some(7),
             ready: true,
             reloading: true,
+            monotonic: Some(1),
             stopping: true,
             status: Some("a = b".into()),
             errno: Some(2),

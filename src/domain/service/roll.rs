@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{App, Release, app::Task, copy::Progress, instance::State};
-use crate::domain::{config::Replace, model::Now};
+use crate::domain::{
+    config::{self, Replace},
+    model::Now,
+};
 
 /// A new release being judged.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub(super) struct Roll {
     cause: String,
     left: VecDeque<u32>,
     current: Option<Current>,
+    /// It is for the sake of a release: what runs may take that as it is.
+    in_place: bool,
 }
 
 /// The copy whose turn it is.
@@ -49,13 +54,38 @@ impl App {
     /// Starts these copies anew, one by one. Whoever asks during a restart has their copies added to it;
     /// the one whose turn it is has another one.
     pub(super) fn roll(&mut self, numbers: Vec<u32>, cause: &str) {
-        let roll = self.roll.get_or_insert_with(|| Roll { cause: String::new(), left: VecDeque::new(), current: None });
+        let new = || Roll { cause: String::new(), left: VecDeque::new(), current: None, in_place: false };
+        let roll = self.roll.get_or_insert_with(new);
         cause.clone_into(&mut roll.cause);
+        // Whoever wants other processes gets them.
+        roll.in_place = false;
         if roll.current.as_ref().is_some_and(|current| numbers.contains(&current.number)) {
             roll.current = None;
         }
         roll.left.retain(|number| !numbers.contains(number));
         roll.left.extend(numbers);
+    }
+
+    /// The same for the sake of a release: by `reload` where the config names a way.
+    fn roll_to_release(&mut self, numbers: Vec<u32>, cause: &str) {
+        self.roll(numbers, cause);
+        if let Some(roll) = &mut self.roll {
+            roll.in_place = true;
+        }
+    }
+
+    /// Can the process of this copy take another release as it is?
+    fn reloads(&self, copy: usize) -> bool {
+        let runs = matches!(self.copies[copy].instance().state(), State::Ready { .. });
+        self.spec.reload != config::Reload::Restart && runs
+    }
+
+    fn reload(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+        self.copies[copy].run.release.clone_from(&self.release);
+        self.copies[copy].run.instance.on_trial = self.trial.is_some();
+        self.copies[copy].rejected = None;
+        let seat = self.copies[copy].run.seat;
+        self.tell(seat, out, |instance, app, out| instance.reload(app, cause, now, out));
     }
 
     pub(super) fn go_on_rolling(&mut self, now: Now, out: &mut Vec<Task>) {
@@ -91,7 +121,9 @@ impl App {
             return true;
         }
         let Some(cause) = self.roll.as_ref().map(|roll| roll.cause.clone()) else { return true };
-        let beside = self.spec.replace == Replace::StartFirst
+        let in_place = self.roll.as_ref().is_some_and(|roll| roll.in_place) && self.reloads(copy);
+        let beside = !in_place
+            && self.spec.replace == Replace::StartFirst
             && matches!(self.copies[copy].instance().state(), State::Ready { .. });
         if let Some(seat) = self.copies[copy].give_up_new() {
             self.tell(seat, out, |instance, app, out| instance.cease(app, &cause, now, out));
@@ -104,7 +136,9 @@ impl App {
         if let Some(roll) = &mut self.roll {
             roll.current = Some(Current { number, failures });
         }
-        if beside {
+        if in_place {
+            self.reload(copy, &cause, now, out);
+        } else if beside {
             let seat = self.copies[copy].put_beside(self.release.clone(), now.wall);
             self.tell(seat, out, |instance, _, out| instance.start(&cause, now, out));
         } else {
@@ -182,7 +216,7 @@ impl App {
         let previous = self.release.replace(release);
         self.trial = Some(Trial { previous, settle, until: None });
         let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(super::Copy::number).collect();
-        self.roll(numbers, &cause);
+        self.roll_to_release(numbers, &cause);
     }
 
     pub(super) fn pass_trial(&mut self, now: Now, out: &mut Vec<Task>) {
@@ -226,7 +260,7 @@ impl App {
             return self.all_back(cause, now, out);
         }
         let others = self.copies.iter().filter(|copy| copy.run.release != self.release && !copy.leaving);
-        self.roll(others.map(super::Copy::number).collect(), cause);
+        self.roll_to_release(others.map(super::Copy::number).collect(), cause);
     }
 
     /// Every copy that runs another release than the one of now goes back to it at once.
@@ -235,7 +269,9 @@ impl App {
             if self.copies[copy].run.release == self.release {
                 continue;
             }
-            if self.may_run(&self.copies[copy]) {
+            if self.may_run(&self.copies[copy]) && self.reloads(copy) {
+                self.reload(copy, cause, now, out);
+            } else if self.may_run(&self.copies[copy]) {
                 self.set_going_anew(copy, cause, now, out);
             } else {
                 let seat = self.copies[copy].run.seat;

@@ -50,6 +50,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         },
         sockets: BTreeMap::new(),
         replace: Replace::StopFirst,
+        reload: config::Reload::Restart,
         limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 3, ..Logs::default() },
         schedule: None,
@@ -67,6 +68,7 @@ struct Tree {
     main: Option<u32>,
     others: bool,
     attempt: u64,
+    turn: u64,
 }
 
 impl Tree {
@@ -108,6 +110,7 @@ impl World {
                 Task::Process(seat, Action::Probe { attempt } | Action::Watch { attempt }) => {
                     self.trees.entry(*seat).or_default().attempt = *attempt;
                 }
+                Task::Process(seat, Action::Reload { turn }) => self.trees.entry(*seat).or_default().turn = *turn,
                 Task::Gone(number) => {
                     assert!(self.trees.iter().all(|(seat, tree)| seat.number != *number || tree.is_empty()));
                 }
@@ -172,6 +175,9 @@ impl World {
                 }
                 let attempt = self.tree(seat).attempt;
                 self.tell(seat, Happening::Probed { attempt, result: Ok(()) });
+                let turn = self.tree(seat).turn;
+                self.tell(seat, Happening::Told { turn, result: Ok(1) });
+                self.say(seat, "RELOADING=1\nMONOTONIC_USEC=1");
                 self.say(seat, "READY=1\nWATCHDOG=1");
             }
         }
@@ -577,6 +583,7 @@ enum Step {
     Probe(Seat, bool),
     Live(Seat, bool),
     Say(Seat, &'static str),
+    Told(Seat, bool),
     MainIs(Seat),
     Pass(u64),
     Try,
@@ -606,6 +613,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Probe(seat, good)),
         (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Live(seat, good)),
         (any_seat(), prop::sample::select(SAYINGS)).prop_map(|(seat, what)| Step::Say(seat, what)),
+        (any_seat(), any::<bool>()).prop_map(|(seat, good)| Step::Told(seat, good)),
         any_seat().prop_map(Step::MainIs),
         (0..20_000u64).prop_map(Step::Pass),
         Just(Step::Try),
@@ -619,6 +627,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 const SAYINGS: &[&str] = &[
     "READY=1",
     "RELOADING=1",
+    "RELOADING=1\nMONOTONIC_USEC=7",
     "STOPPING=1",
     "READY=1\nSTOPPING=1",
     "WATCHDOG=1",
@@ -642,8 +651,10 @@ fn any_spec() -> impl Strategy<Value = config::App> {
     let notify = Ready::Notify { within: seconds(4) };
     let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(probe), Just(notify)];
     let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
-    let made = |(ready, policy, instances, live)| config::App { instances, live, ..spec(ready, policy) };
-    (ready, policy, 1..=3u32, any_live()).prop_map(made)
+    let reload = prop_oneof![Just(config::Reload::Restart), Just(config::Reload::Signal(Signal::TERM))];
+    let made =
+        |(ready, policy, instances, live, reload)| config::App { instances, live, reload, ..spec(ready, policy) };
+    (ready, policy, 1..=3u32, any_live(), reload).prop_map(made)
 }
 
 proptest! {
@@ -674,6 +685,11 @@ proptest! {
                     world.tell(seat, Happening::LiveProbed { attempt, result });
                 }
                 Step::Say(seat, what) => world.say(seat, what),
+                Step::Told(seat, good) => {
+                    let result = if good { Ok(5) } else { Err("no".into()) };
+                    let turn = world.tree(seat).turn;
+                    world.tell(seat, Happening::Told { turn, result });
+                }
                 Step::MainIs(seat) => if world.tree(seat).main.is_some() {
                     world.next_pid += 1;
                     let pid = world.next_pid;
@@ -722,5 +738,7 @@ proptest! {
     }
 }
 
+#[path = "reload_tests.rs"]
+mod reload;
 #[path = "times_tests.rs"]
 mod times;

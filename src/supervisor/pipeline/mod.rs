@@ -342,6 +342,9 @@ impl Supervisor {
     }
 
     pub fn trial_ended(&mut self, app: &AppName, result: Result<(), String>) {
+        if result.is_err() {
+            self.link_back(app);
+        }
         if let Some(deploy) = self.trials.remove(app) {
             self.deploy_event(Event::Trial { deploy, result: result.map(|()| None) });
         }
@@ -354,6 +357,7 @@ impl Supervisor {
             move || live::write(&layout, &name, &live),
             move |supervisor, result| {
                 if result.is_ok() {
+                    supervisor.doomed.remove(&(app.clone(), release.clone()));
                     let directory = supervisor.layout.release(&app, &release);
                     let adopted = Release { id: release, commit: commit.clone(), directory };
                     supervisor.ledger.send(Command::Live { app: app.clone(), commit: Some(commit) });

@@ -16,9 +16,22 @@ impl Supervisor {
     pub(super) fn remove_releases(&mut self, name: &AppName, releases: Vec<ReleaseId>) {
         let Some(app) = self.apps.get(name) else { return };
         let (who, live) = (app.spec().work_as.clone(), app.release().map(|release| release.id.clone()));
-        for release in releases.into_iter().filter(|release| Some(release) != live.as_ref()) {
+        let (used, unused): (Vec<_>, Vec<_>) = releases.into_iter().partition(|release| app.uses(release));
+        self.doomed.extend(used.into_iter().map(|release| (name.clone(), release)));
+        for release in unused.into_iter().filter(|release| Some(release) != live.as_ref()) {
             let path = self.layout.release(name, &release);
             self.empty_folder(name, &who, path);
+        }
+    }
+
+    /// Removes what had to stay as long as somebody ran in it.
+    pub fn remove_doomed(&mut self, name: &AppName) {
+        let Some(app) = self.apps.get(name) else { return };
+        let tried = self.deploys.running(name).and_then(|view| view.release.as_ref());
+        let free = |(of, release): &(AppName, ReleaseId)| of == name && !app.uses(release) && tried != Some(release);
+        let releases: Vec<_> = self.doomed.extract_if(.., |doomed| free(doomed)).map(|(_, release)| release).collect();
+        if !releases.is_empty() {
+            self.remove_releases(name, releases);
         }
     }
 

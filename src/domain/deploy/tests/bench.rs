@@ -51,6 +51,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         },
         sockets: BTreeMap::new(),
         replace: Replace::StopFirst,
+        reload: config::Reload::Restart,
         limits: Limits::default(),
         logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
         schedule: None,

@@ -46,7 +46,7 @@ impl Instance {
     pub(super) fn ready(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Note {
         if let State::Starting { pid: Some(pid), .. } = self.state {
             self.reason = None;
-            self.enter(State::Ready { pid, since: now.mono }, "ready", now, out);
+            self.enter(State::Ready { pid, since: now.mono, reload: None }, "ready", now, out);
             self.watch(app, now, out);
         }
         Note::Ready
@@ -101,16 +101,24 @@ impl Instance {
         app: &config::App,
         now: Now,
         out: &mut Vec<Action>,
-    ) {
-        let Some(live) = app.live.as_ref().filter(|_| attempt == self.attempt) else { return };
+    ) -> Option<Note> {
+        let live = app.live.as_ref().filter(|_| attempt == self.attempt)?;
         if !matches!(self.state, State::Ready { .. }) {
-            return;
+            return None;
         }
         let Err(why) = result else {
             self.failed_probes = 0;
-            return self.note("live again".into(), out);
+            self.note("live again".into(), out);
+            return None;
         };
         self.failed_probes += 1;
+        if self.on_trial && self.in_place {
+            // The release is at fault, not the process, which takes the one before next.
+            self.failed_probes = 0;
+            let why = format!("live probe failed: {why}");
+            self.note(why.clone(), out);
+            return Some(Note::TrialFailed(why));
+        }
         // A release on trial must have none.
         let most = if self.on_trial { 1 } else { live.failures };
         if self.failed_probes < most {
@@ -120,6 +128,7 @@ impl Instance {
         } else {
             self.unwell(&format!("{most} live probes in a row failed: {why}"), app, now, out);
         }
+        None
     }
 
     /// Ends what runs, as a failure.
@@ -130,7 +139,7 @@ impl Instance {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let State::Ready { pid, since } = self.state else { return };
+        let State::Ready { pid, since, .. } = self.state else { return };
         out.push(Action::StopProbe);
         let ready_for = Some(now.mono.duration_since(since));
         let end = End { exit: None, ready_for, reason: reason.to_owned() };
@@ -138,7 +147,7 @@ impl Instance {
     }
 
     /// For the record, without a transition.
-    fn note(&self, cause: String, out: &mut Vec<Action>) {
+    pub(super) fn note(&self, cause: String, out: &mut Vec<Action>) {
         let state = super::name(&self.state);
         out.push(Action::Record { from: state, to: state, cause });
     }
@@ -176,6 +185,7 @@ impl Instance {
             self.said.reloading = true;
             self.note("reloading".into(), out);
         }
+        self.said_reloading(notice, out);
         if notice.watchdog_every.is_some() || notice.watchdog == Some(Watchdog::Alive) {
             self.listen(app, now);
         }
@@ -210,6 +220,7 @@ impl Instance {
         let Some(at) = now.mono.checked_add(length) else { return };
         match &mut self.state {
             State::Starting { until: Some(until), .. } if app.ready.within().is_some() => *until = at.max(*until),
+            State::Ready { reload: Some(reload), .. } => reload.until = at.max(reload.until),
             State::Stopping(stopping) if stopping.stage < app.stop.stages.len() => {
                 stopping.until = at.max(stopping.until);
             }
@@ -221,7 +232,7 @@ impl Instance {
     fn said_stopping(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) {
         let (pid, ready_for) = match self.state {
             State::Starting { pid: Some(pid), .. } => (pid, None),
-            State::Ready { pid, since } => (pid, Some(now.mono.duration_since(since))),
+            State::Ready { pid, since, .. } => (pid, Some(now.mono.duration_since(since))),
             _ => return,
         };
         out.push(Action::StopProbe);
