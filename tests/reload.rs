@@ -438,3 +438,13 @@ fn a_mounted_secret_is_used_though_its_mode_is_open() {
         assert!(server.stop().success(), "{options}");
     }
 }
+
+#[test]
+fn what_asks_for_a_restart_gets_it_whatever_else_changes() {
+    let server = Server::with_apps("\"a\": (command: [\"/bin/sleep\", \"1000\"])").started();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    server.edit_config("\"1000\"]", "\"1001\"], stop: (timeout: \"9s\")");
+    server.ok(&["reload"]);
+    server.wait_new_pid("a", pid);
+}

@@ -17,7 +17,7 @@ use crate::{
         config::Form,
         model::At,
     },
-    os::capture::set_nonblocking,
+    os::{capture::set_nonblocking, files},
 };
 
 impl Logger {
@@ -72,6 +72,7 @@ impl Logger {
             ToLogger::Open { source, stream, sink } => self.begin(&source, stream, sink, fd),
             ToLogger::Retarget { ticket, source, stream, sink } => self.retarget(ticket, &source, stream, sink),
             ToLogger::Close { source } => self.close(|s| s.name == source, None),
+            ToLogger::Rename { source, to, from, sinks } => self.rename(&source, &to, &from, sinks),
             ToLogger::Mark { source, at } => {
                 self.mark(&source, at);
                 drop(fd);
@@ -109,6 +110,28 @@ impl Logger {
         }
         self.leave(name, &path);
         self.tell(&FromLogger::Done { ticket });
+    }
+
+    fn rename(&mut self, name: &str, to: &str, from: &Path, sinks: Vec<(Stream, Sink)>) {
+        self.drain_where(|s| s.name == name);
+        for (stream, sink) in &sinks {
+            let source = self.sources.values_mut().find(|s| s.name == name && s.stream == *stream);
+            let Some(source) = source else { continue };
+            to.clone_into(&mut source.name);
+            let old = std::mem::replace(&mut source.sink, sink.path.clone());
+            self.leave(name, &old);
+            self.end(&old);
+        }
+        if let Some(folder) = sinks.first().and_then(|(_, sink)| sink.path.parent()) {
+            let aside = self.aside.clone();
+            let _names = aside.names();
+            if let Err(error) = files::move_named(from, folder, name, to) {
+                eprintln!("everhook logger: the logs of {name} cannot be taken over by {to}: {error}");
+            }
+        }
+        for (_, sink) in sinks {
+            self.sink(sink);
+        }
     }
 
     fn mark(&mut self, name: &str, at: At) {

@@ -22,6 +22,22 @@ pub fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     sync_folder(to)
 }
 
+/// Moves all that is called `<old>.…` in one folder to `<new>.…` in another.
+///
+/// # Errors
+/// As `rename(2)` and `readdir(3)` say; what was moved by then stays so.
+pub fn move_named(from: &Path, to: &Path, old: &str, new: &str) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(old)).filter(|rest| rest.starts_with('.'));
+        if let Some(rest) = rest {
+            fs::rename(entry.path(), to.join(format!("{new}{rest}")))?;
+        }
+    }
+    Ok(())
+}
+
 /// Replaces a file's content: after a crash it holds the old or the new one, whole.
 /// One writer at a time. The mode does not depend on the umask.
 ///

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -103,6 +104,10 @@ impl Shell {
         self.seats.iter().for_each(|(_, shell)| shell.remove_group());
     }
 
+    pub fn seats(&self) -> impl Iterator<Item = &(Seat, SeatShell)> {
+        self.seats.iter()
+    }
+
     #[must_use]
     pub fn seat(&self, seat: Seat) -> Option<&SeatShell> {
         self.seats.iter().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
@@ -124,10 +129,31 @@ pub struct SeatShell {
     /// The command that tells it of a release.
     pub reload: Option<JobId>,
     killed: bool,
+    /// Its process was started under a name that the app has no more.
+    pub renamed: Option<Box<Renamed>>,
     pub memory: limits::Memory,
 }
 
+/// What a process bears that was started under another name, and what its seat's next one gets.
+pub struct Renamed {
+    pub bears: InstanceId,
+    /// The file of its run record.
+    pub record: PathBuf,
+    pub next: prepare::Kit,
+}
+
 impl SeatShell {
+    /// Nobody bears the old name any more.
+    pub fn begin_renamed(&mut self) {
+        let Some(renamed) = self.renamed.take() else { return };
+        self.remove_group();
+        self.memory = limits::Memory::default();
+        // A file that is left names a process that has ended.
+        let _ = std::fs::remove_file(&renamed.record);
+        self.kit = renamed.next;
+        self.health.forget_notices();
+    }
+
     #[must_use]
     pub fn new(kit: prepare::Kit) -> Self {
         Self {
@@ -138,6 +164,7 @@ impl SeatShell {
             words: words::Words::default(),
             reload: None,
             killed: false,
+            renamed: None,
             memory: limits::Memory::default(),
         }
     }
@@ -275,6 +302,9 @@ impl Supervisor {
     }
 
     pub fn start_instance(&mut self, id: &SeatId) {
+        if let Some(seat) = self.seat_mut(id) {
+            seat.begin_renamed();
+        }
         if self.apps.get(&id.app).map(|app| Arc::clone(app.spec())).is_some_and(|spec| self.awaits_notices(id, &spec)) {
             return;
         }
@@ -354,10 +384,17 @@ impl Supervisor {
         }
     }
 
+    /// The name of a seat's process in its environment.
+    #[must_use]
+    pub fn mark_of(&self, id: &SeatId) -> String {
+        let renamed = self.seat(id).and_then(|seat| seat.renamed.as_ref());
+        renamed.map_or_else(|| id.instance().to_string(), |renamed| renamed.bears.to_string())
+    }
+
     /// The processes of a seat's tree.
     pub fn tree(&self, id: &SeatId) -> Vec<Member> {
         let Some(shell) = self.seat(id) else { return Vec::new() };
-        let (instance, boot) = (id.instance().to_string(), self.me.boot_of(id.seat));
+        let (instance, boot) = (self.mark_of(id), self.me.boot_of(id.seat));
         let query =
             TreeQuery { root: shell.main, boot: &boot, instance: &instance, cgroup: shell.kit.cgroup.as_deref() };
         tree::members(&query).unwrap_or_else(|error| {

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 
 use super::{Supervisor, apply::SeatId, jobs::JobId};
 use crate::{
-    domain::{model::Exit, service::Happening},
+    domain::{
+        model::{AppName, Exit},
+        service::Happening,
+    },
     os::{
         reap,
         spawn::{SpawnError, SpawnSpec, Spawned},
@@ -35,6 +38,17 @@ impl Children {
     /// This process, which others have started, is the owner's from now on.
     pub fn adopt(&mut self, pid: u32, owner: Owner) {
         self.pids.insert(pid, owner);
+    }
+
+    /// An app has another name now.
+    pub fn rename(&mut self, old: &AppName, new: &AppName) {
+        for owner in self.pids.values_mut().chain(self.ordered.values_mut()) {
+            if let Owner::Seat(id) = owner
+                && id.app == *old
+            {
+                id.app.clone_from(new);
+            }
+        }
     }
 
     /// Is something being started?

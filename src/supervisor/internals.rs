@@ -195,6 +195,18 @@ impl Logger {
         self.to.is_some()
     }
 
+    /// A source is called something else; its log files go along, from the folder `from`.
+    pub fn rename(&mut self, source: &str, to: &str, from: PathBuf, streams: [(Stream, PathBuf, Sink); 2]) {
+        let mut sinks = Vec::new();
+        for (stream, fifo, sink) in streams {
+            if self.sources.remove(&(source.to_owned(), stream)).is_some() {
+                self.sources.insert((to.to_owned(), stream), Source { fifo, sink: sink.clone() });
+                sinks.push((stream, sink));
+            }
+        }
+        self.tell(&ToLogger::Rename { source: source.to_owned(), to: to.to_owned(), from, sinks }, None);
+    }
+
     /// Makes a FIFO larger. Where we may not either, it stays as it is, which costs speed alone.
     pub fn widen(&self, source: &str, stream: Stream) {
         if let Some(known) = self.sources.get(&(source.to_owned(), stream))

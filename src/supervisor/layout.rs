@@ -86,8 +86,13 @@ impl Layout {
     }
 
     #[must_use]
+    pub fn fifos(&self) -> PathBuf {
+        self.run.join("fifo")
+    }
+
+    #[must_use]
     pub fn fifo(&self, source: &str, stream: Stream) -> PathBuf {
-        self.run.join("fifo").join(format!("{source}.{}", stream.as_str()))
+        self.fifos().join(format!("{source}.{}", stream.as_str()))
     }
 
     /// Where an instance says how it is; `second`: the one beside another of the same number.

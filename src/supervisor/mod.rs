@@ -27,6 +27,7 @@ mod pipeline;
 mod prepare;
 mod probe;
 mod reload;
+mod rename;
 mod requests;
 mod schedule;
 mod secrets;

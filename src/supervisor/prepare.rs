@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use super::layout::Layout;
+use super::{layout::Layout, rename};
 use crate::{
     domain::{
         api::Stream,
@@ -107,7 +107,10 @@ impl Maker {
     /// # Errors
     /// One sentence that names what could not be made.
     pub fn kits(&self, app: &config::App) -> Result<BTreeMap<Seat, Kit>, String> {
-        self.folder(&self.layout.app(&app.name), 0o755, None)?;
+        let home = self.layout.app(&app.name);
+        // Another app had this name, and paths to it still lead there.
+        rename::remove_link(&home).map_err(|e| format!("{}: {e}", home.display()))?;
+        self.folder(&home, 0o755, None)?;
         self.folder(&self.layout.logs().join(app.name.as_str()), 0o750, self.logger)?;
         if app.deploy.is_some() {
             let own = Some((app.work_as.uid, app.work_as.gid));
@@ -133,8 +136,8 @@ impl Maker {
             let path = path.to_owned();
             move |e: io::Error| format!("{}: {e}", path.display())
         };
-        let instance = InstanceId { app: app.name.clone(), number: seat.number }.to_string();
-        let name = if seat.second { format!("{instance}{SECOND}") } else { instance.clone() };
+        let id = InstanceId { app: app.name.clone(), number: seat.number };
+        let (instance, name) = (id.to_string(), seat_name(&id, seat));
         let record = self.layout.record(&name);
         let file =
             fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
@@ -170,6 +173,12 @@ impl Maker {
             .and_then(|()| fifo::open_rw(&path))
             .map_err(|e| format!("{}: {e}", path.display()))
     }
+}
+
+/// What a seat's run record and cgroup are called.
+#[must_use]
+pub fn seat_name(id: &InstanceId, seat: Seat) -> String {
+    if seat.second { format!("{id}{SECOND}") } else { id.to_string() }
 }
 
 /// A process needs further descriptors while it runs, one of them for good: an app that would take the

@@ -10,9 +10,11 @@ use super::{
     apply::Shell,
     control::ReplyTo,
     internals::{Keeper, Listener, echoes},
+    layout::Layout,
     ledger::Command,
     live, log,
     prepare::{self, Kit, Maker},
+    rename,
     settings::{self, Settings},
 };
 use crate::{
@@ -31,6 +33,8 @@ struct Prepared {
     settings: Settings,
     plan: Plan,
     kits: BTreeMap<AppName, NewApp>,
+    /// Apps whose state has its new name already.
+    moved: Vec<(AppName, AppName)>,
     /// Where `log` has changed.
     log: Option<log::Made>,
 }
@@ -120,8 +124,13 @@ impl Supervisor {
     /// Applies what was prepared; what it changed, in words.
     fn finish_reload(&mut self, who: &str, prepared: Result<Prepared, String>) -> Result<Vec<String>, String> {
         let applied = prepared.and_then(|prepared| {
-            let lines = prepared.plan.lines();
-            self.apply_settings(prepared).map(|()| lines)
+            let (lines, moved) = (prepared.plan.lines(), prepared.moved.clone());
+            let applied = self.apply_settings(prepared);
+            if applied.is_err() && !moved.is_empty() {
+                let layout = self.layout.clone();
+                self.files.run(move || rename::undo(&layout, &moved), |_, ()| ());
+            }
+            applied.map(|()| lines)
         });
         match &applied {
             Ok(lines) => {
@@ -159,7 +168,8 @@ impl Supervisor {
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
-        let Prepared { settings, plan, mut kits, log } = prepared;
+        let Prepared { settings, plan, mut kits, moved, log } = prepared;
+        self.may_rename(&plan, &settings.config)?;
         let listeners = bind_new(&plan, &self.listeners)?;
         if let Some(log) = log {
             self.log.switch(log);
@@ -170,6 +180,16 @@ impl Supervisor {
         self.tokens = settings.tokens;
         self.ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
         self.deploys.set_parallel(self.config.deploys.parallel);
+        for (old, new) in &moved {
+            match self.config.apps.get(new).cloned().zip(kits.remove(new)) {
+                Some((spec, made)) if plan.renamed.iter().any(|(_, name)| name == new) => self.rename(old, &spec, made),
+                Some((_, made)) => {
+                    self.rename_store(old, new);
+                    kits.insert(new.clone(), made);
+                }
+                None => {}
+            }
+        }
         for name in &plan.removed {
             self.deploy_event(deploy::Event::Forget { app: name.clone() });
             self.feed(name, service::Event::Remove);
@@ -179,11 +199,13 @@ impl Supervisor {
                 shell.env_file.clone_from(env);
             }
         }
+        // Who is in several lists is restarted where one of them says so: the last one counts.
         let changed = plan
-            .restarted
+            .renamed
             .iter()
-            .map(|(name, _)| (name, true))
-            .chain(plan.applied.iter().map(|(name, _)| (name, false)));
+            .map(|(_, name)| (name, false))
+            .chain(plan.applied.iter().map(|(name, _)| (name, false)))
+            .chain(plan.restarted.iter().map(|(name, _)| (name, true)));
         for (name, restart) in changed.collect::<BTreeMap<_, _>>() {
             let Some(spec) = self.config.apps.get(name).cloned() else { continue };
             if let Some((new, shell)) = kits.remove(name).zip(self.shells.get_mut(name)) {
@@ -350,24 +372,47 @@ fn prepare(
         }
     }
     let mut kits = BTreeMap::new();
+    let mut moved = Vec::new();
     let mut log = None;
     if make {
         if old.log != settings.config.log {
             log = Some(log::make(&settings.config.log, &maker.layout.logs())?);
         }
+        moved = move_renamed(&maker.layout, &plan, &settings.config)?;
         let mut config = (*settings.config).clone();
         let named = plan
             .added
             .iter()
+            .chain(plan.renamed.iter().map(|(_, name)| name))
             .chain(plan.restarted.iter().map(|(name, _)| name))
             .chain(plan.applied.iter().map(|(name, _)| name));
         for name in named {
-            let Some(app) = config.apps.get_mut(name) else { continue };
+            let Some(app) = config.apps.get_mut(name).filter(|_| !kits.contains_key(name)) else { continue };
             kits.insert(name.clone(), new_app(maker, app));
+        }
+        for (old, new) in moved.iter().filter(|(_, new)| plan.added.contains(new)) {
+            rename::move_logs(&maker.layout, old, new);
         }
         settings.config = Arc::new(config);
     }
-    Ok(Prepared { settings, plan, kits, log })
+    Ok(Prepared { settings, plan, kits, moved, log })
+}
+
+/// Gives the state of apps their new names; those that had it, with the old one.
+fn move_renamed(layout: &Layout, plan: &Plan, config: &Config) -> Result<Vec<(AppName, AppName)>, String> {
+    let mut moved = Vec::new();
+    let runs = |old: &AppName| plan.renamed.iter().any(|(name, _)| name == old);
+    for (old, new) in rename::pairs(config).filter(|(old, new)| runs(old) || plan.added.contains(new)) {
+        match rename::move_state(layout, old, new) {
+            Ok(found) if found || runs(old) => moved.push((old.clone(), new.clone())),
+            Ok(_) => {}
+            Err(error) => {
+                rename::undo(layout, &moved);
+                return Err(error);
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// Binds what is new. A changed entry keeps its socket, and one that comes back while its process

@@ -43,6 +43,12 @@ impl Supervisor {
         self.look_at_clock();
     }
 
+    /// An app has another name now; `ran`: what the disk knows of it.
+    pub fn schedule_renamed(&mut self, old: &AppName, app: &config::App, ran: Option<live::Ran>) {
+        self.schedules.table.remove(old);
+        self.schedule_app(app, ran);
+    }
+
     pub fn unschedule(&mut self, app: &AppName) {
         self.schedules.table.remove(app);
     }

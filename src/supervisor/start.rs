@@ -28,7 +28,7 @@ use super::{
     ledger::{Command, Ledger, Query},
     log,
     prepare::{self, Maker},
-    reload, schedule, secrets,
+    reload, rename, schedule, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
@@ -208,6 +208,12 @@ impl Supervisor {
         mut env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
     ) {
         let mut newest = 0;
+        for (old, new) in rename::pairs(config) {
+            if let Err(error) = rename::move_state(&self.layout, old, new) {
+                warn!(app = %new, "{error}");
+            }
+            self.ledger.send(Command::Rename { old: old.clone(), new: new.clone() });
+        }
         for app in config.apps.values() {
             let mut spec = Arc::clone(app);
             let new = reload::new_app(&self.maker, &mut spec);
@@ -233,6 +239,8 @@ impl Supervisor {
         let events = self.events.clone();
         let work = move || {
             let found = handover::end_leftovers(&layout, &config, cgroups.as_deref());
+            // Nobody writes them any more.
+            rename::pairs(&config).for_each(|(old, new)| rename::move_logs(&layout, old, new));
             let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(&found))));
         };
         if let Err(error) = mask::with_all_blocked(|| thread::Builder::new().name("handover".into()).spawn(work)) {

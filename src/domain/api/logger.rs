@@ -40,6 +40,9 @@ pub enum ToLogger {
     Retarget { ticket: u64, source: String, stream: Stream, sink: Sink },
     /// Stop capturing, after what the FIFO holds was written.
     Close { source: String },
+    /// A source is called something else from here on, after what the FIFOs hold was written: its log files
+    /// go along, from the folder `from`.
+    Rename { source: String, to: String, from: PathBuf, sinks: Vec<(Stream, Sink)> },
     /// A new run of this instance begins here: note it in `<instance>.runs`, then close the pipe that is beside
     /// the frame. The run's program waits for that.
     Mark { source: String, at: At },

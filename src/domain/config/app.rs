@@ -25,6 +25,13 @@ pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<App
             Err(error) => judge.error(&["apps", name], error.to_string()),
         }
     }
+    for (name, app) in apps.iter().filter(|(_, app)| app.was.is_some()) {
+        let other = apps.iter().find(|(other, one)| *other < name && one.was == app.was);
+        if let Some((other, _)) = other {
+            judge.error(&["apps", name.as_str(), "was"], format!("app \"{other}\" had this name"));
+        }
+    }
+    judge.require(raw.defaults.was.is_none(), &["defaults", "was"], "each app had a name of its own");
     order::cycle(judge, &apps);
     socket::clashes(judge, &apps);
     apps
@@ -90,6 +97,7 @@ impl Entry<'_> {
             schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
             watch: watch::watch(judge, self.name, raw),
             deploy: raw.deploy.as_ref().map(|own| Box::new(deploy::deploy(judge, self.name, own, self.hooks))),
+            was: self.was(judge),
             problem: None,
             places: self.places(judge),
         };
@@ -211,6 +219,15 @@ impl Entry<'_> {
             judge.require(holds, &self.keys(&[&["restart"], field].concat()), message);
         }
         restart
+    }
+
+    fn was(&self, judge: &mut Judge<'_>) -> Option<AppName> {
+        let keys = self.keys(&["was"]);
+        let was = self.raw.was.as_ref()?;
+        let free = !self.all.contains_key(was);
+        judge.require(free, &keys, &format!("app \"{was}\" still exists; an earlier name is expected"));
+        let parsed = was.parse::<AppName>().map(Some).map_err(|error| error.to_string());
+        judge.take(&keys, parsed, None)
     }
 
     fn reload(&self, judge: &mut Judge<'_>) -> Reload {

@@ -11,6 +11,8 @@ pub struct Plan {
     /// Stopped; their files stay.
     pub removed: Vec<AppName>,
     pub added: Vec<AppName>,
+    /// Who had another name, which comes first; what runs of them goes on.
+    pub renamed: Vec<(AppName, AppName)>,
     /// Whose processes are started anew, and the fields that ask for it.
     pub restarted: Vec<(AppName, Vec<&'static str>)>,
     /// Fields that count from now on, without a restart; `enabled` starts or stops.
@@ -46,6 +48,7 @@ impl Plan {
         let mut lines = self.refused.clone();
         lines.extend(self.removed.iter().map(|app| format!("{app}: removed")));
         lines.extend(self.added.iter().map(|app| format!("{app}: added")));
+        lines.extend(self.renamed.iter().map(|(old, new)| format!("{new}: was {old}")));
         lines.extend(self.restarted.iter().map(|change| fields(change, "restarted")));
         lines.extend(self.applied.iter().map(|change| fields(change, "changed without a restart")));
         lines.extend(listeners(&self.listeners_removed, "closed"));
@@ -59,21 +62,27 @@ impl Plan {
 /// What a reload from `old` to `new` does.
 #[must_use]
 pub fn diff(old: &Config, new: &Config) -> Plan {
+    let is_new = |name: &AppName| !old.apps.contains_key(name);
+    let names = new.apps.values().filter_map(|app| Some((app.was.clone()?, app.name.clone())));
+    let renamed: Vec<_> = names.filter(|(was, name)| is_new(name) && old.apps.contains_key(was)).collect();
+    let gone = |name: &&AppName| !new.apps.contains_key(*name) && !renamed.iter().any(|(was, _)| was == *name);
+    let before = |name: &AppName| renamed.iter().find(|(_, now)| now == name).map_or(name, |(was, _)| was).clone();
     let mut plan = Plan {
-        removed: old.apps.keys().filter(|name| !new.apps.contains_key(*name)).cloned().collect(),
-        added: new.apps.keys().filter(|name| !old.apps.contains_key(*name)).cloned().collect(),
+        removed: old.apps.keys().filter(gone).cloned().collect(),
+        added: new.apps.keys().filter(|name| is_new(name) && before(name) == **name).cloned().collect(),
         other: other(old, new),
         refused: refused(old, new),
         ..Plan::default()
     };
     for (name, new) in &new.apps {
-        let Some(old) = old.apps.get(name) else { continue };
+        let Some(old) = old.apps.get(&before(name)) else { continue };
         for (fields, list) in [(restarting(old, new), &mut plan.restarted), (live(old, new), &mut plan.applied)] {
             if !fields.is_empty() {
                 list.push((name.clone(), fields));
             }
         }
     }
+    plan.renamed = renamed;
     listeners(&old.http, &new.http, &mut plan);
     plan
 }

@@ -99,6 +99,7 @@ pub struct App {
     pub schedule: Option<Schedule>,
     pub watch: Option<Watch>,
     pub deploy: Option<Deploy>,
+    pub was: Option<String>,
 }
 
 /// A user or group by name or number.
@@ -356,6 +357,8 @@ impl App {
             watch: self.watch.or(d.watch),
             // Defaults say how to deploy; whether to, each app says itself.
             deploy: self.deploy.map(|own| own.or(d.deploy.unwrap_or_default())),
+            // No two apps had the same name.
+            was: self.was,
         }
     }
 }

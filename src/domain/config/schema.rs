@@ -186,6 +186,8 @@ pub struct App {
     /// Changes of these restart it.
     pub watch: Option<Watch>,
     pub deploy: Option<Box<Deploy>>,
+    /// An earlier name, whose instances, releases and history go on.
+    pub was: Option<AppName>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
     pub problem: Option<String>,

@@ -53,6 +53,13 @@ impl Deploys {
         Self { parallel: parallel.max(1) as usize, lanes: BTreeMap::new(), stopping: false }
     }
 
+    /// An app without a deploy that waits or runs has another name now.
+    pub fn rename(&mut self, old: &AppName, new: &AppName) {
+        if let Some(lane) = self.lanes.remove(old) {
+            self.lanes.insert(new.clone(), lane);
+        }
+    }
+
     /// After a reload; what runs goes on.
     pub fn set_parallel(&mut self, parallel: u32) {
         self.parallel = parallel.max(1) as usize;

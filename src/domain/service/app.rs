@@ -1,6 +1,10 @@
 //! One app: what it should do now, and its copies that do it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     copy::{Copy, Run, Seat},
@@ -315,6 +319,16 @@ impl App {
                 copy.held.clone().map(Rest::Held)
             }
             rests => rests,
+        }
+    }
+
+    /// Its folder has another name now.
+    pub fn relocate(&mut self, from: &Path, to: &Path) {
+        let runs = self.copies.iter_mut().flat_map(Copy::runs_mut);
+        for release in runs.flat_map(|run| [&mut run.release, &mut run.home]).chain([&mut self.release]).flatten() {
+            if let Ok(below) = release.directory.strip_prefix(from) {
+                release.directory = to.join(below);
+            }
         }
     }
 

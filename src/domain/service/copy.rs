@@ -94,11 +94,15 @@ impl Copy {
         std::iter::once(&self.run).chain(self.beside.as_ref().map(Beside::run))
     }
 
-    pub(super) fn run_mut(&mut self, seat: Seat) -> Option<&mut Run> {
+    pub(super) fn runs_mut(&mut self) -> impl Iterator<Item = &mut Run> {
         let beside = self.beside.as_mut().map(|beside| match beside {
             Beside::New(run) | Beside::Old(run) => &mut **run,
         });
-        std::iter::once(&mut self.run).chain(beside).find(|run| run.seat == seat)
+        std::iter::once(&mut self.run).chain(beside)
+    }
+
+    pub(super) fn run_mut(&mut self, seat: Seat) -> Option<&mut Run> {
+        self.runs_mut().find(|run| run.seat == seat)
     }
 
     #[must_use]

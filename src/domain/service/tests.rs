@@ -56,6 +56,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         schedule: None,
         watch: None,
         deploy: None,
+        was: None,
         problem: None,
         places: Default::default(),
     }

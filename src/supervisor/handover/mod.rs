@@ -95,7 +95,10 @@ fn read_records(layout: &Layout) -> BTreeMap<String, RunRecord> {
 }
 
 fn leftover(name: &str, record: &RunRecord, config: &Config, layout: &Layout, cgroups: Option<&Base>) -> Leftover {
-    let app = name.split('.').next().and_then(|app| app.parse().ok()).and_then(|app| config.apps.get(&app));
+    let app = name.split('.').next().and_then(|app| app.parse().ok()).and_then(|app| {
+        let was = || config.apps.values().find(|one| one.was.as_ref() == Some(&app));
+        config.apps.get(&app).or_else(was)
+    });
     let stages = app.filter(|_| !name.ends_with(".job")).map(|app| app.stop.stages.clone());
     let group = format!("{}-{name}", layout.cgroup());
     Leftover {

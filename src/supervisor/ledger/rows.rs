@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use rusqlite::{Row, types::Type};
+use rusqlite::{Connection, Row, params, types::Type};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
@@ -52,4 +52,18 @@ fn read<T: DeserializeOwned>(text: &str) -> Option<T> {
 
 fn bad(column: &str, text: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, format!("column {column} holds {text:?}").into())
+}
+
+/// What happened to an app happened to it under its new name. The audit keeps what was asked for.
+pub(super) fn rename(connection: &Connection, old: &AppName, new: &AppName) -> rusqlite::Result<()> {
+    let names = params![old.as_str(), new.as_str()];
+    for change in [
+        "UPDATE deploys SET app = ?2 WHERE app = ?1",
+        "UPDATE OR IGNORE delivery_apps SET app = ?2 WHERE app = ?1",
+        "UPDATE deliveries SET app = ?2 WHERE app = ?1",
+        "UPDATE events SET app = ?2, instance = ?2 || substr(instance, length(?1) + 1) WHERE app = ?1",
+    ] {
+        connection.execute(change, names)?;
+    }
+    Ok(())
 }

@@ -19,6 +19,8 @@ pub enum Command {
     Snapshot(Arc<Snapshot>),
     /// What is live of this app now: a delivery of this commit repeats.
     Live { app: AppName, commit: Option<CommitId> },
+    /// An app has another name now, and its rows with it.
+    Rename { old: AppName, new: AppName },
     /// New deploys get numbers above this one: the highest that names a release on disk.
     Above(DeployId),
     /// A deploy that no delivery asked for. Answered by [`Told::Queued`].

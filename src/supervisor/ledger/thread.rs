@@ -43,6 +43,7 @@ enum Write {
     Update { deploy: Box<DeployView>, attempts: u32, ticket: Option<u64> },
     Event(NewEvent),
     Audit(NewAudit),
+    Rename { old: AppName, new: AppName },
 }
 
 /// What one transaction did, to be answered and told after its commit.
@@ -133,6 +134,12 @@ impl State {
             Command::Snapshot(snapshot) => self.snapshot = snapshot,
             Command::Live { app, commit: Some(commit) } => drop(self.live.insert(app, commit)),
             Command::Live { app, commit: None } => drop(self.live.remove(&app)),
+            Command::Rename { old, new } => {
+                if let Some(commit) = self.live.remove(&old) {
+                    self.live.insert(new.clone(), commit);
+                }
+                self.writes.push_back(Write::Rename { old, new });
+            }
             Command::Above(id) => self.above = self.above.max(id),
             Command::NewDeploy(new) => self.writes.push_back(Write::NewDeploy(new)),
             Command::Update { deploy, attempts, ticket } => {
@@ -290,6 +297,10 @@ impl State {
             Write::Event(new) => Some(Told::Event(journal::append_event(store, new)?)),
             Write::Audit(new) => {
                 journal::append_audit(store, new)?;
+                None
+            }
+            Write::Rename { old, new } => {
+                super::rows::rename(store, old, new)?;
                 None
             }
         })
@@ -457,6 +468,7 @@ fn touched(write: &Write) -> Option<AppName> {
         Write::Update { deploy, .. } => Some(deploy.app.clone()),
         Write::Event(new) => new.app.clone(),
         Write::Audit(_) => None,
+        Write::Rename { new, .. } => Some(new.clone()),
     }
 }
 

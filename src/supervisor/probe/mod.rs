@@ -83,6 +83,11 @@ impl Health {
         if env.contains_key("WATCHDOG_PID") { Vec::new() } else { vec!["WATCHDOG_PID"] }
     }
 
+    /// Where the next process speaks is made anew.
+    pub fn forget_notices(&mut self) {
+        self.notices = None;
+    }
+
     /// Adds to a process that is to be started what it needs to show how it is.
     ///
     /// # Errors
@@ -136,7 +141,7 @@ impl Supervisor {
         let main = self.seat(id).and_then(|seat| Some((seat.main?, seat.kit.cgroup.clone())));
         match main.filter(|_| held) {
             Some((main, cgroup)) => {
-                let (boot, instance) = (self.me.boot_of(id.seat), id.instance().to_string());
+                let (boot, instance) = (self.me.boot_of(id.seat), self.mark_of(id));
                 let whose = Arc::new(proof::Whose { main, boot, instance, cgroup });
                 Question::Proven { probe, whose, missed: 0 }
             }

@@ -2,7 +2,13 @@
 //! to the socket of the instance; that the sender is gone by then makes no difference. A new main
 //! process must belong to the tree.
 
-use std::{collections::BTreeMap, io, os::unix::net::UnixDatagram, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tokio::io::Interest;
 use tracing::{debug, warn};
@@ -162,14 +168,7 @@ impl Supervisor {
     fn adopt_main(&mut self, id: &SeatId, pid: u32) -> bool {
         let member = self.tree(id).into_iter().find(|member| member.pid == pid && !pidfd::has_ended(&member.pidfd));
         let Some(pidfd) = member.map(|member| member.pidfd) else { return false };
-        let Ok(watched) = pidfd.try_clone() else { return false };
-        let (events, seat) = (self.events.clone(), id.clone());
-        let watch = Task::start(async move {
-            if pidfd::ended(watched).await.is_ok() {
-                let ended = move |supervisor: &mut Supervisor| supervisor.main_ended(&seat, pid);
-                let _ = events.send(Event::Then(Box::new(ended)));
-            }
-        });
+        let Some(watch) = self.watch_main(id, pid, &pidfd) else { return false };
         let boot = self.me.boot_of(id.seat);
         let Some(seat) = self.seat_mut(id) else { return false };
         if let Err(error) = RunRecord::note(&seat.kit.record, pid, &boot) {
@@ -181,6 +180,35 @@ impl Supervisor {
         self.children.adopt(pid, Owner::Seat(id.clone()));
         self.tell(id, Happening::MainIs(pid));
         true
+    }
+
+    fn watch_main(&self, id: &SeatId, pid: u32, pidfd: &OwnedFd) -> Option<Task> {
+        let watched = pidfd.try_clone().ok()?;
+        let (events, seat) = (self.events.clone(), id.clone());
+        Some(Task::start(async move {
+            if pidfd::ended(watched).await.is_ok() {
+                let ended = move |supervisor: &mut Supervisor| supervisor.main_ended(&seat, pid);
+                let _ = events.send(Event::Then(Box::new(ended)));
+            }
+        }))
+    }
+
+    /// This seat's app has another name now: what its process says and its end are heard under that.
+    pub fn watch_renamed(&mut self, id: &SeatId) {
+        let Some(seat) = self.seat_mut(id) else { return };
+        let adopted = seat.health.main_watch.take().and(seat.main).zip(seat.pidfd.as_ref().map(OwnedFd::try_clone));
+        let notices = seat.health.notices.take();
+        if let Some((pid, Ok(pidfd))) = adopted {
+            let watch = self.watch_main(id, pid, &pidfd);
+            if let Some(seat) = self.seat_mut(id) {
+                seat.health.main_watch = watch;
+            }
+        }
+        if let Some(Notices { path, socket, uid, .. }) = notices
+            && let Err(error) = socket.try_clone().and_then(|socket| self.take_notices(id, path, socket, uid))
+        {
+            warn!(app = %id.app, %error, "its notifications are not heard any more");
+        }
     }
 
     /// An adopted main process has ended. As a child of ours it is reaped with its status; else nobody

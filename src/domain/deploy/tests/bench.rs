@@ -57,6 +57,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         schedule: None,
         watch: None,
         deploy: Some(Box::new(deploy)),
+        was: None,
         problem: None,
         places: Default::default(),
     })
