@@ -417,7 +417,7 @@ impl Supervisor {
         if let Some(rev) = &rev {
             self.revs.insert(ticket, rev.clone());
         }
-        let order = NewDeploy { ticket, app, ref_name: None, rev, commit: None, release: None, by: wish.by };
+        let order = NewDeploy { ticket, app, ref_name: None, rev, commit: None, release: None, by: wish.by, approved_by: None };
         self.ledger.send(Command::NewDeploy(order));
         Ok(())
     }

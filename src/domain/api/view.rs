@@ -158,6 +158,8 @@ pub struct DeployView {
     pub subject: Option<String>,
     pub author: Option<String>,
     pub by: By,
+    /// Who let it go on that awaited approval.
+    pub approved_by: Option<By>,
     pub release: Option<ReleaseId>,
     pub superseded_by: Option<DeployId>,
     pub queued_at: At,
@@ -249,6 +251,14 @@ pub enum By {
     },
     /// A request that proved nothing; only in the audit.
     Nobody,
+}
+
+impl By {
+    /// Did somebody ask for it here, by hand?
+    #[must_use]
+    pub fn is_person(&self) -> bool {
+        matches!(self, Self::Local { .. } | Self::Token { .. })
+    }
 }
 
 /// One of `deliveries --json`.

@@ -47,6 +47,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         shared: shared(judge, &keys("shared"), raw.shared.as_deref().unwrap_or_default()),
         timeout,
         settle: raw.settle.map_or(Duration::from_secs(5), |span| span.0),
+        approve: raw.approve.unwrap_or(false),
     }
 }
 

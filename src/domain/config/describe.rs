@@ -155,8 +155,9 @@ fn reload(app: &App) -> Option<String> {
 fn deploys(deploy: &Deploy) -> String {
     let branches: Vec<&str> = deploy.on.iter().map(|Trigger::Push(glob)| glob.text.as_str()).collect();
     let on = if branches.is_empty() { "the default branch".into() } else { branches.join(" or ") };
+    let approved = if deploy.approve { ", once it is approved" } else { "" };
     format!(
-        "deploys {} on a push to {on} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
+        "deploys {} on a push to {on}{approved} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
         deploy.repo,
         deploy.check.len(),
         deploy.build.len(),

@@ -87,6 +87,12 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
     plan
 }
 
+/// Does a reload from one to the other change the app? Where it stands in the file is no matter.
+#[must_use]
+pub fn is_changed(old: &App, new: &App) -> bool {
+    !restarting(old, new).is_empty() || !live(old, new).is_empty()
+}
+
 fn changed<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
     fields.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
 }

@@ -30,7 +30,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 pub use describe::describe;
-pub use diff::{Plan, diff};
+pub use diff::{Plan, diff, is_changed};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
 pub use probe::Url;

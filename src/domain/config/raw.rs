@@ -288,6 +288,7 @@ pub struct Deploy {
     pub shared: Option<Vec<String>>,
     pub timeout: Option<Span>,
     pub settle: Option<Span>,
+    pub approve: Option<bool>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -439,6 +440,7 @@ impl Deploy {
             shared: self.shared.or(d.shared),
             timeout: self.timeout.or(d.timeout),
             settle: self.settle.or(d.settle),
+            approve: self.approve.or(d.approve),
         }
     }
 }

@@ -536,6 +536,8 @@ pub struct Deploy {
     pub timeout: Duration,
     /// How long a new release must stay healthy after it was ready.
     pub settle: Duration,
+    /// What no person asked for awaits the approval of one.
+    pub approve: bool,
 }
 
 /// What starts a deploy.
@@ -574,7 +576,7 @@ impl PartialEq for Deploy {
             let shared: Vec<_> = d.shared.iter().map(|path| path.clone().into_os_string()).collect();
             (
                 (d.repo.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
-                (d.check.clone(), d.build.clone(), d.env.clone(), shared, d.timeout, d.settle),
+                (d.check.clone(), d.build.clone(), d.env.clone(), shared, d.timeout, d.settle, d.approve),
             )
         };
         self.on == other.on && key(self) == key(other)

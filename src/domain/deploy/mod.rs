@@ -9,19 +9,21 @@
 //! was announced before, and [`resume`] knows what to do with it.
 
 pub mod accept;
+mod freeze;
 mod pipeline;
 mod queue;
 mod record;
 #[cfg(test)]
 mod tests;
 
+pub use freeze::Freeze;
 pub use queue::Deploys;
 pub use record::{Resumption, resume};
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::domain::{
-    api::{DeployView, TreeTask},
+    api::{By, DeployView, TreeTask},
     config,
     model::{AppName, CommitId, DeployId, Exit, ReleaseId},
 };
@@ -46,6 +48,13 @@ impl Queued {
     #[must_use]
     pub fn is_rollback(&self) -> bool {
         self.view.release.as_ref().is_some_and(|release| release.deploy != self.view.id)
+    }
+
+    /// Must somebody let it go on before it starts? What a deployer asks for needs nobody else.
+    #[must_use]
+    pub fn needs_approval(&self) -> bool {
+        let asks = self.app.deploy.as_ref().is_some_and(|deploy| deploy.approve);
+        asks && self.view.approved_by.is_none() && !self.view.by.is_person()
     }
 }
 
@@ -74,6 +83,8 @@ pub enum Event {
     Live { app: AppName, live: Option<Live> },
     /// May this app's deploys start? Until told, those of an app with `after` may not.
     Gate { app: AppName, open: bool },
+    /// Nothing of this app starts but a rollback, until it is told otherwise; told at the start too.
+    Freeze { app: AppName, freeze: Option<Freeze> },
     /// One [`Action::Persist`] of this deploy is durable. Each is answered, in order.
     Committed { deploy: DeployId },
     /// The job of [`Action::Run`] has ended, and nothing is left of its tree.
@@ -90,6 +101,11 @@ pub enum Event {
     LiveWritten { deploy: DeployId, result: Result<(), String> },
     /// End it, unless it switches already.
     Cancel { deploy: DeployId, why: String },
+    /// A person lets one go on that awaits approval.
+    Approve { deploy: DeployId, by: By },
+    /// A reload changed the app: what waits is deployed by the new config, what has not switched yet
+    /// begins anew with it. From another repository comes nothing that was asked for before.
+    Reconfigure { app: Arc<config::App>, places: Places },
     /// A reload removed the app: its deploys end, but one that switches already goes on.
     Forget { app: AppName },
     /// Start nothing more. What has not switched goes back into the queue, and so does what is being
@@ -134,6 +150,9 @@ pub enum Action {
     RemoveRelease { app: AppName, release: ReleaseId },
     /// Remove releases that were live, but the newest `keep` and whatever runs.
     Prune { app: AppName, keep: u32 },
+    /// A reload ends this one: queue another deploy of the same. Comes before its end is recorded, so
+    /// that no crash loses it.
+    Anew(Box<Queued>),
     /// This deploy has ended: for whoever waits.
     Ended(Box<DeployView>),
 }

@@ -71,6 +71,8 @@ enum Next {
 pub(super) enum Stop {
     TimedOut(String),
     Cancelled(String),
+    /// The config changed: another deploy does the same by the new one.
+    Anew,
     Requeued,
 }
 
@@ -86,7 +88,7 @@ pub(super) enum Course {
 impl Pipeline {
     /// Starts it: the first record is on its way out.
     pub(super) fn start(waiting: Waiting, live: Option<Live>, now: Now, out: &mut Vec<Action>) -> Self {
-        let Waiting { mut queued, deploy, tip } = waiting;
+        let Waiting { mut queued, deploy, tip, unsaved } = waiting;
         queued.attempts += 1;
         queued.view.started_at = Some(now.wall);
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
@@ -96,7 +98,7 @@ impl Pipeline {
             steps: check.chain(build).collect(),
             limit: now.mono + deploy.timeout,
             phase: Phase::Saving(Next::Fetch),
-            unsaved: 0,
+            unsaved,
             step_began: now.mono,
             step_limit: None,
             stop: None,
@@ -153,6 +155,7 @@ impl Pipeline {
             (Event::LiveWritten { result: Ok(()), .. }, Phase::Writing) => self.is_live(now, out),
             (Event::LiveWritten { result: Err(why), .. }, Phase::Writing) => self.go_back(why, now, out),
             (Event::Cancel { why, .. }, _) => self.stop(Stop::Cancelled(why), now, out),
+            (Event::Reconfigure { .. }, _) => self.stop(Stop::Anew, now, out),
             (Event::Shutdown, _) => self.stop(Stop::Requeued, now, out),
             (Event::Timer, _) => self.timer(now, out),
             (
@@ -163,13 +166,15 @@ impl Pipeline {
                 | Event::Queue(_)
                 | Event::Live { .. }
                 | Event::Gate { .. }
+                | Event::Freeze { .. }
+                | Event::Approve { .. }
                 | Event::Forget { .. },
                 _,
             ) => Course::Goes,
         }
     }
 
-    fn before_switch(&self) -> bool {
+    pub(super) fn before_switch(&self) -> bool {
         !matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing)
     }
 
@@ -383,8 +388,7 @@ impl Pipeline {
 
     /// Is this commit live, and was it no person who asked for it?
     fn repeats(&self, commit: &CommitId) -> bool {
-        let asked = matches!(self.queued.view.by, By::Local { .. } | By::Token { .. });
-        !asked && self.live.as_ref().is_some_and(|live| live.commit == *commit)
+        !self.queued.view.by.is_person() && self.live.as_ref().is_some_and(|live| live.commit == *commit)
     }
 
     /// Records the release before its folder is made, so that a crash leaves none that nobody knows.
@@ -446,30 +450,55 @@ impl Pipeline {
         match (self.phase, &stop) {
             (Phase::Saving(_), _) | (Phase::Trying, Stop::Requeued) => return self.stopped(stop, now, out),
             (Phase::Trying | Phase::Flushing | Phase::Writing, _) => {}
-            (Phase::Making, _) => {
-                self.stop.get_or_insert(stop);
-            }
+            (Phase::Making, _) => self.stop_then(stop),
             (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Stepping, _) => {
                 if self.stop.is_none() {
                     out.push(Action::EndJob { deploy: self.id() });
-                    self.stop = Some(stop);
                 }
+                self.stop_then(stop);
             }
         }
         Course::Goes
+    }
+
+    /// The first word holds, but a person's counts more than the wish to begin anew.
+    fn stop_then(&mut self, stop: Stop) {
+        if matches!((&self.stop, &stop), (None, _) | (Some(Stop::Anew), Stop::Cancelled(_))) {
+            self.stop = Some(stop);
+        }
+    }
+
+    /// What is asked for, without what this try has found out: the tip is looked for again where it
+    /// was meant, but what was approved stays that commit.
+    fn anew(&self) -> Queued {
+        let mut queued = self.queued.clone();
+        let view = &mut queued.view;
+        let pushed = matches!(view.by, By::Delivery { .. }) && !self.tip;
+        if !pushed && !self.queued.is_rollback() && view.approved_by.is_none() {
+            view.commit = None;
+        }
+        if !self.queued.is_rollback() {
+            view.release = None;
+        }
+        queued
     }
 
     fn stopped(&mut self, stop: Stop, now: Now, out: &mut Vec<Action>) -> Course {
         let (state, step, why) = match stop {
             Stop::TimedOut(why) => (DeployState::Failed, StepState::TimedOut, why),
             Stop::Cancelled(why) => (DeployState::Cancelled, StepState::Cancelled, why),
+            Stop::Anew => {
+                out.push(Action::Anew(Box::new(self.anew())));
+                let why = "a reload changed the app: another deploy begins anew by the new config";
+                (DeployState::Cancelled, StepState::Cancelled, why.to_owned())
+            }
             Stop::Requeued => {
                 record::requeue(&mut self.queued.view);
                 // Nothing went wrong with this try.
                 self.queued.attempts -= 1;
                 self.persist(out);
                 let (queued, deploy) = (self.queued.clone(), self.deploy.clone());
-                return Course::Requeued(Box::new(Waiting { queued, deploy, tip: self.tip }));
+                return Course::Requeued(Box::new(Waiting { queued, deploy, tip: self.tip, unsaved: self.unsaved }));
             }
         };
         self.end(state, step, Some(why), now, out)

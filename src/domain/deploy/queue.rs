@@ -1,17 +1,18 @@
 //! Which deploy runs when: one per app at a time, so many in all, the newest of those that wait.
 //!
 //! The law of coalescing: a newer deploy takes the place of every waiting one of its app and ref. A
-//! rollback takes the place of all that wait, and only another rollback takes its own.
+//! rollback takes the place of all that wait, and only another rollback takes its own. What awaits
+//! approval takes the place of its like alone, and holds nothing else up.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use super::{
-    Action, Event, Live, Queued,
+    Action, Event, Freeze, Live, Places, Queued,
     pipeline::{Course, Pipeline},
     record,
 };
 use crate::domain::{
-    api::{DeployState, DeployView},
+    api::{By, DeployState, DeployView},
     config,
     model::{AppName, DeployId, Now},
 };
@@ -31,6 +32,7 @@ pub struct Deploys {
 #[derive(Debug, Default)]
 struct Lane {
     gate: Option<bool>,
+    freeze: Option<Freeze>,
     live: Option<Live>,
     /// By their numbers.
     waiting: Vec<Waiting>,
@@ -44,6 +46,8 @@ pub(super) struct Waiting {
     pub(super) deploy: config::Deploy,
     /// It stands for several pushes: deploy the ref's tip, which holds all of them.
     pub(super) tip: bool,
+    /// Records that are not durable yet.
+    pub(super) unsaved: u32,
 }
 
 impl Deploys {
@@ -71,13 +75,22 @@ impl Deploys {
             Event::Queue(queued) => self.queue(*queued, now, out),
             Event::Live { app, live } => self.lanes.entry(app).or_default().live = live,
             Event::Gate { app, open } => self.lanes.entry(app).or_default().gate = Some(open),
+            Event::Freeze { app, freeze } => self.lanes.entry(app).or_default().freeze = freeze,
+            Event::Approve { deploy, by } => self.approve(deploy, &by, now, out),
+            Event::Reconfigure { app, places } => self.reconfigure(&app, &places, now, out),
             Event::Forget { app } => self.forget(&app, now, out),
             Event::Cancel { deploy, ref why } => {
                 self.cancel_waiting(deploy, why, now, out);
                 self.tell(deploy, event, now, out);
             }
-            Event::Committed { deploy }
-            | Event::JobEnded { deploy, .. }
+            Event::Committed { deploy } => {
+                self.tell(deploy, event, now, out);
+                let waiting = self.lanes.values_mut().flat_map(|lane| &mut lane.waiting);
+                if let Some(waiting) = waiting.into_iter().find(|waiting| waiting.queued.view.id == deploy) {
+                    waiting.unsaved = waiting.unsaved.saturating_sub(1);
+                }
+            }
+            Event::JobEnded { deploy, .. }
             | Event::ReleaseMade { deploy, .. }
             | Event::Switched { deploy }
             | Event::Trial { deploy, .. }
@@ -116,13 +129,26 @@ impl Deploys {
         running.chain(waiting).find(|queued| queued.view.id == deploy).map(|queued| (&queued.view, &queued.app))
     }
 
+    /// Who froze this app's deploys, when and why.
+    #[must_use]
+    pub fn freeze(&self, app: &AppName) -> Option<&Freeze> {
+        self.lanes.get(app)?.freeze.as_ref()
+    }
+
+    /// Does this one run, and past the point where it can be cancelled?
+    #[must_use]
+    pub fn switches(&self, deploy: DeployId) -> bool {
+        let mut running = self.lanes.values().filter_map(|lane| lane.running.as_ref());
+        running.any(|pipeline| pipeline.queued().view.id == deploy && !pipeline.before_switch())
+    }
+
     /// Does none run?
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.lanes.values().all(|lane| lane.running.is_none())
     }
 
-    fn queue(&mut self, mut queued: Queued, now: Now, out: &mut Vec<Action>) {
+    fn queue(&mut self, queued: Queued, now: Now, out: &mut Vec<Action>) {
         if self.find(queued.view.id).is_some() {
             return;
         }
@@ -133,12 +159,45 @@ impl Deploys {
             let why = format!("interrupted {} times", queued.attempts);
             return end(queued, DeployState::Failed, why, now, out);
         }
-        if queued.view.state != DeployState::Queued {
-            queued.view.state = DeployState::Queued;
-            out.push(Action::Persist { view: Box::new(queued.view.clone()), attempts: queued.attempts });
-        }
         let lane = self.lanes.entry(queued.view.app.clone()).or_default();
-        lane.join(Waiting { queued, deploy: *deploy, tip: false }, now, out);
+        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, unsaved: 0 };
+        waiting.line_up(out);
+        lane.join(waiting, now, out);
+    }
+
+    fn approve(&mut self, deploy: DeployId, by: &By, now: Now, out: &mut Vec<Action>) {
+        for lane in self.lanes.values_mut() {
+            let approved = |waiting: &mut Waiting| waiting.queued.view.id == deploy && waiting.awaits_approval();
+            for mut waiting in lane.waiting.extract_if(.., approved).collect::<Vec<_>>() {
+                waiting.queued.view.approved_by = Some(by.clone());
+                waiting.line_up(out);
+                lane.join(waiting, now, out);
+            }
+        }
+    }
+
+    fn reconfigure(&mut self, app: &Arc<config::App>, places: &Places, now: Now, out: &mut Vec<Action>) {
+        let Some(lane) = self.lanes.get_mut(&app.name) else { return };
+        let repo = |app: &config::App| app.deploy.as_ref().map(|deploy| deploy.repo.clone());
+        let other = "its repository is another one in the config now";
+        for Waiting { mut queued, tip, unsaved, .. } in std::mem::take(&mut lane.waiting) {
+            match app.deploy.clone().filter(|_| repo(&queued.app) == repo(app)) {
+                None => end(queued, DeployState::Cancelled, other.into(), now, out),
+                Some(deploy) => {
+                    (queued.app, queued.places) = (Arc::clone(app), places.clone());
+                    let mut waiting = Waiting { queued, deploy: *deploy, tip, unsaved };
+                    waiting.line_up(out);
+                    lane.join(waiting, now, out);
+                }
+            }
+        }
+        let Some(old) = lane.running.as_ref().map(|pipeline| pipeline.queued()) else { return };
+        let deploy = old.view.id;
+        if repo(&old.app) != repo(app) {
+            lane.tell(Event::Cancel { deploy, why: other.into() }, now, out);
+        } else if config::is_changed(&old.app, app) {
+            lane.tell(Event::Reconfigure { app: Arc::clone(app), places: places.clone() }, now, out);
+        }
     }
 
     fn forget(&mut self, app: &AppName, now: Now, out: &mut Vec<Action>) {
@@ -176,11 +235,10 @@ impl Deploys {
 
     fn start_next(&mut self, now: Now, out: &mut Vec<Action>) {
         while !self.stopping && self.lanes.values().filter(|lane| lane.running.is_some()).count() < self.parallel {
-            let ready = self.lanes.values_mut().filter(|lane| lane.may_start());
-            let Some(lane) = ready.min_by_key(|lane| lane.waiting.first().map(|waiting| waiting.queued.view.id)) else {
-                return;
-            };
-            let pipeline = Pipeline::start(lane.waiting.remove(0), lane.live.clone(), now, out);
+            let ready = self.lanes.values_mut().filter_map(|lane| lane.next().map(|next| (lane, next)));
+            let first = ready.min_by_key(|(lane, next)| lane.waiting[*next].queued.view.id);
+            let Some((lane, next)) = first else { return };
+            let pipeline = Pipeline::start(lane.waiting.remove(next), lane.live.clone(), now, out);
             lane.running = Some(Box::new(pipeline));
         }
     }
@@ -191,9 +249,13 @@ impl Lane {
         self.running.as_ref().is_some_and(|pipeline| pipeline.queued().view.id == deploy)
     }
 
-    fn may_start(&self) -> bool {
+    /// The place in the line of the one that may start. In a freeze that is a rollback alone: whoever
+    /// finds a bad release live in the night needs it.
+    fn next(&self) -> Option<usize> {
         let open = |waiting: &Waiting| self.gate.unwrap_or(waiting.queued.app.comes_after().next().is_none());
-        self.running.is_none() && self.waiting.first().is_some_and(open)
+        let thawed = |waiting: &Waiting| self.freeze.is_none() || waiting.queued.is_rollback();
+        let may_start = |waiting: &Waiting| !waiting.awaits_approval() && thawed(waiting) && open(waiting);
+        self.waiting.iter().position(may_start).filter(|_| self.running.is_none())
     }
 
     /// Puts a deploy into the line; of it and those that wait, the newer ones stay.
@@ -223,11 +285,28 @@ impl Lane {
 }
 
 impl Waiting {
+    /// Records how it waits, where that is new.
+    fn line_up(&mut self, out: &mut Vec<Action>) {
+        let needs = self.queued.needs_approval();
+        let state = if needs { DeployState::AwaitingApproval } else { DeployState::Queued };
+        if self.queued.view.state != state {
+            self.queued.view.state = state;
+            self.unsaved += 1;
+            let view = Box::new(self.queued.view.clone());
+            out.push(Action::Persist { view, attempts: self.queued.attempts });
+        }
+    }
+
+    fn awaits_approval(&self) -> bool {
+        self.queued.view.state == DeployState::AwaitingApproval
+    }
+
     /// A push that took the place of another must not lose it, should it be the older commit that
-    /// came late.
+    /// came late. Where people approve commits, no other one goes live.
     fn stands_for(&self, old: &Self) -> bool {
         let push = |queued: &Queued| queued.rev.is_none() && !queued.is_rollback();
-        push(&self.queued) && push(&old.queued) && (old.tip || old.queued.view.commit != self.queued.view.commit)
+        let any = !self.deploy.approve && push(&self.queued) && push(&old.queued);
+        any && (old.tip || old.queued.view.commit != self.queued.view.commit)
     }
 }
 
@@ -236,7 +315,9 @@ fn supersedes(new: &Queued, old: &Queued) -> bool {
         (Some(new), Some(old)) => new == old,
         _ => true,
     };
-    new.view.id > old.view.id && (new.is_rollback() || !old.is_rollback() && same_ref)
+    let awaits = |queued: &Queued| queued.view.state == DeployState::AwaitingApproval;
+    let outranks = new.is_rollback() || !old.is_rollback() && same_ref && (awaits(old) || !awaits(new));
+    new.view.id > old.view.id && outranks
 }
 
 fn supersede(mut queued: Queued, by: DeployId, now: Now, out: &mut Vec<Action>) {

@@ -1,12 +1,14 @@
 //! The machine as a whole, driven by an explicit clock and a shell that does everything at once.
 
 mod bench;
+mod hands;
 mod laws;
 mod pipeline;
 mod queue;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{
-    rows::{by, filter, json, moment, some_moment, some_word, word},
+    rows::{by, filter, json, moment, some_by, some_moment, some_word, word},
     say::Unfinished,
 };
 use crate::domain::{
@@ -55,12 +55,13 @@ fn put(connection: &Connection, id: Option<DeployId>, view: &DeployView, attempt
     let delivery = if let By::Delivery { id } = view.by { Some(id) } else { None };
     let mut statement = connection.prepare_cached(
         "INSERT INTO deploys (id, app, state, step, reason, \"commit\", previous_commit, ref, subject, author, by,
-             delivery, release, superseded_by, queued_at, started_at, ended_at, attempts)
+             approved_by, delivery, release, superseded_by, queued_at, started_at, ended_at, attempts)
          VALUES (:id, :app, :state, :step, :reason, :commit, :previous, :ref, :subject, :author, :by,
-             :delivery, :release, :superseded_by, :queued_at, :started_at, :ended_at, :attempts)
+             :approved_by, :delivery, :release, :superseded_by, :queued_at, :started_at, :ended_at, :attempts)
          ON CONFLICT (id) DO UPDATE SET state = excluded.state, step = excluded.step, reason = excluded.reason,
              \"commit\" = excluded.\"commit\", previous_commit = excluded.previous_commit, ref = excluded.ref,
-             subject = excluded.subject, author = excluded.author, release = excluded.release,
+             subject = excluded.subject, author = excluded.author,
+             approved_by = excluded.approved_by, release = excluded.release,
              superseded_by = excluded.superseded_by, started_at = excluded.started_at,
              ended_at = excluded.ended_at, attempts = excluded.attempts",
     )?;
@@ -76,6 +77,7 @@ fn put(connection: &Connection, id: Option<DeployId>, view: &DeployView, attempt
         ":subject": view.subject,
         ":author": view.author,
         ":by": json(&view.by),
+        ":approved_by": view.approved_by.as_ref().map(json),
         ":delivery": delivery,
         ":release": view.release.as_ref().map(ToString::to_string),
         ":superseded_by": view.superseded_by,
@@ -164,6 +166,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<DeployView> {
         subject: row.get("subject")?,
         author: row.get("author")?,
         by: by(row)?,
+        approved_by: some_by(row, "approved_by")?,
         release: some_word(row, "release")?,
         superseded_by: row.get("superseded_by")?,
         queued_at: moment(row, "queued_at")?,

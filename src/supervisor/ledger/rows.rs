@@ -36,6 +36,12 @@ pub(super) fn by(row: &Row<'_>) -> rusqlite::Result<By> {
     read(&text).ok_or_else(|| bad("by", &text))
 }
 
+/// The same, where the column may be null.
+pub(super) fn some_by(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<By>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| read(&text).ok_or_else(|| bad(column, &text))).transpose()
+}
+
 /// Plain data as JSON.
 pub(super) fn json(data: &impl Serialize) -> String {
     serde_json::to_string(data).expect("plain data always serializes")

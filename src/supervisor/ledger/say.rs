@@ -52,6 +52,8 @@ pub struct NewDeploy {
     /// The release on disk to go back to.
     pub release: Option<ReleaseId>,
     pub by: By,
+    /// Who let go on what this one repeats.
+    pub approved_by: Option<By>,
 }
 
 /// An event without its number.

@@ -257,6 +257,7 @@ fn a_listener_that_ends_is_told() {
 fn what_the_loop_stores_is_read_back_as_it_was() {
     let desk = Desk::open();
     let new = NewDeploy {
+        approved_by: None,
         ticket: 3,
         app: name("blog"),
         ref_name: None,

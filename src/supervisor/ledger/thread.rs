@@ -287,6 +287,7 @@ impl State {
                 deploy.ref_name.clone_from(&new.ref_name);
                 deploy.commit.clone_from(&new.commit);
                 deploy.release.clone_from(&new.release);
+                deploy.approved_by.clone_from(&new.approved_by);
                 deploys::append(store, &mut deploy, new.rev.as_deref())?;
                 Some(Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) })
             }

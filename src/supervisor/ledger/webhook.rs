@@ -277,6 +277,7 @@ pub(super) fn new_deploy(app: &AppName, by: By, at: At) -> DeployView {
         subject: None,
         author: None,
         by,
+        approved_by: None,
         release: None,
         superseded_by: None,
         queued_at: at,

@@ -113,7 +113,7 @@ impl Supervisor {
 
     fn ask_for_deploy(&mut self, app: &AppName, ref_name: Option<String>, commit: Option<CommitId>, by: By) {
         let ticket = self.ticket();
-        let order = NewDeploy { ticket, app: app.clone(), ref_name, rev: None, commit, release: None, by };
+        let order = NewDeploy { ticket, app: app.clone(), ref_name, rev: None, commit, release: None, by, approved_by: None };
         self.ledger.send(Command::NewDeploy(order));
     }
 }

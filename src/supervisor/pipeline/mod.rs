@@ -13,7 +13,7 @@ use super::{
     Supervisor,
     jobs::JobSpec,
     launch::{self, PATH},
-    ledger::{Command, NewEvent, Unfinished},
+    ledger::{Command, NewDeploy, NewEvent, Unfinished},
     live,
 };
 use crate::{
@@ -73,6 +73,7 @@ impl Supervisor {
             Action::GoBack { app, .. } => self.go_back(app),
             Action::RemoveRelease { app, release } => self.remove_releases(&app, vec![release]),
             Action::Prune { app, keep } => self.prune(&app, keep),
+            Action::Anew(queued) => self.queue_anew(*queued),
             Action::Ended(view) => self.deploy_ended(&view),
         }
     }
@@ -84,6 +85,17 @@ impl Supervisor {
         let places =
             Places { mirror: self.layout.mirror(&deploy.repo, app.work_as.gid), app: self.layout.app(&app.name) };
         self.deploy_event(Event::Queue(Box::new(Queued { view, attempts, rev, app, places })));
+    }
+
+    /// The same once more, by the config of then.
+    fn queue_anew(&mut self, Queued { view, rev, .. }: Queued) {
+        let ticket = self.ticket();
+        if let Some(rev) = &rev {
+            self.revs.insert(ticket, rev.clone());
+        }
+        let DeployView { app, ref_name, commit, release, by, approved_by, .. } = view;
+        let order = NewDeploy { ticket, app, ref_name, rev, commit, release, by, approved_by };
+        self.ledger.send(Command::NewDeploy(order));
     }
 
     /// What the last supervisor left unfinished.

@@ -71,6 +71,7 @@ impl Supervisor {
                         commit: Some(commit),
                         release: Some(release),
                         by: wish.by,
+                        approved_by: None,
                     };
                     supervisor.ledger.send(Command::NewDeploy(order));
                 }

@@ -16,6 +16,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         shared: vec![PathBuf::from("db")],
         timeout: Duration::from_secs(900),
         settle: Duration::from_secs(5),
+        approve: false,
     };
     Arc::new(App {
         name: name.parse().unwrap(),
@@ -63,6 +64,17 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
     })
 }
 
+/// The same app, but for what its deploys need.
+pub(super) fn with(app: &Arc<App>, change: impl FnOnce(&mut Deploy)) -> Arc<App> {
+    let mut app = (**app).clone();
+    change(app.deploy.as_mut().unwrap());
+    Arc::new(app)
+}
+
+pub(super) fn ann() -> By {
+    By::Local { uid: 7, user: Some("ann".into()) }
+}
+
 pub(super) fn commit(n: DeployId) -> CommitId {
     format!("{:040x}", n + 1).parse().unwrap()
 }
@@ -80,6 +92,7 @@ pub(super) fn view(id: DeployId, app: &AppName) -> DeployView {
         subject: None,
         author: None,
         by: By::Delivery { id },
+        approved_by: None,
         release: None,
         superseded_by: None,
         queued_at: At(0),
@@ -116,6 +129,8 @@ pub(super) struct Bench {
     pub(super) open: VecDeque<Action>,
     pub(super) ended: BTreeMap<DeployId, DeployView>,
     pub(super) said: Vec<String>,
+    /// What is begun anew gets numbers from here on.
+    pub(super) anew: Cell<DeployId>,
 }
 
 impl Bench {
@@ -127,6 +142,7 @@ impl Bench {
             open: VecDeque::new(),
             ended: BTreeMap::new(),
             said: vec![],
+            anew: Cell::new(1000),
         }
     }
 
@@ -172,8 +188,37 @@ impl Bench {
             Action::MakeRelease { deploy, .. } => Event::ReleaseMade { deploy: *deploy, result: Ok("/r".into()) },
             Action::StartTrial { deploy, .. } => Event::Trial { deploy: *deploy, result: Ok(None) },
             Action::WriteLive { deploy, .. } => Event::LiveWritten { deploy: *deploy, result: Ok(()) },
+            Action::Anew(queued) => {
+                let mut queued = queued.clone();
+                let old = &queued.view;
+                let fresh = view(self.anew.replace(self.anew.get() + 1), &old.app);
+                queued.view = DeployView {
+                    commit: old.commit.clone(),
+                    ref_name: old.ref_name.clone(),
+                    by: old.by.clone(),
+                    approved_by: old.approved_by.clone(),
+                    release: old.release.clone(),
+                    ..fresh
+                };
+                queued.attempts = 0;
+                Event::Queue(queued)
+            }
             _ => return None,
         })
+    }
+
+    /// Tells of a reload that changed the app.
+    pub(super) fn reconfigure(&mut self, app: &Arc<App>) {
+        self.on(Event::Reconfigure { app: app.clone(), places: Places { mirror: "/m".into(), app: "/apps/a".into() } });
+    }
+
+    pub(super) fn freeze(&mut self, app: &Arc<App>, frozen: bool) {
+        let freeze = frozen.then(|| Freeze::new("user \"ann\"".into(), At(0), "the fair").unwrap());
+        self.on(Event::Freeze { app: app.name.clone(), freeze });
+    }
+
+    pub(super) fn approve(&mut self, deploy: DeployId) {
+        self.on(Event::Approve { deploy, by: ann() });
     }
 
     /// Takes the open action that is next and answers it otherwise.
@@ -212,6 +257,7 @@ pub(super) fn brief(action: &Action) -> String {
         Action::GoBack { deploy, .. } => format!("go back {deploy}"),
         Action::RemoveRelease { release, .. } => format!("remove {}", release.deploy),
         Action::Prune { app, .. } => format!("prune {app}"),
+        Action::Anew(queued) => format!("anew {}", queued.view.id),
         Action::Ended(view) => format!("ended {} {}", view.id, view.state),
     }
 }

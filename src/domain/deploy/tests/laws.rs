@@ -8,6 +8,7 @@ enum Chance {
         app: usize,
         dev: bool,
         rollback: bool,
+        hand: bool,
     },
     /// Answer the open action of this index, well or badly.
     Answer {
@@ -21,17 +22,32 @@ enum Chance {
         app: usize,
         open: bool,
     },
+    Approve(DeployId),
+    Freeze {
+        app: usize,
+        frozen: bool,
+    },
+    /// Another config: whether it wants approval, and a repository.
+    Reload {
+        app: usize,
+        approve: bool,
+        moved: bool,
+    },
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
     prop_oneof![
-        3 => (0..3usize, any::<bool>(), proptest::bool::weighted(0.2))
-            .prop_map(|(app, dev, rollback)| Chance::Push { app, dev, rollback }),
+        3 => (0..3usize, any::<bool>(), proptest::bool::weighted(0.2), proptest::bool::weighted(0.2))
+            .prop_map(|(app, dev, rollback, hand)| Chance::Push { app, dev, rollback, hand }),
         20 => (0..4usize, proptest::bool::weighted(0.9)).prop_map(|(index, good)| Chance::Answer { index, good }),
         1 => (1..600u64).prop_map(Chance::Pass),
         1 => (1..20i64).prop_map(Chance::Cancel),
         1 => (1..20i64).prop_map(Chance::Switched),
         1 => (0..3usize, any::<bool>()).prop_map(|(app, open)| Chance::Gate { app, open }),
+        2 => (1..20i64).prop_map(Chance::Approve),
+        1 => (0..3usize, any::<bool>()).prop_map(|(app, frozen)| Chance::Freeze { app, frozen }),
+        1 => (0..3usize, any::<bool>(), proptest::bool::weighted(0.2))
+            .prop_map(|(app, approve, moved)| Chance::Reload { app, approve, moved }),
     ]
 }
 
@@ -39,27 +55,40 @@ fn chance() -> impl Strategy<Value = Chance> {
 #[derive(Default)]
 struct Law {
     heard: usize,
-    switching_recorded: BTreeSet<DeployId>,
+    recorded: HashSet<(DeployId, DeployState)>,
+    running: BTreeSet<DeployId>,
 }
 
 impl Law {
     fn check(&mut self, bench: &Bench, apps: &[Arc<App>], parallel: usize) {
         for said in &bench.said[self.heard..] {
             let mut words = said.split(' ').filter_map(|word| word.parse::<DeployId>().ok());
-            if said.starts_with("trial") {
-                let id = words.next().unwrap();
-                assert!(self.switching_recorded.contains(&id), "{said} before its record was durable");
-            }
+            let needs = match said {
+                _ if said.starts_with("trial") => DeployState::Switching,
+                _ if said.starts_with("run") && said.ends_with("Fetch") => DeployState::Fetching,
+                _ => continue,
+            };
+            let id = words.next().unwrap();
+            assert!(self.recorded.contains(&(id, needs)), "{said} before its record was durable");
         }
         self.heard = bench.said.len();
         let running: Vec<_> = apps.iter().filter_map(|app| bench.deploys.running(&app.name)).collect();
         assert!(running.len() <= parallel, "{running:?}");
         for view in &running {
+            let app = apps.iter().find(|app| app.name == view.app).unwrap();
+            let rollback = view.release.as_ref().is_some_and(|release| release.deploy != view.id);
+            if !self.running.contains(&view.id) && !rollback {
+                assert!(bench.deploys.freeze(&view.app).is_none(), "started in a freeze: {view:?}");
+                let approve = app.deploy.as_ref().unwrap().approve;
+                assert!(!approve || view.approved_by.is_some() || view.by.is_person(), "not approved: {view:?}");
+            }
             assert!(!view.state.is_end() && view.state != DeployState::Queued, "{view:?}");
         }
+        self.running = running.iter().map(|view| view.id).collect();
         for app in apps {
             let refs: Vec<_> = bench.deploys.waiting(&app.name).filter(|v| v.release.is_none()).collect();
-            let distinct: BTreeSet<_> = refs.iter().map(|view| &view.ref_name).collect();
+            let awaits = |view: &DeployView| view.state == DeployState::AwaitingApproval;
+            let distinct: BTreeSet<_> = refs.iter().map(|view| (&view.ref_name, awaits(view))).collect();
             assert_eq!(refs.len(), distinct.len(), "two of one ref wait: {refs:?}");
         }
     }
@@ -73,25 +102,28 @@ proptest! {
         chances in prop::collection::vec(chance(), 1..200),
         parallel in 1..3u32,
     ) {
-        let apps = [app("a", &["x"], &[]), app("b", &[], &[]), app("c", &["x", "y"], &["b"])];
+        let mut apps = [app("a", &["x"], &[]), app("b", &[], &[]), app("c", &["x", "y"], &["b"])];
         let mut bench = Bench::new(parallel);
         bench.set_live(&apps[0], 0);
         let mut law = Law::default();
         let mut last = 0;
         for chance in chances {
             match chance {
-                Chance::Push { app, dev, rollback } => {
+                Chance::Push { app, dev, rollback, hand } => {
                     last += 1;
                     let mut push = queued(last, &apps[app]);
                     if dev {
                         push.view.ref_name = Some("refs/heads/dev".into());
+                    }
+                    if hand {
+                        (push.view.by, push.view.commit, push.view.ref_name) = (ann(), None, None);
                     }
                     if rollback {
                         push.view.release = Some(ReleaseId::new(0, &commit(0)));
                     }
                     bench.queue(push);
                 }
-                Chance::Answer { index, good } => answer(&mut bench, index, good, &mut law),
+                Chance::Answer { index, good } => answer(&mut bench, index, good, &mut law, &apps),
                 Chance::Pass(seconds) => {
                     bench.at += Duration::from_secs(seconds);
                     bench.on(Event::Timer);
@@ -99,17 +131,34 @@ proptest! {
                 Chance::Cancel(deploy) => bench.on(Event::Cancel { deploy, why: "because".into() }),
                 Chance::Switched(deploy) => bench.on(Event::Switched { deploy }),
                 Chance::Gate { app, open } => bench.on(Event::Gate { app: apps[app].name.clone(), open }),
+                Chance::Approve(deploy) => bench.approve(deploy),
+                Chance::Freeze { app, frozen } => bench.freeze(&apps[app], frozen),
+                Chance::Reload { app, approve, moved } => {
+                    apps[app] = with(&apps[app], |deploy| {
+                        deploy.approve = approve;
+                        deploy.repo.push_str(if moved { "x" } else { "" });
+                    });
+                    bench.reconfigure(&apps[app]);
+                }
             }
             law.check(&bench, &apps, parallel as usize);
         }
         for app in &apps {
             bench.on(Event::Gate { app: app.name.clone(), open: true });
+            bench.freeze(app, false);
         }
-        while !bench.open.is_empty() {
-            answer(&mut bench, 0, true, &mut law);
-            law.check(&bench, &apps, parallel as usize);
+        loop {
+            while !bench.open.is_empty() {
+                answer(&mut bench, 0, true, &mut law, &apps);
+                law.check(&bench, &apps, parallel as usize);
+            }
+            let waiting = apps.iter().flat_map(|app| bench.deploys.waiting(&app.name));
+            let Some(left) = waiting.map(|view| (view.id, view.state)).next() else { break };
+            prop_assert_eq!(left.1, DeployState::AwaitingApproval, "{} is stuck", left.0);
+            bench.approve(left.0);
         }
-        prop_assert_eq!(bench.ended.keys().copied().collect::<Vec<_>>(), (1..=last).collect::<Vec<_>>());
+        let asked: Vec<_> = (1..=last).chain(1000..bench.anew.get()).collect();
+        prop_assert_eq!(bench.ended.keys().copied().collect::<Vec<_>>(), asked);
         prop_assert!(bench.deploys.is_idle() && bench.deploys.deadline().is_none());
         for view in bench.ended.values() {
             let next = view.superseded_by.map(|next| next > view.id);
@@ -120,7 +169,7 @@ proptest! {
 }
 
 /// Answers one open action; records of one deploy stay in their order.
-fn answer(bench: &mut Bench, index: usize, good: bool, law: &mut Law) {
+fn answer(bench: &mut Bench, index: usize, good: bool, law: &mut Law, apps: &[Arc<App>]) {
     if bench.open.is_empty() {
         return;
     }
@@ -128,10 +177,8 @@ fn answer(bench: &mut Bench, index: usize, good: bool, law: &mut Law) {
     let is_record = |action: &Action| matches!(action, Action::Persist { .. });
     let index = if is_record(&bench.open[index]) { bench.open.iter().position(is_record).unwrap() } else { index };
     let action = bench.open.remove(index).unwrap();
-    if let Action::Persist { view, .. } = &action
-        && view.state == DeployState::Switching
-    {
-        law.switching_recorded.insert(view.id);
+    if let Action::Persist { view, .. } = &action {
+        law.recorded.insert((view.id, view.state));
     }
     let well = bench.answer(&action);
     let event = match well {
@@ -139,6 +186,11 @@ fn answer(bench: &mut Bench, index: usize, good: bool, law: &mut Law) {
         Some(Event::ReleaseMade { deploy, .. }) if !good => Event::ReleaseMade { deploy, result: Err("no".into()) },
         Some(Event::Trial { deploy, .. }) if !good => Event::Trial { deploy, result: Err("no".into()) },
         Some(Event::LiveWritten { deploy, .. }) if !good => Event::LiveWritten { deploy, result: Err("no".into()) },
+        // What begins anew does so by the config of now.
+        Some(Event::Queue(mut queued)) => {
+            queued.app = apps.iter().find(|app| app.name == queued.view.app).unwrap().clone();
+            Event::Queue(queued)
+        }
         Some(event) => event,
         None => return,
     };

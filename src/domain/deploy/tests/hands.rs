@@ -1,0 +1,178 @@
+//! What people do to deploys: approve, freeze, cancel, and reload the config in the middle.
+
+use super::{bench::*, *};
+
+fn awaiting(bench: &Bench, app: &Arc<App>) -> Vec<(DeployId, DeployState)> {
+    bench.deploys.waiting(&app.name).map(|view| (view.id, view.state)).collect()
+}
+
+#[test]
+fn what_no_person_asked_for_awaits_approval() {
+    let site = with(&app("a", &[], &[]), |deploy| deploy.approve = true);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("");
+    assert_eq!(bench.said, ["persist 1 awaiting_approval"]);
+    // A newer push takes its place, and what is approved is that push's commit and no other.
+    bench.queue(queued(2, &site));
+    assert_eq!(bench.end(1).0, DeployState::Superseded);
+    bench.run_to("");
+    bench.approve(1);
+    bench.approve(2);
+    bench.run_to("run 2 Fetch");
+    let Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), .. }, .. }) = bench.open.front() else {
+        panic!("{:?}", bench.open)
+    };
+    assert_eq!(task.commit, Some(commit(2)));
+    bench.run_to("");
+    assert_eq!((bench.end(2).0, &bench.ended[&2].approved_by), (DeployState::Live, &Some(ann())));
+    let mut hand = queued(3, &site);
+    hand.view.by = ann();
+    bench.queue(hand);
+    bench.run_to("");
+    assert_eq!((bench.end(3).0, &bench.ended[&3].approved_by), (DeployState::Live, &None));
+}
+
+#[test]
+fn what_awaits_approval_holds_nothing_up() {
+    let site = with(&app("a", &[], &[]), |deploy| deploy.approve = true);
+    let mut bench = Bench::new(1);
+    bench.freeze(&site, true);
+    bench.queue(queued(1, &site));
+    bench.approve(1);
+    bench.queue(queued(2, &site));
+    // The one that was approved is still to come, whatever else asks for approval.
+    assert_eq!(awaiting(&bench, &site), [(1, DeployState::Queued), (2, DeployState::AwaitingApproval)]);
+    bench.freeze(&site, false);
+    bench.run_to("ended 1");
+    let mut hand = queued(3, &site);
+    (hand.view.by, hand.view.ref_name, hand.view.commit) = (ann(), None, None);
+    bench.queue(hand);
+    assert_eq!((bench.end(2).0, bench.ended[&2].superseded_by), (DeployState::Superseded, Some(3)));
+    bench.run_to("");
+    assert_eq!(bench.end(3).0, DeployState::Live);
+}
+
+#[test]
+fn nothing_acts_on_the_record_of_an_earlier_wait() {
+    let site = with(&app("a", &[], &[]), |deploy| deploy.approve = true);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.approve(1);
+    assert_eq!(bench.said, ["persist 1 awaiting_approval", "persist 1 queued", "persist 1 fetching"]);
+    for left in [2, 1] {
+        bench.open.pop_front();
+        bench.on(Event::Committed { deploy: 1 });
+        assert_eq!(bench.open.len(), left);
+    }
+    bench.run_to("run 1 Fetch");
+}
+
+#[test]
+fn in_a_freeze_the_newest_waits_and_only_a_rollback_starts() {
+    let site = app("a", &[], &[]);
+    let mut bench = Bench::new(1);
+    bench.set_live(&site, 0);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 Fetch");
+    bench.freeze(&site, true);
+    bench.run_to("");
+    assert_eq!(bench.end(1).0, DeployState::Live, "what runs goes on");
+    for id in [2, 3] {
+        bench.queue(queued(id, &site));
+    }
+    let mut back = queued(4, &site);
+    (back.view.commit, back.view.release) = (Some(commit(0)), Some(ReleaseId::new(0, &commit(0))));
+    bench.queue(back);
+    bench.run_to("");
+    assert_eq!((bench.end(2).0, bench.end(3).0), (DeployState::Superseded, DeployState::Superseded));
+    assert_eq!(bench.end(4).0, DeployState::Live);
+    for id in [5, 6] {
+        bench.queue(queued(id, &site));
+    }
+    bench.run_to("");
+    assert!(bench.deploys.is_idle());
+    bench.freeze(&site, false);
+    bench.run_to("");
+    assert_eq!((bench.end(5).0, bench.end(6).0), (DeployState::Superseded, DeployState::Live));
+}
+
+#[test]
+fn a_cancelled_one_ends_before_it_switches_and_not_after() {
+    for stop in ["run 1 Fetch", "make 1", "run 1 `x`", "persist 1 switching"] {
+        let mut bench = Bench::new(1);
+        bench.queue(queued(1, &app("a", &["x"], &[])));
+        bench.run_to(stop);
+        assert!(!bench.deploys.switches(1), "{stop}");
+        bench.on(Event::Cancel { deploy: 1, why: "by ann".into() });
+        if let Some(answer) = bench.open.front().and_then(|action| bench.answer(action)) {
+            bench.instead(answer);
+        }
+        assert_eq!(bench.end(1), (DeployState::Cancelled, "by ann"), "{stop}");
+    }
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &app("a", &["x"], &[])));
+    bench.run_to("trial 1");
+    assert!(bench.deploys.switches(1));
+    bench.on(Event::Cancel { deploy: 1, why: "by ann".into() });
+    bench.run_to("");
+    assert_eq!(bench.end(1).0, DeployState::Live);
+}
+
+#[test]
+fn a_reload_begins_what_has_not_switched_anew() {
+    let site = app("a", &["x"], &[]);
+    let other = with(&site, |deploy| deploy.check[0].run = "y".into());
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 `x`");
+    bench.reconfigure(&site);
+    assert_ne!(bench.said.last().unwrap(), "end job 1", "nothing has changed");
+    bench.reconfigure(&other);
+    assert_eq!(bench.said.last().unwrap(), "end job 1");
+    bench.instead(Event::JobEnded { deploy: 1, end: JobEnd { exit: Exit::Signal(15), ..good() } });
+    assert_eq!(bench.end(1).0, DeployState::Cancelled);
+    let place = |word: &str| bench.said.iter().position(|said| said == word).unwrap();
+    assert!(place("anew 1") < place("persist 1 cancelled"), "a crash in between loses nothing");
+    let Some(Action::Anew(anew)) = bench.open.iter().find(|action| matches!(action, Action::Anew(_))) else {
+        panic!("{:?}", bench.open)
+    };
+    assert_eq!((&anew.view.commit, &anew.view.release), (&Some(commit(1)), &None));
+
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 `x`");
+    bench.reconfigure(&other);
+    bench.on(Event::Cancel { deploy: 1, why: "by ann".into() });
+    bench.instead(Event::JobEnded { deploy: 1, end: good() });
+    assert_eq!(bench.end(1), (DeployState::Cancelled, "by ann"), "a person wants it to end");
+
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("trial 1");
+    bench.reconfigure(&other);
+    bench.run_to("");
+    assert_eq!(bench.end(1).0, DeployState::Live);
+}
+
+#[test]
+fn what_waits_is_deployed_by_the_config_of_now() {
+    let site = app("a", &["x"], &["maker"]);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.reconfigure(&with(&site, |deploy| deploy.approve = true));
+    assert_eq!(awaiting(&bench, &site), [(1, DeployState::AwaitingApproval)]);
+    bench.reconfigure(&with(&site, |deploy| deploy.check[0].run = "y".into()));
+    assert_eq!(awaiting(&bench, &site), [(1, DeployState::Queued)]);
+    bench.on(Event::Gate { app: site.name.clone(), open: true });
+    bench.run_to("run 1 `y`");
+    bench.queue(queued(2, &site));
+    bench.reconfigure(&with(&site, |deploy| deploy.repo = "/other".into()));
+    bench.instead(Event::JobEnded { deploy: 1, end: good() });
+    for id in [1, 2] {
+        let (state, reason) = bench.end(id);
+        assert!(state == DeployState::Cancelled && reason.contains("repository"), "{id}: {state} {reason}");
+    }
+    bench.run_to("");
+    assert_eq!(bench.ended.len(), 2);
+}
