@@ -158,6 +158,74 @@ fn a_deployer_deploys_and_rolls_back() {
 }
 
 #[test]
+fn a_deployer_freezes_cancels_approves_and_has_sent_again() {
+    let (server, repo) = server();
+    server.edit_config("check: [", "approve: true, check: [");
+    server.ok(&["reload"]);
+    let push = |id: &str| {
+        repo.commit(&[("VERSION", id)], id);
+        let (status, answer) = server.push("site", id, &repo.push_body());
+        assert_eq!(status, 202, "{answer}");
+        (answer["delivery"].as_i64().unwrap(), answer["deploys"][0]["id"].as_i64().unwrap())
+    };
+    let freeze =
+        |role: &str, why: &str| call(&server, role, "POST", "apps/site/freeze", &json!({"why": why}).to_string());
+    assert_eq!(begun(&freeze("deployer", "the fair"), "freeze", "site"), Value::Null);
+    assert!(get(&server, "viewer", "status?app=site")["apps"][0]["frozen"].as_str().unwrap().ends_with(": the fair"));
+    assert!(problem(&post(&server, "deployer", "site/deploy"), 409).contains("the fair"));
+    problem(&freeze("deployer", " "), 400);
+    begun(&post(&server, "deployer", "site/unfreeze"), "unfreeze", "site");
+    problem(&post(&server, "admin", "plain/unfreeze"), 409);
+
+    let (delivery, id) = push("2");
+    let of = |role: &str, id: i64, action: &str| call(&server, role, "POST", &format!("deploys/{id}/{action}"), "");
+    let cancelled = of("deployer", id, "cancel?wait=30s");
+    assert_eq!((cancelled.status, cancelled.json()), (200, json!({"action": "cancel", "app": "site", "deploy": id})));
+    assert_eq!(get(&server, "viewer", &format!("deploys/{id}"))["state"], "cancelled");
+    assert!(problem(&of("deployer", id, "approve"), 409).contains("has ended already: cancelled"));
+
+    let again = |role: &str| call(&server, role, "POST", &format!("deliveries/{delivery}/redeliver"), "");
+    let told = again("deployer");
+    assert_eq!(told.status, 202, "{}", told.text());
+    let again_id = told.json()["deploys"][0]["id"].as_i64().unwrap();
+    let approved = of("deployer", again_id, "approve?wait=30s");
+    assert_eq!(approved.status, 200, "{}", approved.text());
+    let deploy = get(&server, "viewer", &format!("deploys/{again_id}"));
+    assert_eq!((&deploy["state"], &deploy["approved_by"]), (&json!("live"), &json!({"kind": "token", "name": "ci"})));
+    let repeats = again("deployer");
+    assert_eq!((repeats.status, repeats.json()["deploys"].clone()), (200, json!([])), "{}", repeats.text());
+
+    // Who may only look may not; who may not even look learns nothing.
+    for answer in
+        [freeze("viewer", "x"), post(&server, "viewer", "site/unfreeze"), of("viewer", id, "cancel"), again("viewer")]
+    {
+        assert!(problem(&answer, 403).contains("needs the role Deployer for app \"site\""));
+    }
+    for answer in [freeze("operator", "x"), of("operator", id, "approve"), again("operator"), of("admin", 99, "cancel")]
+    {
+        problem(&answer, 404);
+    }
+    let rows = server.json(&["audit"]);
+    let by_ci = rows.as_array().unwrap().iter().filter(|row| row["by"]["name"] == "ci");
+    let seen: Vec<_> =
+        by_ci.map(|row| format!("{} {}", row["action"].as_str().unwrap(), row["outcome"].as_str().unwrap())).collect();
+    assert_eq!(
+        seen,
+        [
+            "freeze done",
+            "deploy refused",
+            "freeze refused",
+            "unfreeze done",
+            "cancel done",
+            "approve refused",
+            "redeliver done",
+            "approve done",
+            "redeliver done"
+        ]
+    );
+}
+
+#[test]
 fn whoever_is_not_known_or_may_not_is_told_so() {
     let (server, _repo) = server();
     let address = server.address("api");

@@ -9,7 +9,7 @@ mod listening;
 
 use std::time::Duration;
 
-use everhook::domain::api::{Ask, Refusal, RefusalKind, Reply, Request, Saying};
+use everhook::domain::api::{Ask, DeployOf, Redelivered, Refusal, RefusalKind, Reply, Request, Saying};
 use http::{Answer, Client, head, request};
 use listening::Listener;
 
@@ -27,7 +27,7 @@ fn exchange(listener: &mut Listener, method: &str, target: &str, body: &str, wha
 }
 
 fn changed(deploy: Option<i64>) -> Saying {
-    Saying::Done(Reply::Changed { deploy, message: "so it is".into() })
+    Saying::Done(Reply::Changed { app: None, deploy, message: "so it is".into() })
 }
 
 #[test]
@@ -40,6 +40,8 @@ fn a_change_is_asked_for_and_told() {
         ("deploy", r#"{"rev": "v1"}"#, r#"{"deploy_app":{"app":"blog","rev":"v1"}}"#),
         ("deploy", "", r#"{"deploy_app":{"app":"blog","rev":null}}"#),
         ("rollback", r#"{"to": "7-1a2b3c4"}"#, r#"{"rollback":{"app":"blog","to":"7-1a2b3c4"}}"#),
+        ("freeze", r#"{"why": "the fair"}"#, r#"{"freeze":{"app":"blog","why":"the fair"}}"#),
+        ("unfreeze", "", r#"{"unfreeze":{"app":"blog"}}"#),
     ] {
         let target = format!("/api/v1/apps/blog/{action}/");
         let (ask, answer) = exchange(&mut listener, "POST", &target, body, changed(Some(7)));
@@ -48,6 +50,42 @@ fn a_change_is_asked_for_and_told() {
         assert_eq!((ask.wait, ask.timeout), (false, None));
         assert_eq!(answer.status, 202);
         assert_eq!(answer.text(), format!(r#"{{"action":"{action}","app":"blog","deploy":7}}"#));
+    }
+}
+
+#[test]
+fn a_deploy_is_cancelled_and_approved_by_its_number() {
+    let mut listener = Listener::start("api");
+    for action in ["cancel", "approve"] {
+        let done = || {
+            let app = Some("blog".parse().unwrap());
+            Saying::Done(Reply::Changed { app, deploy: Some(7), message: "so it is".into() })
+        };
+        for (query, status) in [("", 202), ("?wait=30s", 200)] {
+            let target = format!("/api/v1/deploys/7/{action}{query}");
+            let (ask, answer) = exchange(&mut listener, "POST", &target, "", done());
+            assert_eq!(serde_json::to_string(&ask.request).unwrap(), format!(r#"{{"{action}":{{"id":7}}}}"#));
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.text(), format!(r#"{{"action":"{action}","app":"blog","deploy":7}}"#));
+        }
+    }
+}
+
+#[test]
+fn a_redelivery_is_answered_as_its_sender_would_be() {
+    let mut listener = Listener::start("api");
+    let deploys = vec![DeployOf { app: "blog".parse().unwrap(), id: 9 }];
+    let accepted = Redelivered { delivery: 32, deploys, duplicate_of: None, reason: None };
+    let repeats = "repeats delivery 31".to_owned();
+    let duplicate = Redelivered { delivery: 33, deploys: vec![], duplicate_of: Some(31), reason: Some(repeats) };
+    for (told, status, body) in [
+        (accepted, 202, r#"{"delivery":32,"deploys":[{"app":"blog","id":9}],"duplicate_of":null,"reason":null}"#),
+        (duplicate, 200, r#"{"delivery":33,"deploys":[],"duplicate_of":31,"reason":"repeats delivery 31"}"#),
+    ] {
+        let said = Saying::Done(Reply::Redelivered(told));
+        let (ask, answer) = exchange(&mut listener, "POST", "/api/v1/deliveries/31/redeliver", "", said);
+        assert!(matches!(ask.request, Request::Redeliver { id: 31 }));
+        assert_eq!((answer.status, answer.text()), (status, body));
     }
 }
 
@@ -120,6 +158,13 @@ fn what_is_wrong_is_said_without_asking() {
         ("POST", "/api/v1/apps/blog/explode", vec![TOKEN], "", 404),
         ("POST", "/api/v1/apps/Blog!/deploy", vec![TOKEN], "", 404),
         ("GET", "/api/v1/deploys/x", vec![TOKEN], "", 404),
+        ("POST", "/api/v1/deploys/x/cancel", vec![TOKEN], "", 404),
+        ("POST", "/api/v1/deploys/7/explode", vec![TOKEN], "", 404),
+        ("GET", "/api/v1/deploys/7/approve", vec![TOKEN], "", 405),
+        ("POST", "/api/v1/deploys/7/approve", vec![], "", 401),
+        ("POST", "/api/v1/deploys/7/cancel", vec![TOKEN, json], r#"{"why": "x"}"#, 400),
+        ("POST", "/api/v1/deliveries/0/redeliver", vec![TOKEN], "", 404),
+        ("POST", "/api/v1/apps/blog/freeze", vec![TOKEN, json], r#"{"reason": "x"}"#, 400),
         ("GET", "/api/v1/deploys?n=many", vec![TOKEN], "", 400),
         ("POST", "/api/v1/apps/blog/deploy?wait=long", vec![TOKEN], "", 400),
         ("POST", "/api/v1/apps/blog/deploy?wait=5h", vec![TOKEN], "", 400),

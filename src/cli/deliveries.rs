@@ -1,24 +1,27 @@
 use anstyle::Style;
 
 use super::{
-    client::{look, strange},
+    client::{change, look, strange},
     failure::Failure,
     find::Place,
     screen::{BAD, DIM, GOOD, Screen, visible},
     table::{Cell, Table, or_dash},
-    words::{AppOrShow, Listed, local_time},
+    words::{AppOrOne, Listed, Waiting, local_time},
 };
 use crate::domain::{
     api::{DeliveryState, DeliveryView, Reply, Request},
     model::{CommitId, DeliveryId},
 };
 
-/// What the forges sent and what became of it; `deliveries show ID`: one
+/// What the forges sent and what became of it; `deliveries show ID`: one; `deliveries redeliver ID`:
+/// as if it had come again
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "everhook deliveries [OPTIONS] [APP]\n       everhook deliveries [OPTIONS] show ID")]
+#[command(
+    override_usage = "everhook deliveries [OPTIONS] [APP]\n       everhook deliveries [OPTIONS] show ID\n       everhook deliveries [OPTIONS] redeliver ID"
+)]
 pub struct Deliveries {
     #[command(flatten)]
-    what: AppOrShow,
+    what: AppOrOne,
     /// How many of the latest
     #[arg(short, value_name = "N", default_value_t = 20)]
     n: u32,
@@ -30,9 +33,10 @@ pub struct Deliveries {
 impl Deliveries {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
         let mut screen = Screen::stdout();
-        let app = match self.what.read().map_err(Failure::usage)? {
+        let app = match self.what.read(&["show", "redeliver"]).map_err(Failure::usage)? {
             Listed::All(app) => app,
-            Listed::One(id) => return self.show(place, &mut screen, id),
+            Listed::One("redeliver", id) => return self.redeliver(place, &mut screen, id),
+            Listed::One(_, id) => return self.show(place, &mut screen, id),
         };
         let Reply::Deliveries(list) = look(place, &mut screen, Request::Deliveries { app, n: self.n })? else {
             return Err(strange());
@@ -41,6 +45,18 @@ impl Deliveries {
             return Ok(screen.document(&list)?);
         }
         Ok(table(&list).print(&mut screen)?)
+    }
+
+    fn redeliver(&self, place: &Place, screen: &mut Screen, id: DeliveryId) -> Result<(), Failure> {
+        let told = change(place, screen, Request::Redeliver { id }, &Waiting::default(), |_, _| Ok(()))?;
+        let Reply::Redelivered(redelivered) = told else { return Err(strange()) };
+        if self.json {
+            return Ok(screen.document(&redelivered)?);
+        }
+        let deploys = redelivered.deploys.iter().map(|one| format!("deploy {} of {} is queued", one.id, one.app));
+        let what: Vec<String> = redelivered.reason.into_iter().chain(deploys).collect();
+        screen.line(&visible(&format!("delivery {}: {}", redelivered.delivery, what.join(", "))))?;
+        Ok(screen.flush()?)
     }
 
     fn show(&self, place: &Place, screen: &mut Screen, id: DeliveryId) -> Result<(), Failure> {

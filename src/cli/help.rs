@@ -8,7 +8,7 @@ Look
   logs [APP…]                  what apps wrote; -f follows, --since 1h, --grep RE, --previous run
   events [APP]                 every transition with its cause; -f follows
   history [APP]                deploys, newest first; history show ID: one with its steps and log
-  deliveries [APP]             what the forges sent; deliveries show ID: one
+  deliveries [APP]             what the forges sent; deliveries show ID: one, redeliver ID: again
   audit                        who did what from where
 Apps
   start, stop, restart APP…    and wait until it is so; stop holds until start
@@ -18,6 +18,8 @@ Apps
 Deploy
   deploy APP [--rev REV]       shows the pipeline live
   rollback APP [--to RELEASE]  to the release before, or this one
+  cancel ID, approve ID        end a deploy, or let one go on that awaits approval
+  freeze APP --why TEXT        start no deploy until unfreeze APP; rollbacks go on
 Config
   check [--diff]               what is wrong, and where; what a reload would do
   reload                       apply the config, all or nothing

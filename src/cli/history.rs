@@ -7,7 +7,7 @@ use super::{
     progress::outcome,
     screen::{DIM, HEADER, Screen, visible},
     table::{Cell, Table, or_dash},
-    words::{AppOrShow, Listed, between, by, deploy_end, deploy_style, local_time, now},
+    words::{AppOrOne, Listed, between, by, deploy_end, deploy_style, local_time, now},
 };
 use crate::domain::{
     api::{DeployView, Reply, Request},
@@ -19,7 +19,7 @@ use crate::domain::{
 #[command(override_usage = "everhook history [OPTIONS] [APP]\n       everhook history [OPTIONS] show ID")]
 pub struct History {
     #[command(flatten)]
-    what: AppOrShow,
+    what: AppOrOne,
     /// How many of the latest
     #[arg(short, value_name = "N", default_value_t = 20)]
     n: u32,
@@ -39,9 +39,9 @@ struct WithLog<'a> {
 impl History {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
         let mut screen = Screen::stdout();
-        let app = match self.what.read().map_err(Failure::usage)? {
+        let app = match self.what.read(&["show"]).map_err(Failure::usage)? {
             Listed::All(app) => app,
-            Listed::One(id) => return self.show(place, &mut screen, id),
+            Listed::One(_, id) => return self.show(place, &mut screen, id),
         };
         let Reply::Deploys(deploys) = look(place, &mut screen, Request::History { app, n: self.n })? else {
             return Err(strange());
@@ -106,6 +106,7 @@ fn head(screen: &mut Screen, deploy: &DeployView) -> Result<(), Failure> {
         ("before", deploy.previous_commit.as_ref().map(ToString::to_string)),
         ("ref", deploy.ref_name.clone()),
         ("by", Some(by(&deploy.by))),
+        ("approved", deploy.approved_by.as_ref().map(|who| format!("by {}", by(who)))),
         ("release", deploy.release.as_ref().map(ToString::to_string)),
         ("queued", Some(local_time(deploy.queued_at))),
         ("started", deploy.started_at.map(local_time)),

@@ -6,7 +6,9 @@
 //! Output for people goes through [`screen`] and [`table`]; JSON is the types of `domain::api` as
 //! they are. Errors are a sentence on stderr and an exit code ([`failure`]).
 
+mod approve;
 mod audit;
+mod cancel;
 mod check;
 mod client;
 mod deliveries;
@@ -15,6 +17,7 @@ mod events;
 mod exec;
 mod failure;
 mod find;
+mod freeze;
 mod help;
 mod history;
 mod logs;
@@ -72,6 +75,10 @@ enum Verb {
     Exec(exec::Exec),
     Deploy(deploy::Deploy),
     Rollback(rollback::Rollback),
+    Cancel(cancel::Cancel),
+    Approve(approve::Approve),
+    Freeze(freeze::Freeze),
+    Unfreeze(freeze::Unfreeze),
     Check(check::Check),
     Reload(reload::Reload),
     /// Be the supervisor
@@ -142,6 +149,10 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Exec(exec) => exec.run(place),
         Verb::Deploy(deploy) => deploy.run(place),
         Verb::Rollback(rollback) => rollback.run(place),
+        Verb::Cancel(cancel) => cancel.run(place),
+        Verb::Approve(approve) => approve.run(place),
+        Verb::Freeze(freeze) => freeze.run(place),
+        Verb::Unfreeze(unfreeze) => unfreeze.run(place),
         Verb::Check(check) => check.run(place),
         Verb::Reload(reload) => reload.run(place),
         Verb::Shutdown(shutdown) => shutdown.run(place),

@@ -99,6 +99,11 @@ fn notes(screen: &mut Screen, status: &View) -> Result<(), Failure> {
             lines.push(format!("the watch of {} is {state}: {reason}", app.name));
         }
     }
+    for app in &status.apps {
+        if let Some(frozen) = &app.frozen {
+            lines.push(format!("{} is {frozen}", app.name));
+        }
+    }
     if supervisor.config_differs {
         let config = &supervisor.config;
         lines.push(format!(

@@ -70,31 +70,36 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
 }
 
-/// `[APP]`, or `show ID`. An app may be named `show`: only a number after it makes it the word.
+/// `[APP]`, or a word and a number: `show ID`. An app may be named `show`: only a number after it makes it
+/// the word.
 #[derive(Debug, clap::Args)]
-pub struct AppOrShow {
-    /// Of this app alone; or the word show and a number
+pub struct AppOrOne {
+    /// Of this app alone; or a word as above and a number
     #[arg(value_name = "APP", num_args = 0..=2)]
     words: Vec<String>,
 }
 
-/// What [`AppOrShow`] says.
+/// What [`AppOrOne`] says.
 pub enum Listed {
     All(Option<AppName>),
-    One(i64),
+    /// The word, and the number of one.
+    One(&'static str, i64),
 }
 
-impl AppOrShow {
+impl AppOrOne {
     /// # Errors
-    /// A sentence, when it is neither.
-    pub fn read(&self) -> Result<Listed, String> {
+    /// A sentence, when it is neither an app nor one of these words and a number.
+    pub fn read(&self, known: &[&'static str]) -> Result<Listed, String> {
         match self.words.as_slice() {
             [] => Ok(Listed::All(None)),
             [app] => app.parse::<AppName>().map(|app| Listed::All(Some(app))).map_err(|e| e.to_string()),
-            [show, id, ..] if show == "show" => {
-                id.parse().map(Listed::One).map_err(|_| format!("{id:?} is no number; expected `show ID`"))
-            }
-            [_, second, ..] => Err(format!("unexpected {second:?}; expected one app, or `show ID`")),
+            [first, second, ..] => match known.iter().find(|word| *word == first) {
+                Some(word) => {
+                    let id = second.parse().map_err(|_| format!("{second:?} is no number; expected `{word} ID`"))?;
+                    Ok(Listed::One(word, id))
+                }
+                None => Err(format!("unexpected {second:?}; expected one app, or `{} ID`", known.join(" ID`, `"))),
+            },
         }
     }
 }
@@ -218,10 +223,13 @@ mod tests {
 
     #[test]
     fn show_is_a_word_only_before_a_number() {
-        let read = |words: &[&str]| AppOrShow { words: words.iter().map(ToString::to_string).collect() }.read();
+        let read = |words: &[&str]| {
+            AppOrOne { words: words.iter().map(ToString::to_string).collect() }.read(&["show", "redeliver"])
+        };
         assert!(matches!(read(&[]), Ok(Listed::All(None))));
         assert!(matches!(read(&["show"]), Ok(Listed::All(Some(app))) if app.as_str() == "show"));
-        assert!(matches!(read(&["show", "7"]), Ok(Listed::One(7))));
+        assert!(matches!(read(&["show", "7"]), Ok(Listed::One("show", 7))));
+        assert!(matches!(read(&["redeliver", "7"]), Ok(Listed::One("redeliver", 7))));
         assert!(read(&["show", "x"]).is_err());
         assert!(read(&["blog", "7"]).is_err());
     }

@@ -12,7 +12,7 @@ use super::{
     answer::{Content, Problem, json, reply},
     link::Link,
     request::{JSON, READ, only, parameter, refuse_encoding, refuse_type, token},
-    routes::{Action, Route},
+    routes::{Action, Route, Sentence},
 };
 use crate::domain::{
     api::{self, Ask, Refusal, RefusalKind, Said, Saying, Target},
@@ -39,7 +39,7 @@ pub(super) struct People {
 #[derive(Serialize)]
 struct Changed {
     action: &'static str,
-    app: AppName,
+    app: Option<AppName>,
     deploy: Option<DeployId>,
 }
 
@@ -55,6 +55,13 @@ struct DeployBody {
 struct RollbackBody {
     #[serde(default)]
     to: Option<ReleaseId>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FreezeBody {
+    #[serde(default)]
+    why: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -88,11 +95,57 @@ impl People {
                 let RollbackBody { to } = body(request).await?;
                 api::Request::Rollback { app: app.clone(), to }
             }
+            Action::Freeze => {
+                let FreezeBody { why } = body(request).await?;
+                api::Request::Freeze { app: app.clone(), why }
+            }
+            Action::Unfreeze => body(request).await.map(|NoBody {}| api::Request::Unfreeze { app: app.clone() })?,
         };
-        let reply = self.ask(Some(token), from, wait, question).await?;
-        let deploy = if let api::Reply::Changed { deploy, .. } = reply { deploy } else { None };
+        let (_, deploy) = about(self.ask(Some(token), from, wait, question).await?);
         let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-        Ok(json(status, &Changed { action: action.name(), app, deploy }))
+        Ok(json(status, &Changed { action: action.name(), app: Some(app), deploy }))
+    }
+
+    /// Says what is to become of a deploy. 202 when it is begun; with `?wait=`, 200 when it is so.
+    pub(super) async fn judge(
+        &self,
+        id: &str,
+        sentence: Sentence,
+        request: Request<Incoming>,
+        from: IpAddr,
+    ) -> Result<Response<Content>, Problem> {
+        only(request.method(), "POST")?;
+        let token = token(request.headers())?;
+        let wait = wait(request.uri().query())?;
+        let id = number(id, "deploys")?;
+        let NoBody {} = body(request).await?;
+        let (action, question) = match sentence {
+            Sentence::Cancel => ("cancel", api::Request::Cancel { id }),
+            Sentence::Approve => ("approve", api::Request::Approve { id }),
+        };
+        let (app, deploy) = about(self.ask(Some(token), from, wait, question).await?);
+        let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+        Ok(json(status, &Changed { action, app, deploy }))
+    }
+
+    /// Has a delivery judged anew: 202 where something is deployed, 200 where it repeats what was.
+    pub(super) async fn redeliver(
+        &self,
+        id: &str,
+        request: Request<Incoming>,
+        from: IpAddr,
+    ) -> Result<Response<Content>, Problem> {
+        only(request.method(), "POST")?;
+        let token = token(request.headers())?;
+        let id = number(id, "deliveries")?;
+        let NoBody {} = body(request).await?;
+        match self.ask(Some(token), from, None, api::Request::Redeliver { id }).await? {
+            api::Reply::Redelivered(told) => {
+                let status = if told.deploys.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
+                Ok(json(status, &told))
+            }
+            _ => Err(strange()),
+        }
     }
 
     /// Shows what a `GET` route is about.
@@ -112,7 +165,7 @@ impl People {
             api::Reply::Deploy { deploy, .. } => json(StatusCode::OK, &deploy),
             api::Reply::Deliveries(deliveries) => json(StatusCode::OK, &deliveries),
             api::Reply::Delivery(delivery) => json(StatusCode::OK, &delivery),
-            _ => return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the supervisor answered something else")),
+            _ => return Err(strange()),
         })
     }
 
@@ -141,6 +194,15 @@ impl People {
     }
 }
 
+/// The app and the deploy that a change was about.
+fn about(reply: api::Reply) -> (Option<AppName>, Option<DeployId>) {
+    if let api::Reply::Changed { app, deploy, .. } = reply { (app, deploy) } else { (None, None) }
+}
+
+fn strange() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the supervisor answered something else")
+}
+
 fn ask(token: Option<String>, from: IpAddr, wait: Option<Duration>, request: api::Request) -> impl FnOnce(u64) -> Ask {
     move |ticket| Ask { ticket, token, address: Some(from.to_string()), wait: wait.is_some(), timeout: wait, request }
 }
@@ -154,8 +216,8 @@ fn question(route: &Route, query: Option<&str>) -> Result<api::Request, Problem>
     Ok(match route {
         Route::Deploys => api::Request::History { app: app()?, n: n()? },
         Route::Deliveries => api::Request::Deliveries { app: app()?, n: n()? },
-        Route::Deploy(id) => api::Request::Deploy { id: number(id, "deploy")? },
-        Route::Delivery(id) => api::Request::Delivery { id: number(id, "delivery")? },
+        Route::Deploy(id) => api::Request::Deploy { id: number(id, "deploys")? },
+        Route::Delivery(id) => api::Request::Delivery { id: number(id, "deliveries")? },
         _ => api::Request::Status { apps: app()?.map(Target::App).into_iter().collect() },
     })
 }
@@ -167,7 +229,7 @@ fn known(name: &str) -> Result<AppName, Problem> {
 
 fn number(id: &str, what: &str) -> Result<i64, Problem> {
     let number = id.parse().ok().filter(|n| *n > 0);
-    number.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("{what}s are numbered from 1")))
+    number.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("{what} are numbered from 1")))
 }
 
 fn wait(query: Option<&str>) -> Result<Option<Duration>, Problem> {

@@ -101,6 +101,8 @@ impl House {
             (Route::Health, None, Some(people)) => people.health(&request, from).await,
             (Route::Hook(_), None, _) | (_, _, None) => Err(not_here()),
             (Route::Change(app, action), _, Some(people)) => people.change(&app, action, request, from).await,
+            (Route::Judge(id, sentence), _, Some(people)) => people.judge(&id, sentence, request, from).await,
+            (Route::Redeliver(id), _, Some(people)) => people.redeliver(&id, request, from).await,
             (route, _, Some(people)) => people.show(&route, &request, from).await,
         }
     }

@@ -9,6 +9,9 @@ pub(super) enum Route {
     Hook(Option<String>),
     Health,
     Change(String, Action),
+    /// What is to become of a deploy.
+    Judge(String, Sentence),
+    Redeliver(String),
     Status,
     Deploys,
     Deploy(String),
@@ -24,6 +27,15 @@ pub(super) enum Action {
     Stop,
     Deploy,
     Rollback,
+    Freeze,
+    Unfreeze,
+}
+
+/// What people say of a deploy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sentence {
+    Cancel,
+    Approve,
 }
 
 impl Action {
@@ -34,11 +46,14 @@ impl Action {
             Self::Stop => "stop",
             Self::Deploy => "deploy",
             Self::Rollback => "rollback",
+            Self::Freeze => "freeze",
+            Self::Unfreeze => "unfreeze",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Restart, Self::Start, Self::Stop, Self::Deploy, Self::Rollback].into_iter().find(|a| a.name() == name)
+        use Action::{Deploy, Freeze, Restart, Rollback, Start, Stop, Unfreeze};
+        [Restart, Start, Stop, Deploy, Rollback, Freeze, Unfreeze].into_iter().find(|action| action.name() == name)
     }
 }
 
@@ -58,6 +73,9 @@ impl Route {
             ["api", "v1", "status"] => Self::Status,
             ["api", "v1", "deploys"] => Self::Deploys,
             ["api", "v1", "deploys", id] => Self::Deploy(id.to_owned()),
+            ["api", "v1", "deploys", id, "cancel"] => Self::Judge(id.to_owned(), Sentence::Cancel),
+            ["api", "v1", "deploys", id, "approve"] => Self::Judge(id.to_owned(), Sentence::Approve),
+            ["api", "v1", "deliveries", id, "redeliver"] => Self::Redeliver(id.to_owned()),
             ["api", "v1", "deliveries"] => Self::Deliveries,
             ["api", "v1", "deliveries", id] => Self::Delivery(id.to_owned()),
             _ => return None,

@@ -11,7 +11,7 @@ use super::{
     waiters::{Goal, Waiter},
 };
 use crate::domain::{
-    api::{DeployView, EventKind, EventView, FromLogger, Refusal, Reply, Saying, ToLogger},
+    api::{DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, Reply, Saying, ToLogger},
     deploy,
     model::AppName,
 };
@@ -136,6 +136,9 @@ impl Supervisor {
             }
             Told::Unfinished { deploys, .. } => {
                 self.resume_deploys(deploys);
+                for caller in self.early.take().into_iter().flatten() {
+                    self.look_for_subject(caller);
+                }
                 for app in self.apps.keys().cloned().collect::<Vec<_>>() {
                     self.look_for_news(&app);
                 }
@@ -153,12 +156,12 @@ impl Supervisor {
         let asked = self.queued.remove(&ticket);
         if let Some((reply, wait, deadline)) = asked {
             if wait {
-                let goals = vec![Goal::Deploy { id }];
+                let goals = vec![Goal::Deploy { id, wanted: DeployState::Live }];
                 let message = format!("deploy {id} is live");
                 self.wait(Waiter { reply, goals, deadline, message, deploy: Some(id) });
             } else {
                 let message = format!("deploy {id} of {} is queued", deploy.app);
-                reply.say(Saying::Done(Reply::Changed { deploy: Some(id), message }));
+                reply.say(Saying::Done(Reply::Changed { app: Some(deploy.app.clone()), deploy: Some(id), message }));
             }
         }
         let rev = self.revs.remove(&ticket);

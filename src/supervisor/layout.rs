@@ -44,6 +44,11 @@ impl Layout {
     }
 
     #[must_use]
+    pub fn frozen(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("frozen")
+    }
+
+    #[must_use]
     pub fn releases(&self, app: &AppName) -> PathBuf {
         self.app(app).join("releases")
     }

@@ -1,12 +1,12 @@
-//! The files `live` (what starts), `current` (the link for others) and `down` (a person stopped it)
-//! of an app: the truth about what is to run, whatever the store says. On the files thread.
+//! The files `live` (what starts), `current` (the link for others), `down` (a person stopped it) and
+//! `frozen` (nothing is deployed) of an app: the truth about what is to run, whatever the store says. On the files thread.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::SystemTime};
 
 use super::layout::Layout;
 use crate::{
     domain::{
-        deploy::Live,
+        deploy::{Freeze, Live},
         model::{AppName, At, ReleaseId},
         service::Release,
     },
@@ -74,7 +74,7 @@ pub fn keep_holds(layout: &Layout, app: &AppName, holds: &[(Option<u32>, String)
         number.map_or_else(|| format!("{by}\n"), |number| format!("{number}: {by}\n"))
     };
     let result = if holds.is_empty() {
-        fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        files::remove_durably(&path)
     } else {
         files::write_durably(&path, holds.iter().map(line).collect::<String>().as_bytes(), 0o644)
     };
@@ -91,6 +91,37 @@ pub fn holds(layout: &Layout, app: &AppName) -> Holds {
     };
     let holds: Holds = text.lines().filter(|line| !line.is_empty()).map(read).collect();
     if holds.is_empty() { vec![(None, "stopped".to_owned())] } else { holds }
+}
+
+/// Keeps who froze the app's deploys, when and why; no file where nobody did.
+///
+/// # Errors
+/// Names the file.
+pub fn keep_freeze(layout: &Layout, app: &AppName, freeze: Option<&Freeze>) -> Result<(), String> {
+    let path = layout.frozen(app);
+    let result = match freeze {
+        Some(freeze) => files::write_durably(&path, freeze.text().as_bytes(), 0o644),
+        None => files::remove_durably(&path),
+    };
+    result.map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Is the app frozen? A file that cannot be read is one that somebody wanted there.
+#[must_use]
+pub fn freeze(layout: &Layout, app: &AppName) -> Option<Freeze> {
+    let path = layout.frozen(app);
+    let why = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => e.to_string(),
+        Ok(text) => match text.parse() {
+            Ok(freeze) => return Some(freeze),
+            Err(why) => why,
+        },
+    };
+    let at = fs::metadata(&path).and_then(|facts| facts.modified()).ok();
+    let at = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
+    let at = At(i64::try_from(at.as_millis()).unwrap_or_default());
+    Some(Freeze { by: "somebody".to_owned(), at, why: format!("{} is there ({why})", path.display()) })
 }
 
 /// Up to when a scheduled app's runs are dealt with, and by which expression.

@@ -57,7 +57,7 @@ use tokio::task::AbortHandle;
 
 use crate::{
     domain::{
-        api::DeployState,
+        api::{DeployState, Saying},
         config::{self, Config},
         deploy::{self, Deploys},
         model::{AppName, At, DeployId, ReleaseId, Secret},
@@ -130,9 +130,14 @@ pub struct Supervisor {
     deploying: bool,
     /// Deploys by the ticket of their last update.
     committing: HashMap<u64, DeployId>,
+    /// What is said once the update of this ticket is durable.
+    kept_answers: HashMap<u64, Vec<(control::ReplyTo, Saying)>>,
     deploy_states: HashMap<DeployId, DeployState>,
     /// Which deploy tries a release of an app.
     trials: HashMap<AppName, DeployId>,
+    /// Whoever wants something of a deploy before it is known what the last supervisor left unfinished;
+    /// `None` once it is.
+    early: Option<Vec<requests::Caller>>,
     deploy_streams: HashMap<AppName, Arc<OwnedFd>>,
     /// Apps whose file `live` leads nowhere, until a deploy has something to run.
     lost: BTreeSet<AppName>,

@@ -57,6 +57,7 @@ pub struct NewApp {
     /// Something could not be made for it, which is its problem until the next reload.
     pub unfit: bool,
     pub holds: live::Holds,
+    pub freeze: Option<deploy::Freeze>,
     /// Of a scheduled app.
     pub ran: Option<live::Ran>,
 }
@@ -86,7 +87,8 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         None
     });
     let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
-    NewApp { kits, release, lost, unfit, holds: live::holds(&maker.layout, &app.name), ran }
+    let freeze = app.deploy.as_ref().and_then(|_| live::freeze(&maker.layout, &app.name));
+    NewApp { kits, release, lost, unfit, holds: live::holds(&maker.layout, &app.name), freeze, ran }
 }
 
 impl Supervisor {
@@ -216,6 +218,8 @@ impl Supervisor {
             self.feed(name, service::Event::Reconfigure { spec: Arc::clone(&spec), restart });
             self.tell_blocked(name, &spec);
             self.schedule_app(&spec, None);
+            let places = self.places(&spec);
+            self.deploy_event(deploy::Event::Reconfigure { app: Arc::clone(&spec), places });
             if let Some(old) = old {
                 self.deploy_reconfigured(&old, &spec);
             }
@@ -255,6 +259,7 @@ impl Supervisor {
         if spec.deploy.is_some() {
             self.ledger.send(Command::Live { app: name.clone(), commit });
             self.deploy_event(deploy::Event::Live { app: name.clone(), live });
+            self.deploy_event(deploy::Event::Freeze { app: name.clone(), freeze: new.freeze });
         }
         self.schedule_app(spec, new.ran);
         if self.begun {

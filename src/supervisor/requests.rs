@@ -10,31 +10,48 @@ use super::{
     apply::SeatId,
     control::{Asked, From, ReplyTo},
     exec,
-    ledger::{Command, NewAudit, NewDeploy, Query},
-    pipeline::Rollback,
+    ledger::{Command, NewAudit, Query},
     reload::Wanted,
     waiters::{Goal, Waiter},
 };
 use crate::domain::{
     access::{self, Principal},
-    api::{By, Refusal, RefusalKind, Reply, Request, Saying, Target},
+    api::{Ask, By, DeployView, Refusal, RefusalKind, Reply, Request, Saying, Target},
     model::{AppName, InstanceId, nearest},
     service::{self, order},
 };
 
-/// A request that was understood and allowed.
-struct Wish {
+/// A request of somebody who is known.
+pub struct Caller {
     who: Principal,
-    by: By,
-    address: Option<String>,
-    chosen: Vec<Chosen>,
-    /// The apps of these.
-    apps: Vec<AppName>,
-    wait: bool,
-    deadline: Option<Instant>,
+    ask: Ask,
     fds: Vec<OwnedFd>,
     reply: ReplyTo,
-    request: Request,
+}
+
+/// What a request is about.
+#[derive(Default)]
+struct Subject {
+    chosen: Vec<Chosen>,
+    /// The one deploy, as it stood in the store.
+    deploy: Option<Box<DeployView>>,
+}
+
+/// A request that was understood and allowed.
+pub struct Wish {
+    pub who: Principal,
+    pub by: By,
+    pub address: Option<String>,
+    chosen: Vec<Chosen>,
+    /// The apps of these.
+    pub apps: Vec<AppName>,
+    /// The deploy that it is about, as it stood in the store.
+    deploy: Option<Box<DeployView>>,
+    pub wait: bool,
+    pub deadline: Option<Instant>,
+    fds: Vec<OwnedFd>,
+    pub reply: ReplyTo,
+    pub request: Request,
 }
 
 /// An app that a request is about, or one copy of it.
@@ -68,60 +85,86 @@ impl Supervisor {
     /// Hears a request, and answers it sooner or later.
     pub fn hear(&mut self, asked: Asked) {
         let Asked { ask, from, fds, reply } = asked;
-        let address = ask.address.clone();
-        let who = match self.principal(from, ask.token.as_deref()) {
-            Ok(who) => who,
-            Err(refusal) => {
-                self.audit_refusal(&By::Nobody, address.as_deref(), &ask.request, &refusal);
-                reply.say(Saying::Refused(refusal));
-                return;
+        match self.principal(from, ask.token.as_deref()) {
+            Ok(who) => self.look_for_subject(Caller { who, ask, fds, reply }),
+            Err(refusal) => self.turn_down(&By::Nobody, &ask, &reply, refusal),
+        }
+    }
+
+    /// What the request is about, for which the store may have to be asked.
+    pub fn look_for_subject(&mut self, caller: Caller) {
+        let seen = if let Principal::Token { apps, .. } = &caller.who { apps.clone() } else { None };
+        let query = match caller.ask.request {
+            Request::Cancel { id } | Request::Approve { id } => {
+                if let Some(early) = &mut self.early {
+                    return early.push(caller);
+                }
+                Query::Deploy { id, apps: seen }
+            }
+            Request::Redeliver { id } => Query::Delivery { id, apps: seen },
+            _ => {
+                let chosen = self.targets(&caller.ask.request, &caller.who);
+                return self.judge_request(caller, chosen.map(|chosen| Subject { chosen, deploy: None }));
             }
         };
+        self.ask_ledger(query, move |supervisor, found| {
+            let subject = found.map(|found| match found {
+                Reply::Deploy { deploy, .. } => {
+                    Subject { chosen: vec![Chosen::all(deploy.app.clone())], deploy: Some(deploy) }
+                }
+                Reply::Delivery(delivery) => {
+                    Subject { chosen: delivery.about.into_iter().map(Chosen::all).collect(), deploy: None }
+                }
+                _ => Subject::default(),
+            });
+            supervisor.judge_request(caller, subject);
+        });
+    }
+
+    fn judge_request(&mut self, caller: Caller, subject: Result<Subject, Refusal>) {
+        let Caller { who, ask, fds, reply } = caller;
         let by = by(&who);
-        let judged = self.targets(&ask.request, &who).and_then(|chosen| {
-            let mut apps: Vec<AppName> = chosen.iter().map(|chosen| chosen.app.clone()).collect();
+        let judged = subject.and_then(|subject| {
+            let mut apps: Vec<AppName> = subject.chosen.iter().map(|chosen| chosen.app.clone()).collect();
             apps.dedup();
             self.judge_right(&who, &ask.request, &apps)?;
-            Ok((chosen, apps))
+            Ok((subject, apps))
         });
-        let (chosen, apps) = match judged {
-            Ok(chosen) => chosen,
-            Err(refusal) => {
-                self.audit_refusal(&by, address.as_deref(), &ask.request, &refusal);
-                reply.say(Saying::Refused(refusal));
-                return;
-            }
+        let (Subject { chosen, deploy }, apps) = match judged {
+            Ok(judged) => judged,
+            Err(refusal) => return self.turn_down(&by, &ask, &reply, refusal),
         };
-        let deadline = ask.timeout.map(|timeout| Instant::now() + timeout);
-        let request = ask.request.clone();
+        let Ask { address, wait, timeout, request, .. } = ask;
         let wish = Wish {
             who,
             by: by.clone(),
             address: address.clone(),
             chosen,
             apps: apps.clone(),
-            wait: ask.wait,
-            deadline,
+            deploy,
+            wait,
+            deadline: timeout.map(|timeout| Instant::now() + timeout),
             fds,
             reply: reply.clone(),
-            request: ask.request,
+            request: request.clone(),
         };
         let result = self.grant(wish);
-        // A reload, and a search for the release before, tell by themselves how it went.
-        let later = matches!(request, Request::Reload | Request::Rollback { .. });
-        if request.changes() && (result.is_err() || !later) {
+        if request.changes() && (result.is_err() || !told_later(&request)) {
             let reason = result.as_ref().err().map(|refusal| refusal.message.clone());
-            if apps.is_empty() {
-                self.audit(by, address, &request, None, reason);
-            } else {
-                for app in &apps {
-                    self.audit(by.clone(), address.clone(), &request, Some(app), reason.clone());
-                }
-            }
+            self.audit_all(&by, address.as_deref(), &request, &apps, reason.as_deref());
         }
         if let Err(refusal) = result {
             reply.say(Saying::Refused(refusal));
         }
+    }
+
+    /// Refuses what was not even looked into.
+    fn turn_down(&mut self, by: &By, ask: &Ask, reply: &ReplyTo, refusal: Refusal) {
+        if ask.request.changes() {
+            let named: Vec<AppName> = ask.request.named().into_iter().cloned().collect();
+            self.audit_all(by, ask.address.as_deref(), &ask.request, &named, Some(&refusal.message));
+        }
+        reply.say(Saying::Refused(refusal));
     }
 
     fn principal(&self, from: From, token: Option<&str>) -> Result<Principal, Refusal> {
@@ -157,7 +200,10 @@ impl Supervisor {
             Request::Signal { app, .. } | Request::WaitFor { app, .. } | Request::Exec { app, .. } => {
                 self.resolve(std::slice::from_ref(app), who)
             }
-            Request::DeployApp { app, .. } | Request::Rollback { app, .. } => one(app),
+            Request::DeployApp { app, .. }
+            | Request::Rollback { app, .. }
+            | Request::Freeze { app, .. }
+            | Request::Unfreeze { app } => one(app),
             Request::Events { app: Some(app), .. }
             | Request::History { app: Some(app), .. }
             | Request::Deliveries { app: Some(app), .. } => one(app),
@@ -274,17 +320,37 @@ impl Supervisor {
             }
             Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
             Request::Rollback { to, .. } => return self.roll_app_back(wish, to),
+            Request::Cancel { .. } => return self.with_deploy(wish, Self::cancel_deploy),
+            Request::Approve { .. } => return self.with_deploy(wish, Self::approve_deploy),
+            Request::Freeze { why, .. } => return self.freeze_app(wish, &why),
+            Request::Unfreeze { .. } => return self.unfreeze_app(wish),
+            Request::Redeliver { id } => return self.redeliver(wish, id),
             Request::Plan => self.say_plan(wish.reply),
             Request::Reload => {
                 let who = wish.who.to_string();
                 self.reload(Wanted { by: wish.by, who, reply: Some(wish.reply) });
             }
             Request::Shutdown { now } => {
-                wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message: "shutting down".to_owned() }));
+                wish.reply.say(Saying::Done(Reply::Changed {
+                    app: None,
+                    deploy: None,
+                    message: "shutting down".to_owned(),
+                }));
                 self.shut_down(&wish.who.to_string(), now);
             }
         }
         Ok(())
+    }
+
+    fn with_deploy(
+        &mut self,
+        mut wish: Wish,
+        act: impl FnOnce(&mut Self, Wish, &DeployView) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        match wish.deploy.take() {
+            Some(deploy) => act(self, wish, &deploy),
+            None => Err(Refusal::new(RefusalKind::NotFound, "there is no such deploy")),
+        }
     }
 
     fn start_apps(&mut self, wish: Wish, restart: bool) -> Result<(), Refusal> {
@@ -391,43 +457,7 @@ impl Supervisor {
             }
         }
         let message = format!("{signal} sent to {}", list(&wish.chosen));
-        wish.reply.say(Saying::Done(Reply::Changed { deploy: None, message }));
-        Ok(())
-    }
-
-    fn deployable(&self, app: &AppName) -> Result<(), Refusal> {
-        let found = self.apps.get(app);
-        if found.is_some_and(|app| app.spec().deploy.is_none()) {
-            return Err(Refusal::new(
-                RefusalKind::Failed,
-                format!("{app} has no repository: there is nothing to deploy"),
-            ));
-        }
-        match found.and_then(|app| app.spec().problem.clone()) {
-            Some(problem) => Err(Refusal::new(RefusalKind::Failed, problem)),
-            None => Ok(()),
-        }
-    }
-
-    fn deploy_app(&mut self, wish: Wish, rev: Option<String>) -> Result<(), Refusal> {
-        let app = wish.apps[0].clone();
-        self.deployable(&app)?;
-        let ticket = self.ticket();
-        self.queued.insert(ticket, (wish.reply, wish.wait, wish.deadline));
-        if let Some(rev) = &rev {
-            self.revs.insert(ticket, rev.clone());
-        }
-        let order = NewDeploy { ticket, app, ref_name: None, rev, commit: None, release: None, by: wish.by, approved_by: None };
-        self.ledger.send(Command::NewDeploy(order));
-        Ok(())
-    }
-
-    fn roll_app_back(&mut self, wish: Wish, to: Option<crate::domain::model::ReleaseId>) -> Result<(), Refusal> {
-        let app = wish.apps[0].clone();
-        self.deployable(&app)?;
-        let ticket = self.ticket();
-        self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
-        self.roll_back(Rollback { app, to, by: wish.by, address: wish.address, ticket, reply: wish.reply });
+        wish.reply.say(Saying::Done(Reply::Changed { app: None, deploy: None, message }));
         Ok(())
     }
 
@@ -437,15 +467,18 @@ impl Supervisor {
         wanted.map(|copy| InstanceId { app: chosen.app.clone(), number: copy.number() }).collect()
     }
 
-    /// Rows for a change that was refused before anybody looked whether the apps that it names exist.
-    fn audit_refusal(&mut self, by: &By, address: Option<&str>, request: &Request, refusal: &Refusal) {
-        if !request.changes() {
-            return;
-        }
-        let named = request.named();
-        let apps = if named.is_empty() { vec![None] } else { named.into_iter().map(Some).collect() };
+    /// A row in the audit for each app that a request is about, one where it is about none.
+    pub fn audit_all(
+        &mut self,
+        by: &By,
+        address: Option<&str>,
+        request: &Request,
+        apps: &[AppName],
+        refused: Option<&str>,
+    ) {
+        let apps = if apps.is_empty() { vec![None] } else { apps.iter().map(Some).collect() };
         for app in apps {
-            self.audit(by.clone(), address.map(str::to_owned), request, app, Some(refusal.message.clone()));
+            self.audit(by.clone(), address.map(str::to_owned), request, app, refused.map(str::to_owned));
         }
     }
 
@@ -456,9 +489,9 @@ impl Supervisor {
         address: Option<String>,
         request: &Request,
         app: Option<&AppName>,
-        reason: Option<String>,
+        refused: Option<String>,
     ) {
-        let outcome = if reason.is_some() { "refused" } else { "done" };
+        let outcome = if refused.is_some() { "refused" } else { "done" };
         info!(?by, action = request.verb(), app = app.map(AppName::as_str), outcome, "asked for");
         self.ledger.send(Command::Audit(NewAudit {
             at: crate::os::clock::now().wall,
@@ -467,9 +500,15 @@ impl Supervisor {
             action: request.verb().to_owned(),
             app: app.map(ToString::to_string),
             outcome: outcome.to_owned(),
-            reason,
+            reason: refused.or_else(|| request.detail()),
         }));
     }
+}
+
+/// Does it note in the audit by itself how it went?
+fn told_later(request: &Request) -> bool {
+    use Request::{Freeze, Redeliver, Reload, Rollback, Unfreeze};
+    matches!(request, Reload | Rollback { .. } | Freeze { .. } | Unfreeze { .. } | Redeliver { .. })
 }
 
 fn by(who: &Principal) -> By {

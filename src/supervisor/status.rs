@@ -80,7 +80,7 @@ impl Supervisor {
             release: release.map(|release| release.id.clone()),
             commit: release.map(|release| release.commit.clone()),
             behind: None,
-            frozen: None,
+            frozen: self.deploys.freeze(app.name()).map(ToString::to_string),
             watch: self.watch_view(app.name()),
             instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Supervisor, control::ReplyTo, requests::Chosen};
 use crate::domain::{
-    api::{InstanceState, Refusal, RefusalKind, Reply, Saying},
+    api::{DeployState, InstanceState, Refusal, RefusalKind, Reply, Saying},
     model::{AppName, DeployId, InstanceId},
     service::{Copy, Instance, State},
 };
@@ -20,9 +20,13 @@ pub struct Waiter {
 }
 
 impl Waiter {
+    /// The end that is wanted of this deploy, if it is waited for.
     #[must_use]
-    pub fn waits_for(&self, deploy: DeployId) -> bool {
-        self.goals.iter().any(|goal| matches!(goal, Goal::Deploy { id } if *id == deploy))
+    pub fn wants(&self, deploy: DeployId) -> Option<DeployState> {
+        self.goals.iter().find_map(|goal| match goal {
+            Goal::Deploy { id, wanted } if *id == deploy => Some(*wanted),
+            _ => None,
+        })
     }
 }
 
@@ -46,9 +50,10 @@ pub enum Goal {
         chosen: Chosen,
         state: InstanceState,
     },
-    /// The end of a deploy is told by its own event.
+    /// The end of a deploy is told by its own event: is it this one?
     Deploy {
         id: DeployId,
+        wanted: DeployState,
     },
 }
 
@@ -91,7 +96,7 @@ impl Supervisor {
         waiter.goals = open;
         if waiter.goals.is_empty() {
             let (deploy, message) = (waiter.deploy, waiter.message.clone());
-            return Some(Saying::Done(Reply::Changed { deploy, message }));
+            return Some(Saying::Done(Reply::Changed { app: None, deploy, message }));
         }
         let late = waiter.deadline.is_some_and(|at| at <= Instant::now());
         late.then(|| Saying::Refused(Refusal::new(RefusalKind::TimedOut, self.still(&waiter.goals[0]))))
@@ -142,7 +147,7 @@ impl Supervisor {
             Goal::Up { id, .. } => Chosen { app: id.app.clone(), only: Some(id.number) },
             Goal::Rolled { app, .. } => Chosen { app: app.clone(), only: None },
             Goal::Down { chosen } | Goal::State { chosen, .. } => chosen.clone(),
-            Goal::Deploy { id } => return format!("timed out; deploy {id} goes on"),
+            Goal::Deploy { id, .. } => return format!("timed out; deploy {id} goes on"),
         };
         let app = self.apps.get(&chosen.app);
         let instance =

@@ -112,7 +112,7 @@ pub fn said(what: &Saying) -> Value {
 }
 
 pub fn changed(message: &str) -> Saying {
-    Saying::Done(Reply::Changed { deploy: None, message: message.into() })
+    Saying::Done(Reply::Changed { app: None, deploy: None, message: message.into() })
 }
 
 pub fn everhook(words: &[&str]) -> Command {

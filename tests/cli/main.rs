@@ -53,7 +53,7 @@ fn reply(kind: &str, body: &Value) -> Saying {
 fn deploy(state: &str, reason: Option<&str>) -> Value {
     json!({"id": 8, "app": "blog", "state": state, "step": "check", "reason": reason, "commit": "1a2b3c4".repeat(6)[..40],
         "previous_commit": null, "ref": "refs/heads/master", "subject": "Say hello", "author": "Ann",
-        "by": {"kind": "delivery", "id": 31}, "release": null, "superseded_by": null, "queued_at": AT,
+        "by": {"kind": "delivery", "id": 31}, "approved_by": null, "release": null, "superseded_by": null, "queued_at": AT,
         "started_at": AT, "ended_at": null, "steps": [{"name": "check", "command": "npm test", "state": "failed",
             "duration_s": 3.1, "exit": {"code": 1, "signal": null}}]})
 }

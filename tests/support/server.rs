@@ -149,6 +149,11 @@ impl Server {
         self.command(args).output().unwrap()
     }
 
+    /// A command that the test starts itself.
+    pub fn client(&self, args: &[&str]) -> Command {
+        self.command(args)
+    }
+
     /// The same as another user, without any group of ours. The binary may be where nobody else goes.
     pub fn cli_as(&self, id: u32, args: &[&str]) -> Output {
         let binary = self.path().join("everhook");

@@ -110,6 +110,26 @@ pub enum Request {
         app: AppName,
         to: Option<ReleaseId>,
     },
+    /// Ends a deploy that has not switched yet.
+    Cancel {
+        id: DeployId,
+    },
+    /// Lets a deploy go on that awaits approval.
+    Approve {
+        id: DeployId,
+    },
+    /// Nothing of the app is deployed any more, but a rollback.
+    Freeze {
+        app: AppName,
+        why: String,
+    },
+    Unfreeze {
+        app: AppName,
+    },
+    /// Judges the body of an accepted delivery as if it had come again.
+    Redeliver {
+        id: DeliveryId,
+    },
     /// What a reload of this config text would do. The text is the client's reading of the file.
     Plan,
     Reload,
@@ -137,6 +157,11 @@ impl Request {
             Self::Exec { .. } => "exec",
             Self::DeployApp { .. } => "deploy",
             Self::Rollback { .. } => "rollback",
+            Self::Cancel { .. } => "cancel",
+            Self::Approve { .. } => "approve",
+            Self::Freeze { .. } => "freeze",
+            Self::Unfreeze { .. } => "unfreeze",
+            Self::Redeliver { .. } => "redeliver",
             Self::Plan => "check",
             Self::Reload => "reload",
             Self::Shutdown { .. } => "shutdown",
@@ -159,9 +184,15 @@ impl Request {
             Self::Signal { app, .. } | Self::WaitFor { app, .. } | Self::Exec { app, .. } => {
                 named(app).into_iter().collect()
             }
-            Self::DeployApp { app, .. } | Self::Rollback { app, .. } => vec![app],
+            Self::DeployApp { app, .. }
+            | Self::Rollback { app, .. }
+            | Self::Freeze { app, .. }
+            | Self::Unfreeze { app } => vec![app],
             Self::Events { app, .. } | Self::History { app, .. } | Self::Deliveries { app, .. } => app.iter().collect(),
             Self::Deploy { .. }
+            | Self::Cancel { .. }
+            | Self::Approve { .. }
+            | Self::Redeliver { .. }
             | Self::Delivery { .. }
             | Self::Audit { .. }
             | Self::DeployLog { .. }
@@ -171,12 +202,29 @@ impl Request {
         }
     }
 
+    /// What the audit says of it beyond its verb and its app.
+    #[must_use]
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::Cancel { id } | Self::Approve { id } => Some(format!("deploy {id}")),
+            Self::Redeliver { id } => Some(format!("delivery {id}")),
+            Self::Freeze { why, .. } => Some(why.clone()),
+            _ => None,
+        }
+    }
+
     /// The role it needs; for requests about apps, in each of these apps.
     #[must_use]
     pub fn role(&self) -> Role {
         match self {
             Self::Start { .. } | Self::Stop { .. } | Self::Restart { .. } | Self::Signal { .. } => Role::Operator,
-            Self::DeployApp { .. } | Self::Rollback { .. } => Role::Deployer,
+            Self::DeployApp { .. }
+            | Self::Rollback { .. }
+            | Self::Cancel { .. }
+            | Self::Approve { .. }
+            | Self::Freeze { .. }
+            | Self::Unfreeze { .. }
+            | Self::Redeliver { .. } => Role::Deployer,
             Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } | Self::Exec { .. } => Role::Admin,
             _ => Role::Viewer,
         }
@@ -267,15 +315,35 @@ pub enum Reply {
     Exited {
         exit: Exit,
     },
-    /// A change was begun (or, with `wait`, is so now); `deploy` where one was queued.
+    /// A change was begun (or, with `wait`, is so now); `deploy` where it is about one, and its `app`.
     Changed {
+        app: Option<AppName>,
         deploy: Option<DeployId>,
         message: String,
     },
+    Redelivered(Redelivered),
     /// What a reload would do, or did, a line each.
     Plan {
         lines: Vec<String>,
     },
+}
+
+/// What became of a delivery that was judged anew: what its sender would have been told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redelivered {
+    /// Its new number.
+    pub delivery: DeliveryId,
+    pub deploys: Vec<DeployOf>,
+    pub duplicate_of: Option<DeliveryId>,
+    /// Why nothing is deployed.
+    pub reason: Option<String>,
+}
+
+/// A deploy and its app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployOf {
+    pub app: AppName,
+    pub id: DeployId,
 }
 
 /// A request that was not done.

@@ -279,6 +279,9 @@ pub struct DeliveryView {
     pub reason: Option<String>,
     pub deploys: Vec<DeployId>,
     pub duplicate_of: Option<DeliveryId>,
+    /// The apps that it is about; not shown.
+    #[serde(skip)]
+    pub about: Vec<AppName>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,6 +32,12 @@ impl Dialect {
             Self::GitLab => "gitlab",
         }
     }
+
+    /// The dialect of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::GitHub, Self::GitLab].into_iter().find(|dialect| dialect.name() == name)
+    }
 }
 
 /// A request's headers, names in lower case.
@@ -110,6 +116,25 @@ pub fn sender_id(dialect: Dialect, headers: &Headers) -> Option<String> {
     }?;
     let good = id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic());
     good.then(|| id.to_owned())
+}
+
+/// The headers of a delivery of which only this is kept, as far as [`parse`] reads them.
+#[must_use]
+pub fn headers_again(
+    dialect: Dialect,
+    event: Option<&str>,
+    sender_id: Option<&str>,
+    body: &[u8],
+) -> Vec<(String, String)> {
+    let (event_name, id_name) = match dialect {
+        Dialect::GitHub => (github::EVENT, "x-github-delivery"),
+        Dialect::GitLab => (gitlab::EVENT, "idempotency-key"),
+    };
+    // JSON begins with a brace, and no form does.
+    let is_json = body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+    let kind = if is_json { "application/json" } else { "application/x-www-form-urlencoded" };
+    let known = [(event_name, event), (id_name, sender_id), ("content-type", Some(kind))];
+    known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect()
 }
 
 /// What a delivery says. Every text is one line without control characters, and of bounded length.
@@ -232,6 +257,25 @@ mod tests {
         assert_eq!(sender_id(Dialect::GitLab, &gitlab).as_deref(), Some("k"));
         let older = headers(&[("x-gitlab-event-uuid", "u")]);
         assert_eq!(sender_id(Dialect::GitLab, &older).as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn what_is_kept_is_enough_to_read_a_delivery_again() {
+        let again = |dialect, event, body: &[u8]| {
+            let headers = Headers::from(headers_again(dialect, Some(event), Some("id-1"), body));
+            let parsed = parse(dialect, &headers, body).unwrap();
+            assert_eq!((parsed.event.as_str(), parsed.sender_id.as_deref()), (event, Some("id-1")));
+            assert_eq!(recognise(&headers), Some(dialect));
+            parsed.kind
+        };
+        let json = format!("{{\"ref\": \"refs/heads/x\", \"after\": \"{}\"}}", "a".repeat(40));
+        let form = format!("payload={}", json.replace('"', "%22").replace(' ', "+"));
+        let kind = again(Dialect::GitHub, "push", json.as_bytes());
+        assert!(matches!(&kind, Kind::Push(push) if push.ref_name == "refs/heads/x"), "{kind:?}");
+        assert_eq!(again(Dialect::GitHub, "push", form.as_bytes()), kind);
+        let gitlab = json.replacen('{', "{\"object_kind\": \"push\", ", 1);
+        assert!(matches!(again(Dialect::GitLab, "Push Hook", gitlab.as_bytes()), Kind::Push(_)));
+        assert_eq!(Dialect::from_name("gitlab"), Some(Dialect::GitLab));
     }
 
     #[test]

@@ -62,6 +62,12 @@ pub(super) fn keep_body(connection: &Connection, id: DeliveryId, body: &[u8]) ->
     Ok(())
 }
 
+/// The exact bytes of an accepted delivery, while they are kept.
+pub(super) fn body(connection: &Connection, id: DeliveryId) -> rusqlite::Result<Option<Vec<u8>>> {
+    let mut statement = connection.prepare_cached("SELECT body FROM bodies WHERE delivery = ?1")?;
+    statement.query_row([id], |row| row.get(0)).optional()
+}
+
 /// The last `n` that are about these apps, newest first.
 pub(super) fn list(connection: &Connection, apps: Option<&[AppName]>, n: u32) -> rusqlite::Result<Vec<DeliveryView>> {
     let mut statement = connection.prepare_cached(
@@ -83,7 +89,10 @@ pub(super) fn find(
              WHERE delivery = deliveries.id AND app IN (SELECT value FROM json_each(?2))))",
     )?;
     let row = statement.query_row(params![id, filter(apps)], read).optional()?;
-    row.map(|row| with_deploys(connection, row, apps)).transpose()
+    let Some(row) = row else { return Ok(None) };
+    let mut about = connection.prepare_cached("SELECT app FROM delivery_apps WHERE delivery = ?1 ORDER BY app")?;
+    let about = about.query_map([id], |row| word(row, "app"))?.collect::<rusqlite::Result<_>>()?;
+    with_deploys(connection, DeliveryView { about, ..row }, apps).map(Some)
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<DeliveryView> {
@@ -102,6 +111,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<DeliveryView> {
         reason: row.get("reason")?,
         deploys: Vec::new(),
         duplicate_of: row.get("duplicate_of")?,
+        about: Vec::new(),
     })
 }
 

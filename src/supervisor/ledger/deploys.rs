@@ -121,24 +121,37 @@ pub(super) fn unfinished(connection: &Connection) -> rusqlite::Result<Vec<Unfini
     rows.into_iter().map(|row| Ok(Unfinished { deploy: with_steps(connection, row.deploy)?, ..row })).collect()
 }
 
-/// What the rule of repeats asks of the store for one app and a push of `commit`. `sender`: dialect and
-/// id of the delivery.
+/// How what repeats is known: by the sender's own id, with the dialect, or by ours.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Same<'a> {
+    Sender { dialect: &'a str, id: &'a str },
+    Delivery(DeliveryId),
+}
+
+/// What the rule of repeats asks of the store for one app and a push of `commit`. `same`: as what the
+/// delivery is known.
 pub(super) fn known(
     connection: &Connection,
     app: &AppName,
     commit: Option<&CommitId>,
     live: Option<&CommitId>,
-    sender: Option<(&str, &str)>,
+    same: Option<Same<'_>>,
 ) -> rusqlite::Result<Known> {
     let mut known = Known { live: live.cloned(), ..Known::default() };
-    if let Some((dialect, sender_id)) = sender {
+    let pair = |row: &Row<'_>| Ok((row.get::<_, DeliveryId>(0)?, word(row, "state")?));
+    if let Some(Same::Sender { dialect, id }) = same {
         let mut same = connection.prepare_cached(
             "SELECT v.id, d.state FROM deliveries v JOIN deploys d ON d.delivery = v.id
              WHERE v.sender_id = ?1 AND v.state = 'accepted' AND v.dialect = ?2 AND d.app = ?3
              ORDER BY d.id DESC LIMIT 1",
         )?;
-        let pair = |row: &Row<'_>| Ok((row.get::<_, DeliveryId>(0)?, word(row, "state")?));
-        known.same_id = same.query_row(params![sender_id, dialect, app.as_str()], pair).optional()?;
+        known.same_id = same.query_row(params![id, dialect, app.as_str()], pair).optional()?;
+    }
+    if let Some(Same::Delivery(id)) = same {
+        let mut same = connection.prepare_cached(
+            "SELECT delivery, state FROM deploys WHERE delivery = ?1 AND app = ?2 ORDER BY id DESC LIMIT 1",
+        )?;
+        known.same_id = same.query_row(params![id, app.as_str()], pair).optional()?;
     }
     if let Some(live) = live.filter(|live| Some(*live) == commit) {
         let mut brought = connection.prepare_cached(

@@ -25,6 +25,8 @@ pub enum Command {
     Above(DeployId),
     /// A deploy that no delivery asked for. Answered by [`Told::Queued`].
     NewDeploy(NewDeploy),
+    /// Judges a delivery's body as if it had come again. Answered by [`Told::Found`].
+    Redeliver { ticket: u64, id: DeliveryId },
     /// Stores a deploy, with its steps, as it is now. With a ticket answered by [`Told::Committed`].
     Update { deploy: Box<DeployView>, attempts: u32, ticket: Option<u64> },
     /// Appends an event. Answered by [`Told::Event`].

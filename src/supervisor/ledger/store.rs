@@ -235,9 +235,12 @@ mod tests {
     fn a_newer_one_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("everhook.db");
-        open_sound(&path, &["CREATE TABLE a (x)", "CREATE TABLE b (x)"]).unwrap();
+        let newer: Vec<String> = (0..=MIGRATIONS.len()).map(|n| format!("CREATE TABLE t{n} (x)")).collect();
+        let newer: Vec<&str> = newer.iter().map(String::as_str).collect();
+        open_sound(&path, &newer).unwrap();
         let error = open(&path, At(0)).unwrap_err();
-        assert!(matches!(error, StoreError::Newer { found: 2, known: 1, .. }), "{error}");
+        let by_one = matches!(error, StoreError::Newer { found, known, .. } if found == known + 1);
+        assert!(by_one, "{error}");
         assert!(path.exists());
     }
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::domain::{
     api::{Answer, DeployView, EventKind},
     deploy::accept::Snapshot,
-    model::{AppName, At, CommitId, DeployId},
+    model::{AppName, At, CommitId, DeliveryId, DeployId},
 };
 
 /// How often a store that takes nothing is tried again.
@@ -40,6 +40,7 @@ const PRUNE_EVERY: u32 = 500;
 /// A command that changes the store.
 enum Write {
     NewDeploy(NewDeploy),
+    Redeliver { ticket: u64, id: DeliveryId },
     Update { deploy: Box<DeployView>, attempts: u32, ticket: Option<u64> },
     Event(NewEvent),
     Audit(NewAudit),
@@ -142,6 +143,7 @@ impl State {
             }
             Command::Above(id) => self.above = self.above.max(id),
             Command::NewDeploy(new) => self.writes.push_back(Write::NewDeploy(new)),
+            Command::Redeliver { ticket, id } => self.writes.push_back(Write::Redeliver { ticket, id }),
             Command::Update { deploy, attempts, ticket } => {
                 self.writes.push_back(Write::Update { deploy, attempts, ticket });
             }
@@ -221,6 +223,7 @@ impl State {
         for write in &self.writes {
             if let Some(told) = alone(store, || self.put(store, write))? {
                 done.touched.insert(touched(write));
+                done.touched.extend(told.iter().filter_map(subject));
                 done.told.extend(told);
             }
         }
@@ -280,7 +283,7 @@ impl State {
         Ok(())
     }
 
-    fn put(&self, store: &Connection, write: &Write) -> rusqlite::Result<Option<Told>> {
+    fn put(&self, store: &Connection, write: &Write) -> rusqlite::Result<Vec<Told>> {
         Ok(match write {
             Write::NewDeploy(new) => {
                 let mut deploy = webhook::new_deploy(&new.app, new.by.clone(), now());
@@ -289,20 +292,23 @@ impl State {
                 deploy.release.clone_from(&new.release);
                 deploy.approved_by.clone_from(&new.approved_by);
                 deploys::append(store, &mut deploy, new.rev.as_deref())?;
-                Some(Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) })
+                vec![Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) }]
             }
             Write::Update { deploy, attempts, ticket } => {
                 deploys::update(store, deploy, *attempts)?;
-                ticket.map(|ticket| Told::Committed { ticket })
+                ticket.map(|ticket| Told::Committed { ticket }).into_iter().collect()
             }
-            Write::Event(new) => Some(Told::Event(journal::append_event(store, new)?)),
+            Write::Redeliver { ticket, id } => {
+                webhook::redeliver(store, *ticket, *id, &self.snapshot, &self.live, now())?
+            }
+            Write::Event(new) => vec![Told::Event(journal::append_event(store, new)?)],
             Write::Audit(new) => {
                 journal::append_audit(store, new)?;
-                None
+                Vec::new()
             }
             Write::Rename { old, new } => {
                 super::rows::rename(store, old, new)?;
-                None
+                Vec::new()
             }
         })
     }
@@ -468,7 +474,7 @@ fn touched(write: &Write) -> Option<AppName> {
         Write::NewDeploy(new) => Some(new.app.clone()),
         Write::Update { deploy, .. } => Some(deploy.app.clone()),
         Write::Event(new) => new.app.clone(),
-        Write::Audit(_) => None,
+        Write::Redeliver { .. } | Write::Audit(_) => None,
         Write::Rename { new, .. } => Some(new.clone()),
     }
 }

@@ -9,11 +9,15 @@ use serde_json::{Value, json};
 
 use super::{
     deliveries::{self, NewDelivery},
-    deploys, journal,
+    deploys::{self, Same},
+    journal,
     say::{NewEvent, Told},
 };
 use crate::domain::{
-    api::{Answer, By, DeliveryState, DeployState, DeployView, EventKind, MAX_BODY, RawDelivery},
+    api::{
+        Answer, By, DeliveryState, DeliveryView, DeployOf, DeployState, DeployView, EventKind, MAX_BODY, RawDelivery,
+        Redelivered, Refusal, RefusalKind, Reply,
+    },
     deploy::accept::{App, Outcome, Snapshot, judge, outcome},
     hook::{self, Dialect, Headers, Kind, Parsed, Push},
     model::{AppName, At, CommitId, DeliveryId},
@@ -122,6 +126,8 @@ pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Readin
 
 /// What came of a proven delivery: to be sent and told after the commit.
 pub(super) struct Kept {
+    /// Its number.
+    pub id: DeliveryId,
     pub answer: Answer,
     pub told: Vec<Told>,
 }
@@ -154,10 +160,26 @@ pub(super) fn keep(
         Ok(apps) => apps,
         Err(why) => return fruitless(connection, proven, &[], Fruitless::Unmatched(format!("unmatched: {why}"))),
     };
-    let sender = proven.parsed.sender_id.as_deref().map(|id| (proven.dialect.name(), id));
+    judge_push(connection, proven, push, &apps, live, None)
+}
+
+/// Judges a push for these apps. `again`: the delivery that it repeats by hand.
+fn judge_push(
+    connection: &Connection,
+    proven: &Proven<'_>,
+    push: &Push,
+    apps: &[&App],
+    live: &BTreeMap<AppName, CommitId>,
+    again: Option<DeliveryId>,
+) -> rusqlite::Result<Kept> {
+    let sender = proven.parsed.sender_id.as_deref();
+    let same = match sender {
+        Some(id) => Some(Same::Sender { dialect: proven.dialect.name(), id }),
+        None => again.map(Same::Delivery),
+    };
     let mut judged = Vec::with_capacity(apps.len());
-    for app in &apps {
-        let known = deploys::known(connection, &app.name, push.after.as_ref(), live.get(&app.name), sender)?;
+    for app in apps {
+        let known = deploys::known(connection, &app.name, push.after.as_ref(), live.get(&app.name), same)?;
         judged.push((app.name.clone(), judge(app, push, &known)));
     }
     let names: Vec<AppName> = apps.iter().map(|app| app.name.clone()).collect();
@@ -172,6 +194,79 @@ pub(super) fn keep(
             };
             fruitless(connection, proven, &names, Fruitless::Duplicate(of, reason))
         }
+    }
+}
+
+/// Judges the body of an accepted delivery as if it had come again, for the apps that it was about. It
+/// proved itself then; that a person asks for it now is judged elsewhere.
+///
+/// # Errors
+/// Of the store.
+pub(super) fn redeliver(
+    connection: &Connection,
+    ticket: u64,
+    id: DeliveryId,
+    snapshot: &Snapshot,
+    live: &BTreeMap<AppName, CommitId>,
+    at: At,
+) -> rusqlite::Result<Vec<Told>> {
+    let refused = |kind, message| Ok(vec![Told::Found { ticket, reply: Err(Refusal::new(kind, message)) }]);
+    let Some(first) = deliveries::find(connection, id, None)? else {
+        return refused(RefusalKind::NotFound, format!("delivery {id} does not exist any more"));
+    };
+    let body = deliveries::body(connection, id)?;
+    let apps: Vec<&App> = first.about.iter().filter_map(|name| snapshot.app(name.as_str())).collect();
+    let (Some(body), Some(dialect)) = (body, first.dialect.as_deref().and_then(Dialect::from_name)) else {
+        return refused(RefusalKind::Failed, not_kept(&first));
+    };
+    if apps.is_empty() {
+        let message = format!("no app that delivery {id} is about has a repository in the config any more");
+        return refused(RefusalKind::Failed, message);
+    }
+    let headers = hook::headers_again(dialect, first.event.as_deref(), first.sender_id.as_deref(), &body);
+    let incoming = Incoming {
+        listener: 0,
+        at,
+        raw: RawDelivery {
+            ticket: 0,
+            app: None,
+            headers: headers.clone(),
+            address: format!("redelivery of {id}"),
+            memfd: None,
+        },
+        inline: body,
+        memfd: None,
+    };
+    let (body, headers) = (Cow::Borrowed(incoming.inline.as_slice()), Headers::from(headers));
+    let parsed = match hook::parse(dialect, &headers, &body) {
+        Ok(parsed) => parsed,
+        Err(why) => return refused(RefusalKind::Failed, format!("delivery {id}: {why}")),
+    };
+    let proven = Proven { incoming: &incoming, body, dialect, parsed, apps: apps.clone() };
+    let Kind::Push(push) = &proven.parsed.kind else {
+        return refused(RefusalKind::Failed, format!("delivery {id} asks for no deploy"));
+    };
+    let mut kept = judge_push(connection, &proven, push, &apps, live, Some(id))?;
+    let view = deliveries::find(connection, kept.id, None)?;
+    let queued =
+        kept.told.iter().filter_map(|told| if let Told::Accepted { deploys } = told { Some(deploys) } else { None });
+    let redelivered = Redelivered {
+        delivery: kept.id,
+        deploys: queued.flatten().map(|deploy| DeployOf { app: deploy.app.clone(), id: deploy.id }).collect(),
+        duplicate_of: view.as_ref().and_then(|view| view.duplicate_of),
+        reason: view.and_then(|view| view.reason),
+    };
+    kept.told.push(Told::Found { ticket, reply: Ok(Reply::Redelivered(redelivered)) });
+    Ok(kept.told)
+}
+
+/// Why there is nothing to judge anew.
+fn not_kept(delivery: &DeliveryView) -> String {
+    let DeliveryView { id, state, .. } = delivery;
+    match (state, delivery.duplicate_of) {
+        (_, Some(first)) => format!("delivery {id} repeats {first}: redeliver that one"),
+        (DeliveryState::Accepted, None) => format!("the body of delivery {id} is kept no more"),
+        _ => format!("delivery {id} was {state}, so its body is not kept: have its sender send it again"),
     }
 }
 
@@ -202,7 +297,7 @@ fn accept(
     let listed: Vec<Value> = queued.iter().map(|deploy| json!({"app": deploy.app, "id": deploy.id})).collect();
     let answer = success(proven, 202, &json!({"delivery": id, "deploys": listed}));
     told.push(Told::Accepted { deploys: queued });
-    Ok(Kept { answer, told })
+    Ok(Kept { id, answer, told })
 }
 
 fn fruitless(
@@ -234,7 +329,7 @@ fn fruitless(
         Fruitless::Skipped(reason) => json!({"delivery": id, "skipped": reason}),
         Fruitless::Duplicate(of, _) => json!({"delivery": id, "duplicate_of": of}),
     };
-    Ok(Kept { answer: success(proven, 200, &body), told })
+    Ok(Kept { id, answer: success(proven, 200, &body), told })
 }
 
 fn event(

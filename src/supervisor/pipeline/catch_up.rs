@@ -9,7 +9,6 @@ use super::super::{
 use crate::domain::{
     api::{By, DeployState, DeployView, Reply, Tip, TreeTask, Wanted},
     config::{self, Trigger},
-    deploy::Event,
     model::{AppName, CommitId},
 };
 
@@ -63,27 +62,17 @@ impl Supervisor {
         });
     }
 
-    /// A reload changed an app. What would come from a repository that it has no more is given up;
-    /// other deploys go on as they were queued. Then the app is deployed as the config says now, where
+    /// A reload changed an app. It is deployed as the config says now, where
     /// that leads to another commit or there is none yet.
     pub fn deploy_reconfigured(&mut self, old: &config::App, new: &config::App) {
         let app = &new.name;
         let source = |app: &config::App| app.deploy.as_ref().map(|deploy| (deploy.repo.clone(), deploy.on.clone()));
-        let repo = |app: &config::App| app.deploy.as_ref().map(|deploy| deploy.repo.clone());
         let mended = old.problem.is_some() && new.problem.is_none();
         let first = self.apps.get(app).is_some_and(|app| app.release().is_none());
         if source(old) == source(new) && !mended && !(first && old.deploy != new.deploy) {
             return;
         }
         self.news_due.insert(app.clone());
-        if repo(old) != repo(new) {
-            let left = self.deploys.running(app).into_iter().chain(self.deploys.waiting(app));
-            let left: Vec<_> = left.map(|view| view.id).collect();
-            for deploy in left {
-                let why = "its repository is another one in the config now".to_owned();
-                self.deploy_event(Event::Cancel { deploy, why });
-            }
-        }
         self.look_if_due(app);
     }
 
@@ -113,7 +102,8 @@ impl Supervisor {
 
     fn ask_for_deploy(&mut self, app: &AppName, ref_name: Option<String>, commit: Option<CommitId>, by: By) {
         let ticket = self.ticket();
-        let order = NewDeploy { ticket, app: app.clone(), ref_name, rev: None, commit, release: None, by, approved_by: None };
+        let order =
+            NewDeploy { ticket, app: app.clone(), ref_name, rev: None, commit, release: None, by, approved_by: None };
         self.ledger.send(Command::NewDeploy(order));
     }
 }

@@ -1,6 +1,7 @@
 //! Carries out what the deploy machine decides: jobs, release folders, the trial, the file `live`.
 //! Which deploy runs and what it does next is `domain::deploy`'s; nothing is decided here.
 
+mod by_hand;
 mod catch_up;
 mod releases;
 mod rollback;
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Supervisor,
+    control::ReplyTo,
     jobs::JobSpec,
     launch::{self, PATH},
     ledger::{Command, NewDeploy, NewEvent, Unfinished},
@@ -80,11 +82,28 @@ impl Supervisor {
 
     /// Puts a stored deploy into the line; `attempts`: how often it was started before.
     pub fn queue_deploy(&mut self, view: DeployView, attempts: u32, rev: Option<String>) {
-        let Some(app) = self.apps.get(&view.app).map(|app| Arc::clone(app.spec())) else { return };
-        let Some(deploy) = &app.deploy else { return };
-        let places =
-            Places { mirror: self.layout.mirror(&deploy.repo, app.work_as.gid), app: self.layout.app(&app.name) };
+        let found = self.apps.get(&view.app).filter(|app| !app.is_removed()).map(|app| Arc::clone(app.spec()));
+        let Some(app) = found else { return self.end_homeless(view, attempts) };
+        let places = self.places(&app);
         self.deploy_event(Event::Queue(Box::new(Queued { view, attempts, rev, app, places })));
+    }
+
+    /// Whatever was accepted ends, though its app is gone.
+    fn end_homeless(&mut self, mut view: DeployView, attempts: u32) {
+        view.state = DeployState::Cancelled;
+        view.reason = Some("the app is in the config no more".to_owned());
+        view.ended_at = Some(crate::os::clock::now().wall);
+        let view = Box::new(view);
+        self.persist(view.clone(), attempts);
+        self.deploy_ended(&view);
+    }
+
+    /// Where deploys of this app work.
+    #[must_use]
+    pub fn places(&self, app: &config::App) -> Places {
+        // An app without a repository has no mirror, and nothing of it is fetched.
+        let repo = app.deploy.as_ref().map_or("", |deploy| deploy.repo.as_str());
+        Places { mirror: self.layout.mirror(repo, app.work_as.gid), app: self.layout.app(&app.name) }
     }
 
     /// The same once more, by the config of then.
@@ -106,15 +125,7 @@ impl Supervisor {
                 Resumption::Live(view) => {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }
-                Resumption::Requeue(view) if self.apps.contains_key(&view.app) => {
-                    self.queue_deploy(*view, attempts, rev);
-                }
-                Resumption::Requeue(mut view) => {
-                    view.state = DeployState::Cancelled;
-                    view.reason = Some("the app is in the config no more".to_owned());
-                    view.ended_at = Some(crate::os::clock::now().wall);
-                    self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
-                }
+                Resumption::Requeue(view) => self.queue_deploy(*view, attempts, rev),
             }
         }
     }
@@ -146,7 +157,20 @@ impl Supervisor {
     /// What was persisted is durable.
     pub fn committed(&mut self, ticket: u64) {
         if let Some(deploy) = self.committing.remove(&ticket) {
+            for (reply, saying) in self.kept_answers.remove(&ticket).unwrap_or_default() {
+                reply.say(saying);
+            }
             self.deploy_event(Event::Committed { deploy });
+        }
+    }
+
+    /// Says something once the newest record of this deploy is durable: whoever hears it relies on it
+    /// over a crash.
+    pub fn say_kept(&mut self, deploy: DeployId, reply: ReplyTo, saying: Saying) {
+        let records = self.committing.iter().filter(|(_, of)| **of == deploy);
+        match records.map(|(ticket, _)| *ticket).max() {
+            Some(ticket) => self.kept_answers.entry(ticket).or_default().push((reply, saying)),
+            None => drop(reply.say(saying)),
         }
     }
 
@@ -396,29 +420,34 @@ impl Supervisor {
         self.deploy_states.remove(&view.id);
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in waiters {
-            if !waiter.waits_for(view.id) {
-                self.waiters.push(waiter);
-                continue;
+            match waiter.wants(view.id) {
+                None => self.waiters.push(waiter),
+                Some(wanted) => self.say_kept(view.id, waiter.reply, told_end(view, wanted)),
             }
-            let reason = view.reason.clone().unwrap_or_default();
-            let saying = if view.state == DeployState::Live {
-                let release = view.release.as_ref().map(ToString::to_string).unwrap_or_default();
-                let message = format!("{} {release} is live", view.app);
-                Saying::Done(Reply::Changed { deploy: Some(view.id), message })
-            } else {
-                let message = format!("deploy {} of {} {}: {reason}", view.id, view.app, view.state);
-                Saying::Refused(Refusal::new(RefusalKind::Failed, message))
-            };
-            waiter.reply.say(saying);
         }
         self.look_if_due(&view.app);
     }
 
     fn tell_deploy_waiters(&self, view: &DeployView) {
-        for waiter in self.waiters.iter().filter(|waiter| waiter.waits_for(view.id)) {
+        for waiter in self.waiters.iter().filter(|waiter| waiter.wants(view.id).is_some()) {
             waiter.reply.say(Saying::Progress(Progress::Deploy(Box::new(view.clone()))));
         }
     }
+}
+
+/// What is said of the end of a deploy to somebody who wanted this end.
+pub fn told_end(view: &DeployView, wanted: DeployState) -> Saying {
+    let DeployView { id, app, state, .. } = view;
+    if *state != wanted {
+        let reason = view.reason.clone().unwrap_or_default();
+        let message = format!("deploy {id} of {app} {state}: {reason}");
+        return Saying::Refused(Refusal::new(RefusalKind::Failed, message));
+    }
+    let message = match (state, &view.release) {
+        (DeployState::Live, Some(release)) => format!("{app} {release} is live"),
+        _ => format!("deploy {id} of {app} is {state}"),
+    };
+    Saying::Done(Reply::Changed { app: Some(app.clone()), deploy: Some(*id), message })
 }
 
 fn tree_job(

@@ -1,0 +1,274 @@
+//! Deploys in people's hands, from outside: cancelled, approved, frozen, sent again; each of it holds over a
+//! kill, says what is so, and stands in the audit.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/deploying.rs"]
+mod deploying;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{fs, process::Stdio};
+
+use deploying::*;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use server::{Repo, Server, processes, unique};
+
+const SLOW: &str = "build: [\"if [ -e slow ]; then cat $DIR/gate; fi\"]";
+
+/// `site` is live, and what is pushed next stands at a gate in its build.
+fn slow_world(deploy: &str) -> (Server, Repo, Gate) {
+    let (server, repo) = live_world("", &format!("{SLOW}, {deploy}"));
+    let gate = Gate::new(&server, "gate");
+    repo.commit(&[("slow", ""), ("VERSION", "2")], "slow");
+    (server, repo, gate)
+}
+
+/// Action, app, outcome and reason of the newest rows, oldest first.
+fn audit(server: &Server, n: usize) -> Vec<(String, String, String, String)> {
+    let rows = server.json(&["audit"]);
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let rows = rows.as_array().unwrap();
+    let newest = rows[rows.len() - n..].iter();
+    newest.map(|row| (text(row, "action"), text(row, "app"), text(row, "outcome"), text(row, "reason"))).collect()
+}
+
+fn row(action: &str, outcome: &str, reason: &str) -> (String, String, String, String) {
+    (action.to_owned(), "site".to_owned(), outcome.to_owned(), reason.to_owned())
+}
+
+#[test]
+fn a_deploy_is_cancelled_before_it_switches_and_not_after() {
+    let (server, repo, gate) = slow_world("");
+    let runs = push(&server, &repo);
+    let held = gate.reached();
+    repo.git(&["rm", "-q", "slow"]);
+    repo.commit(&[("VERSION", "3")], "third");
+    let waits = push(&server, &repo);
+
+    let said = server.ok(&["cancel", &waits.to_string()]);
+    assert!(said.contains(&format!("deploy {waits} of site is cancelled")), "{said}");
+    let deploy = deploy(&server, waits);
+    assert_eq!(deploy["state"], "cancelled", "{deploy}");
+    assert!(deploy["reason"].as_str().unwrap().starts_with("cancelled by "), "{deploy}");
+
+    assert!(!processes(&server.path().join("gate").display().to_string()).is_empty());
+    server.ok(&["cancel", &runs.to_string()]);
+    drop(held);
+    let cancelled = server.deploy_end(runs);
+    assert_eq!((&cancelled["state"], &cancelled["step"]), (&"cancelled".into(), &"build".into()), "{cancelled}");
+    assert_eq!(cancelled["steps"].as_array().unwrap().last().unwrap()["state"], "cancelled");
+    assert_eq!(processes(&server.path().join("gate").display().to_string()), [] as [i32; 0]);
+    assert_eq!(version(&server), "1");
+
+    // What is so already is no failure; what ended otherwise is.
+    server.ok(&["cancel", &runs.to_string()]);
+    let said = server.fails(1, &["cancel", "1"]);
+    assert!(said.contains("has ended already: live"), "{said}");
+    let said = server.fails(4, &["cancel", "99"]);
+    assert!(said.contains("deploy 99 does not exist") && said.contains(&format!("newest is {waits}")), "{said}");
+    server.fails(2, &["cancel", "x"]);
+
+    server.edit_config("settle: \"20ms\"", "settle: \"1h\"");
+    server.ok(&["reload"]);
+    repo.commit(&[("VERSION", "4")], "fourth");
+    let id = push(&server, &repo);
+    wait_deploy(&server, id, "verifying");
+    let said = server.fails(1, &["cancel", &id.to_string()]);
+    assert!(said.contains("from the switch on") && said.contains("everhook rollback site"), "{said}");
+    assert_eq!(deploys(&server)[0]["state"], "verifying");
+    let rows = audit(&server, 7);
+    let about = |id: i64| format!("deploy {id}");
+    assert_eq!(
+        rows[..3],
+        [
+            row("cancel", "done", &about(waits)),
+            row("cancel", "done", &about(runs)),
+            row("cancel", "done", &about(runs))
+        ]
+    );
+    assert_eq!(
+        (&rows[3].2, &rows[4].2, &rows[6].2),
+        (&"refused".into(), &"refused".into(), &"refused".into()),
+        "{rows:?}"
+    );
+    server.ok(&["stop", "site"]);
+    assert_eq!(server.deploy_end(id)["state"], "rolled_back");
+}
+
+#[test]
+fn a_freeze_holds_over_a_kill_and_keeps_the_newest_push() {
+    let (mut server, repo) = live_world("", "");
+    repo.commit(&[("VERSION", "2")], "second");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+    assert_eq!(server.app("site")["frozen"], Value::Null);
+    server.fails(2, &["freeze", "site"]);
+    server.fails(2, &["freeze", "site", "--why", " "]);
+    let said = server.ok(&["freeze", "site", "--why", "the fair"]);
+    assert!(said.contains("site is frozen by ") && said.contains(": the fair"), "{said}");
+    let said = server.ok(&["freeze", "site", "--why", "another"]);
+    assert!(said.contains("the fair already"), "the first one holds: {said}");
+
+    let first = push(&server, &repo_commit(&repo, "3"));
+    server.kill();
+    server.start();
+    server.wait_state("site", "ready");
+    let newest = push(&server, &repo_commit(&repo, "4"));
+    assert_eq!(server.deploy_end(first)["superseded_by"], newest);
+    let frozen = server.app("site")["frozen"].as_str().unwrap().to_owned();
+    assert!(frozen.starts_with("frozen by ") && frozen.ends_with(": the fair"), "{frozen}");
+    assert!(server.ok(&["status"]).contains(&format!("site is {frozen}")));
+    let said = server.fails(1, &["deploy", "site"]);
+    assert!(said.contains(&frozen) && said.contains("everhook unfreeze site"), "{said}");
+    assert_eq!(deploy(&server, newest)["state"], "queued");
+    assert_eq!(version(&server), "2");
+
+    let said = server.ok(&["unfreeze", "site"]);
+    assert!(said.contains(&format!("site is unfrozen; deploy {newest} is queued")), "{said}");
+    assert_eq!(server.deploy_end(newest)["state"], "live");
+    assert_eq!((version(&server).as_str(), &server.app("site")["frozen"]), ("4", &Value::Null));
+    server.ok(&["unfreeze", "site"]);
+
+    // At night one wants to go back, whoever has frozen it.
+    server.ok(&["freeze", "site", "--why", "the night"]);
+    server.ok(&["rollback", "site"]);
+    assert_eq!(version(&server), "2");
+    assert!(server.stop().success());
+    server.start();
+    assert!(server.app("site")["frozen"].is_string());
+    let rows = audit(&server, 9);
+    assert_eq!(rows[0].2, "refused", "a reason without a word: {rows:?}");
+    assert_eq!(
+        [&rows[1], &rows[2], &rows[4], &rows[5], &rows[6]].map(Clone::clone),
+        [
+            row("freeze", "done", "the fair"),
+            row("freeze", "done", "another"),
+            row("unfreeze", "done", ""),
+            row("unfreeze", "done", ""),
+            row("freeze", "done", "the night")
+        ]
+    );
+    assert_eq!((rows[3].0.as_str(), rows[3].2.as_str()), ("deploy", "refused"));
+    server.fails(4, &["freeze", "sitte", "--why", "x"]);
+}
+
+fn repo_commit(repo: &Repo, version: &str) -> Repo {
+    repo.commit(&[("VERSION", version)], version);
+    Repo { path: repo.path.clone() }
+}
+
+#[test]
+fn what_the_forge_brings_awaits_approval() {
+    let (mut server, repo) = world("", "approve: true");
+    server.start();
+    wait_deploy(&server, 1, "awaiting_approval");
+    assert_eq!(server.app("site")["state"], "waiting");
+    let said = server.ok(&["approve", "1"]);
+    assert!(said.contains("deploy 1 of site: ") && said.contains("live"), "{said}");
+    server.wait_state("site", "ready");
+
+    repo.commit(&[("VERSION", "2")], "second");
+    let second = push(&server, &repo);
+    wait_deploy(&server, second, "awaiting_approval");
+    repo.commit(&[("VERSION", "3")], "third");
+    let third = push(&server, &repo);
+    assert_eq!(server.deploy_end(second)["superseded_by"], third);
+    let said = server.fails(1, &["approve", &second.to_string()]);
+    assert!(said.contains("has ended already: superseded"), "{said}");
+    // It is asked for again after a kill, and what was approved is known over one.
+    server.kill();
+    server.start();
+    wait_deploy(&server, third, "awaiting_approval");
+    server.ok(&["freeze", "site", "--why", "the fair"]);
+    let said = server.ok(&["approve", &third.to_string()]);
+    assert!(said.contains("is approved; it starts once site is unfrozen"), "{said}");
+    server.kill();
+    server.start();
+    assert_eq!(deploy(&server, third)["state"], "queued");
+    assert_eq!(audit(&server, 1), [row("approve", "done", &format!("deploy {third}"))]);
+    server.ok(&["unfreeze", "site"]);
+    let live = server.deploy_end(third);
+    assert_eq!((&live["state"], &live["approved_by"]["kind"]), (&"live".into(), &"local".into()), "{live}");
+    assert!(server.ok(&["history", "show", &third.to_string()]).contains("approved by "));
+    let said = server.ok(&["approve", &third.to_string()]);
+    assert!(said.contains("is live"), "{said}");
+
+    repo.commit(&[("VERSION", "4")], "fourth");
+    server.ok(&["deploy", "site"]);
+    assert_eq!(version(&server), "4");
+    let hand = deploys(&server)[0].clone();
+    assert_eq!((&hand["state"], &hand["approved_by"]), (&"live".into(), &Value::Null), "{hand}");
+    let said = server.ok(&["rollback", "site"]);
+    assert!(said.contains("live"), "{said}");
+    repo.commit(&[("VERSION", "5")], "fifth");
+    let fifth = push(&server, &repo);
+    wait_deploy(&server, fifth, "awaiting_approval");
+    server.ok(&["cancel", &fifth.to_string()]);
+    server.fails(4, &["approve", "99"]);
+}
+
+#[test]
+fn a_delivery_is_judged_anew() {
+    let (server, repo) = live_world("", "check: [\"! [ -e $DIR/broken ]\"]");
+    fs::write(server.path().join("broken"), "").unwrap();
+    let commit = repo.commit(&[("VERSION", "2")], "second");
+    let sender_id = unique();
+    let (status, answer) = server.push("site", &sender_id, &repo.push_body());
+    assert_eq!(status, 202, "{answer}");
+    let first = answer["delivery"].as_i64().unwrap();
+    let failed = server.deploy_end(answer["deploys"][0]["id"].as_i64().unwrap());
+    assert_eq!(failed["state"], "failed", "{failed}");
+    fs::remove_file(server.path().join("broken")).unwrap();
+
+    let again = server.json(&["deliveries", "redeliver", &first.to_string()]);
+    let (delivery, id) = (again["delivery"].as_i64().unwrap(), again["deploys"][0]["id"].as_i64().unwrap());
+    assert_eq!(again["deploys"], json!([{"app": "site", "id": id}]), "{again}");
+    let live = server.deploy_end(id);
+    assert_eq!((&live["state"], &live["commit"]), (&"live".into(), &commit.into()), "{live}");
+    assert_eq!(live["by"], json!({"kind": "delivery", "id": delivery}));
+    let shown = server.json(&["deliveries", "show", &delivery.to_string()]);
+    assert_eq!((&shown["sender_id"], &shown["state"]), (&sender_id.into(), &"accepted".into()), "{shown}");
+    assert!(shown["address"].as_str().unwrap().contains(&format!("redelivery of {first}")), "{shown}");
+    assert_eq!(audit(&server, 1), [row("redeliver", "done", &format!("delivery {first}"))]);
+
+    // Now it repeats what is live.
+    let said = server.ok(&["deliveries", "redeliver", &first.to_string()]);
+    assert!(said.contains(&format!("repeats delivery {delivery}")), "{said}");
+    let duplicate = server.json(&["deliveries"])[0].clone();
+    assert_eq!((&duplicate["state"], &duplicate["duplicate_of"]), (&"duplicate".into(), &delivery.into()));
+    let said = server.fails(1, &["deliveries", "redeliver", &duplicate["id"].to_string()]);
+    assert!(said.contains("redeliver that one"), "{said}");
+
+    let (status, answer) = server.push("site", &unique(), &repo.push_of("refs/heads/dev", &repo.head()));
+    assert_eq!(status, 200, "{answer}");
+    let said = server.fails(1, &["deliveries", "redeliver", &answer["delivery"].to_string()]);
+    assert!(said.contains("was skipped, so its body is not kept"), "{said}");
+    server.edit_config("branch: \"main\"", "branch: \"next\"");
+    server.ok(&["reload"]);
+    let said = server.fails(1, &["deliveries", "redeliver", &first.to_string()]);
+    assert!(said.contains("branch \"main\" is not deployed"), "{said}");
+    assert_eq!(audit(&server, 1)[0].2, "refused");
+    server.fails(4, &["deliveries", "redeliver", "999"]);
+    server.fails(2, &["deliveries", "redeliver", "x"]);
+}
+
+#[test]
+fn whoever_leaves_does_not_take_the_work_along() {
+    let (server, _repo, gate) = slow_world("");
+    let client = server.client(&["deploy", "site"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let held = gate.reached();
+    let id = deploys(&server)[0]["id"].as_i64().unwrap();
+    // It heeds the signal from the moment on that it has asked.
+    kill(Pid::from_raw(i32::try_from(client.id()).unwrap()), Signal::SIGINT).unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = server::text(&output);
+    assert!(said.contains("the work goes on") && said.contains(&format!("everhook history show {id}")), "{said}");
+    drop(held);
+    assert_eq!(server.deploy_end(id)["state"], "live");
+}
