@@ -18,8 +18,7 @@ pub(super) fn checkout(mirror: &Path, release: &Path, commit: &CommitId) -> Resu
     // A name that no commit can hold by intent.
     let index = release.join(format!(".everhook-index-{:032x}", u128::from_ne_bytes(random)));
     let git = Git::new(mirror).with_work_tree(release, index.clone());
-    let read = run(&git, &["read-tree", commit.as_str()], commit);
-    let written = read.and_then(|()| run(&git, &["checkout-index", "--all", "--force", "--quiet"], commit));
+    let written = run(&git, &["read-tree", "--reset", "-u", commit.as_str()], commit);
     match fs::remove_file(&index) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => written.and(Err(TreeError::io("git's index", e))),
         _ => written,

@@ -83,16 +83,16 @@ fn fetch_into(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
 fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) -> Result<Fetched, TreeError> {
     let tip = judge::tip(mirror, name)?;
     let asked = task.rev.is_some() || commit.is_none();
-    let commit = commit.unwrap_or(&tip);
+    let commit = commit.unwrap_or(&tip.commit);
     let ref_name = format!("{HEADS}{name}");
-    let verdict = judge::verdict(mirror, &Question { commit, tip: &tip, live: task.live.as_ref(), asked })?;
+    let verdict = judge::verdict(mirror, &Question { commit, tip: &tip.commit, live: task.live.as_ref(), asked })?;
     if verdict != Verdict::Deploy {
         return Ok(unjudged(verdict, ref_name, Some(commit.clone())));
     }
     let tree_bytes = content::measure(mirror, commit)?;
-    let (subject, author) = judge::words(mirror, commit)?;
-    let (subject, author, tree_bytes) = (Some(subject), Some(author), Some(tree_bytes));
-    Ok(Fetched { verdict, ref_name, commit: Some(commit.clone()), subject, author, tree_bytes })
+    let said = if *commit == tip.commit { tip } else { judge::said(mirror, commit.as_str())? };
+    let (subject, author, tree_bytes) = (Some(said.subject), Some(said.author), Some(tree_bytes));
+    Ok(Fetched { verdict, ref_name, commit: Some(said.commit), subject, author, tree_bytes })
 }
 
 fn unjudged(verdict: Verdict, ref_name: String, commit: Option<CommitId>) -> Fetched {

@@ -73,19 +73,17 @@ impl Git {
     /// # Errors
     /// When git cannot be started.
     pub(super) fn run<S: AsRef<OsStr>>(&self, args: &[S], input: &[u8]) -> Result<Done, TreeError> {
-        let started = |e| match std::io::Error::kind(&e) {
-            std::io::ErrorKind::NotFound => {
-                TreeError::Refused("git is not installed: no `git` in the usual folders".into())
-            }
-            _ => TreeError::io("starting git", e),
-        };
-        let mut child = self.command().args(args).spawn().map_err(started)?;
+        let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
+        let mut child =
+            self.command()?.args(args).stdin(stdin).spawn().map_err(|e| TreeError::io("starting git", e))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let mut out = Vec::new();
         let said = thread::scope(|scope| {
             let said = scope.spawn(|| stderr.map(|stderr| self.echo(stderr)).unwrap_or_default());
             // A git that does not want its input says on stderr why.
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+            if let Some(mut stdin) = stdin {
+                scope.spawn(move || stdin.write_all(input));
+            }
             let read = stdout.map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut out));
             read.map(|_| said.join().unwrap_or_default())
         });
@@ -103,12 +101,14 @@ impl Git {
         }
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new("git");
+    fn command(&self) -> Result<Command, TreeError> {
+        // By its path: a program that has to be looked for is started by fork, which copies all of us.
+        let program = PATH.split(':').map(|folder| Path::new(folder).join("git")).find(|path| path.is_file());
+        let missing = || TreeError::Refused("git is not installed: no `git` in the usual folders".into());
+        let mut command = Command::new(program.ok_or_else(missing)?);
         command
             .env_clear()
             .current_dir(&self.directory)
-            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .env("PATH", PATH)
@@ -134,7 +134,7 @@ impl Git {
         for (name, value) in &self.extra {
             command.env(name, value);
         }
-        command
+        Ok(command)
     }
 
     fn echo(&self, stderr: impl Read) -> String {

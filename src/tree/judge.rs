@@ -20,7 +20,7 @@ pub(super) struct Question<'a> {
 
 pub(super) fn verdict(mirror: &Mirror, question: &Question<'_>) -> Result<Verdict, TreeError> {
     let &Question { commit, tip, live, asked } = question;
-    if commit != tip && !is_there(mirror, commit)? || !is_ancestor(mirror, commit, tip)? {
+    if commit != tip && !(is_there(mirror, commit)? && is_ancestor(mirror, commit, tip)?) {
         return Ok(Verdict::Gone);
     }
     if asked {
@@ -34,17 +34,23 @@ pub(super) fn verdict(mirror: &Mirror, question: &Question<'_>) -> Result<Verdic
     Ok(if older { Verdict::Older } else { Verdict::Deploy })
 }
 
+/// A commit and what it says of itself.
+pub(super) struct Said {
+    pub commit: CommitId,
+    pub subject: String,
+    pub author: String,
+}
+
 /// Where a branch of the mirror points.
-pub(super) fn tip(mirror: &Mirror, name: &str) -> Result<CommitId, TreeError> {
-    let name = format!("{MIRRORED}{name}^{{commit}}");
-    commit_of(&mirror.git.must(&["rev-parse", "--verify", "--quiet", "--end-of-options", &name])?)
+pub(super) fn tip(mirror: &Mirror, name: &str) -> Result<Said, TreeError> {
+    said(mirror, &format!("{MIRRORED}{name}"))
 }
 
 /// The branch and the commit that a person named.
 pub(super) fn resolve(mirror: &Mirror, branches: &Branches, rev: &str) -> Result<(String, CommitId), TreeError> {
     let name = rev.strip_prefix("refs/heads/").unwrap_or(rev);
     if is_branch(name) && branches.fit(name) && has_branch(mirror, name)? {
-        return Ok((name.to_owned(), tip(mirror, name)?));
+        return Ok((name.to_owned(), tip(mirror, name)?.commit));
     }
     let unknown = || TreeError::Refused(format!("{rev:?} is no branch that is deployed and no commit of one"));
     if !(4..=64).contains(&rev.len()) || !rev.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -69,13 +75,15 @@ pub(super) fn resolve(mirror: &Mirror, branches: &Branches, rev: &str) -> Result
     Ok((name.to_owned(), commit))
 }
 
-/// Subject and author.
-pub(super) fn words(mirror: &Mirror, commit: &CommitId) -> Result<(String, String), TreeError> {
-    let args = ["log", "-1", "--no-show-signature", "--no-color", "--format=%s%x00%an <%ae>", commit.as_str(), "--"];
-    let text = mirror.git.must(&args)?;
+/// What the commit says that this names: one process of git tells all of it.
+pub(super) fn said(mirror: &Mirror, name: &str) -> Result<Said, TreeError> {
+    let form = "--format=%H%x00%s%x00%an <%ae>";
+    let text = mirror.git.must(&["log", "-1", "--no-show-signature", "--no-color", form, name, "--"])?;
     let text = String::from_utf8_lossy(&text);
-    let (subject, author) = text.trim_end_matches('\n').split_once('\0').unwrap_or_default();
-    Ok((shortened(subject), shortened(author)))
+    let mut parts = text.trim_end_matches('\n').splitn(3, '\0');
+    let commit = commit_of(parts.next().unwrap_or_default().as_bytes())?;
+    let mut next = || shortened(parts.next().unwrap_or_default());
+    Ok(Said { commit, subject: next(), author: next() })
 }
 
 /// A commit may call itself anything, at any length.

@@ -63,8 +63,11 @@ fn clear_leftovers(path: &Path) -> io::Result<()> {
     for folder in [path.to_owned(), path.join("objects"), path.join("objects/pack"), path.join("objects/info")] {
         remove_leftovers(&folder, false)?;
     }
-    for byte in 0..=u8::MAX {
-        remove_leftovers(&path.join(format!("objects/{byte:02x}")), false)?;
+    for entry in fs::read_dir(path.join("objects")).into_iter().flatten() {
+        let entry = entry?;
+        if entry.file_name().len() == 2 && entry.file_type()?.is_dir() {
+            remove_leftovers(&entry.path(), false)?;
+        }
     }
     remove_leftovers(&path.join("refs"), true)
 }
