@@ -147,6 +147,24 @@ fn a_deployer_deploys_and_rolls_back() {
     assert!(answer.json()["deploy"].is_i64());
     assert_eq!(server.app("site")["commit"], first.as_str());
 
+    let before = get(&server, "deployer", "deploys");
+    for (target, body) in [("deploy", json!({"dry_run": true, "rev": second})), ("rollback", json!({"dry_run": true}))]
+    {
+        let answer = call(&server, "deployer", "POST", &format!("apps/site/{target}"), &body.to_string());
+        let told = answer.json();
+        assert_eq!((answer.status, &told["app"], &told["live_commit"]), (200, &json!("site"), &json!(first)), "{told}");
+        if target == "deploy" {
+            assert_eq!(
+                (&told["commit"], &told["commits_total"], &told["files"]),
+                (&json!(second), &json!(1), &json!(["VERSION"])),
+                "{told}"
+            );
+            assert_eq!(told["steps"], json!([{"name": "check", "command": "! grep -q broken VERSION"}]));
+        }
+    }
+    problem(&call(&server, "viewer", "POST", "apps/site/deploy", r#"{"dry_run": true}"#), 403);
+    assert_eq!(get(&server, "deployer", "deploys"), before);
+
     repo.commit(&[("VERSION", "broken")], "broken");
     let reason = problem(&post(&server, "deployer", "site/deploy?wait=30s"), 409);
     assert!(reason.contains("check") || reason.contains("grep"), "{reason}");

@@ -4,6 +4,8 @@
 
 #[path = "support/deploying.rs"]
 mod deploying;
+#[path = "support/forge.rs"]
+mod forge;
 #[path = "support/http.rs"]
 mod http;
 #[path = "support/server.rs"]
@@ -12,6 +14,7 @@ mod server;
 use std::{fs, process::Stdio};
 
 use deploying::*;
+use forge::Forge;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -271,4 +274,103 @@ fn whoever_leaves_does_not_take_the_work_along() {
     assert!(said.contains("the work goes on") && said.contains(&format!("everhook history show {id}")), "{said}");
     drop(held);
     assert_eq!(server.deploy_end(id)["state"], "live");
+}
+
+#[test]
+fn a_dry_run_tells_and_changes_nothing() {
+    let (server, repo) =
+        live_world("instances: 2,", "check: [\"true\"], build: [(run: \"echo built\", name: \"make it\")]");
+    let first = repo.head();
+    repo.commit(&[("VERSION", "2"), ("a b/new", "x")], "adds a file");
+    let tip = repo.commit(&[("VERSION", "3")], "third");
+    let state = |server: &Server| {
+        let disk = (releases(server, "site"), fs::read_to_string(home(server, "site").join("live")).unwrap());
+        (deploys(server), server.json(&["audit"]), disk, server.app("site")["instances"][0]["pid"].clone())
+    };
+    let before = state(&server);
+    let said = server.ok(&["deploy", "site", "--dry-run"]);
+    for words in [
+        &format!("deploy of site: {} third (Ann <ann@example.org>) of refs/heads/main", &tip[..7]),
+        &format!("live is {}, in 1-{}", &first[..7], &first[..7]),
+        "COMMITS: 2\n",
+        " adds a file (Ann <ann@example.org>)\n",
+        "FILES: 2\n  VERSION\n  a b/new\n",
+        "STEPS\n  check    true\n  build    make it\n",
+        "INSTANCES\n  site.1\n  site.2\n",
+        "nothing was changed",
+    ] {
+        assert!(said.contains(words), "no {words:?} in {said}");
+    }
+    server.ok(&["freeze", "site", "--why", "the fair"]);
+    let said = server.ok(&["deploy", "site", "--dry-run", "--rev", &first]);
+    assert!(said.contains("it would not go live: the app is frozen by "), "{said}");
+    assert!(said.contains("live is this commit") && said.contains("COMMITS: 0\nFILES: 0\n"), "{said}");
+    server.ok(&["unfreeze", "site"]);
+    let said = server.fails(1, &["deploy", "site", "--dry-run", "--rev", "no-such"]);
+    assert!(said.contains("\"no-such\" is no branch that is deployed"), "{said}");
+    let said = server.fails(1, &["rollback", "site", "--dry-run"]);
+    assert!(said.contains("no earlier release"), "{said}");
+    let mut after = state(&server);
+    let rows = after.1.as_array_mut().unwrap();
+    rows.retain(|row| !row["action"].as_str().unwrap().contains("freeze"));
+    assert_eq!(after, before);
+    if is_root() {
+        for mirror in fs::read_dir(server.path().join("state/mirrors")).unwrap() {
+            let owners = owners(&mirror.unwrap().path());
+            assert!(!owners.contains(&0), "git ran as root: {owners:?}");
+        }
+    }
+
+    server.ok(&["deploy", "site"]);
+    server.ok(&["stop", "site"]);
+    let said = server.ok(&["rollback", "site", "--dry-run"]);
+    let to = format!("rollback of site: to release 1-{}, commit {}", &first[..7], &first[..7]);
+    assert!(said.contains(&to) && said.contains("COMMITS: 0, 2 taken back\n"), "{said}");
+    assert!(said.contains("FILES: 2\n") && said.contains("  none: the release would only be made live"), "{said}");
+    assert!(!said.contains("STEPS"), "a release on disk is built already: {said}");
+    server.fails(4, &["rollback", "site", "--dry-run", "--to", "99-1234567"]);
+    server.fails(4, &["deploy", "sitte", "--dry-run"]);
+    assert_eq!(server.app("site")["commit"], tip);
+}
+
+#[test]
+fn before_the_first_deploy_everything_is_new() {
+    let (mut server, repo) = world("", "approve: true");
+    server.start();
+    wait_deploy(&server, 1, "awaiting_approval");
+    let said = server.ok(&["deploy", "site", "--dry-run"]);
+    assert!(said.contains("nothing is live yet") && said.contains("FILES: 2\n  VERSION\n  app.sh\n"), "{said}");
+    assert!(said.contains("INSTANCES\n  site.1\n"), "{said}");
+    assert_eq!(server.app("site")["commit"], Value::Null);
+    // Another history is compared all the same.
+    server.ok(&["approve", "1"]);
+    repo.git(&["checkout", "-q", "--orphan", "other"]);
+    repo.commit(&[("VERSION", "2")], "another history");
+    repo.git(&["branch", "-f", "main"]);
+    let said = server.ok(&["deploy", "site", "--dry-run"]);
+    assert!(said.contains("COMMITS: 1, 1 taken back\n") && said.contains("FILES: 1\n  VERSION\n"), "{said}");
+}
+
+#[test]
+fn a_remote_that_says_nothing_holds_no_dry_run_and_no_shutdown() {
+    let (mut server, _repo) = world("", "");
+    let forge = Forge::new(server.path());
+    let path = server.path().join("repo");
+    server.edit_config(&format!("repo: \"{}\"", path.display()), &format!("repo: \"{}\"", forge.url("repo")));
+    start_live(&mut server);
+    server.edit_config("settle: \"20ms\"", "settle: \"20ms\", timeout: \"1s\"");
+    server.ok(&["reload"]);
+    forge.close();
+    let said = server.fails(1, &["deploy", "site", "--dry-run"]);
+    assert!(said.contains("longer than 1s"), "{said}");
+    assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0]);
+
+    server.edit_config("timeout: \"1s\"", "timeout: \"1h\"");
+    server.ok(&["reload"]);
+    forge.close();
+    let client = server.client(&["deploy", "site", "--dry-run"]).stderr(Stdio::piped()).spawn().unwrap();
+    forge.visited();
+    assert!(server.stop().success());
+    assert!(!client.wait_with_output().unwrap().status.success());
+    assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0]);
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use everhook::domain::api::{Ask, DeployOf, Redelivered, Refusal, RefusalKind, Reply, Request, Saying};
 use http::{Answer, Client, head, request};
 use listening::Listener;
+use serde_json::json;
 
 const TOKEN: (&str, &str) = ("Authorization", "Bearer t0ken");
 
@@ -50,6 +51,28 @@ fn a_change_is_asked_for_and_told() {
         assert_eq!((ask.wait, ask.timeout), (false, None));
         assert_eq!(answer.status, 202);
         assert_eq!(answer.text(), format!(r#"{{"action":"{action}","app":"blog","deploy":7}}"#));
+    }
+}
+
+#[test]
+fn a_dry_run_is_waited_for_and_told_whole() {
+    let mut listener = Listener::start("api");
+    let preview = json!({
+        "app": "blog", "ref": "refs/heads/main", "commit": null, "subject": null, "author": null, "live_release": null,
+        "live_commit": null, "release": null, "reason": null, "known": false, "commits": [], "commits_total": 0,
+        "taken_back": 0, "files": ["a"], "files_total": 1, "steps": [{"name": "check", "command": "true"}],
+        "instances": ["blog.1"],
+    });
+    for (action, query, body, expected, limit) in [
+        ("deploy", "", r#"{"dry_run": true}"#, r#"{"deploy_app":{"app":"blog","rev":null,"dry_run":true}}"#, 60),
+        ("rollback", "?wait=5s", r#"{"dry_run": true}"#, r#"{"rollback":{"app":"blog","to":null,"dry_run":true}}"#, 5),
+    ] {
+        let told = Saying::Done(Reply::Preview(serde_json::from_value(preview.clone()).unwrap()));
+        let target = format!("/api/v1/apps/blog/{action}{query}");
+        let (ask, answer) = exchange(&mut listener, "POST", &target, body, told);
+        assert_eq!(serde_json::to_string(&ask.request).unwrap(), expected);
+        assert_eq!((ask.wait, ask.timeout), (true, Some(Duration::from_secs(limit))));
+        assert_eq!((answer.status, answer.json()), (200, preview.clone()));
     }
 }
 

@@ -171,6 +171,25 @@ pub fn look(place: &Place, screen: &mut Screen, request: Request) -> Result<Repl
     }
 }
 
+/// Puts a question whose answer takes work; Ctrl-C leaves it, as nothing changes by it.
+///
+/// # Errors
+/// As [`Client::hear`].
+pub fn look_long(
+    place: &Place,
+    screen: &mut Screen,
+    request: Request,
+    timeout: Option<Duration>,
+) -> Result<Reply, Failure> {
+    let mut client = Client::connect(place)?;
+    client.ask(request, true, timeout);
+    loop {
+        if let Saying::Done(reply) = client.hear(screen)? {
+            return Ok(reply);
+        }
+    }
+}
+
 /// Asks for a change, and unless told otherwise waits until it is so.
 ///
 /// # Errors

@@ -2,6 +2,7 @@ use super::{
     client::{change, look, strange},
     failure::{Code, Failure},
     find::Place,
+    preview::preview,
     progress::Teller,
     screen::{Screen, complain, visible},
     words::{Waiting, deploy_end},
@@ -21,13 +22,19 @@ pub struct Deploy {
     /// Return as soon as it is queued
     #[arg(long)]
     detach: bool,
+    /// Change nothing: fetch, and show what would be done
+    #[arg(long, conflicts_with = "detach")]
+    dry_run: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
 
 impl Deploy {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
-        let request = Request::DeployApp { app: self.app.clone(), rev: self.rev.clone() };
+        let request = Request::DeployApp { app: self.app.clone(), rev: self.rev.clone(), dry_run: self.dry_run };
+        if self.dry_run {
+            return preview(place, request, self.waiting.timeout);
+        }
         let no_wait = self.waiting.no_wait || self.detach;
         carry_out(place, request, &Waiting { no_wait, ..self.waiting.clone() })
     }

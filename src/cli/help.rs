@@ -16,7 +16,7 @@ Apps
   wait APP --for STATE         ready, stopped, failed, …
   exec APP -- CMD              as the app: its user, directory and environment
 Deploy
-  deploy APP [--rev REV]       shows the pipeline live
+  deploy APP [--rev REV]       shows the pipeline live; --dry-run: what it would do
   rollback APP [--to RELEASE]  to the release before, or this one
   cancel ID, approve ID        end a deploy, or let one go on that awaits approval
   freeze APP --why TEXT        start no deploy until unfreeze APP; rollbacks go on

@@ -21,6 +21,7 @@ mod freeze;
 mod help;
 mod history;
 mod logs;
+mod preview;
 mod progress;
 mod reload;
 mod restart;

@@ -1,4 +1,4 @@
-use super::{deploy::carry_out, failure::Failure, find::Place, words::Waiting};
+use super::{deploy::carry_out, failure::Failure, find::Place, preview::preview, words::Waiting};
 use crate::domain::{
     api::Request,
     model::{AppName, ReleaseId},
@@ -11,13 +11,19 @@ pub struct Rollback {
     /// Such as 7-1a2b3c4; `everhook history` shows what was live
     #[arg(long, value_name = "RELEASE")]
     to: Option<ReleaseId>,
+    /// Change nothing: show what would be done
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     waiting: Waiting,
 }
 
 impl Rollback {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
-        let request = Request::Rollback { app: self.app.clone(), to: self.to.clone() };
+        let request = Request::Rollback { app: self.app.clone(), to: self.to.clone(), dry_run: self.dry_run };
+        if self.dry_run {
+            return preview(place, request, self.waiting.timeout);
+        }
         carry_out(place, request, &self.waiting)
     }
 }

@@ -23,6 +23,8 @@ use crate::domain::{
 const LIMIT: Duration = Duration::from_secs(9);
 /// The longest `?wait=`.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// How long a look may take that fetches first, unless `?wait=` says otherwise.
+const LOOK_TIME: Duration = Duration::from_secs(60);
 /// Bytes of a body; it holds one field.
 const BODY: usize = 16 * 1024;
 /// How long a body may take to come.
@@ -48,6 +50,8 @@ struct Changed {
 struct DeployBody {
     #[serde(default)]
     rev: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -55,6 +59,8 @@ struct DeployBody {
 struct RollbackBody {
     #[serde(default)]
     to: Option<ReleaseId>,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -88,12 +94,12 @@ impl People {
             // Whoever writes a program that stops an app knows whom it hurts.
             Action::Stop => body(request).await.map(|NoBody {}| api::Request::Stop { apps, confirmed: true })?,
             Action::Deploy => {
-                let DeployBody { rev } = body(request).await?;
-                api::Request::DeployApp { app: app.clone(), rev }
+                let DeployBody { rev, dry_run } = body(request).await?;
+                api::Request::DeployApp { app: app.clone(), rev, dry_run }
             }
             Action::Rollback => {
-                let RollbackBody { to } = body(request).await?;
-                api::Request::Rollback { app: app.clone(), to }
+                let RollbackBody { to, dry_run } = body(request).await?;
+                api::Request::Rollback { app: app.clone(), to, dry_run }
             }
             Action::Freeze => {
                 let FreezeBody { why } = body(request).await?;
@@ -101,7 +107,12 @@ impl People {
             }
             Action::Unfreeze => body(request).await.map(|NoBody {}| api::Request::Unfreeze { app: app.clone() })?,
         };
-        let (_, deploy) = about(self.ask(Some(token), from, wait, question).await?);
+        let patience = if question.changes() { wait } else { wait.or(Some(LOOK_TIME)) };
+        let reply = self.ask(Some(token), from, patience, question).await?;
+        if let api::Reply::Preview(preview) = reply {
+            return Ok(json(StatusCode::OK, &preview));
+        }
+        let (_, deploy) = about(reply);
         let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
         Ok(json(status, &Changed { action: action.name(), app: Some(app), deploy }))
     }

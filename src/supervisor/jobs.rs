@@ -71,6 +71,8 @@ pub struct Job {
     exit: Option<Exit>,
     /// Its end was asked for.
     unwanted: bool,
+    /// A shutdown does not wait for it: a person's command, or a question to a remote that may never answer.
+    dispensable: bool,
     then: Then,
 }
 
@@ -107,7 +109,7 @@ impl Supervisor {
         who: &Identity,
         task: &TreeTask,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
-    ) {
+    ) -> JobId {
         let job = JobSpec {
             deploy: None,
             app: app.clone(),
@@ -119,7 +121,11 @@ impl Supervisor {
             cgroup: None,
         };
         let name = format!("{app}.errand-{}", self.ticket());
-        self.run(job, name, None, Box::new(then));
+        let id = self.run(job, name, None, Box::new(then));
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.dispensable = !matches!(task, TreeTask::Empty { .. });
+        }
+        id
     }
 
     /// Runs what is described already, with streams of its own, outside of any deploy.
@@ -142,6 +148,7 @@ impl Supervisor {
             cgroup: None,
             exit: None,
             unwanted: false,
+            dispensable: true,
             then: Box::new(then),
         };
         self.jobs.insert(id, running);
@@ -149,10 +156,10 @@ impl Supervisor {
         id
     }
 
-    /// Ends every command that a person runs as an app.
-    pub fn end_commands(&mut self) {
-        let commands = self.jobs.iter().filter(|(_, job)| job.deploy.is_none() && job.output.is_none());
-        for id in commands.map(|(id, _)| *id).collect::<Vec<_>>() {
+    /// Ends every job that no shutdown waits for.
+    pub fn end_dispensable(&mut self) {
+        let dispensable = self.jobs.iter().filter(|(_, job)| job.dispensable);
+        for id in dispensable.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.end_job(id);
         }
     }
@@ -173,6 +180,7 @@ impl Supervisor {
         match self.job_order(&job, &name, out) {
             Ok((answer, output, spec)) => {
                 let running = Job {
+                    dispensable: job.deploy.is_none() && output.is_none(),
                     deploy: job.deploy,
                     app: job.app,
                     name,

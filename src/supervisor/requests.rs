@@ -318,8 +318,8 @@ impl Supervisor {
                 let instance = wish.chosen[0].first_instance();
                 return self.exec(exec::Order { instance, command, streams: wish.fds, reply: wish.reply });
             }
-            Request::DeployApp { rev, .. } => return self.deploy_app(wish, rev),
-            Request::Rollback { to, .. } => return self.roll_app_back(wish, to),
+            Request::DeployApp { rev, dry_run, .. } => return self.deploy_app(wish, rev, dry_run),
+            Request::Rollback { to, dry_run, .. } => return self.roll_app_back(wish, to, dry_run),
             Request::Cancel { .. } => return self.with_deploy(wish, Self::cancel_deploy),
             Request::Approve { .. } => return self.with_deploy(wish, Self::approve_deploy),
             Request::Freeze { why, .. } => return self.freeze_app(wish, &why),

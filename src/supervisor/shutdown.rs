@@ -45,7 +45,7 @@ impl Supervisor {
             self.note(EventKind::Supervisor, None, "stopping", Some(by.to_owned()));
             self.ending = Some(Ending::Apps);
             self.deploy_event(deploy::Event::Shutdown);
-            self.end_commands();
+            self.end_dispensable();
         }
         if again || now {
             let active: Vec<_> = self.apps.values().flat_map(|app| self.active_seats(app)).collect();

@@ -87,7 +87,7 @@ pub(super) fn said(mirror: &Mirror, name: &str) -> Result<Said, TreeError> {
 }
 
 /// A commit may call itself anything, at any length.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
@@ -96,7 +96,7 @@ fn has_branch(mirror: &Mirror, name: &str) -> Result<bool, TreeError> {
     Ok(mirror.git.run(&["show-ref", "--verify", "--quiet", "--", &name], b"")?.code == Some(0))
 }
 
-fn is_there(mirror: &Mirror, commit: &CommitId) -> Result<bool, TreeError> {
+pub(super) fn is_there(mirror: &Mirror, commit: &CommitId) -> Result<bool, TreeError> {
     let done = mirror.git.run(&["cat-file", "--batch-check"], format!("{commit}\n").as_bytes())?;
     match done.code {
         Some(0) => Ok(String::from_utf8_lossy(&done.stdout).contains(" commit ")),

@@ -9,6 +9,7 @@
 
 mod beneath;
 mod checkout;
+mod compare;
 mod content;
 mod empty;
 mod explain;
@@ -71,7 +72,7 @@ pub fn main(args: &[String]) -> ExitCode {
 
 fn run(task: TreeTask) -> Result<(), TreeError> {
     // The app's group reads a mirror and nobody else does; a release may be served by anybody.
-    let fetches = matches!(task, TreeTask::Fetch(_) | TreeTask::LsRemote { .. });
+    let fetches = matches!(task, TreeTask::Fetch(_) | TreeTask::LsRemote { .. } | TreeTask::Compare { .. });
     umask(Mode::from_raw_mode(if fetches { 0o027 } else { 0o022 }));
     match task {
         TreeTask::Fetch(task) => {
@@ -81,6 +82,10 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
         TreeTask::LsRemote { repo, mirror, wanted } => {
             let answer = result_descriptor()?;
             tell(answer, &fetch::tip(&repo, &mirror, &wanted)?)
+        }
+        TreeTask::Compare { mirror, repo, from, to } => {
+            let answer = result_descriptor()?;
+            tell(answer, &compare::compare(&mirror, &repo, from.as_ref(), &to)?)
         }
         TreeTask::Checkout { mirror, release, commit } => checkout::checkout(&mirror, &release, &commit),
         TreeTask::Share { release, shared, previous, paths } => {

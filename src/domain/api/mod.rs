@@ -9,6 +9,7 @@ mod hooks;
 mod logger;
 mod people;
 mod places;
+mod preview;
 mod tree;
 mod view;
 
@@ -16,5 +17,6 @@ pub use hooks::*;
 pub use logger::*;
 pub use people::*;
 pub use places::*;
+pub use preview::*;
 pub use tree::*;
 pub use view::*;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Status, StepView};
+use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Preview, Status, StepView};
 use crate::domain::{
     config::Role,
     model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal},
@@ -102,13 +102,18 @@ pub enum Request {
         app: Target,
         command: Vec<String>,
     },
+    /// `dry_run`: change nothing, and answer with what would be done.
     DeployApp {
         app: AppName,
         rev: Option<String>,
+        #[serde(default, skip_serializing_if = "is_false")]
+        dry_run: bool,
     },
     Rollback {
         app: AppName,
         to: Option<ReleaseId>,
+        #[serde(default, skip_serializing_if = "is_false")]
+        dry_run: bool,
     },
     /// Ends a deploy that has not switched yet.
     Cancel {
@@ -233,8 +238,18 @@ impl Request {
     /// Does it change something? Then it stands in the audit.
     #[must_use]
     pub fn changes(&self) -> bool {
-        self.role() >= Role::Operator && !matches!(self, Self::Plan | Self::Audit { .. })
+        let looks = match self {
+            Self::Plan | Self::Audit { .. } => true,
+            Self::DeployApp { dry_run, .. } | Self::Rollback { dry_run, .. } => *dry_run,
+            _ => false,
+        };
+        self.role() >= Role::Operator && !looks
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Which output to show.
@@ -322,6 +337,8 @@ pub enum Reply {
         message: String,
     },
     Redelivered(Redelivered),
+    /// What a deploy or a rollback would do.
+    Preview(Box<Preview>),
     /// What a reload would do, or did, a line each.
     Plan {
         lines: Vec<String>,

@@ -19,6 +19,8 @@ pub enum TreeTask {
     Fetch(Fetch),
     /// As the fetch user: the remote's tip of a ref without fetching. Answer: [`Tip`].
     LsRemote { repo: String, mirror: PathBuf, wanted: Wanted },
+    /// As the fetch user: what lies between two commits of a mirror. Answer: [`Compared`].
+    Compare { mirror: PathBuf, repo: String, from: Option<CommitId>, to: CommitId },
     /// As the app's user: fill `release` (made, empty, its own) from the mirror. Answer: none.
     Checkout { mirror: PathBuf, release: PathBuf, commit: CommitId },
     /// As the app's user: make `paths` in `release` links into `shared`, carrying over what the live
@@ -81,6 +83,29 @@ pub enum Verdict {
     Gone,
     /// The ref is none that is deployed (the remote's default branch is another).
     NotWanted { reason: String },
+}
+
+/// What a release would bring, from one commit to another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// The first commit is there to be compared with; else all of the second one counts.
+    pub known: bool,
+    /// The newest that are in the second and not in the first, newest first.
+    pub commits: Vec<CommitView>,
+    pub commits_total: u64,
+    /// Commits of the first that are not in the second.
+    pub taken_back: u64,
+    /// The first paths, in order, that differ.
+    pub files: Vec<String>,
+    pub files_total: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitView {
+    pub commit: CommitId,
+    pub subject: String,
+    /// `Name <mail>`.
+    pub author: String,
 }
 
 /// A ref and where it points.

@@ -168,6 +168,33 @@ pub struct DeployView {
     pub steps: Vec<StepView>,
 }
 
+impl DeployView {
+    /// One that is queued now, without its number.
+    #[must_use]
+    pub fn new(app: &AppName, by: By, at: At) -> Self {
+        Self {
+            id: 0,
+            app: app.clone(),
+            state: DeployState::Queued,
+            step: None,
+            reason: None,
+            commit: None,
+            previous_commit: None,
+            ref_name: None,
+            subject: None,
+            author: None,
+            by,
+            approved_by: None,
+            release: None,
+            superseded_by: None,
+            queued_at: at,
+            started_at: None,
+            ended_at: None,
+            steps: Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeployState {

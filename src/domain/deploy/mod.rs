@@ -11,6 +11,7 @@
 pub mod accept;
 mod freeze;
 mod pipeline;
+pub mod preview;
 mod queue;
 mod record;
 #[cfg(test)]

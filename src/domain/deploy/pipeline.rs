@@ -92,10 +92,8 @@ impl Pipeline {
         queued.attempts += 1;
         queued.view.started_at = Some(now.wall);
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
-        let check = deploy.check.iter().map(|step| (StepKind::Check, step.clone()));
-        let build = deploy.build.iter().map(|step| (StepKind::Build, step.clone()));
         let mut pipeline = Self {
-            steps: check.chain(build).collect(),
+            steps: steps(&deploy),
             limit: now.mono + deploy.timeout,
             phase: Phase::Saving(Next::Fetch),
             unsaved,
@@ -249,19 +247,7 @@ impl Pipeline {
     }
 
     fn fetch(&self) -> Fetch {
-        let view = &self.queued.view;
-        let config::Deploy { repo, on, .. } = &self.deploy;
-        let branches = on.iter().map(|config::Trigger::Push(glob)| glob.text.clone()).collect();
-        let any = self.tip || self.queued.rev.is_some();
-        Fetch {
-            deploy: view.id,
-            repo: repo.clone(),
-            mirror: self.queued.places.mirror.clone(),
-            wanted: Wanted { branches, ref_name: view.ref_name.clone() },
-            commit: view.commit.clone().filter(|_| !any),
-            rev: self.queued.rev.clone(),
-            live: self.live.as_ref().map(|live| live.commit.clone()),
-        }
+        fetch_task(&self.queued, &self.deploy, self.live.as_ref(), self.tip)
     }
 
     fn target(&self) -> Option<(ReleaseId, CommitId)> {
@@ -370,19 +356,12 @@ impl Pipeline {
         let commit = view.commit.clone();
         let short = commit.as_ref().map_or("it", CommitId::short).to_owned();
         match (fetched.verdict, commit) {
-            (Verdict::Deploy, Some(commit)) if self.repeats(&commit) => {
-                self.passed_over(DeployState::Skipped, format!("older: {short} is live already"), now, out)
-            }
-            (Verdict::Deploy, Some(commit)) => self.name_release(&commit, out),
+            (Verdict::Deploy, Some(commit)) if !self.repeats(&commit) => self.name_release(&commit, out),
             (Verdict::Deploy, None) => self.failed("the tree helper named no commit".into(), now, out),
-            (Verdict::Older, _) => {
-                self.passed_over(DeployState::Skipped, format!("older: {short} is part of what is live"), now, out)
+            (verdict, _) => {
+                let (state, why) = passed_over(verdict, &short, &fetched.ref_name);
+                self.passed_over(state, why, now, out)
             }
-            (Verdict::Gone, _) => {
-                let why = format!("gone: {short} is not reachable from {} any more", fetched.ref_name);
-                self.passed_over(DeployState::Superseded, why, now, out)
-            }
-            (Verdict::NotWanted { reason }, _) => self.passed_over(DeployState::Skipped, reason, now, out),
         }
     }
 
@@ -547,9 +526,44 @@ impl Pipeline {
     }
 }
 
+/// The steps of a deploy, in their order.
+pub(super) fn steps(deploy: &config::Deploy) -> Vec<(StepKind, config::Step)> {
+    let check = deploy.check.iter().map(|step| (StepKind::Check, step.clone()));
+    let build = deploy.build.iter().map(|step| (StepKind::Build, step.clone()));
+    check.chain(build).collect()
+}
+
+/// What is to be fetched and judged. `tip`: of the ref, whichever commit was pushed.
+pub(super) fn fetch_task(queued: &Queued, deploy: &config::Deploy, live: Option<&Live>, tip: bool) -> Fetch {
+    let view = &queued.view;
+    let config::Deploy { repo, on, .. } = deploy;
+    let branches = on.iter().map(|config::Trigger::Push(glob)| glob.text.clone()).collect();
+    let any = tip || queued.rev.is_some();
+    Fetch {
+        deploy: view.id,
+        repo: repo.clone(),
+        mirror: queued.places.mirror.clone(),
+        wanted: Wanted { branches, ref_name: view.ref_name.clone() },
+        commit: view.commit.clone().filter(|_| !any),
+        rev: queued.rev.clone(),
+        live: live.map(|live| live.commit.clone()),
+    }
+}
+
+/// How a deploy ends whose commit is not deployed, and why. `short`: the commit.
+pub(super) fn passed_over(verdict: Verdict, short: &str, ref_name: &str) -> (DeployState, String) {
+    match verdict {
+        Verdict::Deploy => (DeployState::Skipped, format!("older: {short} is live already")),
+        Verdict::Older => (DeployState::Skipped, format!("older: {short} is part of what is live")),
+        Verdict::Gone => (DeployState::Superseded, format!("gone: {short} is not reachable from {ref_name} any more")),
+        Verdict::NotWanted { reason } => (DeployState::Skipped, reason),
+    }
+}
+
 impl JobEnd {
     /// Why a run of the tree helper came to nothing: its own last words where it had any.
-    fn failure(&self) -> Option<String> {
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
         if let Some(error) = &self.error {
             return Some(format!("the tree helper could not be started: {error}"));
         }

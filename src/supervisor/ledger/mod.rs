@@ -11,6 +11,7 @@ mod hooks;
 mod journal;
 mod keep;
 mod queries;
+mod redelivery;
 mod rows;
 mod say;
 mod store;

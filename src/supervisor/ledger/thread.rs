@@ -17,7 +17,7 @@ use super::{
     deliveries::{self, NewDelivery},
     deploys,
     hooks::{Arrived, Hooks},
-    journal, keep, queries,
+    journal, keep, queries, redelivery,
     say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told},
     store::{self, Fault, StoreError},
     webhook::{self, Incoming, Reading},
@@ -286,7 +286,7 @@ impl State {
     fn put(&self, store: &Connection, write: &Write) -> rusqlite::Result<Vec<Told>> {
         Ok(match write {
             Write::NewDeploy(new) => {
-                let mut deploy = webhook::new_deploy(&new.app, new.by.clone(), now());
+                let mut deploy = DeployView::new(&new.app, new.by.clone(), now());
                 deploy.ref_name.clone_from(&new.ref_name);
                 deploy.commit.clone_from(&new.commit);
                 deploy.release.clone_from(&new.release);
@@ -299,7 +299,7 @@ impl State {
                 ticket.map(|ticket| Told::Committed { ticket }).into_iter().collect()
             }
             Write::Redeliver { ticket, id } => {
-                webhook::redeliver(store, *ticket, *id, &self.snapshot, &self.live, now())?
+                redelivery::redeliver(store, *ticket, *id, &self.snapshot, &self.live, now())?
             }
             Write::Event(new) => vec![Told::Event(journal::append_event(store, new)?)],
             Write::Audit(new) => {

@@ -14,10 +14,7 @@ use super::{
     say::{NewEvent, Told},
 };
 use crate::domain::{
-    api::{
-        Answer, By, DeliveryState, DeliveryView, DeployOf, DeployState, DeployView, EventKind, MAX_BODY, RawDelivery,
-        Redelivered, Refusal, RefusalKind, Reply,
-    },
+    api::{Answer, By, DeliveryState, DeployView, EventKind, MAX_BODY, RawDelivery},
     deploy::accept::{App, Outcome, Snapshot, judge, outcome},
     hook::{self, Dialect, Headers, Kind, Parsed, Push},
     model::{AppName, At, CommitId, DeliveryId},
@@ -79,11 +76,11 @@ pub(super) enum Reading<'a> {
 
 /// A delivery that proved itself.
 pub(super) struct Proven<'a> {
-    incoming: &'a Incoming,
-    body: Cow<'a, [u8]>,
-    dialect: Dialect,
-    parsed: Parsed,
-    apps: Vec<&'a App>,
+    pub incoming: &'a Incoming,
+    pub body: Cow<'a, [u8]>,
+    pub dialect: Dialect,
+    pub parsed: Parsed,
+    pub apps: Vec<&'a App>,
 }
 
 /// Proves and parses a request.
@@ -164,7 +161,7 @@ pub(super) fn keep(
 }
 
 /// Judges a push for these apps. `again`: the delivery that it repeats by hand.
-fn judge_push(
+pub(super) fn judge_push(
     connection: &Connection,
     proven: &Proven<'_>,
     push: &Push,
@@ -197,79 +194,6 @@ fn judge_push(
     }
 }
 
-/// Judges the body of an accepted delivery as if it had come again, for the apps that it was about. It
-/// proved itself then; that a person asks for it now is judged elsewhere.
-///
-/// # Errors
-/// Of the store.
-pub(super) fn redeliver(
-    connection: &Connection,
-    ticket: u64,
-    id: DeliveryId,
-    snapshot: &Snapshot,
-    live: &BTreeMap<AppName, CommitId>,
-    at: At,
-) -> rusqlite::Result<Vec<Told>> {
-    let refused = |kind, message| Ok(vec![Told::Found { ticket, reply: Err(Refusal::new(kind, message)) }]);
-    let Some(first) = deliveries::find(connection, id, None)? else {
-        return refused(RefusalKind::NotFound, format!("delivery {id} does not exist any more"));
-    };
-    let body = deliveries::body(connection, id)?;
-    let apps: Vec<&App> = first.about.iter().filter_map(|name| snapshot.app(name.as_str())).collect();
-    let (Some(body), Some(dialect)) = (body, first.dialect.as_deref().and_then(Dialect::from_name)) else {
-        return refused(RefusalKind::Failed, not_kept(&first));
-    };
-    if apps.is_empty() {
-        let message = format!("no app that delivery {id} is about has a repository in the config any more");
-        return refused(RefusalKind::Failed, message);
-    }
-    let headers = hook::headers_again(dialect, first.event.as_deref(), first.sender_id.as_deref(), &body);
-    let incoming = Incoming {
-        listener: 0,
-        at,
-        raw: RawDelivery {
-            ticket: 0,
-            app: None,
-            headers: headers.clone(),
-            address: format!("redelivery of {id}"),
-            memfd: None,
-        },
-        inline: body,
-        memfd: None,
-    };
-    let (body, headers) = (Cow::Borrowed(incoming.inline.as_slice()), Headers::from(headers));
-    let parsed = match hook::parse(dialect, &headers, &body) {
-        Ok(parsed) => parsed,
-        Err(why) => return refused(RefusalKind::Failed, format!("delivery {id}: {why}")),
-    };
-    let proven = Proven { incoming: &incoming, body, dialect, parsed, apps: apps.clone() };
-    let Kind::Push(push) = &proven.parsed.kind else {
-        return refused(RefusalKind::Failed, format!("delivery {id} asks for no deploy"));
-    };
-    let mut kept = judge_push(connection, &proven, push, &apps, live, Some(id))?;
-    let view = deliveries::find(connection, kept.id, None)?;
-    let queued =
-        kept.told.iter().filter_map(|told| if let Told::Accepted { deploys } = told { Some(deploys) } else { None });
-    let redelivered = Redelivered {
-        delivery: kept.id,
-        deploys: queued.flatten().map(|deploy| DeployOf { app: deploy.app.clone(), id: deploy.id }).collect(),
-        duplicate_of: view.as_ref().and_then(|view| view.duplicate_of),
-        reason: view.and_then(|view| view.reason),
-    };
-    kept.told.push(Told::Found { ticket, reply: Ok(Reply::Redelivered(redelivered)) });
-    Ok(kept.told)
-}
-
-/// Why there is nothing to judge anew.
-fn not_kept(delivery: &DeliveryView) -> String {
-    let DeliveryView { id, state, .. } = delivery;
-    match (state, delivery.duplicate_of) {
-        (_, Some(first)) => format!("delivery {id} repeats {first}: redeliver that one"),
-        (DeliveryState::Accepted, None) => format!("the body of delivery {id} is kept no more"),
-        _ => format!("delivery {id} was {state}, so its body is not kept: have its sender send it again"),
-    }
-}
-
 fn accept(
     connection: &Connection,
     proven: &Proven<'_>,
@@ -288,7 +212,7 @@ fn accept(
             ref_name: Some(push.ref_name.clone()),
             subject: push.subject.clone(),
             author: push.author.clone(),
-            ..new_deploy(app, By::Delivery { id }, at)
+            ..DeployView::new(app, By::Delivery { id }, at)
         };
         deploys::append(connection, &mut deploy, None)?;
         queued.push(deploy);
@@ -356,30 +280,6 @@ fn event(
         detail: Some(format!("delivery {id} of {}: {what}", proven.dialect.name())),
     };
     journal::append_event(connection, &new).map(Told::Event)
-}
-
-/// A deploy that is queued now, without its number.
-pub(super) fn new_deploy(app: &AppName, by: By, at: At) -> DeployView {
-    DeployView {
-        id: 0,
-        app: app.clone(),
-        state: DeployState::Queued,
-        step: None,
-        reason: None,
-        commit: None,
-        previous_commit: None,
-        ref_name: None,
-        subject: None,
-        author: None,
-        by,
-        approved_by: None,
-        release: None,
-        superseded_by: None,
-        queued_at: at,
-        started_at: None,
-        ended_at: None,
-        steps: Vec::new(),
-    }
 }
 
 fn row(

@@ -20,9 +20,13 @@ fn failed(message: impl Into<String>) -> Refusal {
 }
 
 impl Supervisor {
-    pub fn deploy_app(&mut self, wish: Wish, rev: Option<String>) -> Result<(), Refusal> {
+    pub fn deploy_app(&mut self, wish: Wish, rev: Option<String>, dry_run: bool) -> Result<(), Refusal> {
         let app = wish.apps[0].clone();
         self.deployable(&app)?;
+        if dry_run {
+            self.preview_deploy(wish, rev);
+            return Ok(());
+        }
         if let Some(freeze) = self.deploys.freeze(&app) {
             return Err(failed(format!("{app} is {freeze}; `everhook unfreeze {app}` lets deploys start again")));
         }
@@ -37,12 +41,14 @@ impl Supervisor {
         Ok(())
     }
 
-    pub fn roll_app_back(&mut self, wish: Wish, to: Option<ReleaseId>) -> Result<(), Refusal> {
+    pub fn roll_app_back(&mut self, wish: Wish, to: Option<ReleaseId>, dry_run: bool) -> Result<(), Refusal> {
         let app = wish.apps[0].clone();
         self.deployable(&app)?;
         let ticket = self.ticket();
-        self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
-        self.roll_back(Rollback { app, to, by: wish.by, address: wish.address, ticket, reply: wish.reply });
+        if !dry_run {
+            self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));
+        }
+        self.roll_back(Rollback { app, to, dry_run, by: wish.by, address: wish.address, ticket, reply: wish.reply });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod catch_up;
+mod preview;
 mod releases;
 mod rollback;
 

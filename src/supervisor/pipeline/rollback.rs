@@ -15,6 +15,8 @@ pub struct Rollback {
     pub app: AppName,
     /// `None`: to the live one's predecessor.
     pub to: Option<ReleaseId>,
+    /// Only tell what it would do.
+    pub dry_run: bool,
     pub by: By,
     /// Where the wish came from, for the audit.
     pub address: Option<String>,
@@ -41,7 +43,10 @@ impl Supervisor {
     }
 
     fn audit_rollback(&mut self, wish: &Rollback, refused: Option<String>) {
-        let request = Request::Rollback { app: wish.app.clone(), to: wish.to.clone() };
+        let request = Request::Rollback { app: wish.app.clone(), to: wish.to.clone(), dry_run: wish.dry_run };
+        if !request.changes() {
+            return;
+        }
         self.audit(wish.by.clone(), wish.address.clone(), &request, Some(&wish.app), refused);
     }
 
@@ -61,6 +66,7 @@ impl Supervisor {
                 known
             },
             move |supervisor, known| match pick(&known, current.as_ref(), wish.to.as_ref()) {
+                Ok(found) if wish.dry_run => supervisor.preview_rollback(&wish.app, found, wish.reply),
                 Ok((release, commit)) => {
                     supervisor.audit_rollback(&wish, None);
                     let order = NewDeploy {

@@ -1,0 +1,91 @@
+//! What a deploy or a rollback would do, without doing it: `--dry-run`.
+
+use std::sync::Arc;
+
+use super::{Live, Places, Queued, StepKind, pipeline};
+use crate::domain::{
+    api::{By, Compared, DeployView, Fetch, Fetched, PlannedStep, Preview, Verdict},
+    config,
+    model::{At, CommitId, InstanceId, ReleaseId},
+};
+
+/// What a deploy by hand would fetch; `None` for an app without a repository.
+#[must_use]
+pub fn fetch(
+    app: &Arc<config::App>,
+    places: Places,
+    by: By,
+    rev: Option<String>,
+    live: Option<&Live>,
+) -> Option<Fetch> {
+    let deploy = app.deploy.as_ref()?;
+    let view = DeployView::new(&app.name, by, At(0));
+    let queued = Queued { view, attempts: 0, rev, app: Arc::clone(app), places };
+    Some(pipeline::fetch_task(&queued, deploy, live, false))
+}
+
+/// What it would do with what was fetched. `instances`: those that would run the release.
+#[must_use]
+pub fn deploy(
+    app: &config::App,
+    live: Option<&Live>,
+    fetched: Fetched,
+    compared: Compared,
+    instances: Vec<InstanceId>,
+) -> Preview {
+    let Fetched { verdict, ref_name, commit, subject, author, .. } = fetched;
+    let short = commit.as_ref().map_or("it", CommitId::short);
+    let reason = (verdict != Verdict::Deploy).then(|| pipeline::passed_over(verdict, short, &ref_name).1);
+    let steps = app.deploy.iter().flat_map(|deploy| pipeline::steps(deploy)).map(|(kind, step)| planned(kind, step));
+    Preview {
+        ref_name: Some(ref_name),
+        subject,
+        author,
+        reason,
+        steps: steps.collect(),
+        ..preview(app, live, commit, compared, instances)
+    }
+}
+
+/// What going back to a release on disk would do: nothing is fetched, checked or built.
+#[must_use]
+pub fn rollback(
+    app: &config::App,
+    live: Option<&Live>,
+    to: (ReleaseId, CommitId),
+    compared: Compared,
+    instances: Vec<InstanceId>,
+) -> Preview {
+    Preview { release: Some(to.0), ..preview(app, live, Some(to.1), compared, instances) }
+}
+
+fn preview(
+    app: &config::App,
+    live: Option<&Live>,
+    commit: Option<CommitId>,
+    compared: Compared,
+    instances: Vec<InstanceId>,
+) -> Preview {
+    Preview {
+        app: app.name.clone(),
+        ref_name: None,
+        commit,
+        subject: None,
+        author: None,
+        live_release: live.map(|live| live.release.clone()),
+        live_commit: live.map(|live| live.commit.clone()),
+        release: None,
+        reason: None,
+        compared,
+        steps: Vec::new(),
+        instances,
+    }
+}
+
+fn planned(kind: StepKind, step: config::Step) -> PlannedStep {
+    let name = match kind {
+        StepKind::Check => "check",
+        StepKind::Build => "build",
+    };
+    PlannedStep { name: name.to_owned(), command: step.name.unwrap_or(step.run) }
+}

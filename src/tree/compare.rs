@@ -1,0 +1,76 @@
+//! What lies between two commits of a mirror, for whoever asks what a deploy would bring.
+
+use std::path::Path;
+
+use super::{TreeError, judge, mirror::Mirror};
+use crate::domain::{
+    api::{CommitView, Compared},
+    model::CommitId,
+};
+
+/// Commits and paths that are named; the rest is counted.
+const COMMITS: usize = 50;
+const FILES: usize = 200;
+/// Of a path, in characters.
+const LONGEST_PATH: usize = 500;
+
+/// From `from`, where that is there, to `to`.
+pub(super) fn compare(
+    mirror: &Path,
+    repo: &str,
+    from: Option<&CommitId>,
+    to: &CommitId,
+) -> Result<Compared, TreeError> {
+    let mirror = Mirror::open(mirror, repo)?;
+    if !judge::is_there(&mirror, to)? {
+        return Err(TreeError::Refused(format!("commit {} is not in the mirror", to.short())));
+    }
+    let from = match from {
+        Some(from) if judge::is_there(&mirror, from)? => Some(from),
+        _ => None,
+    };
+    let range = from.map_or_else(|| to.to_string(), |from| format!("{from}..{to}"));
+    let (files, files_total) = files(&mirror, from, to)?;
+    Ok(Compared {
+        known: from.is_some(),
+        commits: commits(&mirror, &range)?,
+        commits_total: count(&mirror, &range)?,
+        taken_back: from.map_or(Ok(0), |from| count(&mirror, &format!("{to}..{from}")))?,
+        files,
+        files_total,
+    })
+}
+
+fn commits(mirror: &Mirror, range: &str) -> Result<Vec<CommitView>, TreeError> {
+    let most = format!("--max-count={COMMITS}");
+    let format = "--format=%H%x00%s%x00%an <%ae>%x00";
+    let args = ["log", &most, "--no-show-signature", "--no-color", "-z", format, "--end-of-options", range, "--"];
+    let text = mirror.git.must(&args)?;
+    let text = String::from_utf8_lossy(&text);
+    let words: Vec<&str> = text.split('\0').collect();
+    // Each entry ends with a NUL of the format's and one of `-z`.
+    let entries = words.chunks_exact(4).map(|words| {
+        let commit = words[0].trim().parse().map_err(|_| TreeError::Mirror(format!("{:?} is no commit", words[0])))?;
+        Ok(CommitView { commit, subject: judge::shortened(words[1]), author: judge::shortened(words[2]) })
+    });
+    entries.collect()
+}
+
+fn count(mirror: &Mirror, range: &str) -> Result<u64, TreeError> {
+    let text = mirror.git.must(&["rev-list", "--count", "--end-of-options", range, "--"])?;
+    let text = String::from_utf8_lossy(&text);
+    text.trim().parse().map_err(|_| TreeError::Mirror(format!("{text:?} is no number of commits")))
+}
+
+fn files(mirror: &Mirror, from: Option<&CommitId>, to: &CommitId) -> Result<(Vec<String>, u64), TreeError> {
+    let listed = match from {
+        Some(from) => {
+            let args = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", from.as_str(), to.as_str(), "--"];
+            mirror.git.must(&args)?
+        }
+        None => mirror.git.must(&["ls-tree", "-r", "-z", "--name-only", "--full-tree", to.as_str()])?,
+    };
+    let paths: Vec<&[u8]> = listed.split(|b| *b == 0).filter(|path| !path.is_empty()).collect();
+    let shown = |path: &&[u8]| String::from_utf8_lossy(path).chars().take(LONGEST_PATH).collect();
+    Ok((paths.iter().take(FILES).map(shown).collect(), paths.len() as u64))
+}
