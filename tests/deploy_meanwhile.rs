@@ -180,24 +180,107 @@ fn an_app_may_get_a_repository_later() {
 }
 
 #[test]
-fn a_reload_that_changes_the_app_lets_nothing_of_a_push_get_lost() {
-    let (server, _repo, gate, id, held) = building();
+fn a_reload_that_changes_the_app_begins_its_deploy_anew() {
+    let (server, repo, gate, id, held) = building();
+    repo.commit(&[("VERSION", "3")], "third");
+    let waits = push(&server, &repo);
+    let step = processes(&server.path().join("gate").display().to_string());
     server.edit_config("\"OWN\": \"the app's\"", "\"OWN\": \"changed\"");
+    server.edit_config("cat $DIR/gate;", "echo anew; cat $DIR/gate;");
     server.ok(&["reload"]);
-    drop(held);
     let first = server.deploy_end(id);
-    let last = if first["state"] == "live" {
-        first
-    } else {
-        drop(gate.reached());
-        server.until("the tip is deployed", |s| {
-            deploys(s).into_iter().find(|d| d["id"].as_i64() > Some(id) && d["state"] == "live")
-        })
-    };
+    assert_eq!((&first["state"], &first["step"]), (&"cancelled".into(), &"build".into()), "{first}");
+    assert!(first["reason"].as_str().unwrap().contains("a reload changed the app"), "{first}");
+    let left = processes(&server.path().join("gate").display().to_string());
+    assert!(!step.is_empty() && !left.iter().any(|pid| step.contains(pid)), "its step goes with it: {left:?}");
+    drop(held);
+    // What only waited keeps its number and is built by the config of now; what begins anew is the older one.
+    drop(gate.reached());
+    let ends: Vec<_> = [waits, waits + 1].iter().map(|id| server.deploy_end(*id)).collect();
+    let live = ends.iter().rfind(|deploy| deploy["state"] == "live").unwrap_or_else(|| panic!("{ends:?}"));
+    assert_eq!((&live["commit"], &live["by"]["kind"]), (&repo.head().into(), &"delivery".into()), "{live}");
+    assert!(server.ok(&["history", "show", &live["id"].to_string()]).contains("anew"));
     server.wait_state("site", "ready");
-    assert_live(&server, &last);
+    assert_live(&server, live);
+    assert_eq!(version(&server), "3");
     let env = fs::read(format!("/proc/{}/environ", server.main_pid("site"))).unwrap();
     assert!(String::from_utf8_lossy(&env).contains("OWN=changed"));
+}
+
+#[test]
+fn a_push_that_a_reload_begins_anew_is_the_same_push() {
+    let (mut server, repo, gate, id, held) = building();
+    server.edit_config("settle: \"20ms\"", "settle: \"30ms\"");
+    server.ok(&["reload"]);
+    let first = server.deploy_end(id);
+    assert_eq!(first["state"], "cancelled", "{first}");
+    drop(held);
+    let held = gate.reached();
+    let again = deploys(&server)[0].clone();
+    assert_eq!((&again["commit"], &again["by"], &again["ref"]), (&first["commit"], &first["by"], &first["ref"]));
+    let delivery = first["by"]["id"].to_string();
+    assert_eq!(server.json(&["deliveries", "show", &delivery])["deploys"], serde_json::json!([id, id + 1]));
+    // Nothing of it gets lost over a kill, and a reload that changes nothing changes nothing.
+    server.kill();
+    let at_gate = |server: &Server| processes(&server.path().join("gate").display().to_string());
+    let left = at_gate(&server);
+    server.start();
+    server.until("the old step is gone", |s| (!at_gate(s).iter().any(|pid| left.contains(pid))).then_some(()));
+    drop(held);
+    let held = gate.reached();
+    let text = fs::read_to_string(server.config()).unwrap();
+    server.write_config(&format!("// A comment moves every line.\n{text}"));
+    server.ok(&["reload"]);
+    drop(held);
+    let live = server.deploy_end(id + 1);
+    assert_eq!((&live["state"], &live["commit"]), (&"live".into(), &repo.head().into()), "{live}");
+    assert_eq!(deploys(&server).len(), 3);
+    server.wait_state("site", "ready");
+    assert_live(&server, &live);
+}
+
+#[test]
+fn from_the_switch_on_a_reload_lets_it_finish() {
+    let (mut server, repo) = world("", "");
+    start_live(&mut server);
+    server.edit_config("ready: After(\"20ms\")", "ready: Exec(command: \"cat $DIR/gate\", within: \"1h\")");
+    server.ok(&["reload"]);
+    let gate = Gate::new(&server, "gate");
+    server.wait_state("site", "ready");
+    repo.commit(&[("VERSION", "2")], "second");
+    let id = push(&server, &repo);
+    wait_deploy(&server, id, "verifying");
+    let held = gate.reached();
+    server.edit_config("settle: \"20ms\"", "settle: \"30ms\"");
+    server.ok(&["reload"]);
+    assert_eq!(deploys(&server)[0]["state"], "verifying");
+    drop(held);
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    assert_live(&server, &deploy);
+    assert_eq!(deploys(&server).len(), 2);
+}
+
+#[test]
+fn an_app_that_is_removed_while_its_release_is_proven_leaves_nothing_behind() {
+    let (mut server, repo) = world("", "");
+    start_live(&mut server);
+    server.edit_config("settle: \"20ms\"", "settle: \"1h\"");
+    server.ok(&["reload"]);
+    repo.commit(&[("VERSION", "2")], "second");
+    let id = push(&server, &repo);
+    wait_deploy(&server, id, "verifying");
+    let config = fs::read_to_string(server.config()).unwrap();
+    server.write_config("(state_dir: \"@DIR@/state\", http: [(bind: \"127.0.0.1:0\", serve: [Hooks, Api])], apps: {})");
+    server.ok(&["reload"]);
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "rolled_back", "{deploy}");
+    assert!(deploy["reason"].as_str().unwrap().contains("removed"), "{deploy}");
+    server.until("no process of it is left", |s| (copies(s) == 0).then_some(()));
+    server.write_config(&config.replace("settle: \"1h\"", "settle: \"20ms\""));
+    server.ok(&["reload"]);
+    server.wait_state("site", "ready");
+    assert_live(&server, &server.deploy_end(1));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::{
     Supervisor,
     control::ReplyTo,
     ledger::{Command, Query, Told},
+    pipeline::Order,
     waiters::{Goal, Waiter},
 };
 use crate::domain::{
@@ -122,7 +123,7 @@ impl Supervisor {
         match told {
             Told::Accepted { deploys } => {
                 for deploy in deploys {
-                    self.queue_deploy(deploy, 0, None);
+                    self.queue_deploy(deploy, 0, Order::default());
                 }
             }
             Told::Health { ticket } => self.ledger.send(Command::Health { ticket }),
@@ -164,8 +165,8 @@ impl Supervisor {
                 reply.say(Saying::Done(Reply::Changed { app: Some(deploy.app.clone()), deploy: Some(id), message }));
             }
         }
-        let rev = self.revs.remove(&ticket);
-        self.queue_deploy(deploy, 0, rev);
+        let order = self.orders.remove(&ticket).unwrap_or_default();
+        self.queue_deploy(deploy, 0, order);
     }
 
     fn tell_followers(&mut self, event: &EventView) {

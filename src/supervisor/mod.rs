@@ -162,7 +162,8 @@ pub struct Supervisor {
     retargets: HashMap<u64, Later>,
     /// Who asked for the deploy of this ticket, whether they wait, and how long.
     queued: HashMap<u64, (control::ReplyTo, bool, Option<Instant>)>,
-    revs: HashMap<u64, String>,
+    /// What a deploy of this ticket has that is no part of its record.
+    orders: HashMap<u64, pipeline::Order>,
 
     events: event::Events,
     spawning: spawner::Spawning,

@@ -192,7 +192,7 @@ fn build(
         tails: HashMap::new(),
         retargets: HashMap::new(),
         queued: HashMap::new(),
-        revs: HashMap::new(),
+        orders: HashMap::new(),
         events,
         spawning,
         files,

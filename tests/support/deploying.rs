@@ -112,7 +112,8 @@ pub fn deploy(server: &Server, id: i64) -> Value {
 }
 
 pub fn wait_deploy(server: &Server, id: i64, state: &str) -> Value {
-    server.until(&format!("deploy {id} is {state}"), |s| Some(deploy(s, id)).filter(|d| d["state"] == state))
+    let is_so = |deploy: &Value| deploy["id"] == id && deploy["state"] == state;
+    server.until(&format!("deploy {id} is {state}"), |s| deploys(s).into_iter().find(is_so))
 }
 
 pub fn home(server: &Server, app: &str) -> PathBuf {

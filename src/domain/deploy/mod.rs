@@ -39,6 +39,8 @@ pub struct Queued {
     pub attempts: u32,
     /// By hand: what a person named instead of a commit.
     pub rev: Option<String>,
+    /// The number by which it stands in the line where that is not its own: of the one that it repeats.
+    pub since: Option<DeployId>,
     /// The app as it was configured then: the deploy keeps it over reloads.
     pub app: Arc<config::App>,
     pub places: Places,
@@ -49,6 +51,11 @@ impl Queued {
     #[must_use]
     pub fn is_rollback(&self) -> bool {
         self.view.release.as_ref().is_some_and(|release| release.deploy != self.view.id)
+    }
+
+    /// Of two, the one with the higher rank was asked for later.
+    fn rank(&self) -> DeployId {
+        self.since.unwrap_or(self.view.id)
     }
 
     /// Must somebody let it go on before it starts? What a deployer asks for needs nobody else.

@@ -427,6 +427,8 @@ impl Pipeline {
     /// Ends it where that is still possible: at once, or when what runs has ended.
     fn stop(&mut self, stop: Stop, now: Now, out: &mut Vec<Action>) -> Course {
         match (self.phase, &stop) {
+            // It switches at once: there is nothing to begin anew.
+            (Phase::Saving(_), Stop::Anew) if self.queued.is_rollback() => {}
             (Phase::Saving(_), _) | (Phase::Trying, Stop::Requeued) => return self.stopped(stop, now, out),
             (Phase::Trying | Phase::Flushing | Phase::Writing, _) => {}
             (Phase::Making, _) => self.stop_then(stop),
@@ -450,7 +452,7 @@ impl Pipeline {
     /// What is asked for, without what this try has found out: the tip is looked for again where it
     /// was meant, but what was approved stays that commit.
     fn anew(&self) -> Queued {
-        let mut queued = self.queued.clone();
+        let mut queued = Queued { since: Some(self.queued.rank()), ..self.queued.clone() };
         let view = &mut queued.view;
         let pushed = matches!(view.by, By::Delivery { .. }) && !self.tip;
         if !pushed && !self.queued.is_rollback() && view.approved_by.is_none() {

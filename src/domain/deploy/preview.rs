@@ -20,7 +20,7 @@ pub fn fetch(
 ) -> Option<Fetch> {
     let deploy = app.deploy.as_ref()?;
     let view = DeployView::new(&app.name, by, At(0));
-    let queued = Queued { view, attempts: 0, rev, app: Arc::clone(app), places };
+    let queued = Queued { view, attempts: 0, rev, since: None, app: Arc::clone(app), places };
     Some(pipeline::fetch_task(&queued, deploy, live, false))
 }
 

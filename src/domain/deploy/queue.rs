@@ -268,7 +268,7 @@ impl Lane {
             newer.tip |= newer.stands_for(&new);
             return supersede(new.queued, newer.queued.view.id, now, out);
         }
-        let place = self.waiting.partition_point(|old| old.queued.view.id < new.queued.view.id);
+        let place = self.waiting.partition_point(|old| old.queued.rank() < new.queued.rank());
         self.waiting.insert(place, new);
     }
 
@@ -316,8 +316,13 @@ fn supersedes(new: &Queued, old: &Queued) -> bool {
         _ => true,
     };
     let awaits = |queued: &Queued| queued.view.state == DeployState::AwaitingApproval;
-    let outranks = new.is_rollback() || !old.is_rollback() && same_ref && (awaits(old) || !awaits(new));
-    new.view.id > old.view.id && outranks
+    // What awaits approval makes room for its like and for a person's own, and for nothing that was
+    // approved before it came.
+    let may = match (awaits(old), awaits(new)) {
+        (true, false) => new.view.approved_by.is_none(),
+        (old, new) => old == new,
+    };
+    new.rank() > old.rank() && (new.is_rollback() || !old.is_rollback() && same_ref && may)
 }
 
 fn supersede(mut queued: Queued, by: DeployId, now: Now, out: &mut Vec<Action>) {

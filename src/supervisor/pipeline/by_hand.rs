@@ -8,7 +8,7 @@ use super::super::{
     requests::Wish,
     waiters::{Goal, Waiter},
 };
-use super::{Rollback, told_end};
+use super::{Order, Rollback, told_end};
 use crate::domain::{
     api::{DeployState, DeployView, Redelivered, Refusal, RefusalKind, Reply, Saying},
     deploy::{Event, Freeze},
@@ -32,9 +32,7 @@ impl Supervisor {
         }
         let ticket = self.ticket();
         self.queued.insert(ticket, (wish.reply, wish.wait, wish.deadline));
-        if let Some(rev) = &rev {
-            self.revs.insert(ticket, rev.clone());
-        }
+        self.orders.insert(ticket, Order { rev: rev.clone(), since: None });
         let order =
             NewDeploy { ticket, app, ref_name: None, rev, commit: None, release: None, by: wish.by, approved_by: None };
         self.ledger.send(Command::NewDeploy(order));

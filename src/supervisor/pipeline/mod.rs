@@ -36,6 +36,13 @@ pub use rollback::Rollback;
 /// Free space that a release needs at least, in bytes.
 const LEAST_SPACE: u64 = 500 << 20;
 
+/// What was asked for beyond a deploy's record: as in [`Queued`].
+#[derive(Debug, Default)]
+pub struct Order {
+    pub rev: Option<String>,
+    pub since: Option<DeployId>,
+}
+
 /// The name that the logger knows the output of an app's deploys by.
 #[must_use]
 pub fn log_source(app: &AppName) -> String {
@@ -82,11 +89,12 @@ impl Supervisor {
     }
 
     /// Puts a stored deploy into the line; `attempts`: how often it was started before.
-    pub fn queue_deploy(&mut self, view: DeployView, attempts: u32, rev: Option<String>) {
+    pub fn queue_deploy(&mut self, view: DeployView, attempts: u32, order: Order) {
+        let Order { rev, since } = order;
         let found = self.apps.get(&view.app).filter(|app| !app.is_removed()).map(|app| Arc::clone(app.spec()));
         let Some(app) = found else { return self.end_homeless(view, attempts) };
         let places = self.places(&app);
-        self.deploy_event(Event::Queue(Box::new(Queued { view, attempts, rev, app, places })));
+        self.deploy_event(Event::Queue(Box::new(Queued { view, attempts, rev, since, app, places })));
     }
 
     /// Whatever was accepted ends, though its app is gone.
@@ -108,11 +116,9 @@ impl Supervisor {
     }
 
     /// The same once more, by the config of then.
-    fn queue_anew(&mut self, Queued { view, rev, .. }: Queued) {
+    fn queue_anew(&mut self, Queued { view, rev, since, .. }: Queued) {
         let ticket = self.ticket();
-        if let Some(rev) = &rev {
-            self.revs.insert(ticket, rev.clone());
-        }
+        self.orders.insert(ticket, Order { rev: rev.clone(), since });
         let DeployView { app, ref_name, commit, release, by, approved_by, .. } = view;
         let order = NewDeploy { ticket, app, ref_name, rev, commit, release, by, approved_by };
         self.ledger.send(Command::NewDeploy(order));
@@ -126,7 +132,7 @@ impl Supervisor {
                 Resumption::Live(view) => {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }
-                Resumption::Requeue(view) => self.queue_deploy(*view, attempts, rev),
+                Resumption::Requeue(view) => self.queue_deploy(*view, attempts, Order { rev, since: None }),
             }
         }
     }

@@ -104,7 +104,7 @@ pub(super) fn view(id: DeployId, app: &AppName) -> DeployView {
 
 pub(super) fn queued(id: DeployId, app: &Arc<App>) -> Queued {
     let places = Places { mirror: "/m".into(), app: "/apps/a".into() };
-    Queued { view: view(id, &app.name), attempts: 0, rev: None, app: app.clone(), places }
+    Queued { view: view(id, &app.name), attempts: 0, rev: None, since: None, app: app.clone(), places }
 }
 
 pub(super) fn good() -> JobEnd {

@@ -156,6 +156,37 @@ fn a_reload_begins_what_has_not_switched_anew() {
 }
 
 #[test]
+fn what_begins_anew_stands_where_it_stood() {
+    let site = app("a", &["x"], &[]);
+    let anew = |site: &Arc<App>, approve: &[DeployId]| {
+        let mut bench = Bench::new(1);
+        bench.queue(queued(1, site));
+        bench.approve(1);
+        bench.run_to("run 1 `x`");
+        bench.queue(queued(2, site));
+        approve.iter().for_each(|id| bench.approve(*id));
+        bench.reconfigure(&with(site, |deploy| deploy.check[0].run = "y".into()));
+        // All of them are in the line before one starts.
+        bench.freeze(site, true);
+        bench.instead(Event::JobEnded { deploy: 1, end: good() });
+        bench.run_to("");
+        bench.freeze(site, false);
+        bench.run_to("");
+        bench
+    };
+    let bench = anew(&site, &[]);
+    assert_eq!((bench.end(1000).0, bench.ended[&1000].superseded_by), (DeployState::Superseded, Some(2)));
+    assert_eq!(bench.end(2).0, DeployState::Live);
+    // What awaits approval is asked for still, and what was approved goes live.
+    let approving = with(&site, |deploy| deploy.approve = true);
+    let bench = anew(&approving, &[]);
+    assert_eq!((bench.end(1000).0, &bench.ended[&1000].commit), (DeployState::Live, &Some(commit(1))));
+    assert_eq!(awaiting(&bench, &site), [(2, DeployState::AwaitingApproval)]);
+    let bench = anew(&approving, &[2]);
+    assert_eq!((bench.end(1000).0, bench.end(2).0), (DeployState::Superseded, DeployState::Live));
+}
+
+#[test]
 fn what_waits_is_deployed_by_the_config_of_now() {
     let site = app("a", &["x"], &["maker"]);
     let mut bench = Bench::new(1);
