@@ -366,3 +366,53 @@ fn the_log_has_what_its_level_lets_through() {
     server.ok(&["restart", "a"]);
     server.until("it says more", |s| s.log().contains("INFO").then_some(()));
 }
+
+/// A write lease holds up whoever opens the file until its holder lets go, or for 45 s: so does a file
+/// system that does not answer.
+#[test]
+fn a_start_that_hangs_holds_up_no_other() {
+    let server = Server::with_apps(
+        r#""good": (command: ["sleep", "1000"], ready: Immediate),
+           "hangs": (command: ["@DIR@/one"], ready: Immediate, enabled: false),
+           "too": (command: ["@DIR@/two"], ready: Immediate, enabled: false)"#,
+    );
+    for name in ["one", "two"] {
+        // By another process: a file that this one writes may be busy in a child of a test beside.
+        let copied = Command::new("cp").arg("/bin/sleep").arg(server.path().join(name)).status().unwrap();
+        assert!(copied.success());
+    }
+    let hold = "import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+held = [os.open(name, os.O_RDONLY) for name in sys.argv[1:]]
+for fd in held: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+sys.stdin.read()";
+    let mut holder = Command::new("python3");
+    holder.args(["-c", hold, "one", "two"]).current_dir(server.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "held\n");
+
+    let server = server.started();
+    server.wait_state("good", "ready");
+    server.edit_config(", enabled: false", ", restart: (policy: Never)");
+    server.ok(&["reload"]);
+    for app in ["hangs", "too"] {
+        server.wait_state(app, "starting");
+    }
+    let pid = server.main_pid("good");
+    server.ok(&["restart", "good"]);
+    assert_ne!(server.main_pid("good"), pid);
+    for app in ["hangs", "too"] {
+        assert_eq!((&server.app(app)["state"], &server.instance(app)["pid"]), (&"starting".into(), &Value::Null));
+    }
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    for app in ["hangs", "too"] {
+        // It has no argument, which the one that was held up tells.
+        server.wait_state(app, "failed");
+        let instance = server.instance(app);
+        assert_eq!(instance["last_exit"]["code"], 1, "{instance}");
+    }
+}

@@ -190,7 +190,8 @@ impl Supervisor {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let apps = self.deadlines.first().map(|(at, _)| *at);
-        [apps, self.waiters_deadline(), self.deploys.deadline(), self.write_down_at()].into_iter().flatten().min()
+        let others = [self.waiters_deadline(), self.deploys.deadline(), self.write_down_at(), self.spawning.look_at()];
+        others.into_iter().chain([apps]).flatten().min()
     }
 
     /// Everything whose moment has come.
@@ -199,6 +200,13 @@ impl Supervisor {
         self.timers();
         if self.waiters_deadline().is_some_and(|at| at <= now) {
             self.look_at_waiters();
+        }
+        if self.spawning.look_at().is_some_and(|at| at <= now) {
+            match self.spawning.help() {
+                Ok(true) => warn!("a start hangs, as on a file system that does not answer; the others go past it"),
+                Ok(false) => {}
+                Err(error) => warn!(%error, "a start hangs, and the others with it"),
+            }
         }
         if self.deploys.deadline().is_some_and(|at| at <= now) {
             self.deploy_event(deploy::Event::Timer);

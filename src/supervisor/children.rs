@@ -68,6 +68,7 @@ impl Supervisor {
 
     /// The spawner has answered.
     pub fn spawned(&mut self, token: u64, result: Result<Spawned, SpawnError>) {
+        self.spawning.answered();
         let Some(owner) = self.children.ordered.remove(&token) else { return };
         let pid = result.as_ref().ok().map(|spawned| spawned.pid);
         if let Some(pid) = pid {

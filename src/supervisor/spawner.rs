@@ -1,7 +1,14 @@
 //! The thread that starts processes: the only one that ever waits for an exec. Jobs and internal
-//! processes die with it, so it lives as long as the process.
+//! processes die with it, so it lives as long as the process. While it hangs, as on a file system that
+//! does not answer, others beside it start instances, whose lives hang on no thread.
 
-use std::{io, sync::mpsc, thread};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::event::{Event, Events};
 use crate::os::{
@@ -10,9 +17,59 @@ use crate::os::{
     threads,
 };
 
-/// The spawner's inbox.
+/// Orders that wait for so long, while none is carried out, wait for something that hangs.
+const HANGS: Duration = Duration::from_secs(1);
+/// Threads beside the first at most: each may hang too.
+const MOST_BESIDE: usize = 8;
+
+/// Orders for the threads.
 pub struct Spawning {
-    orders: mpsc::Sender<(u64, SpawnSpec)>,
+    queue: Arc<Queue>,
+    events: Events,
+    /// Orders without an answer.
+    open: usize,
+    /// When one was last answered, or given while there were none.
+    moved: Instant,
+}
+
+#[derive(Default)]
+struct Queue {
+    inner: Mutex<Orders>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Orders {
+    waiting: VecDeque<(u64, SpawnSpec)>,
+    /// Threads beside the first.
+    beside: usize,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next order; waits for it.
+    fn next(&self) -> (u64, SpawnSpec) {
+        let mut orders = self.lock();
+        loop {
+            if let Some(order) = orders.waiting.pop_front() {
+                return order;
+            }
+            orders = self.more.wait(orders).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next order for an instance; with none left, one thread less is beside the first.
+    fn next_instance(&self) -> Option<(u64, SpawnSpec)> {
+        let mut orders = self.lock();
+        let instance = orders.waiting.iter().position(|(_, spec)| !spec.die_with_parent);
+        if instance.is_none() {
+            orders.beside -= 1;
+        }
+        orders.waiting.remove(instance?)
+    }
 }
 
 impl Spawning {
@@ -20,26 +77,66 @@ impl Spawning {
     /// When descriptors or threads run out.
     pub fn start(events: Events) -> io::Result<Self> {
         let mut spawner = Spawner::new()?;
-        let (orders, inbox) = mpsc::channel::<(u64, SpawnSpec)>();
+        let queue = Arc::new(Queue::default());
+        let (orders, answers) = (Arc::clone(&queue), events.clone());
+        // It never ends: the children's parent-death signal hangs on this thread.
         let work = move || {
             threads::run_in_turns_of(threads::SHORT, true);
-            for (token, spec) in inbox {
+            loop {
+                let (token, spec) = orders.next();
                 let result = spawner.spawn(&spec);
                 // Only a loop that has ended hears nothing.
-                let _ = events.send(Event::Spawned { token, result });
-            }
-            // Parked, not ended: the children's parent-death signal hangs on this thread.
-            loop {
-                thread::park();
+                let _ = answers.send(Event::Spawned { token, result });
             }
         };
         with_all_blocked(|| thread::Builder::new().name("spawner".into()).stack_size(256 * 1024).spawn(work))?;
-        Ok(Self { orders })
+        Ok(Self { queue, events, open: 0, moved: Instant::now() })
     }
 
     /// Answered by [`Event::Spawned`] with this token.
-    pub fn spawn(&self, token: u64, spec: SpawnSpec) {
-        // The thread lives as long as this sender.
-        let _ = self.orders.send((token, spec));
+    pub fn spawn(&mut self, token: u64, spec: SpawnSpec) {
+        if self.open == 0 {
+            self.moved = Instant::now();
+        }
+        self.open += 1;
+        self.queue.lock().waiting.push_back((token, spec));
+        self.queue.more.notify_one();
+    }
+
+    /// An order was answered.
+    pub fn answered(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.moved = Instant::now();
+    }
+
+    /// When to look whether orders wait for something that hangs; `None`: none waits.
+    #[must_use]
+    pub fn look_at(&self) -> Option<Instant> {
+        (self.open > 1).then(|| self.moved + HANGS)
+    }
+
+    /// Starts a thread for the instances that wait; false: nobody needs one.
+    ///
+    /// # Errors
+    /// When descriptors or threads run out.
+    pub fn help(&mut self) -> io::Result<bool> {
+        self.moved = Instant::now();
+        let mut orders = self.queue.lock();
+        let waits = orders.waiting.iter().any(|(_, spec)| !spec.die_with_parent);
+        if !waits || orders.beside >= MOST_BESIDE {
+            return Ok(false);
+        }
+        let mut spawner = Spawner::new()?;
+        let (queue, answers) = (Arc::clone(&self.queue), self.events.clone());
+        let work = move || {
+            threads::run_in_turns_of(threads::SHORT, true);
+            while let Some((token, spec)) = queue.next_instance() {
+                let result = spawner.spawn(&spec);
+                let _ = answers.send(Event::Spawned { token, result });
+            }
+        };
+        with_all_blocked(|| thread::Builder::new().name("spawner".into()).stack_size(256 * 1024).spawn(work))?;
+        orders.beside += 1;
+        Ok(true)
     }
 }
