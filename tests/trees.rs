@@ -242,8 +242,8 @@ fn whoever_hides_is_gone_after_stop_in_every_way() {
         let dir = server.path().display().to_string();
         let write = |name: &str, text: &str| fs::write(server.path().join(name), text.replace("@", &dir)).unwrap();
         write("said", "");
-        // All ignore TERM. One is in a session of its own, one was daemonised, and one is never there
-        // for long: each of its processes starts the next and ends.
+        // All ignore TERM. One is in a session of its own, one was daemonised, one scrubbed its environment
+        // too, and one is never there for long: each of its processes starts the next and ends.
         write("deaf.sh", "trap '' TERM; echo \"$1 up\" >> @/said; while :; do sleep 0.05; done\n");
         write(
             "loop.sh",
@@ -251,11 +251,12 @@ fn whoever_hides_is_gone_after_stop_in_every_way() {
         );
         write(
             "main.sh",
-            "setsid sh @/deaf.sh session @-tree &\n(setsid sh -c 'sh @/deaf.sh daemon @-tree &' &)\nsh @/loop.sh @-tree &\nexec sleep 1000\n",
+            "setsid sh @/deaf.sh session @-tree &\n(setsid sh -c 'sh @/deaf.sh daemon @-tree &' &)\nsh @/loop.sh @-tree &\n\
+             (setsid env -i PATH=$PATH sh -c 'sh @/deaf.sh bare @-tree &' &)\nexec sleep 1000\n",
         );
         let mut outside = Bystander::new();
         server.start_as(&prefix);
-        let all = ["session up", "daemon up", "loop up"];
+        let all = ["session up", "daemon up", "loop up", "bare up"];
         server.until("the tree is up", |s| all.iter().all(|line| said(s, line) == 1).then_some(()));
         let own = fs::read_to_string(format!("/proc/{}/cgroup", server.main_pid("a"))).unwrap();
         let groups: Vec<_> = own.lines().filter(|line| line.contains("everhook-")).collect();

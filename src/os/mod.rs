@@ -13,6 +13,7 @@ pub mod clock;
 pub mod fifo;
 pub mod files;
 pub mod held;
+pub mod holder;
 pub mod identity;
 pub mod inherited;
 pub mod init;

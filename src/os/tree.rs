@@ -1,5 +1,6 @@
 //! Who belongs to an instance: DESIGN.md section 5, "Tree membership". With a cgroup the kernel
-//! says; else descent and the environment do, and a process that gave up both is not found.
+//! says; else descent and the environment do, and for whoever scrubbed that, the output that it was
+//! given: the very open file, which nobody outside has. A process that gave up all three is not found.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use super::{cgroup::Cgroup, pidfd, record};
+use super::{cgroup::Cgroup, holder, pidfd, record};
 
 /// How often at most, as on a busy machine somebody always vanishes.
 const LOOKS: u32 = 20;
@@ -20,6 +21,8 @@ pub struct TreeQuery<'a> {
     /// Processes with these in `EVERHOOK_BOOT` and `EVERHOOK_INSTANCE` are members, and their descendants.
     pub boot: &'a str,
     pub instance: &'a str,
+    /// Whoever bears no mark, of this tree or another, and has one of these open files is a member too.
+    pub outputs: &'a [&'a OwnedFd],
     /// Where there is one, it alone decides.
     pub cgroup: Option<&'a Cgroup>,
 }
@@ -87,7 +90,7 @@ fn look(query: &TreeQuery) -> io::Result<(Vec<Member>, bool)> {
             certain = false;
             continue;
         };
-        let marked = if process.kernel || pid == own { Some(false) } else { has_marks(pid, query) };
+        let marked = if process.kernel || pid == own { Some(false) } else { is_seed(pid, query) };
         certain &= marked.is_some();
         if marked == Some(true) || query.root == Some(pid) {
             seeds.insert(pid);
@@ -109,7 +112,7 @@ fn look(query: &TreeQuery) -> io::Result<(Vec<Member>, bool)> {
 fn hold(pid: u32, was: &Process, by_marks: bool, query: &TreeQuery) -> Option<Member> {
     let pidfd = pidfd::open(pid).ok()?;
     let now = Process::read(pid)?;
-    let same = now.start_time == was.start_time && !now.zombie && (!by_marks || has_marks(pid, query) == Some(true));
+    let same = now.start_time == was.start_time && !now.zombie && (!by_marks || is_seed(pid, query) == Some(true));
     same.then(|| Member { pid, pidfd, name: now.name })
 }
 
@@ -165,16 +168,19 @@ fn descends(mut pid: u32, seeds: &HashSet<u32>, processes: &HashMap<u32, Process
     false
 }
 
-/// `None` when it is gone. Of a process of another user this is hidden from whoever is not root.
-fn has_marks(pid: u32, query: &TreeQuery) -> Option<bool> {
+/// Does it bear the marks, or none and have the output? `None` when it is gone. Of a process of another
+/// user this is hidden from whoever is not root.
+fn is_seed(pid: u32, query: &TreeQuery) -> Option<bool> {
     let environment = match fs::read(format!("/proc/{pid}/environ")) {
         Ok(environment) => environment,
         Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return None,
         Err(_) => return Some(false),
     };
     let value = |name: &str| environment.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes()));
-    let boot = value("EVERHOOK_BOOT=") == Some(query.boot.as_bytes());
-    Some(boot && value("EVERHOOK_INSTANCE=") == Some(query.instance.as_bytes()))
+    Some(match (value("EVERHOOK_BOOT="), value("EVERHOOK_INSTANCE=")) {
+        (None, None) => !query.outputs.is_empty() && holder::holds(pid, query.outputs),
+        (boot, instance) => boot == Some(query.boot.as_bytes()) && instance == Some(query.instance.as_bytes()),
+    })
 }
 
 #[cfg(test)]
@@ -226,7 +232,7 @@ mod tests {
         let script = r#"(setsid sh -c 'sh -c "$BARE" & eval "$WAIT"' &); sh -c "$BARE" & eval "$WAIT""#;
         let boot = format!("descent-{}", std::process::id());
         let (child, told) = tree(script, &boot, 4);
-        let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", cgroup: None };
+        let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", outputs: &[], cgroup: None };
         let all = members(&query).unwrap();
         assert_eq!(pids(&all), sorted(told));
         assert_eq!(pids(&members(&TreeQuery { root: None, ..query }).unwrap()), pids(&all), "the marks alone do");
@@ -250,13 +256,45 @@ mod tests {
         while name_of(child.id()) != "sleep" {
             std::thread::yield_now();
         }
-        let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", cgroup: Some(&cgroup) };
+        let query =
+            TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", outputs: &[], cgroup: Some(&cgroup) };
         assert!(members(&query).unwrap().is_empty());
         fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();
         let found = members(&query).unwrap();
         assert_eq!((pids(&found), found[0].name.as_str()), (vec![child.id()], "sleep"));
         end(&found, child);
         cgroup.remove().unwrap();
+    }
+
+    #[test]
+    fn whoever_scrubbed_its_environment_is_known_by_its_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("out");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let ours = crate::os::fifo::open_rw(&fifo).unwrap();
+        let boot = format!("output-{}", std::process::id());
+        // It left its session and its parent, and forgot all. Beside it somebody writes into the same FIFO.
+        let script = r#"(setsid sh -c "$BARE" &)"#;
+        let mut outside = Command::new("sh");
+        outside.args(["-c", &format!("exec 5<>{0}; echo up; exec env -i PATH=$PATH sleep 1000", fifo.display())]);
+        let mut outside = outside.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(outside.stdout.take().unwrap()).read_line(&mut line).unwrap();
+
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).env("WAIT", WAIT);
+        command.env("BARE", "exec env -i PATH=$PATH sh -c \"$WAIT\"").stdout(ours.try_clone().unwrap());
+        assert!(command.status().unwrap().success());
+        let mut told = BufReader::new(fs::File::from(ours.try_clone().unwrap()));
+        let mut pid = String::new();
+        told.read_line(&mut pid).unwrap();
+        let query = TreeQuery { root: None, boot: &boot, instance: "blog.1", outputs: &[], cgroup: None };
+        assert!(members(&query).unwrap().is_empty());
+        let found = members(&TreeQuery { outputs: &[&ours], ..query }).unwrap();
+        assert_eq!(pids(&found), [pid.trim().parse::<u32>().unwrap()]);
+        pidfd::signal(&found[0].pidfd, Signal::KILL).unwrap();
+        outside.kill().unwrap();
+        outside.wait().unwrap();
     }
 
     #[test]

@@ -395,8 +395,13 @@ impl Supervisor {
     pub fn tree(&self, id: &SeatId) -> Vec<Member> {
         let Some(shell) = self.seat(id) else { return Vec::new() };
         let (instance, boot) = (self.mark_of(id), self.me.boot_of(id.seat));
-        let query =
-            TreeQuery { root: shell.main, boot: &boot, instance: &instance, cgroup: shell.kit.cgroup.as_deref() };
+        // Both seats of a copy share their output: while both live it tells nothing.
+        let others = self.apps.get(&id.app).into_iter().flat_map(App::runs);
+        let mut others = others.filter(|run| run.seat.number == id.seat.number && run.seat != id.seat);
+        let shared = others.any(|run| run.instance.is_active());
+        let outputs: &[&OwnedFd] = if shared { &[] } else { &[&shell.kit.out, &shell.kit.err] };
+        let cgroup = shell.kit.cgroup.as_deref();
+        let query = TreeQuery { root: shell.main, boot: &boot, instance: &instance, outputs, cgroup };
         tree::members(&query).unwrap_or_else(|error| {
             warn!(app = %id.app, %error, "the tree cannot be read");
             Vec::new()

@@ -304,8 +304,13 @@ impl Supervisor {
     }
 
     pub fn job_tree(&self, job: &Job) -> Vec<tree::Member> {
-        let query =
-            TreeQuery { root: job.main, boot: &self.me.boot, instance: &job.name, cgroup: job.cgroup.as_deref() };
+        let query = TreeQuery {
+            root: job.main,
+            boot: &self.me.boot,
+            instance: &job.name,
+            outputs: &[],
+            cgroup: job.cgroup.as_deref(),
+        };
         tree::members(&query).unwrap_or_default()
     }
 

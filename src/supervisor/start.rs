@@ -80,7 +80,9 @@ pub fn run(path: &Path) -> Result<(), String> {
     maker.common()?;
     let log = log::start(log::make(&settings.config.log, &layout.logs())?)?;
     if let Some(why) = no_cgroup {
-        warn!("{why}: a process that leaves its parent and scrubs its environment is not found when its app ends");
+        warn!(
+            "{why}: a process that leaves its parent, scrubs its environment and closes its output is not found when its app ends"
+        );
     }
     for warning in &settings.warnings {
         warn!("{warning}");

@@ -116,7 +116,7 @@ impl Leftover {
     fn members(&self) -> Vec<Member> {
         let root = self.main.as_ref().map(|(pid, _)| *pid);
         let instance = self.name.strip_suffix(SECOND).unwrap_or(&self.name);
-        let by_environment = TreeQuery { root, boot: &self.boot, instance, cgroup: None };
+        let by_environment = TreeQuery { root, boot: &self.boot, instance, outputs: &[], cgroup: None };
         let mut members = tree::members(&by_environment).unwrap_or_default();
         if let Some(group) = &self.cgroup {
             let query = TreeQuery { cgroup: Some(group), ..by_environment };

@@ -54,6 +54,7 @@ impl Whose {
             root: Some(self.main),
             boot: &self.boot,
             instance: &self.instance,
+            outputs: &[],
             cgroup: self.cgroup.as_deref(),
         };
         let members = tree::members(&query).unwrap_or_default();
