@@ -316,3 +316,21 @@ fn what_was_said_in_an_earlier_run_is_nothing_to_the_next() {
     assert_eq!(server.app("a")["state"], "starting");
     assert!(causes(&server, "ready").is_empty());
 }
+
+#[test]
+fn whoever_manages_everhook_is_told() {
+    let mut server = Server::with_apps("");
+    let path = server.path().join("manager");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(server::LIMIT)).unwrap();
+    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let next = || {
+        let mut said = [0; 64];
+        let length = manager.recv(&mut said).unwrap();
+        String::from_utf8_lossy(&said[..length]).into_owned()
+    };
+    server.start_as(&["env", &variable]);
+    assert_eq!(next(), "READY=1");
+    assert!(server.stop().success());
+    assert_eq!(next(), "STOPPING=1");
+}

@@ -46,3 +46,46 @@ fn it_reaps_orphans_and_ends_in_order() {
     assert!(server.ended().success(), "{}", server.log());
     assert!(fs::read_to_string(server.path().join("said")).unwrap().contains("bye"));
 }
+
+/// A file of `contrib/`, with the binary that was built and the config of the test in it.
+fn contrib(name: &str, server: &Server) -> String {
+    let text = fs::read_to_string(format!("{}/contrib/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let config = server.config().display().to_string();
+    text.replace("/usr/local/bin/everhook", env!("CARGO_BIN_EXE_everhook"))
+        .replace("/etc/everhook/supervisor.ron", &config)
+}
+
+#[test]
+fn the_container_file_runs_it() {
+    if !geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    let mut server = Server::with_apps("\"a\": (command: \"echo from within; exec sleep 1000\", ready: Immediate)");
+    let file = contrib("Dockerfile", &server);
+    let entry = file.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).unwrap();
+    let line: Vec<String> = serde_json::from_str(entry).unwrap();
+    let quoted: Vec<String> = line.iter().map(|word| format!("'{word}'")).collect();
+    let exec = format!("exec {}", quoted.join(" "));
+    server.start_as(&[&PREFIX[..], &["sh", "-c", &exec]].concat());
+    server.wait_state("a", "ready");
+    assert_eq!(server.status()["supervisor"]["pid"], 1);
+    server.until("what it prints is on the container's stdout", |s| s.log().contains("from within").then_some(()));
+    let one = children(server.pid())[0];
+    let signal = file.lines().find_map(|line| line.strip_prefix("STOPSIGNAL ")).unwrap();
+    kill(Pid::from_raw(i32::try_from(one).unwrap()), signal.parse::<Signal>().unwrap()).unwrap();
+    assert!(server.ended().success(), "{}", server.log());
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    let server = Server::with_apps("");
+    let unit = server.path().join("everhook.service");
+    fs::write(&unit, contrib("everhook.service", &server)).unwrap();
+    let output = std::process::Command::new("systemd-analyze").arg("verify").arg(&unit).output();
+    let Ok(output) = output else { return println!("no systemd-analyze here") };
+    let said = server::text(&output);
+    // Older ones do not know it, and ExecStopPost does what it is for.
+    let others: Vec<&str> = said.lines().filter(|line| !line.contains("DelegateSubgroup")).collect();
+    assert!(output.status.success() && others.iter().all(|line| !line.contains("everhook.service")), "{said}");
+}

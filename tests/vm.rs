@@ -54,6 +54,16 @@ until_so '[ $(zombies) = 0 ]'
 echo "VM made $(cat /made)"
 echo "VM zombies $(zombies)"
 echo "VM status $(json status)"
+unit=/sys/fs/cgroup/unit.service && mkdir $unit && mkdir $unit/app $unit/.control
+echo '+memory +pids' > $unit/cgroup.subtree_control
+enter() { sh -c "echo \$\$ > $1/cgroup.procs && $2" 2> /dev/null; }
+enter $unit/app 'exec sleep 1000' &
+until_so '[ -n "$(cat $unit/app/cgroup.procs)" ]'
+echo "VM before $(enter $unit 'echo free' || echo busy)"
+echo "VM release $(enter $unit/.control 'exec everhook cgroup-release')"
+echo "VM after $(enter $unit 'echo free' || echo busy)"
+echo "VM again $(enter $unit/.control 'exec everhook cgroup-release' && echo ok)"
+echo "VM lives $(cat $unit/app/cgroup.procs | wc -l)"
 echo "VM warnings $(everhook check | grep -c 'runs without')"
 kill -TERM 1
 "#;
@@ -188,6 +198,11 @@ fn it_runs_a_machine() {
     assert_eq!(console.value("limits"), format!("{} 50000 100000 20", 64 << 20));
     assert_eq!((console.value("made"), console.value("zombies")), ("10000", "0"));
     assert_eq!(console.value("warnings"), "0", "every limit is held");
+
+    let released = console.value("release");
+    assert!(released.starts_with("cgroup /sys/fs/cgroup/unit.service hands down nothing"), "{released}");
+    assert_eq!((console.value("before"), console.value("after"), console.value("again")), ("busy", "free", "ok"));
+    assert_eq!(console.value("lives"), "1", "whoever lives below it is not touched");
 
     let status: Value = serde_json::from_str(console.value("status")).unwrap();
     assert_eq!(status["supervisor"]["pid"], 1);

@@ -9,6 +9,7 @@
 mod approve;
 mod audit;
 mod cancel;
+mod cgroup_release;
 mod check;
 mod client;
 mod deliveries;
@@ -85,6 +86,8 @@ enum Verb {
     /// Be the supervisor
     Run,
     Shutdown(shutdown::Shutdown),
+    #[command(hide = true)]
+    CgroupRelease(cgroup_release::CgroupRelease),
     /// Serve a folder's files over HTTP
     Serve {
         dir: PathBuf,
@@ -157,6 +160,7 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Check(check) => check.run(place),
         Verb::Reload(reload) => reload.run(place),
         Verb::Shutdown(shutdown) => shutdown.run(place),
+        Verb::CgroupRelease(_) => cgroup_release::CgroupRelease::run(),
         Verb::Run | Verb::Serve { .. } => Ok(()),
     }
 }

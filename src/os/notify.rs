@@ -7,9 +7,11 @@ use std::{
     io::IoSliceMut,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        linux::net::SocketAddrExt,
         unix::{
+            ffi::OsStrExt,
             fs::{FileTypeExt, PermissionsExt, lchown},
-            net::UnixDatagram,
+            net::{SocketAddr, UnixDatagram},
         },
     },
     path::Path,
@@ -56,6 +58,22 @@ pub fn make(path: &Path, uid: u32, gid: u32) -> io::Result<UnixDatagram> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     lchown(path, Some(uid), Some(gid))?;
     Ok(fd.into())
+}
+
+/// Says something to whoever manages us and named a socket for it, such as systemd: sd_notify(3). A name
+/// that begins with `@` is no file's.
+///
+/// # Errors
+/// As the kernel says; nothing is said where nobody asked for it.
+pub fn tell_manager(text: &str) -> io::Result<()> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
 /// The next message; `None` when there is none. One that is too long comes empty.

@@ -1,7 +1,7 @@
 //! A changed config, applied all or nothing: only what changed is touched. What a change touches is
 //! `domain::config::diff`'s to say.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use tracing::{info, warn};
 
@@ -440,9 +440,18 @@ fn with_socket_of(held: &Listener, entry: Http) -> Listener {
 /// Binds an entry's socket.
 ///
 /// # Errors
-/// Names the address.
+/// Names the address, and its place in the config.
 pub fn bind(entry: Http) -> Result<Listener, String> {
-    let (socket, address) =
-        socket::listen_tcp(entry.bind).map_err(|e| format!("cannot listen on {}: {e}", entry.bind))?;
+    let (socket, address) = socket::listen_tcp(entry.bind).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => "somebody else listens there".to_owned(),
+            io::ErrorKind::PermissionDenied if entry.bind.port() < 1024 => {
+                format!("{error}; a port below 1024 is root's, or needs the capability NET_BIND_SERVICE")
+            }
+            _ => error.to_string(),
+        };
+        let place = entry.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+        format!("cannot listen on {}: {why}{place}", entry.bind)
+    })?;
     Ok(Listener { entry, socket: Arc::new(socket), address, keeper: Keeper::default(), number: 0 })
 }

@@ -42,6 +42,7 @@ impl Supervisor {
         if self.ending.is_none() {
             self.ending_since = Some(Instant::now());
             info!(%by, "shutting down");
+            self.tell_manager("STOPPING=1");
             self.note(EventKind::Supervisor, None, "stopping", Some(by.to_owned()));
             self.ending = Some(Ending::Apps);
             self.deploy_event(deploy::Event::Shutdown);

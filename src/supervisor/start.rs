@@ -44,7 +44,7 @@ use crate::{
     os::{
         cgroup, clock, files,
         lock::{Lock, LockError},
-        mask, reap, threads, users,
+        mask, notify, reap, threads, users,
     },
 };
 
@@ -239,6 +239,7 @@ impl Supervisor {
         for number in self.listeners.iter().map(|listener| listener.number).collect::<Vec<_>>() {
             self.start_listener(number);
         }
+        self.tell_manager("READY=1");
         let (layout, config, cgroups) = (self.layout.clone(), Arc::clone(&self.config), self.maker.cgroups.clone());
         let events = self.events.clone();
         let work = move || {
@@ -249,6 +250,13 @@ impl Supervisor {
         };
         if let Err(error) = mask::with_all_blocked(|| thread::Builder::new().name("handover".into()).spawn(work)) {
             error!(%error, "cannot look for what the last supervisor left");
+        }
+    }
+
+    /// To systemd, where that runs us.
+    pub fn tell_manager(&self, what: &str) {
+        if let Err(error) = notify::tell_manager(what) {
+            warn!(%error, "whoever manages everhook cannot be told {what}");
         }
     }
 

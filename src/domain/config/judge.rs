@@ -231,7 +231,8 @@ fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
         if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
             judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));
         }
-        listeners.push(Http { bind, serve });
+        let place = judge.place(&bind_keys);
+        listeners.push(Http { bind, serve, place });
     }
     listeners
 }

@@ -47,10 +47,19 @@ pub struct Include {
 }
 
 /// One entry of `http`: one listener process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Http {
     pub bind: SocketAddr,
     pub serve: Vec<Serve>,
+    /// Of `bind`, for what is found out later.
+    pub place: Option<Place>,
+}
+
+/// It is the same wherever it stands.
+impl PartialEq for Http {
+    fn eq(&self, other: &Self) -> bool {
+        (self.bind, &self.serve) == (other.bind, &other.serve)
+    }
 }
 
 /// What a listener serves. The dashboard and metrics come later.

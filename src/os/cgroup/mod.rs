@@ -83,6 +83,26 @@ fn above_leaf(place: &Place) -> Place {
     Place { path: path.unwrap_or(&place.path).to_owned(), ..place.clone() }
 }
 
+/// Where systemd puts what it runs for a unit beside its main process.
+const CONTROL: &str = ".control";
+
+/// Makes the group of a service that we belonged to fit for a new main process, while processes live in
+/// groups below it: a group that hands controllers down can have no process of its own. Returns the
+/// group, and what it handed down.
+///
+/// # Errors
+/// Why not, for people.
+pub fn release() -> Result<Option<(PathBuf, Vec<String>)>, String> {
+    let Some(place) = place::places().into_iter().find(|place| place.version == Version::Two) else { return Ok(None) };
+    let inner = place.path.ends_with(LEAF) || place.path.ends_with(CONTROL);
+    let unit = place.path.parent().filter(|_| inner).unwrap_or(&place.path).to_owned();
+    match place::disable(&unit) {
+        Ok(given) if given.is_empty() => Ok(None),
+        Ok(given) => Ok(Some((unit, given))),
+        Err(error) => Err(format!("cgroup {} cannot be released: {error}", unit.display())),
+    }
+}
+
 /// Can groups be limited in this kind (by its name) here? Looks only: nothing is changed.
 ///
 /// # Errors

@@ -134,6 +134,24 @@ fn mount_point(path: &Path) -> PathBuf {
     path.ancestors().take_while(is_group).last().unwrap_or(path).to_owned()
 }
 
+/// Takes back from the groups below this one whatever it hands down; they are not limited any more then.
+/// Nothing is done to the group that everything is in. Returns what was taken back.
+///
+/// # Errors
+/// `ResourceBusy` when a group below hands it down itself.
+pub(super) fn disable(base: &Path) -> io::Result<Vec<String>> {
+    let group = open_folder(CWD, base)?;
+    let given = read(&group, "cgroup.subtree_control")?;
+    let given: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+    // The one at the top has no type.
+    if given.is_empty() || read(&group, "cgroup.type").is_err() {
+        return Ok(Vec::new());
+    }
+    let text: Vec<String> = given.iter().map(|controller| format!("-{controller}")).collect();
+    super::write(&group, "cgroup.subtree_control", &text.join(" "))?;
+    Ok(given)
+}
+
 /// The name of the leaf, as systemd's `DelegateSubgroup=` of our unit has it too.
 pub(super) const LEAF: &str = "supervisor";
 
