@@ -167,3 +167,56 @@ fn cut_pipes_are_told_and_the_app_runs() {
     let output = server.cli(&["status"]);
     assert!(output.status.success(), "{}", text(&output));
 }
+
+/// Each app with its own fault, the line of which it names; `good` runs.
+#[test]
+fn what_is_wrong_with_one_app_is_told_with_its_line_and_stops_no_other() {
+    let user = if geteuid().is_root() { "\"nobody-of-that-name\"" } else { "12345" };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = taken.local_addr().unwrap();
+    let faults = format!(
+        r#"(state_dir: "@DIR@/state", http: [
+(bind: "127.0.0.1:0", serve: [Api])], apps: {{
+"good": (command: ["sleep", "1000"], ready: Immediate),
+"user": (command: ["sleep", "1000"], user: {user}),
+"program": (command: ["no-such-program"]),
+"folder": (command: ["sleep", "1000"], directory: "/no/such/folder"),
+"cron": (command: ["true"], schedule: "61 * * * *"),
+"zone": (command: ["true"], schedule: (cron: "0 3 * * *", zone: "Nowhere/Land")),
+"never": (command: ["true"], schedule: "0 0 30 2 *"),
+"port": (command: ["sleep", "1000"], sockets: {{"http": "{socket}"}}, restart: (policy: Never)),
+"env": (command: ["sleep", "1000"], env_file: "no-such-file"),
+}})"#
+    );
+    let server = Server::new(&faults).started();
+    server.wait_state("good", "ready");
+    let pid = server.main_pid("good");
+    let wanted =
+        [("user", 4), ("program", 5), ("folder", 6), ("cron", 7), ("zone", 8), ("never", 9), ("port", 10), ("env", 11)];
+    for (app, line) in wanted {
+        let reason = reason(&server.wait_state(app, "failed"));
+        assert!(reason.contains(&format!("supervisor.ron:{line}:")), "{app}: {reason}");
+    }
+    // The whole that cannot be had is refused with its place, and what runs runs on.
+    server.edit_config("[Api])]", &format!("[Api]),\n(bind: \"{socket}\", serve: [Api])]"));
+    let said = server.fails(1, &["reload"]);
+    assert!(said.contains("somebody else listens there") && said.contains("supervisor.ron:3:8"), "{said}");
+    assert_eq!(server.main_pid("good"), pid);
+    server.edit_config(&socket.to_string(), "127.0.0.1:0");
+    server.ok(&["reload"]);
+    server.wait_state("port", "ready");
+    drop(taken);
+    assert_eq!(
+        (server.main_pid("good"), server.status()["supervisor"]["listeners"][1]["state"].clone()),
+        (pid, "ready".into())
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_at_the_start_is_told_with_its_place() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = taken.local_addr().unwrap();
+    let server = Server::new(&format!("(state_dir: \"@DIR@/state\",\n http: [(bind: \"{socket}\", serve: [Api])])"));
+    let said = server.fails(1, &["run"]);
+    assert!(said.contains("somebody else listens there") && said.contains("supervisor.ron:2:16"), "{said}");
+}

@@ -64,7 +64,8 @@ impl Entry<'_> {
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
         let owner = (who.run_as.uid, who.run_as.gid);
         let (sockets, stranger) = socket::of_app(judge, self.name, raw.sockets.as_ref(), owner);
-        let problem = problem.or(beyond).or(stranger);
+        let (schedule, untimely) = schedule::schedule(judge, self.name, raw, &self.all[self.name]);
+        let problem = problem.or(beyond).or(stranger).or(untimely);
         let ready = probe::ready(judge, self.name, raw.ready.as_ref(), instances);
         let passed = i32::try_from(sockets.len()).unwrap_or(i32::MAX).saturating_add(3);
         let taken = matches!(ready, Ready::Fd { number, .. } if number < passed);
@@ -94,7 +95,7 @@ impl Entry<'_> {
             sockets,
             limits,
             logs: self.logs(judge),
-            schedule: schedule::schedule(judge, self.name, raw, &self.all[self.name]),
+            schedule,
             watch: watch::watch(judge, self.name, raw),
             deploy: raw.deploy.as_ref().map(|own| Box::new(deploy::deploy(judge, self.name, own, self.hooks))),
             was: self.was(judge),

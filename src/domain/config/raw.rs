@@ -260,8 +260,6 @@ pub struct Schedule {
     pub cron: Option<String>,
     pub zone: Option<String>,
     pub missed: Option<Missed>,
-    /// Written as `(cron: …)`.
-    pub is_full: bool,
 }
 
 #[derive(Debug, Default, Clone)]

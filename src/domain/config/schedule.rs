@@ -114,37 +114,37 @@ fn wrong_field(parser: &CronParser, text: &str) -> String {
     String::new()
 }
 
-/// An app's `schedule`, judged; `own`: what the app itself says, without `defaults`.
-pub fn schedule(judge: &mut Judge<'_>, name: &str, raw: &raw::App, own: &raw::App) -> Option<Schedule> {
-    let written = raw.schedule.as_ref()?;
+/// An app's `schedule`, judged; `own`: what the app itself says, without `defaults`. A time that cannot be
+/// read, or a zone that the machine does not know, keeps that app alone from running.
+pub fn schedule(
+    judge: &mut Judge<'_>,
+    name: &str,
+    raw: &raw::App,
+    own: &raw::App,
+) -> (Option<Schedule>, Option<(&'static str, String)>) {
+    let Some(written) = &raw.schedule else { return (None, None) };
     let keys = ["apps", name, "schedule"];
-    let zone_keys = ["apps", name, "schedule", "zone"];
     judge.require(raw.command.is_some(), &keys, "there is no `command` to run at these times");
     if own.restart.policy == Some(Policy::Always) {
         let message = "a scheduled app ends and runs again at its next time; expected Never or OnFailure";
         judge.error(&["apps", name, "restart", "policy"], message);
     }
-    let zone = (judge.facts.zone)(written.zone.as_deref());
-    if zone.is_none() {
-        let wanted = written.zone.as_deref().unwrap_or_default();
-        judge.error(&zone_keys, format!("time zone {wanted:?} is not known (is the package tzdata installed?)"));
-    }
     let Some(text) = &written.cron else {
         judge.error(&keys, "`cron` is missing: when to run, such as \"0 3 * * *\"");
-        return None;
+        return (None, None);
     };
-    let cron_keys: &[&str] = if written.is_full { &["apps", name, "schedule", "cron"] } else { &keys };
-    match Schedule::new(text, zone.unwrap_or(TimeZone::UTC), written.missed.unwrap_or_default()) {
-        Ok(schedule) => {
-            // Any moment serves to find out whether one ever comes.
-            let ever = schedule.next(At(0)).is_some();
-            judge.require(ever, cron_keys, "this time never comes");
-            Some(schedule)
+    let Some(zone) = (judge.facts.zone)(written.zone.as_deref()) else {
+        let wanted = written.zone.as_deref().unwrap_or_default();
+        let message = format!("time zone {wanted:?} is not known (is the package tzdata installed?)");
+        return (None, Some(("schedule", message)));
+    };
+    match Schedule::new(text, zone, written.missed.unwrap_or_default()) {
+        // Any moment serves to find out whether one ever comes.
+        Ok(schedule) if schedule.next(At(0)).is_none() => {
+            (None, Some(("schedule", format!("{text:?} is a time that never comes"))))
         }
-        Err(message) => {
-            judge.error(cron_keys, message);
-            None
-        }
+        Ok(schedule) => (Some(schedule), None),
+        Err(message) => (None, Some(("schedule", message))),
     }
 }
 

@@ -152,7 +152,7 @@ impl Forms for Schedule {
             missed: Option<Missed>,
         }
         let Full { cron, zone, missed } = Full::deserialize(MapAccessDeserializer::new(fields))?;
-        Ok(Some(Self { cron, zone, missed, is_full: true }))
+        Ok(Some(Self { cron, zone, missed }))
     }
 }
 
