@@ -145,3 +145,57 @@ fn local_gives_others_a_role() {
     assert!(output.status.success(), "{}", server::text(&output));
     assert_ne!(server.main_pid("web"), pid);
 }
+
+#[test]
+fn every_state_can_be_waited_for() {
+    let deaf = "trap : TERM; while :; do sleep 1000 & wait; done";
+    let server = Server::with_apps(&format!(
+        r#""runs": (command: ["sleep", "1000"], ready: Immediate),
+           "ends": (command: ["true"], ready: Immediate, restart: (policy: OnFailure)),
+           "rests": (command: ["true"], enabled: false),
+           "fails": (command: ["false"], ready: Immediate, restart: (policy: Never)),
+           "pauses": (command: ["false"], ready: Immediate, restart: (first: "1h", max: "1h")),
+           "begins": (command: ["sleep", "1000"], ready: Notify),
+           "waits": (command: ["true"], after: ["begins"]),
+           "leaves": (command: "{deaf}", ready: Immediate, stop: (timeout: "60s")),
+           "serves": (command: "{deaf}", ready: Immediate, replace: StartFirst, stop: (timeout: "60s", drain: "60s")),
+           "files": (deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], secret: File("@DIR@/secret")))"#
+    ));
+    let server = server.started();
+    let wait = |app: &str, state: &str| server.ok(&["wait", app, "--for", state, "--timeout", "30s"]);
+    for (app, state) in [
+        ("runs", "ready"),
+        ("ends", "done"),
+        ("rests", "stopped"),
+        ("fails", "failed"),
+        ("pauses", "backoff"),
+        ("begins", "starting"),
+        ("waits", "waiting"),
+        ("leaves", "ready"),
+        ("serves.1", "ready"),
+        ("files", "waiting"),
+    ] {
+        wait(app, state);
+    }
+    let mut waiting = std::process::Command::new(env!("CARGO_BIN_EXE_everhook"));
+    waiting.args(["wait", "files", "--for", "deployed", "--config"]).arg(server.config());
+    let mut waiting = waiting.spawn().unwrap();
+    server::Repo::new(server.path().join("repo"), &[("index.html", "1")]);
+    server.cli(&["deploy", "files"]);
+    assert!(server.until("it is deployed", |_| waiting.try_wait().unwrap()).success());
+    server.ok(&["stop", "leaves", "--no-wait"]);
+    wait("leaves", "stopping");
+    server.ok(&["restart", "serves"]);
+    wait("serves", "draining");
+    wait("serves.1", "draining");
+    server.fails(6, &["wait", "runs", "--for", "draining", "--timeout", "50ms"]);
+    server.fails(4, &["wait", "nobody", "--for", "ready"]);
+    server.fails(4, &["wait", "runs.2", "--for", "ready"]);
+    let told = server.fails(2, &["wait", "runs", "--for", "perfect"]);
+    for state in
+        ["ready", "done", "stopped", "failed", "waiting", "starting", "stopping", "backoff", "draining", "deployed"]
+    {
+        assert!(told.contains(state), "{told}");
+    }
+    server.ok(&["shutdown", "--now"]);
+}

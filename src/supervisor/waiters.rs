@@ -6,7 +6,7 @@ use super::{Supervisor, control::ReplyTo, requests::Chosen};
 use crate::domain::{
     api::{DeployState, InstanceState, Refusal, RefusalKind, Reply, Saying},
     model::{AppName, DeployId, InstanceId},
-    service::{Copy, Instance, State},
+    service::{App, Copy, Instance, State},
 };
 
 /// Somebody who waits.
@@ -136,10 +136,17 @@ impl Supervisor {
                 if !self.apps.contains_key(&chosen.app) {
                     return gone(&chosen.app);
                 }
-                (self.state_of(chosen) == *state).then_some(Ok(()))
+                (self.state_of(chosen) == *state || self.drains(chosen, *state)).then_some(Ok(()))
             }
             Goal::Deploy { .. } => None,
         }
+    }
+
+    /// Whoever drains has been taken over from, and speaks for no copy any more.
+    fn drains(&self, chosen: &Chosen, state: InstanceState) -> bool {
+        let runs = self.apps.get(&chosen.app).into_iter().flat_map(App::runs);
+        let mut meant = runs.filter(|run| chosen.only.is_none_or(|number| number == run.seat.number));
+        state == InstanceState::Draining && meant.any(|run| run.instance.drains())
     }
 
     fn still(&self, goal: &Goal) -> String {

@@ -406,6 +406,7 @@ impl Supervisor {
                     supervisor.ledger.send(Command::Live { app: app.clone(), commit: Some(commit) });
                     supervisor.feed(&app, service::Event::Adopt(adopted));
                     supervisor.tell_dependents(&app);
+                    supervisor.look_at_waiters();
                 }
                 supervisor.deploy_event(Event::LiveWritten { deploy, result });
             },
