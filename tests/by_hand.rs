@@ -307,7 +307,7 @@ fn a_dry_run_tells_and_changes_nothing() {
     assert!(said.contains("live is this commit") && said.contains("COMMITS: 0\nFILES: 0\n"), "{said}");
     server.ok(&["unfreeze", "site"]);
     let said = server.fails(1, &["deploy", "site", "--dry-run", "--rev", "no-such"]);
-    assert!(said.contains("\"no-such\" is no branch that is deployed"), "{said}");
+    assert!(said.contains("\"no-such\" is no branch or tag that is deployed"), "{said}");
     let said = server.fails(1, &["rollback", "site", "--dry-run"]);
     assert!(said.contains("no earlier release"), "{said}");
     let mut after = state(&server);

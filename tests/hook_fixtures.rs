@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use everhook::domain::{
-    hook::{Dialect, Headers, Kind, Parsed, parse, prove, recognise, same_repository},
+    hook::{Dialect, Headers, Kind, Parsed, What, parse, prove, recognise, same_repository},
     model::Secret,
 };
 
@@ -51,7 +51,12 @@ fn every_delivery_of_github_is_understood() {
         let full_name = parsed.repository.full_name.clone();
         assert!(same_repository(&format!("git@github.com:{full_name}.git"), &parsed.repository), "{file}");
         match (event, parsed.kind) {
-            ("ping", Kind::Ping) | ("push", Kind::Push(_)) => {}
+            ("ping", Kind::Ping) | ("push", Kind::Change(_)) => {}
+            ("release", Kind::Change(release)) => {
+                assert_eq!((release.what, release.ref_name.as_str()), (What::Release, "refs/tags/0.0.1"));
+            }
+            ("release", Kind::Other { why }) => assert_eq!(why, "event `release created` is not deployed"),
+            ("workflow_run", Kind::Other { why }) => assert!(why.contains("`nothing`"), "it has not ended: {why}"),
             (_, Kind::Other { why }) => assert_eq!(why, format!("event `{event}` is not deployed")),
             (_, kind) => panic!("{file}: {kind:?}"),
         }
@@ -61,7 +66,7 @@ fn every_delivery_of_github_is_understood() {
 #[test]
 fn pushes_of_github_say_what_moved() {
     let push = |file: &str| match github("push", file).kind {
-        Kind::Push(push) => push,
+        Kind::Change(push) => push,
         kind => panic!("{file}: {kind:?}"),
     };
     let made = push("push.0.json");
@@ -105,7 +110,7 @@ fn a_form_holds_the_same_delivery() {
 fn every_delivery_of_gitlab_is_understood() {
     assert_eq!(names("gitlab").len(), 5);
     let push = |event: &str, file: &str| match gitlab(event, file).kind {
-        Kind::Push(push) => push,
+        Kind::Change(push) => push,
         kind => panic!("{file}: {kind:?}"),
     };
     let branch = push("Push Hook", "push-event.json");
@@ -117,8 +122,9 @@ fn every_delivery_of_gitlab_is_understood() {
         let tag = push(event, file);
         assert_eq!((tag.ref_name.as_str(), tag.before), ("refs/tags/v1.0.0", None));
     }
-    let release = gitlab("Release Hook", "release-event.json");
-    assert_eq!(release.kind, Kind::Other { why: "event `Release Hook` is not deployed".into() });
+    let release = push("Release Hook", "release-event.json");
+    assert_eq!((release.what, release.ref_name.as_str()), (What::Release, "refs/tags/v1.1"));
+    assert_eq!(release.after.unwrap().as_str(), "ee0a3fb31ac16e11b9dbb596ad16d4af654d08f8");
     let parsed = gitlab("Push Hook", "push-event.json");
     assert_eq!((parsed.sender.as_deref(), parsed.sender_id.as_deref()), (Some("John Smith"), Some("id-2")));
     assert_eq!(parsed.repository.full_name, "mike/diaspora");

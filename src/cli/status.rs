@@ -8,7 +8,7 @@ use super::{
 };
 use crate::domain::{
     api::{AppView, InstanceState, InstanceView, Reply, Request, Status as View, WatchState, WatchView},
-    model::At,
+    model::{At, ReleaseId},
 };
 
 /// What runs, since when, and why not where it does not
@@ -44,8 +44,8 @@ fn table(status: &View, now: At) -> Table {
     for app in &status.apps {
         match app.instances.as_slice() {
             [] => table.row(without_instance(app)),
-            [only] => instance(&mut table, app.name.to_string(), only, now),
-            several => several.iter().for_each(|one| instance(&mut table, one.name.to_string(), one, now)),
+            [only] => instance(&mut table, app.name.to_string(), app, only, now),
+            several => several.iter().for_each(|one| instance(&mut table, one.name.to_string(), app, one, now)),
         }
     }
     table
@@ -54,18 +54,28 @@ fn table(status: &View, now: At) -> Table {
 fn without_instance(app: &AppView) -> Vec<Cell> {
     let nothing = || or_dash(None::<String>);
     let state = Cell::styled(&app.state, instance_style(app.state));
-    let release = or_dash(app.release.as_ref());
+    let release = release(app, app.release.as_ref());
     vec![Cell::from(&app.name), state, nothing(), nothing(), nothing(), release, nothing(), nothing()]
 }
 
-fn instance(table: &mut Table, name: String, one: &InstanceView, now: At) {
+/// What runs, and how far that is behind what could.
+fn release(app: &AppView, release: Option<&ReleaseId>) -> Cell {
+    match (release, app.behind) {
+        (Some(release), Some(behind)) if behind > 0 && app.release.as_ref() == Some(release) => {
+            Cell::from(format!("{release}, {behind} behind"))
+        }
+        (release, _) => or_dash(release),
+    }
+}
+
+fn instance(table: &mut Table, name: String, app: &AppView, one: &InstanceView, now: At) {
     table.row(vec![
         Cell::from(name),
         Cell::styled(&one.state, instance_style(one.state)),
         Cell::from(between(one.since, now)),
         or_dash(one.pid),
         Cell::from(one.restarts),
-        or_dash(one.release.as_ref()),
+        release(app, one.release.as_ref()),
         or_dash(one.cpu_s.map(took)),
         or_dash(one.memory_bytes.map(bytes)),
     ]);

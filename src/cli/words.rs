@@ -173,6 +173,7 @@ pub fn by(by: &By) -> String {
         By::Token { name } => format!("token {name}"),
         By::First => "first deploy".into(),
         By::CatchUp => "catch-up".into(),
+        By::Poll => "poll".into(),
         By::Signal { pid, uid } => {
             let (pid, uid) = (pid.as_ref().map(|p| p as &dyn Display), uid.as_ref().map(|u| u as &dyn Display));
             format!("signal from pid {}, uid {}", or_unknown(pid), or_unknown(uid))

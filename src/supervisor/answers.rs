@@ -143,6 +143,7 @@ impl Supervisor {
                 for app in self.apps.keys().cloned().collect::<Vec<_>>() {
                     self.look_for_news(&app);
                 }
+                self.set_polls();
             }
             Told::ChannelClosed { .. } => {}
             Told::Trouble { message } => self.trouble(&format!("the store takes nothing: {message}")),

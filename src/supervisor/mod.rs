@@ -50,7 +50,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::task::AbortHandle;
@@ -60,7 +60,7 @@ use crate::{
         api::{DeployState, Saying},
         config::{self, Config},
         deploy::{self, Deploys},
-        model::{AppName, At, DeployId, ReleaseId, Secret},
+        model::{AppName, At, CommitId, DeployId, ReleaseId, Secret},
         service::{self, App, Happening},
     },
     os::init::Machine,
@@ -145,6 +145,12 @@ pub struct Supervisor {
     doomed: BTreeSet<(AppName, ReleaseId)>,
     /// Apps whose repository is looked at once none of their deploys is left.
     news_due: BTreeSet<AppName>,
+    /// Apps whose remote is being asked.
+    asking: BTreeSet<AppName>,
+    /// How often an app's branch is looked at, and the ticket of the timer that does.
+    polls: BTreeMap<AppName, (Duration, u64)>,
+    /// How many commits some of an app are behind the tip of their ref, as it was seen last.
+    behind: BTreeMap<AppName, BTreeMap<CommitId, u64>>,
     jobs: jobs::Jobs,
 
     schedules: schedule::Schedules,

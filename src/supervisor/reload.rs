@@ -236,6 +236,7 @@ impl Supervisor {
         self.change_listeners(&plan, listeners);
         self.sample();
         self.watch_apps();
+        self.set_polls();
         Ok(())
     }
 

@@ -79,7 +79,7 @@ impl Supervisor {
             state: self.app_state(app.name()),
             release: release.map(|release| release.id.clone()),
             commit: release.map(|release| release.commit.clone()),
-            behind: None,
+            behind: release.and_then(|release| self.behind.get(app.name())?.get(&release.commit).copied()),
             frozen: self.deploys.freeze(app.name()).map(ToString::to_string),
             watch: self.watch_view(app.name()),
             instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),

@@ -1,24 +1,20 @@
 //! Brings a mirror up to date and finds the commit that is meant.
 
-use std::path::Path;
-
-use globset::{GlobBuilder, GlobMatcher};
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
     TreeError, content,
     explain::explain,
-    git::{self, is_branch},
+    filter, git,
+    git::is_ref_name,
     judge::{self, Question},
     mirror::Mirror,
+    refs::{HEADS, Refs, TAGS, default_branch, refspec},
 };
 use crate::domain::{
     api::{Fetch, Fetched, Tip, Verdict, Wanted},
     model::CommitId,
 };
-
-const HEADS: &str = "refs/heads/";
-/// Where the remote's branches are in the mirror.
-pub(super) const MIRRORED: &str = "refs/remotes/origin/";
 
 /// Fetches and judges; a damaged mirror is made anew, once.
 pub(super) fn fetch(task: &Fetch) -> Result<Fetched, TreeError> {
@@ -40,40 +36,49 @@ pub(super) fn fetch(task: &Fetch) -> Result<Fetched, TreeError> {
     }
 }
 
-/// The remote's tip of the branch that is meant, without fetching.
-pub(super) fn tip(repo: &str, mirror: &Path, wanted: &Wanted) -> Result<Tip, TreeError> {
+/// The remote's tip of the branch that is meant, without fetching; and how far `live` is behind it, as
+/// far as the mirror knows the tip from before.
+pub(super) fn tip(repo: &str, mirror: &Path, wanted: &Wanted, live: Option<&CommitId>) -> Result<Tip, TreeError> {
     check_address(repo)?;
     let mirror = Mirror::open(mirror, repo)?;
-    let branches = Branches::of(&mirror, repo, wanted)?;
-    let name = branches.meant(wanted)?;
-    let ref_name = format!("{HEADS}{name}");
+    let ref_name = Refs::of(wanted, || default_branch(&mirror, repo))?.meant(wanted)?;
     let listed = remote(&mirror, repo, &["ls-remote", "--quiet", "--", repo, &ref_name])?;
     let commit = listed.lines().find_map(|line| {
         let (commit, listed) = line.split_once('\t')?;
         (listed == ref_name).then(|| commit.parse::<CommitId>().ok())?
     });
+    let name = ref_name.strip_prefix(HEADS).unwrap_or(&ref_name);
     let commit = commit.ok_or_else(|| TreeError::Refused(format!("{} has no branch {name:?}", git::shown(repo))))?;
-    Ok(Tip { ref_name, commit })
+    let behind = match live {
+        Some(live) if *live == commit || judge::is_there(&mirror, &commit)? => judge::behind(&mirror, live, &commit)?,
+        _ => None,
+    };
+    Ok(Tip { ref_name, commit, behind })
 }
 
 fn fetch_into(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
-    let branches = Branches::of(mirror, &task.repo, &task.wanted)?;
+    let refs = Refs::of(&task.wanted, || default_branch(mirror, &task.repo))?;
     if let Some(ref_name) = &task.wanted.ref_name
-        && let Err(reason) = branches.judge(ref_name)
+        && let Err(reason) = refs.judge(ref_name)
     {
         let verdict = Verdict::NotWanted { reason };
         return Ok(unjudged(verdict, ref_name.clone(), task.commit.clone()));
     }
     if let Some(rev) = &task.rev {
-        fetch_refs(mirror, &task.repo, &branches.refspecs())?;
-        let (name, commit) = judge::resolve(mirror, &branches, rev)?;
+        let mut refspecs = refs.refspecs();
+        // A tag may name a commit of a branch that is deployed. With the `*` its absence is no error.
+        let tag = rev.strip_prefix(TAGS).unwrap_or(rev);
+        refspecs.extend(is_ref_name(tag).then(|| refspec(&format!("{TAGS}{tag}*"))));
+        fetch_refs(mirror, &task.repo, &refspecs)?;
+        let (name, commit) = judge::resolve(mirror, &refs, rev)?;
         return judged(mirror, task, &name, Some(&commit));
     }
-    let name = branches.meant(&task.wanted)?;
+    let name = refs.meant(&task.wanted)?;
+    let pushed = task.commit.is_some() || name.starts_with(TAGS);
     match fetch_refs(mirror, &task.repo, &[refspec(&name)]) {
-        // The branch was deleted after the push.
-        Err(TreeError::Refused(_)) if task.commit.is_some() && !exists(mirror, &task.repo, &name)? => {
-            Ok(unjudged(Verdict::Gone, format!("{HEADS}{name}"), task.commit.clone()))
+        // The ref was deleted after the push.
+        Err(TreeError::Refused(_)) if pushed && !exists(mirror, &task.repo, &name)? => {
+            Ok(unjudged(Verdict::Gone, name, task.commit.clone()))
         }
         Err(error) => Err(error),
         Ok(()) => judged(mirror, task, &name, task.commit.as_ref()),
@@ -81,22 +86,46 @@ fn fetch_into(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
 }
 
 fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) -> Result<Fetched, TreeError> {
-    let tip = judge::tip(mirror, name)?;
+    let said = judge::tip(mirror, name)?;
+    let (tip, live) = (said.commit.clone(), task.live.as_ref());
     let asked = task.rev.is_some() || commit.is_none();
-    let commit = commit.unwrap_or(&tip.commit);
-    let ref_name = format!("{HEADS}{name}");
-    let verdict = judge::verdict(mirror, &Question { commit, tip: &tip.commit, live: task.live.as_ref(), asked })?;
-    if verdict != Verdict::Deploy {
-        return Ok(unjudged(verdict, ref_name, Some(commit.clone())));
+    let commit = match commit {
+        None => tip.clone(),
+        Some(commit) => judge::delivered(mirror, name, &tip, commit, &task.also)?,
+    };
+    let verdict = judge::verdict(mirror, &Question { commit: &commit, tip: &tip, live, asked })?;
+    let mut fetched = unjudged(verdict, name.to_owned(), Some(commit.clone()));
+    if fetched.verdict != Verdict::Deploy {
+        fetched.behind = behind(mirror, live.into_iter(), &tip)?;
+        return Ok(fetched);
     }
-    let tree_bytes = content::measure(mirror, commit)?;
-    let said = if *commit == tip.commit { tip } else { judge::said(mirror, commit.as_str())? };
-    let (subject, author, tree_bytes) = (Some(said.subject), Some(said.author), Some(tree_bytes));
-    Ok(Fetched { verdict, ref_name, commit: Some(said.commit), subject, author, tree_bytes })
+    fetched.behind = behind(mirror, live.into_iter().chain([&commit]), &tip)?;
+    let said = if commit == tip { said } else { judge::said(mirror, commit.as_str())? };
+    if let Some(filters) = &task.filters
+        && live != Some(&commit)
+        && let Some(reason) = filter::objection(mirror, filters, live, &commit, &said.message)?
+    {
+        fetched.verdict = Verdict::NotWanted { reason };
+    } else {
+        fetched.tree_bytes = Some(content::measure(mirror, &commit)?);
+    }
+    (fetched.subject, fetched.author) = (Some(said.subject), Some(said.author));
+    Ok(fetched)
+}
+
+/// How many commits each of these is behind the tip.
+fn behind<'a>(
+    mirror: &Mirror,
+    of: impl Iterator<Item = &'a CommitId>,
+    tip: &CommitId,
+) -> Result<BTreeMap<CommitId, u64>, TreeError> {
+    let counted = of.map(|commit| Ok((commit.clone(), judge::behind(mirror, commit, tip)?)));
+    let counted = counted.collect::<Result<Vec<_>, TreeError>>()?;
+    Ok(counted.into_iter().filter_map(|(commit, count)| Some((commit, count?))).collect())
 }
 
 fn unjudged(verdict: Verdict, ref_name: String, commit: Option<CommitId>) -> Fetched {
-    Fetched { verdict, ref_name, commit, subject: None, author: None, tree_bytes: None }
+    Fetched { verdict, ref_name, commit, subject: None, author: None, tree_bytes: None, behind: BTreeMap::new() }
 }
 
 fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), TreeError> {
@@ -106,7 +135,7 @@ fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), Tr
 }
 
 /// Runs a command that speaks to the remote.
-fn remote(mirror: &Mirror, repo: &str, args: &[&str]) -> Result<String, TreeError> {
+pub(super) fn remote(mirror: &Mirror, repo: &str, args: &[&str]) -> Result<String, TreeError> {
     let done = mirror.git.run(args, b"")?;
     match done.code {
         Some(0) => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
@@ -114,9 +143,8 @@ fn remote(mirror: &Mirror, repo: &str, args: &[&str]) -> Result<String, TreeErro
     }
 }
 
-fn exists(mirror: &Mirror, repo: &str, name: &str) -> Result<bool, TreeError> {
-    let ref_name = format!("{HEADS}{name}");
-    let listed = remote(mirror, repo, &["ls-remote", "--quiet", "--", repo, &ref_name])?;
+fn exists(mirror: &Mirror, repo: &str, ref_name: &str) -> Result<bool, TreeError> {
+    let listed = remote(mirror, repo, &["ls-remote", "--quiet", "--", repo, ref_name])?;
     Ok(listed.lines().any(|line| line.split_once('\t').is_some_and(|(_, listed)| listed == ref_name)))
 }
 
@@ -125,104 +153,4 @@ fn check_address(repo: &str) -> Result<(), TreeError> {
         return Err(TreeError::Refused(format!("{repo:?} is no address of a repository")));
     }
     Ok(())
-}
-
-fn refspec(name: &str) -> String {
-    format!("+{HEADS}{name}:{MIRRORED}{name}")
-}
-
-/// The branches that are deployed.
-pub(super) enum Branches {
-    Default(String),
-    Globs(Vec<(String, GlobMatcher)>),
-}
-
-impl Branches {
-    /// Asks the remote for its default branch where the config names none.
-    fn of(mirror: &Mirror, repo: &str, wanted: &Wanted) -> Result<Self, TreeError> {
-        if wanted.branches.is_empty() {
-            return Ok(Self::Default(default_branch(mirror, repo)?));
-        }
-        let globs = wanted.branches.iter().map(|text| {
-            let glob = GlobBuilder::new(text).literal_separator(true).build();
-            let glob = glob.map_err(|e| TreeError::Refused(format!("{text:?} is no pattern of branches: {e}")))?;
-            if is_branch(text) || has_wildcard(text) {
-                Ok((text.clone(), glob.compile_matcher()))
-            } else {
-                Err(TreeError::Refused(format!("{text:?} is no name of a branch")))
-            }
-        });
-        Ok(Self::Globs(globs.collect::<Result<_, _>>()?))
-    }
-
-    pub(super) fn fit(&self, name: &str) -> bool {
-        match self {
-            Self::Default(default) => default == name,
-            Self::Globs(globs) => globs.iter().any(|(_, glob)| glob.is_match(name)),
-        }
-    }
-
-    /// Why this ref is not deployed.
-    fn judge(&self, ref_name: &str) -> Result<(), String> {
-        match ref_name.strip_prefix(HEADS).filter(|name| is_branch(name)) {
-            None => Err(format!("{ref_name:?} is no branch")),
-            Some(name) if self.fit(name) => Ok(()),
-            Some(name) => Err(match self {
-                Self::Default(default) => {
-                    format!("branch {name:?} is not deployed: the repository's default branch is {default:?}")
-                }
-                Self::Globs(_) => format!("branch {name:?} is not deployed"),
-            }),
-        }
-    }
-
-    /// The one branch that is meant when no commit of another was asked for.
-    fn meant(&self, wanted: &Wanted) -> Result<String, TreeError> {
-        if let Some(name) = wanted.ref_name.as_deref().and_then(|name| name.strip_prefix(HEADS)) {
-            return Ok(name.to_owned());
-        }
-        match self {
-            Self::Default(name) => Ok(name.clone()),
-            Self::Globs(globs) => match &globs[..] {
-                [(name, _)] if !has_wildcard(name) => Ok(name.clone()),
-                _ => {
-                    Err(TreeError::Refused("`on` names no single branch: name a branch or a commit with --rev".into()))
-                }
-            },
-        }
-    }
-
-    /// What to fetch so that every allowed branch is there. Of a glob the part before its first
-    /// wildcard counts: what comes along too much is never looked at.
-    fn refspecs(&self) -> Vec<String> {
-        match self {
-            Self::Default(name) => vec![refspec(name)],
-            Self::Globs(globs) => globs
-                .iter()
-                .map(|(text, _)| match text.find(WILDCARDS) {
-                    None => refspec(text),
-                    Some(end) => refspec(&format!("{}*", &text[..end])),
-                })
-                .collect(),
-        }
-    }
-}
-
-const WILDCARDS: [char; 5] = ['*', '?', '[', '{', '\\'];
-
-fn has_wildcard(text: &str) -> bool {
-    text.contains(WILDCARDS)
-}
-
-fn default_branch(mirror: &Mirror, repo: &str) -> Result<String, TreeError> {
-    let listed = remote(mirror, repo, &["ls-remote", "--quiet", "--symref", "--", repo, "HEAD"])?;
-    let target = listed.lines().find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"));
-    target.and_then(|name| name.strip_prefix(HEADS)).filter(|name| is_branch(name)).map(str::to_owned).ok_or_else(
-        || {
-            let shown = git::shown(repo);
-            TreeError::Refused(format!(
-                "{shown} has no default branch: push a first commit, or name a branch, `on: [Push(branch: \"main\")]`"
-            ))
-        },
-    )
 }

@@ -200,9 +200,9 @@ fn quoted(value: &str) -> String {
     format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
-/// Is this a name that git takes for a branch, and that nothing takes for an option? The rules of
+/// Is this a name that git takes for a branch or a tag, and that nothing takes for an option? The rules of
 /// git-check-ref-format(1).
-pub(super) fn is_branch(name: &str) -> bool {
+pub(super) fn is_ref_name(name: &str) -> bool {
     let bad = |c: char| c.is_ascii_control() || " ~^:?*[\\".contains(c);
     let component = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
     !name.starts_with('-')
@@ -219,13 +219,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn branches_are_names_and_nothing_else() {
+    fn refs_are_names_and_nothing_else() {
         for good in ["master", "feature/x", "a.b", "ünï", "v1@2"] {
-            assert!(is_branch(good), "{good}");
+            assert!(is_ref_name(good), "{good}");
         }
         for bad in ["", "-x", "--upload-pack=x", "a b", "a\nb", "a..b", "a//b", "/a", "a/", ".a", "a.lock", "a:b", "*"]
         {
-            assert!(!is_branch(bad), "{bad}");
+            assert!(!is_ref_name(bad), "{bad}");
         }
     }
 

@@ -2,16 +2,16 @@
 
 use super::{
     TreeError,
-    fetch::{Branches, MIRRORED},
-    git::is_branch,
+    git::is_ref_name,
     mirror::Mirror,
+    refs::{HEADS, MIRRORED, Refs, TAGS, mirrored, remote_name},
 };
 use crate::domain::{api::Verdict, model::CommitId};
 
 /// A commit to be judged.
 pub(super) struct Question<'a> {
     pub commit: &'a CommitId,
-    /// Of its branch.
+    /// Of its ref.
     pub tip: &'a CommitId,
     pub live: Option<&'a CommitId>,
     /// Somebody wants this one, or the tip whatever it is: being live already is no objection.
@@ -20,7 +20,7 @@ pub(super) struct Question<'a> {
 
 pub(super) fn verdict(mirror: &Mirror, question: &Question<'_>) -> Result<Verdict, TreeError> {
     let &Question { commit, tip, live, asked } = question;
-    if commit != tip && !(is_there(mirror, commit)? && is_ancestor(mirror, commit, tip)?) {
+    if commit != tip && !is_reached(mirror, commit, tip)? {
         return Ok(Verdict::Gone);
     }
     if asked {
@@ -38,52 +38,125 @@ pub(super) fn verdict(mirror: &Mirror, question: &Question<'_>) -> Result<Verdic
 pub(super) struct Said {
     pub commit: CommitId,
     pub subject: String,
+    /// `Name <mail>`.
     pub author: String,
+    /// The whole message.
+    pub message: String,
 }
 
-/// Where a branch of the mirror points.
-pub(super) fn tip(mirror: &Mirror, name: &str) -> Result<Said, TreeError> {
-    said(mirror, &format!("{MIRRORED}{name}"))
+/// The commit that a ref of the mirror leads to: a tag may be an object of its own.
+pub(super) fn tip(mirror: &Mirror, full: &str) -> Result<Said, TreeError> {
+    let name = mirrored(full);
+    said(mirror, &name).or_else(|error| match peeled(mirror, &name)? {
+        None if full.starts_with(TAGS) => Err(TreeError::Refused(format!("{full} leads to no commit"))),
+        _ => Err(error),
+    })
 }
 
-/// The branch and the commit that a person named.
-pub(super) fn resolve(mirror: &Mirror, branches: &Branches, rev: &str) -> Result<(String, CommitId), TreeError> {
-    let name = rev.strip_prefix("refs/heads/").unwrap_or(rev);
-    if is_branch(name) && branches.fit(name) && has_branch(mirror, name)? {
-        return Ok((name.to_owned(), tip(mirror, name)?.commit));
+/// The commit that a delivery means. For an annotated tag it may have named the tag. Of several that
+/// were delivered, in whatever order, it is the newest that the ref holds.
+pub(super) fn delivered(
+    mirror: &Mirror,
+    full: &str,
+    tip: &CommitId,
+    commit: &CommitId,
+    also: &[CommitId],
+) -> Result<CommitId, TreeError> {
+    let is_tag = full.starts_with(TAGS) && commit != tip;
+    let mut newest =
+        if is_tag { peeled(mirror, commit.as_str())?.unwrap_or_else(|| commit.clone()) } else { commit.clone() };
+    for other in also {
+        let held = is_reached(mirror, other, tip)?;
+        if held && (!is_reached(mirror, &newest, tip)? || is_ancestor(mirror, &newest, other)?) {
+            newest = other.clone();
+        }
     }
-    let unknown = || TreeError::Refused(format!("{rev:?} is no branch that is deployed and no commit of one"));
+    Ok(newest)
+}
+
+/// How many commits of the tip `commit` does not have; `None`: the mirror lacks one of the two, which
+/// git complains about.
+pub(super) fn behind(mirror: &Mirror, commit: &CommitId, tip: &CommitId) -> Result<Option<u64>, TreeError> {
+    if commit == tip {
+        return Ok(Some(0));
+    }
+    let range = format!("{commit}..{tip}");
+    let done = mirror.git.run(&["rev-list", "--count", "--end-of-options", &range], b"")?;
+    let count = String::from_utf8_lossy(&done.stdout).trim().parse().ok();
+    Ok(count.filter(|_| done.code == Some(0)))
+}
+
+fn peeled(mirror: &Mirror, name: &str) -> Result<Option<CommitId>, TreeError> {
+    let wish = format!("{name}^{{commit}}");
+    let done = mirror.git.run(&["rev-parse", "--verify", "--quiet", "--end-of-options", &wish], b"")?;
+    if done.code == Some(0) { commit_of(&done.stdout).map(Some) } else { Ok(None) }
+}
+
+/// The ref and the commit that a person named.
+pub(super) fn resolve(mirror: &Mirror, refs: &Refs, rev: &str) -> Result<(String, CommitId), TreeError> {
+    let full = |space: &str| format!("{space}{}", rev.strip_prefix(space).unwrap_or(rev));
+    let whole = [HEADS, TAGS].iter().any(|space| rev.starts_with(space));
+    let named: Vec<String> = [HEADS, TAGS]
+        .into_iter()
+        .filter(|space| rev.starts_with(space) || !whole && is_ref_name(rev))
+        .map(full)
+        .filter(|full| full.splitn(3, '/').nth(2).is_some_and(is_ref_name) && refs.fit(full))
+        .collect();
+    let mut there = Vec::new();
+    for full in named {
+        if has_ref(mirror, &full)? {
+            there.push(full);
+        }
+    }
+    match &there[..] {
+        [only] => return Ok((only.clone(), tip(mirror, only)?.commit)),
+        [_, ..] => {
+            let why = format!("{rev:?} is a branch and a tag: say \"{HEADS}{rev}\" or \"{TAGS}{rev}\"");
+            return Err(TreeError::Refused(why));
+        }
+        [] => {}
+    }
+    let commit = named_commit(mirror, rev, &full(TAGS))?;
+    let contains = format!("--contains={commit}");
+    let listed = mirror.git.must(&["for-each-ref", "--format=%(refname)", &contains, MIRRORED, TAGS])?;
+    let listed = String::from_utf8_lossy(&listed);
+    let mut names = listed.lines().map(remote_name);
+    let name = names.find(|name| refs.fit(name)).ok_or_else(|| unknown(rev))?;
+    Ok((name, commit))
+}
+
+fn unknown(rev: &str) -> TreeError {
+    TreeError::Refused(format!("{rev:?} is no branch or tag that is deployed and no commit of one"))
+}
+
+/// A commit by its id, or the beginning of it, or by a tag.
+fn named_commit(mirror: &Mirror, rev: &str, tag: &str) -> Result<CommitId, TreeError> {
+    if is_ref_name(tag) && has_ref(mirror, tag)? {
+        return tip(mirror, tag).map(|said| said.commit);
+    }
     if !(4..=64).contains(&rev.len()) || !rev.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(unknown());
+        return Err(unknown(rev));
     }
     let wish = format!("{}^{{commit}}", rev.to_ascii_lowercase());
     let done = mirror.git.run(&["rev-parse", "--verify", "--end-of-options", &wish], b"")?;
-    if done.code != Some(0) {
-        let ambiguous = done.stderr.contains("ambiguous");
-        return Err(if ambiguous {
-            TreeError::Refused(format!("more than one commit begins with {rev}"))
-        } else {
-            unknown()
-        });
+    match done.code {
+        Some(0) => commit_of(&done.stdout),
+        _ if done.stderr.contains("ambiguous") => {
+            Err(TreeError::Refused(format!("more than one commit begins with {rev}")))
+        }
+        _ => Err(unknown(rev)),
     }
-    let commit = commit_of(&done.stdout)?;
-    let contains = format!("--contains={commit}");
-    let listed = mirror.git.must(&["for-each-ref", "--format=%(refname)", &contains, MIRRORED])?;
-    let listed = String::from_utf8_lossy(&listed);
-    let mut names = listed.lines().filter_map(|line| line.strip_prefix(MIRRORED));
-    let name = names.find(|name| branches.fit(name)).ok_or_else(unknown)?;
-    Ok((name.to_owned(), commit))
 }
 
 /// What the commit says that this names: one process of git tells all of it.
 pub(super) fn said(mirror: &Mirror, name: &str) -> Result<Said, TreeError> {
-    let form = "--format=%H%x00%s%x00%an <%ae>";
+    let form = "--format=%H%x00%s%x00%an <%ae>%x00%B";
     let text = mirror.git.must(&["log", "-1", "--no-show-signature", "--no-color", form, name, "--"])?;
     let text = String::from_utf8_lossy(&text);
-    let mut parts = text.trim_end_matches('\n').splitn(3, '\0');
+    let mut parts = text.splitn(4, '\0');
     let commit = commit_of(parts.next().unwrap_or_default().as_bytes())?;
-    let mut next = || shortened(parts.next().unwrap_or_default());
-    Ok(Said { commit, subject: next(), author: next() })
+    let mut next = || parts.next().unwrap_or_default();
+    Ok(Said { commit, subject: shortened(next()), author: shortened(next()), message: next().to_owned() })
 }
 
 /// A commit may call itself anything, at any length.
@@ -91,9 +164,12 @@ pub(super) fn shortened(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
-fn has_branch(mirror: &Mirror, name: &str) -> Result<bool, TreeError> {
-    let name = format!("{MIRRORED}{name}");
-    Ok(mirror.git.run(&["show-ref", "--verify", "--quiet", "--", &name], b"")?.code == Some(0))
+fn has_ref(mirror: &Mirror, full: &str) -> Result<bool, TreeError> {
+    Ok(mirror.git.run(&["show-ref", "--verify", "--quiet", "--", &mirrored(full)], b"")?.code == Some(0))
+}
+
+fn is_reached(mirror: &Mirror, commit: &CommitId, tip: &CommitId) -> Result<bool, TreeError> {
+    Ok(is_there(mirror, commit)? && is_ancestor(mirror, commit, tip)?)
 }
 
 pub(super) fn is_there(mirror: &Mirror, commit: &CommitId) -> Result<bool, TreeError> {

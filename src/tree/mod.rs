@@ -14,9 +14,11 @@ mod content;
 mod empty;
 mod explain;
 mod fetch;
+mod filter;
 mod git;
 mod judge;
 mod mirror;
+mod refs;
 mod share;
 
 use std::{fs::File, io::Write, os::fd::OwnedFd, path::Path, process::ExitCode};
@@ -79,9 +81,9 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
             let answer = result_descriptor()?;
             tell(answer, &fetch::fetch(&task)?)
         }
-        TreeTask::LsRemote { repo, mirror, wanted } => {
+        TreeTask::LsRemote { repo, mirror, wanted, live } => {
             let answer = result_descriptor()?;
-            tell(answer, &fetch::tip(&repo, &mirror, &wanted)?)
+            tell(answer, &fetch::tip(&repo, &mirror, &wanted, live.as_ref())?)
         }
         TreeTask::Compare { mirror, repo, from, to } => {
             let answer = result_descriptor()?;

@@ -259,14 +259,19 @@ impl Server {
 
     /// Sends a push as GitHub does, signed.
     pub fn push(&self, app: &str, id: &str, body: &str) -> (u16, Value) {
+        self.tell(&format!("/hooks/{app}"), "push", id, body)
+    }
+
+    /// Sends any event as GitHub does, signed.
+    pub fn tell(&self, target: &str, event: &str, id: &str, body: &str) -> (u16, Value) {
         let signature = sign(SECRET, body.as_bytes());
         let headers = [
             ("content-type", "application/json"),
-            ("x-github-event", "push"),
+            ("x-github-event", event),
             ("x-github-delivery", id),
             ("x-hub-signature-256", &signature),
         ];
-        let answer = http::request(self.address("hooks"), "POST", &format!("/hooks/{app}"), &headers, body.as_bytes());
+        let answer = http::request(self.address("hooks"), "POST", target, &headers, body.as_bytes());
         (answer.status, answer.json())
     }
 

@@ -2,7 +2,7 @@
 //! on the descriptor that [`RESULT_FD`] names. Exit 0: an answer is there; anything else: the last
 //! lines of stderr say why.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +16,9 @@ pub const RESULT_FD: i32 = 3;
 #[serde(rename_all = "snake_case")]
 pub enum TreeTask {
     /// As the fetch user: bring the mirror up to date and judge what is asked for. Answer: [`Fetched`].
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
     /// As the fetch user: the remote's tip of a ref without fetching. Answer: [`Tip`].
-    LsRemote { repo: String, mirror: PathBuf, wanted: Wanted },
+    LsRemote { repo: String, mirror: PathBuf, wanted: Wanted, live: Option<CommitId> },
     /// As the fetch user: what lies between two commits of a mirror. Answer: [`Compared`].
     Compare { mirror: PathBuf, repo: String, from: Option<CommitId>, to: CommitId },
     /// As the app's user: fill `release` (made, empty, its own) from the mirror. Answer: none.
@@ -42,17 +42,30 @@ pub struct Fetch {
     pub wanted: Wanted,
     /// The commit to judge; `None`: the tip.
     pub commit: Option<CommitId>,
+    /// Others that were delivered before it: where one of them is newer, it is judged.
+    pub also: Vec<CommitId>,
     /// By hand: any name or (short) commit of the allowed refs, instead of `commit`.
     pub rev: Option<String>,
     /// What is live now.
     pub live: Option<CommitId>,
+    /// `None`: nothing keeps it from being deployed, since somebody asked for it or nothing is live.
+    pub filters: Option<Filters>,
+}
+
+/// What else must hold of a commit that nobody asked for: `paths` and `authors` of the config, none:
+/// any; and that its message does not say `[skip deploy]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filters {
+    pub paths: Vec<String>,
+    pub authors: Vec<String>,
 }
 
 /// Which refs are fetched and which one is meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Branch globs of the config; empty: the remote's default branch.
+    /// Globs of the config; without any of both it is the remote's default branch.
     pub branches: Vec<String>,
+    pub tags: Vec<String>,
     /// The full ref that was pushed, `refs/heads/…`; `None`: the one branch that `branches` names.
     pub ref_name: Option<String>,
 }
@@ -69,6 +82,8 @@ pub struct Fetched {
     pub author: Option<String>,
     /// Bytes of the commit's tree, for the free-space check.
     pub tree_bytes: Option<u64>,
+    /// How many commits this one, and what is live, are behind the tip of the ref, where that is known.
+    pub behind: BTreeMap<CommitId, u64>,
 }
 
 /// DESIGN.md section 7, "what is deployed".
@@ -81,7 +96,8 @@ pub enum Verdict {
     Older,
     /// It is not reachable from its ref any more.
     Gone,
-    /// The ref is none that is deployed (the remote's default branch is another).
+    /// The ref is none that is deployed (the remote's default branch is another), or a filter keeps the
+    /// commit back.
     NotWanted { reason: String },
 }
 
@@ -113,4 +129,6 @@ pub struct CommitView {
 pub struct Tip {
     pub ref_name: String,
     pub commit: CommitId,
+    /// How many commits `live` is behind it, where the mirror knows it already.
+    pub behind: Option<u64>,
 }

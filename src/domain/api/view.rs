@@ -271,6 +271,7 @@ pub enum By {
     },
     First,
     CatchUp,
+    Poll,
     /// A signal to the supervisor; sender as far as the kernel tells.
     Signal {
         pid: Option<u32>,

@@ -5,13 +5,12 @@ use std::{
     time::Duration,
 };
 
-use globset::GlobBuilder;
-
 use super::{
-    BranchGlob, Deploy, Step, Trigger,
+    Deploy, Step, Track, Trigger,
     judge::{Judge, absolute},
     raw,
 };
+use crate::domain::model::{BadGlob, Glob, Globs};
 
 /// `deploy` of the app of this name; `hooks`: some listener takes webhooks.
 pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool) -> Deploy {
@@ -28,17 +27,21 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         None => 5,
     };
     judge.require(keep > 0, &keys("layout"), "at least one release must be kept");
-    if hooks && raw.secret.is_none() {
+    if hooks && raw.secret.is_none() && raw.poll.is_none() {
         let message = format!("app \"{name}\" has no `secret` in its `deploy`: its webhooks cannot be accepted");
         judge.warn(&keys("secret"), message);
     }
     judge.env(&keys("env"), &raw.env);
     let timeout = raw.timeout.map_or(Duration::from_secs(15 * 60), |span| span.0);
     judge.require(!timeout.is_zero(), &keys("timeout"), "a deploy needs some time");
-    Deploy {
+    let deploy = Deploy {
         repo,
         keep,
         on: triggers(judge, name, raw.on.as_deref().unwrap_or_default()),
+        paths: globs(judge, &keys("paths"), raw.paths.as_deref(), Globs::of_paths),
+        authors: globs(judge, &keys("authors"), raw.authors.as_deref(), Globs::of_people),
+        track: raw.track.unwrap_or(Track::Commit),
+        poll: raw.poll.map(|span| span.0),
         secret: raw.secret.as_ref().map(|secret| judge.secret(&keys("secret"), secret)),
         previous_secret: raw.previous_secret.as_ref().map(|secret| judge.secret(&keys("previous_secret"), secret)),
         check: steps(judge, &keys("check"), raw.check.as_deref().unwrap_or_default()),
@@ -48,7 +51,31 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         timeout,
         settle: raw.settle.map_or(Duration::from_secs(5), |span| span.0),
         approve: raw.approve.unwrap_or(false),
+    };
+    let pipelines = deploy.on.iter().any(|trigger| matches!(trigger, Trigger::Pipeline(_)));
+    let blind = "`Head` would deploy commits whose pipeline has not succeeded: leave it out, or say `Push`";
+    judge.require(!(pipelines && deploy.track == Track::Head), &keys("track"), blind);
+    if let Some(poll) = deploy.poll {
+        judge.require(poll >= SHORTEST_POLL, &keys("poll"), "a repository is asked every second at most");
+        let why = deploy.unlooked().map(|why| format!("there is nothing to look at: {why}"));
+        judge.require(why.is_none(), &keys("poll"), why.as_deref().unwrap_or_default());
     }
+    deploy
+}
+
+const SHORTEST_POLL: Duration = Duration::from_secs(1);
+
+fn globs(
+    judge: &mut Judge<'_>,
+    keys: &[&str],
+    raw: Option<&[String]>,
+    read: fn(&[String]) -> Result<Globs, BadGlob>,
+) -> Vec<String> {
+    let texts = raw.unwrap_or_default();
+    if let Err(BadGlob { place, why }) = read(texts) {
+        judge.error(&[keys, &[&place.to_string()]].concat(), why);
+    }
+    texts.to_vec()
 }
 
 /// A URL as it is, or an absolute path.
@@ -90,24 +117,36 @@ fn has_password(repo: &str) -> bool {
 
 fn triggers(judge: &mut Judge<'_>, name: &str, raw: &[raw::Trigger]) -> Vec<Trigger> {
     let mut triggers = Vec::new();
-    for (i, raw::Trigger::Push { branch }) in raw.iter().enumerate() {
+    for (i, trigger) in raw.iter().enumerate() {
         let i = i.to_string();
-        let read = branch.as_deref().ok_or_else(|| "`branch` is missing".to_owned()).and_then(glob);
+        let keys = ["apps", name, "deploy", "on", &i, "branch"];
+        let (keys, read) = match trigger {
+            raw::Trigger::Push { branch } => (&keys[..], branch_glob(branch.as_deref()).map(Trigger::Push)),
+            raw::Trigger::Pipeline { branch } => (&keys[..], branch_glob(branch.as_deref()).map(Trigger::Pipeline)),
+            raw::Trigger::Tag(tag) => (&keys[..5], tag_glob(tag).map(Trigger::Tag)),
+            raw::Trigger::Release => (&keys[..5], Ok(Trigger::Release)),
+        };
         match read {
-            Ok(glob) => triggers.push(Trigger::Push(glob)),
-            Err(message) => judge.error(&["apps", name, "deploy", "on", &i, "branch"], message),
+            Ok(trigger) => triggers.push(trigger),
+            Err(message) => judge.error(keys, message),
         }
     }
     triggers
 }
 
-fn glob(text: &str) -> Result<BranchGlob, String> {
+fn branch_glob(text: Option<&str>) -> Result<Glob, String> {
+    let text = text.ok_or("`branch` is missing")?;
     if text.is_empty() || text.starts_with("refs/") {
         return Err(format!("{text:?} is no branch; expected its name alone, such as \"master\" or \"release/*\""));
     }
-    let glob = GlobBuilder::new(text).literal_separator(true).build();
-    let glob = glob.map_err(|error| format!("{text:?} is no pattern: {}", error.kind()))?;
-    Ok(BranchGlob { text: text.to_owned(), matcher: glob.compile_matcher() })
+    Glob::new(text)
+}
+
+fn tag_glob(text: &str) -> Result<Glob, String> {
+    if text.is_empty() || text.starts_with("refs/") {
+        return Err(format!("{text:?} is no tag; expected its name alone, such as \"v*\""));
+    }
+    Glob::new(text)
 }
 
 fn steps(judge: &mut Judge<'_>, keys: &[&str], raw: &[raw::Step]) -> Vec<Step> {
@@ -191,13 +230,52 @@ mod tests {
     }
 
     #[test]
-    fn branches_are_globs_that_stop_at_a_slash() {
-        let glob = glob("release/*").unwrap();
-        assert!(glob.matcher.is_match("release/1"));
-        assert!(!glob.matcher.is_match("release/1/x"));
-        assert!(super::glob("feature/**").unwrap().matcher.is_match("feature/a/b"));
-        for bad in ["", "refs/heads/master", "a[", "{a"] {
-            assert!(super::glob(bad).is_err(), "{bad}");
+    fn branches_and_tags_are_names_alone() {
+        assert!(branch_glob(Some("release/*")).unwrap().fits("release/1") && tag_glob("v*").unwrap().fits("v1"));
+        for bad in ["", "refs/heads/master", "refs/tags/v1", "a[", "{a"] {
+            assert!(branch_glob(Some(bad)).is_err() && tag_glob(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_branch_is_looked_at_where_all_its_commits_may_go_live() {
+        let push = |text: &str| Trigger::Push(branch_glob(Some(text)).unwrap());
+        let pipeline = |text: &str| Trigger::Pipeline(branch_glob(Some(text)).unwrap());
+        let tag = || Trigger::Tag(tag_glob("v*").unwrap());
+        let said = |on: Vec<Trigger>| {
+            let deploy = deploy_on(on);
+            (deploy.branch().map(str::to_owned), deploy.unlooked().is_none())
+        };
+        let main = || Some("main".to_owned());
+        assert_eq!(said(vec![]), (None, true));
+        assert_eq!(said(vec![push("main"), tag(), Trigger::Release]), (main(), true));
+        assert_eq!(said(vec![push("main"), pipeline("main")]), (main(), true));
+        assert_eq!(said(vec![pipeline("main")]), (main(), false));
+        for several in [vec![push("main"), push("dev")], vec![push("m*")], vec![tag()], vec![Trigger::Release]] {
+            assert_eq!(said(several), (None, false));
+        }
+        assert!(!deploy_on(vec![pipeline("main"), push("dev")]).takes_every("refs/heads/main"));
+        assert!(deploy_on(vec![pipeline("main"), tag()]).takes_every("refs/tags/v1"));
+    }
+
+    fn deploy_on(on: Vec<Trigger>) -> Deploy {
+        Deploy {
+            repo: "/repo".into(),
+            keep: 5,
+            on,
+            paths: vec![],
+            authors: vec![],
+            track: Track::Commit,
+            poll: None,
+            secret: None,
+            previous_secret: None,
+            check: vec![],
+            build: vec![],
+            env: std::collections::BTreeMap::new(),
+            shared: vec![],
+            timeout: Duration::from_secs(900),
+            settle: Duration::ZERO,
+            approve: false,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Reload,
-    Replace, Restart, Schedule, SecretRef, Stop, Trigger, Watch, numbered,
+    Replace, Restart, Schedule, SecretRef, Stop, Track, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -153,18 +153,39 @@ fn reload(app: &App) -> Option<String> {
 }
 
 fn deploys(deploy: &Deploy) -> String {
-    let branches: Vec<&str> = deploy.on.iter().map(|Trigger::Push(glob)| glob.text.as_str()).collect();
-    let on = if branches.is_empty() { "the default branch".into() } else { branches.join(" or ") };
+    let on: Vec<String> = deploy.on.iter().map(trigger).collect();
+    let on = if on.is_empty() { "a push to the default branch".into() } else { on.join(" or ") };
     let approved = if deploy.approve { ", once it is approved" } else { "" };
     format!(
-        "deploys {} on a push to {on}{approved} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
+        "deploys {} on {on}{}{approved} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
         deploy.repo,
+        only(deploy),
         deploy.check.len(),
         deploy.build.len(),
         show_span(deploy.timeout),
         show_span(deploy.settle),
         deploy.keep,
     )
+}
+
+fn trigger(trigger: &Trigger) -> String {
+    match trigger {
+        Trigger::Push(glob) => format!("a push to {}", glob.as_str()),
+        Trigger::Tag(glob) => format!("a tag {}", glob.as_str()),
+        Trigger::Release => "a release".to_owned(),
+        Trigger::Pipeline(glob) => format!("a pipeline of {} that succeeds", glob.as_str()),
+    }
+}
+
+/// What else counts before a commit is deployed, and which one.
+fn only(deploy: &Deploy) -> String {
+    let told = [
+        deploy.poll.map(|poll| format!(" or a look every {}", show_span(poll))),
+        (!deploy.paths.is_empty()).then(|| format!(", if {} changed", deploy.paths.join(", "))),
+        (!deploy.authors.is_empty()).then(|| format!(", if by {}", deploy.authors.join(", "))),
+        (deploy.track == Track::Head).then(|| ", always the newest commit".to_owned()),
+    ];
+    told.into_iter().flatten().collect()
 }
 
 fn user(app: &App) -> String {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::{LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve};
+use super::{LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve, Track};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -278,6 +278,10 @@ pub struct Deploy {
     pub repo: Option<String>,
     pub layout: Option<Layout>,
     pub on: Option<Vec<Trigger>>,
+    pub paths: Option<Vec<String>>,
+    pub authors: Option<Vec<String>>,
+    pub track: Option<Track>,
+    pub poll: Option<Span>,
     pub secret: Option<Secret>,
     pub previous_secret: Option<Secret>,
     pub check: Option<Vec<Step>>,
@@ -299,6 +303,9 @@ pub enum Layout {
 #[serde(deny_unknown_fields)]
 pub enum Trigger {
     Push { branch: Option<String> },
+    Tag(String),
+    Release,
+    Pipeline { branch: Option<String> },
 }
 
 #[derive(Debug, Default, Clone)]
@@ -430,6 +437,10 @@ impl Deploy {
             repo: self.repo.or(d.repo),
             layout: self.layout.or(d.layout),
             on: self.on.or(d.on),
+            paths: self.paths.or(d.paths),
+            authors: self.authors.or(d.authors),
+            track: self.track.or(d.track),
+            poll: self.poll.or(d.poll),
             secret: self.secret.or(d.secret),
             previous_secret: self.previous_secret.or(d.previous_secret),
             check: self.check.or(d.check),

@@ -10,11 +10,10 @@ use std::{
     time::Duration,
 };
 
-use globset::GlobMatcher;
 use serde::{Deserialize, Serialize};
 
 use super::{Schedule, Watch};
-use crate::domain::model::{AppName, Capabilities, Exit, Signal, Size};
+use crate::domain::model::{AppName, Capabilities, Exit, Glob, Signal, Size};
 
 /// The whole of `supervisor.ron`.
 #[derive(Debug, Clone, PartialEq)]
@@ -532,6 +531,13 @@ pub struct Deploy {
     pub keep: u32,
     /// Empty: the remote's default branch.
     pub on: Vec<Trigger>,
+    /// Patterns of [`Globs::of_paths`]: only where such a file differs from what is live.
+    pub paths: Vec<String>,
+    /// Patterns of [`Globs::of_people`]: only where one of these wrote something that is not live.
+    pub authors: Vec<String>,
+    pub track: Track,
+    /// How often the branch is looked at without being told.
+    pub poll: Option<Duration>,
     pub secret: Option<SecretRef>,
     pub previous_secret: Option<SecretRef>,
     pub check: Vec<Step>,
@@ -549,32 +555,61 @@ pub struct Deploy {
     pub approve: bool,
 }
 
-/// What starts a deploy.
-#[derive(Debug, Clone)]
+/// What starts a deploy. Names are those after `refs/heads/` or `refs/tags/`, in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trigger {
-    /// A push to a branch whose full name after `refs/heads/` fits.
-    Push(BranchGlob),
+    /// A push to a branch.
+    Push(Glob),
+    /// A tag that is made or moved.
+    Tag(Glob),
+    /// A release that the forge publishes, of whatever tag.
+    Release,
+    /// A pipeline at the forge that succeeds for a branch.
+    Pipeline(Glob),
 }
 
-/// A glob over branch names: `*` stops at `/`, `**` does not.
-#[derive(Debug, Clone)]
-pub struct BranchGlob {
-    pub text: String,
-    pub matcher: GlobMatcher,
+/// Which commit of its ref a deploy takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Track {
+    /// The one that was delivered.
+    Commit,
+    /// The newest at the time of the fetch.
+    Head,
 }
 
-impl BranchGlob {
-    /// The one branch that fits, where there is no wildcard.
+impl Deploy {
+    /// The one branch that `on` names; `None`: none, several, or the remote's default branch.
     #[must_use]
-    pub fn single(&self) -> Option<&str> {
-        (!self.text.contains(['*', '?', '[', '{', '\\'])).then_some(self.text.as_str())
+    pub fn branch(&self) -> Option<&str> {
+        let mut branches = self.on.iter().filter_map(|trigger| match trigger {
+            Trigger::Push(glob) | Trigger::Pipeline(glob) => Some(glob),
+            Trigger::Tag(_) | Trigger::Release => None,
+        });
+        let first = branches.next()?.single()?;
+        branches.all(|other| other.as_str() == first).then_some(first)
     }
-}
 
-impl PartialEq for Trigger {
-    fn eq(&self, other: &Self) -> bool {
-        let (Self::Push(a), Self::Push(b)) = (self, other);
-        a.text == b.text
+    /// Why its branch is not looked at without being told: there is no single one, or not every commit
+    /// of it may be deployed. Such an app has no first deploy either.
+    #[must_use]
+    pub fn unlooked(&self) -> Option<&'static str> {
+        if self.on.is_empty() {
+            return None;
+        }
+        let Some(branch) = self.branch() else { return Some("`on` names no single branch") };
+        (!self.takes_every(&format!("refs/heads/{branch}"))).then_some("`on` asks for a pipeline that succeeds")
+    }
+
+    /// Is any commit of this ref deployed, whatever became of its pipeline?
+    #[must_use]
+    pub fn takes_every(&self, ref_name: &str) -> bool {
+        let branch = ref_name.strip_prefix("refs/heads/");
+        let fits = |trigger: &Trigger| match trigger {
+            Trigger::Push(glob) => branch.is_some_and(|name| glob.fits(name)),
+            Trigger::Tag(_) | Trigger::Release => branch.is_none(),
+            Trigger::Pipeline(_) => false,
+        };
+        self.on.is_empty() || self.on.iter().any(fits)
     }
 }
 
@@ -588,7 +623,8 @@ impl PartialEq for Deploy {
                 (d.check.clone(), d.build.clone(), d.env.clone(), shared, d.timeout, d.settle, d.approve),
             )
         };
-        self.on == other.on && key(self) == key(other)
+        let which = |d: &Self| (d.on.clone(), d.paths.clone(), d.authors.clone(), d.track, d.poll);
+        which(self) == which(other) && key(self) == key(other)
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::domain::{
     api::DeployState,
     config::Trigger,
-    hook::{Push, Repository, same_repository},
+    hook::{Change, Repository, What, same_repository},
     model::{AppName, CommitId, DeliveryId, Secret, nearest},
 };
 
@@ -177,7 +177,7 @@ pub struct Known {
     pub under_way: bool,
 }
 
-/// What a push means to one app.
+/// What a change means to one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
     Deploy,
@@ -186,36 +186,49 @@ pub enum Judgement {
     Skip(String),
 }
 
-/// Is the push deployed to `app`?
+/// Is the change deployed to `app`?
 #[must_use]
-pub fn judge(app: &App, push: &Push, known: &Known) -> Judgement {
-    if let Some(reason) = unwanted(app, push) {
+pub fn judge(app: &App, change: &Change, known: &Known) -> Judgement {
+    if let Some(reason) = unwanted(app, change) {
         return Judgement::Skip(reason);
     }
     match known.same_id {
         Some((delivery, state)) if stands(state) => return Judgement::Duplicate(Some(delivery)),
         _ => {}
     }
-    if push.after.is_some() && push.after == known.live && !known.under_way {
+    if change.after.is_some() && change.after == known.live && !known.under_way {
         return Judgement::Duplicate(known.live_by);
     }
     Judgement::Deploy
 }
 
-/// Why a push is not deployed to `app`, if it is not. Only the whole name of a branch counts.
-fn unwanted(app: &App, push: &Push) -> Option<String> {
-    let name = push.ref_name.as_str();
+/// Why a change is not deployed to `app`, if it is not. Only the whole name of a ref counts.
+fn unwanted(app: &App, change: &Change) -> Option<String> {
+    let name = change.ref_name.as_str();
     let (kind, short) = match (name.strip_prefix("refs/heads/"), name.strip_prefix("refs/tags/")) {
         (Some(branch), _) => ("branch", branch),
         (_, Some(tag)) => ("tag", tag),
         _ => ("ref", name),
     };
-    let wanted = kind == "branch"
-        && (app.on.is_empty() || app.on.iter().any(|Trigger::Push(glob)| glob.matcher.is_match(short)));
-    if push.after.is_none() {
+    if change.deleted {
         return Some(format!("{kind} {short:?} was deleted"));
     }
-    (!wanted).then(|| format!("{kind} {short:?} is not deployed"))
+    let wants = |trigger: &Trigger| match (trigger, change.what, kind) {
+        (Trigger::Push(glob), What::Push, "branch")
+        | (Trigger::Tag(glob), What::Push, "tag")
+        | (Trigger::Pipeline(glob), What::Pipeline, "branch") => glob.fits(short),
+        (Trigger::Release, What::Release, "tag") => true,
+        _ => false,
+    };
+    let default = app.on.is_empty() && change.what == What::Push && kind == "branch";
+    if default || app.on.iter().any(wants) {
+        return None;
+    }
+    Some(match change.what {
+        What::Push => format!("{kind} {short:?} is not deployed"),
+        What::Release => format!("the release of {kind} {short:?} is not deployed: `on` has no `Release`"),
+        What::Pipeline => format!("the pipeline of {kind} {short:?} is not one that `on` names"),
+    })
 }
 
 /// What becomes of a whole delivery.
@@ -227,7 +240,7 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// Sums up what the push means to each app: it is accepted where one app deploys it, a duplicate where
+/// Sums up what the change means to each app: it is accepted where one app deploys it, a duplicate where
 /// at least one has had it, and skipped otherwise, for the first app's reason.
 #[must_use]
 pub fn outcome(judged: Vec<(AppName, Judgement)>) -> Outcome {

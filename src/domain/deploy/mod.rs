@@ -21,13 +21,30 @@ pub use freeze::Freeze;
 pub use queue::Deploys;
 pub use record::{Resumption, resume};
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::domain::{
-    api::{By, DeployView, TreeTask},
-    config,
+    api::{By, DeployView, TreeTask, Wanted},
+    config::{self, Trigger},
     model::{AppName, CommitId, DeployId, Exit, ReleaseId},
 };
+
+/// Which refs an app's deploys come from; `ref_name`: the one that is meant.
+#[must_use]
+pub fn wanted(deploy: &config::Deploy, ref_name: Option<String>) -> Wanted {
+    let mut wanted = Wanted { branches: Vec::new(), tags: Vec::new(), ref_name };
+    for trigger in &deploy.on {
+        let (list, glob) = match trigger {
+            Trigger::Push(glob) | Trigger::Pipeline(glob) => (&mut wanted.branches, glob.as_str()),
+            Trigger::Tag(glob) => (&mut wanted.tags, glob.as_str()),
+            Trigger::Release => (&mut wanted.tags, "**"),
+        };
+        if !list.iter().any(|known| known == glob) {
+            list.push(glob.to_owned());
+        }
+    }
+    wanted
+}
 
 /// A deploy that is to be run, as it stands in the store.
 #[derive(Debug, Clone)]
@@ -161,6 +178,8 @@ pub enum Action {
     /// A reload ends this one: queue another deploy of the same. Comes before its end is recorded, so
     /// that no crash loses it.
     Anew(Box<Queued>),
+    /// The fetch knows how many commits these are behind the tip of their ref.
+    Behind { app: AppName, behind: BTreeMap<CommitId, u64> },
     /// This deploy has ended: for whoever waits.
     Ended(Box<DeployView>),
 }

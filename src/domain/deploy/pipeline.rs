@@ -15,10 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Action, Event, Job, JobEnd, Live, Queued, StepKind, Who, queue::Waiting, record};
+use super::{Action, Event, Job, JobEnd, Live, Queued, StepKind, Who, queue::Waiting, record, wanted};
 use crate::domain::{
-    api::{By, DeployState, Fetch, Fetched, StepState, TreeTask, Verdict, Wanted},
-    config,
+    api::{By, DeployState, Fetch, Fetched, Filters, StepState, TreeTask, Verdict},
+    config::{self, Track},
     model::{CommitId, DeployId, Now, ReleaseId, show_span},
 };
 
@@ -30,6 +30,7 @@ pub(super) struct Pipeline {
     live: Option<Live>,
     /// Several pushes became this one: the tip of the ref holds them all, its commit may not.
     tip: bool,
+    also: Vec<CommitId>,
     steps: Vec<(StepKind, config::Step)>,
     phase: Phase,
     /// Records that are not durable yet.
@@ -88,7 +89,7 @@ pub(super) enum Course {
 impl Pipeline {
     /// Starts it: the first record is on its way out.
     pub(super) fn start(waiting: Waiting, live: Option<Live>, now: Now, out: &mut Vec<Action>) -> Self {
-        let Waiting { mut queued, deploy, tip, unsaved } = waiting;
+        let Waiting { mut queued, deploy, tip, also, unsaved } = waiting;
         queued.attempts += 1;
         queued.view.started_at = Some(now.wall);
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
@@ -105,6 +106,7 @@ impl Pipeline {
             deploy,
             live,
             tip,
+            also,
         };
         if pipeline.queued.is_rollback() {
             pipeline.save_step(Next::Trial, DeployState::Switching, None, now, out);
@@ -209,7 +211,7 @@ impl Pipeline {
     fn act(&mut self, next: Next, now: Now, out: &mut Vec<Action>) -> Course {
         match next {
             Next::Fetch => {
-                let task = TreeTask::Fetch(self.fetch());
+                let task = TreeTask::Fetch(Box::new(self.fetch()));
                 self.run(Phase::Fetching, Job::Tree { task, who: Who::FetchUser }, out)
             }
             Next::Clear => match self.release_dir() {
@@ -247,7 +249,7 @@ impl Pipeline {
     }
 
     fn fetch(&self) -> Fetch {
-        fetch_task(&self.queued, &self.deploy, self.live.as_ref(), self.tip)
+        fetch_task(&self.queued, &self.deploy, self.live.as_ref(), (self.tip, &self.also))
     }
 
     fn target(&self) -> Option<(ReleaseId, CommitId)> {
@@ -353,6 +355,9 @@ impl Pipeline {
         view.author = fetched.author.or(view.author.take());
         view.ref_name = Some(fetched.ref_name.clone());
         self.tree_bytes = fetched.tree_bytes;
+        if !fetched.behind.is_empty() {
+            out.push(Action::Behind { app: view.app.clone(), behind: fetched.behind });
+        }
         let commit = view.commit.clone();
         let short = commit.as_ref().map_or("it", CommitId::short).to_owned();
         match (fetched.verdict, commit) {
@@ -454,7 +459,7 @@ impl Pipeline {
     fn anew(&self) -> Queued {
         let mut queued = Queued { since: Some(self.queued.rank()), ..self.queued.clone() };
         let view = &mut queued.view;
-        let pushed = matches!(view.by, By::Delivery { .. }) && !self.tip;
+        let pushed = matches!(view.by, By::Delivery { .. }) && !means_tip(&self.queued, &self.deploy, self.tip);
         if !pushed && !self.queued.is_rollback() && view.approved_by.is_none() {
             view.commit = None;
         }
@@ -479,7 +484,8 @@ impl Pipeline {
                 self.queued.attempts -= 1;
                 self.persist(out);
                 let (queued, deploy) = (self.queued.clone(), self.deploy.clone());
-                return Course::Requeued(Box::new(Waiting { queued, deploy, tip: self.tip, unsaved: self.unsaved }));
+                let (tip, also, unsaved) = (self.tip, self.also.clone(), self.unsaved);
+                return Course::Requeued(Box::new(Waiting { queued, deploy, tip, also, unsaved }));
             }
         };
         self.end(state, step, Some(why), now, out)
@@ -535,21 +541,36 @@ pub(super) fn steps(deploy: &config::Deploy) -> Vec<(StepKind, config::Step)> {
     check.chain(build).collect()
 }
 
-/// What is to be fetched and judged. `tip`: of the ref, whichever commit was pushed.
-pub(super) fn fetch_task(queued: &Queued, deploy: &config::Deploy, live: Option<&Live>, tip: bool) -> Fetch {
+/// What is to be fetched and judged. `merged`: whether it stands for several pushes, and the commits of
+/// the others.
+pub(super) fn fetch_task(
+    queued: &Queued,
+    deploy: &config::Deploy,
+    live: Option<&Live>,
+    merged: (bool, &[CommitId]),
+) -> Fetch {
     let view = &queued.view;
-    let config::Deploy { repo, on, .. } = deploy;
-    let branches = on.iter().map(|config::Trigger::Push(glob)| glob.text.clone()).collect();
-    let any = tip || queued.rev.is_some();
+    let asked = view.by.is_person() || view.by == By::First;
+    let filters = Filters { paths: deploy.paths.clone(), authors: deploy.authors.clone() };
+    let any = queued.rev.is_some() || means_tip(queued, deploy, merged.0);
     Fetch {
         deploy: view.id,
-        repo: repo.clone(),
+        repo: deploy.repo.clone(),
         mirror: queued.places.mirror.clone(),
-        wanted: Wanted { branches, ref_name: view.ref_name.clone() },
+        wanted: wanted(deploy, view.ref_name.clone()),
         commit: view.commit.clone().filter(|_| !any),
+        also: if any { Vec::new() } else { merged.1.to_vec() },
         rev: queued.rev.clone(),
         live: live.map(|live| live.commit.clone()),
+        filters: (!asked).then_some(filters),
     }
+}
+
+/// Is it the newest commit of its ref, whatever that is by then?
+fn means_tip(queued: &Queued, deploy: &config::Deploy, merged: bool) -> bool {
+    let view = &queued.view;
+    let every = view.ref_name.as_ref().is_none_or(|name| deploy.takes_every(name));
+    every && (merged || deploy.track == Track::Head && view.approved_by.is_none())
 }
 
 /// How a deploy ends whose commit is not deployed, and why. `short`: the commit.

@@ -21,7 +21,7 @@ pub fn fetch(
     let deploy = app.deploy.as_ref()?;
     let view = DeployView::new(&app.name, by, At(0));
     let queued = Queued { view, attempts: 0, rev, since: None, app: Arc::clone(app), places };
-    Some(pipeline::fetch_task(&queued, deploy, live, false))
+    Some(pipeline::fetch_task(&queued, deploy, live, (false, &[])))
 }
 
 /// What it would do with what was fetched. `instances`: those that would run the release.

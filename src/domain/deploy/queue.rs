@@ -14,11 +14,13 @@ use super::{
 use crate::domain::{
     api::{By, DeployState, DeployView},
     config,
-    model::{AppName, DeployId, Now},
+    model::{AppName, CommitId, DeployId, Now},
 };
 
 /// So often a deploy is started; then it is given up.
 const MOST_ATTEMPTS: u32 = 3;
+/// Commits of pushes that one deploy stands for, the newest.
+const MOST_OTHERS: usize = 50;
 
 /// All deploys that wait or run.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub(super) struct Waiting {
     pub(super) deploy: config::Deploy,
     /// It stands for several pushes: deploy the ref's tip, which holds all of them.
     pub(super) tip: bool,
+    /// The commits of the others, for a ref of which not every commit may be deployed.
+    pub(super) also: Vec<CommitId>,
     /// Records that are not durable yet.
     pub(super) unsaved: u32,
 }
@@ -160,7 +164,7 @@ impl Deploys {
             return end(queued, DeployState::Failed, why, now, out);
         }
         let lane = self.lanes.entry(queued.view.app.clone()).or_default();
-        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, unsaved: 0 };
+        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, also: Vec::new(), unsaved: 0 };
         waiting.line_up(out);
         lane.join(waiting, now, out);
     }
@@ -180,12 +184,12 @@ impl Deploys {
         let Some(lane) = self.lanes.get_mut(&app.name) else { return };
         let repo = |app: &config::App| app.deploy.as_ref().map(|deploy| deploy.repo.clone());
         let other = "its repository is another one in the config now";
-        for Waiting { mut queued, tip, unsaved, .. } in std::mem::take(&mut lane.waiting) {
+        for Waiting { mut queued, tip, also, unsaved, .. } in std::mem::take(&mut lane.waiting) {
             match app.deploy.clone().filter(|_| repo(&queued.app) == repo(app)) {
                 None => end(queued, DeployState::Cancelled, other.into(), now, out),
                 Some(deploy) => {
                     (queued.app, queued.places) = (Arc::clone(app), places.clone());
-                    let mut waiting = Waiting { queued, deploy: *deploy, tip, unsaved };
+                    let mut waiting = Waiting { queued, deploy: *deploy, tip, also, unsaved };
                     waiting.line_up(out);
                     lane.join(waiting, now, out);
                 }
@@ -260,12 +264,13 @@ impl Lane {
 
     /// Puts a deploy into the line; of it and those that wait, the newer ones stay.
     fn join(&mut self, mut new: Waiting, now: Now, out: &mut Vec<Action>) {
-        for old in self.waiting.extract_if(.., |old| supersedes(&new.queued, &old.queued)) {
-            new.tip |= new.stands_for(&old);
+        let older: Vec<_> = self.waiting.extract_if(.., |old| supersedes(&new.queued, &old.queued)).collect();
+        for old in older {
+            new.stand_for(&old);
             supersede(old.queued, new.queued.view.id, now, out);
         }
         if let Some(newer) = self.waiting.iter_mut().find(|old| supersedes(&old.queued, &new.queued)) {
-            newer.tip |= newer.stands_for(&new);
+            newer.stand_for(&new);
             return supersede(new.queued, newer.queued.view.id, now, out);
         }
         let place = self.waiting.partition_point(|old| old.queued.rank() < new.queued.rank());
@@ -303,10 +308,14 @@ impl Waiting {
 
     /// A push that took the place of another must not lose it, should it be the older commit that
     /// came late. Where people approve commits, no other one goes live.
-    fn stands_for(&self, old: &Self) -> bool {
+    fn stand_for(&mut self, old: &Self) {
         let push = |queued: &Queued| queued.rev.is_none() && !queued.is_rollback();
         let any = !self.deploy.approve && push(&self.queued) && push(&old.queued);
-        any && (old.tip || old.queued.view.commit != self.queued.view.commit)
+        if any && (old.tip || old.queued.view.commit != self.queued.view.commit) {
+            self.tip = true;
+            self.also.extend(old.also.iter().chain(&old.queued.view.commit).cloned());
+            self.also.drain(..self.also.len().saturating_sub(MOST_OTHERS));
+        }
     }
 }
 

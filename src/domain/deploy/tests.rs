@@ -21,6 +21,7 @@ use crate::domain::{
     api::{By, DeployState, Fetched, StepState, Verdict},
     config::{
         App, Deploy, GiveUp, Identity, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop, StopStage,
+        Track,
     },
     model::{At, Now, Signal, Size},
 };

@@ -7,7 +7,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use sha2::Sha256;
 
-use super::{Headers, Kind, NotUnderstood, Push, Repository, commit, field, full_ref, not_deployed, text};
+use super::{
+    Change, Headers, Kind, NotUnderstood, Repository, What, branch_ref, commit, field, full_ref, not_deployed, tag_ref,
+    text,
+};
 use crate::domain::model::Secret;
 
 pub(super) const EVENT: &str = "x-github-event";
@@ -56,6 +59,50 @@ struct PushBody<'a> {
 }
 
 #[derive(Deserialize)]
+struct ReleaseBody<'a> {
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    release: Release,
+}
+
+#[derive(Deserialize)]
+struct Release {
+    tag_name: String,
+    #[serde(default)]
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WorkflowBody<'a> {
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    #[serde(borrow)]
+    workflow_run: WorkflowRun<'a>,
+    #[serde(default)]
+    repository: Option<RepositoryId>,
+}
+
+#[derive(Deserialize)]
+struct WorkflowRun<'a> {
+    #[serde(default)]
+    conclusion: Option<String>,
+    #[serde(default)]
+    head_branch: Option<String>,
+    #[serde(borrow)]
+    head_sha: Cow<'a, str>,
+    #[serde(default, borrow)]
+    head_commit: Option<Commit<'a>>,
+    #[serde(default)]
+    head_repository: Option<RepositoryId>,
+}
+
+#[derive(Deserialize)]
+struct RepositoryId {
+    #[serde(default)]
+    id: Option<u64>,
+}
+
+#[derive(Deserialize)]
 struct Commit<'a> {
     #[serde(default, borrow)]
     message: Cow<'a, str>,
@@ -98,7 +145,9 @@ pub(super) fn parse(
     let any: Any = serde_json::from_slice(&json)?;
     let kind = match event {
         "ping" => Kind::Ping,
-        "push" => Kind::Push(push(&serde_json::from_slice(&json)?)?),
+        "push" => Kind::Change(push(&serde_json::from_slice(&json)?)?),
+        "release" => release(&serde_json::from_slice(&json)?)?,
+        "workflow_run" => workflow_run(serde_json::from_slice(&json)?)?,
         other => not_deployed(other),
     };
     let sender = any.sender.and_then(|s| s.login).and_then(|login| text::some_line(&login, 100));
@@ -121,16 +170,64 @@ fn payload<'a>(headers: &Headers, body: &'a [u8]) -> Result<Cow<'a, [u8]>, NotUn
     }
 }
 
-fn push(body: &PushBody) -> Result<Push, NotUnderstood> {
-    let head = body.head_commit.as_ref();
-    let author = head.and_then(|c| c.author.as_ref()?.name.as_deref());
-    Ok(Push {
+fn push(body: &PushBody) -> Result<Change, NotUnderstood> {
+    let after = commit(&body.after)?.filter(|_| !body.deleted);
+    Ok(Change {
+        what: What::Push,
         ref_name: full_ref(&body.ref_name)?,
         before: if body.before.is_empty() { None } else { commit(&body.before)? },
-        after: commit(&body.after)?.filter(|_| !body.deleted),
-        subject: head.and_then(|c| text::some_line(&c.message, 200)),
-        author: author.and_then(|name| text::some_line(name, 100)),
+        deleted: after.is_none(),
+        after,
+        subject: subject(body.head_commit.as_ref()),
+        author: author(body.head_commit.as_ref()),
     })
+}
+
+fn subject(commit: Option<&Commit>) -> Option<String> {
+    commit.and_then(|commit| text::some_line(&commit.message, 200))
+}
+
+fn author(commit: Option<&Commit>) -> Option<String> {
+    commit.and_then(|commit| text::some_line(commit.author.as_ref()?.name.as_deref()?, 100))
+}
+
+/// A release says which tag it is of, but not which commit that is.
+fn release(body: &ReleaseBody) -> Result<Kind, NotUnderstood> {
+    if body.action != "published" {
+        return Ok(not_deployed(&format!("release {}", text::line(&body.action, 100))));
+    }
+    let ref_name = tag_ref(&body.release.tag_name)?;
+    let subject = body.release.name.as_deref().and_then(|name| text::some_line(name, 200));
+    let what = What::Release;
+    Ok(Kind::Change(Change { what, ref_name, before: None, after: None, deleted: false, subject, author: None }))
+}
+
+/// Each workflow of a commit has a run of its own, and each that succeeds counts.
+fn workflow_run(body: WorkflowBody) -> Result<Kind, NotUnderstood> {
+    let WorkflowBody { action, workflow_run: run, repository } = body;
+    let why = |why: String| Ok(Kind::Other { why });
+    if action != "completed" {
+        return Ok(not_deployed(&format!("workflow_run {}", text::line(&action, 100))));
+    }
+    if run.conclusion.as_deref() != Some("success") {
+        let conclusion = text::line(run.conclusion.as_deref().unwrap_or("nothing"), 100);
+        return why(format!("the workflow ended with `{conclusion}`"));
+    }
+    // A branch of a fork may have any name.
+    let of = |repository: &Option<RepositoryId>| repository.as_ref().and_then(|repository| repository.id);
+    if of(&run.head_repository).is_some_and(|id| Some(id) != of(&repository)) {
+        return why("the workflow ran for another repository, a fork".to_owned());
+    }
+    let Some(branch) = &run.head_branch else { return why("the workflow ran for no branch".to_owned()) };
+    Ok(Kind::Change(Change {
+        what: What::Pipeline,
+        ref_name: branch_ref(branch)?,
+        before: None,
+        after: commit(&run.head_sha)?,
+        deleted: false,
+        subject: subject(run.head_commit.as_ref()),
+        author: author(run.head_commit.as_ref()),
+    }))
 }
 
 #[cfg(test)]
@@ -196,12 +293,51 @@ mod tests {
             format!(r#"{{"ref": "refs/heads/a", "after": "{after}", "deleted": {deleted}, "head_commit": null}}"#)
         };
         let push = |body: &str| match parse("push", &headers(&[]), body.as_bytes()) {
-            Ok((Kind::Push(push), ..)) => push,
+            Ok((Kind::Change(change), ..)) => change,
             other => panic!("{other:?}"),
         };
         assert_eq!(push(&body(&"a".repeat(40), false)).after.unwrap().as_str(), "a".repeat(40));
         assert_eq!(push(&body(&"a".repeat(40), true)).after, None);
         assert_eq!(push(&body(&"0".repeat(40), false)).after, None);
+    }
+
+    #[test]
+    fn a_published_release_is_of_its_tag() {
+        let release = |action: &str| {
+            let body = format!(r#"{{"action": "{action}", "release": {{"tag_name": "v1/x", "name": "One"}}}}"#);
+            parse("release", &headers(&[]), body.as_bytes()).unwrap().0
+        };
+        let Kind::Change(change) = release("published") else { panic!() };
+        assert_eq!((change.what, change.ref_name.as_str()), (What::Release, "refs/tags/v1/x"));
+        assert_eq!((change.after, change.deleted, change.subject.as_deref()), (None, false, Some("One")));
+        for action in ["created", "edited", "deleted", "released", "unpublished"] {
+            let why = format!("event `release {action}` is not deployed");
+            assert_eq!(release(action), Kind::Other { why });
+        }
+    }
+
+    #[test]
+    fn a_workflow_counts_when_it_succeeds_for_a_branch_of_the_repository() {
+        let run = |action: &str, run: &str| {
+            let sha = "a".repeat(40);
+            let body = format!(
+                r#"{{"action": "{action}", "repository": {{"id": 7}}, "workflow_run": {{"head_sha": "{sha}", {run}}}}}"#
+            );
+            parse("workflow_run", &headers(&[]), body.as_bytes()).unwrap().0
+        };
+        let good = r#""conclusion": "success", "head_branch": "main", "head_repository": {"id": 7}"#;
+        let Kind::Change(change) = run("completed", good) else { panic!() };
+        assert_eq!((change.what, change.ref_name.as_str()), (What::Pipeline, "refs/heads/main"));
+        assert_eq!(change.after.unwrap().as_str(), "a".repeat(40));
+        for (action, bad) in [
+            ("requested", good.to_owned()),
+            ("completed", good.replace("success", "failure")),
+            ("completed", good.replace("\"success\"", "null")),
+            ("completed", good.replace("\"id\": 7", "\"id\": 8")),
+            ("completed", good.replace("\"main\"", "null")),
+        ] {
+            assert!(matches!(run(action, &bad), Kind::Other { .. }), "{action} {bad}");
+        }
     }
 
     #[test]
@@ -212,6 +348,8 @@ mod tests {
             ("push", r#"{"ref": "refs/heads/a"}"#),
             ("push", r#"{"ref": "refs/heads/a", "after": 5}"#),
             ("push", r#"{"ref": "refs/heads/a", "after": "HEAD"}"#),
+            ("release", r#"{"action": "published"}"#),
+            ("workflow_run", r#"{"action": "completed"}"#),
             ("ping", ""),
             ("issues", "5"),
         ] {

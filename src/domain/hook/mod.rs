@@ -153,22 +153,36 @@ pub struct Parsed {
 pub enum Kind {
     /// The hook was set up.
     Ping,
-    Push(Push),
+    Change(Change),
     /// Nothing that is ever deployed; `why` is a sentence for the sender.
     Other {
         why: String,
     },
 }
 
-/// A branch or a tag moved.
+/// What a deploy may follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A branch or a tag was pushed.
+    Push,
+    /// A release was published.
+    Release,
+    /// A pipeline succeeded.
+    Pipeline,
+}
+
+/// Something new about a branch or a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Push {
+pub struct Change {
+    pub what: What,
     /// The full name: `refs/heads/feature/x`, `refs/tags/v1`.
     pub ref_name: String,
     /// `None`: it was made by this push.
     pub before: Option<CommitId>,
-    /// Where it points now; for an annotated tag the id of the tag. `None`: it was deleted.
+    /// Where it points now, or what succeeded; for an annotated tag it may be the id of the tag. `None`:
+    /// the forge does not say, or it was deleted.
     pub after: Option<CommitId>,
+    pub deleted: bool,
     /// First line of the newest commit's message.
     pub subject: Option<String>,
     pub author: Option<String>,
@@ -196,6 +210,16 @@ pub fn parse(dialect: Dialect, headers: &Headers, body: &[u8]) -> Result<Parsed,
         Dialect::GitLab => gitlab::parse(&event, body)?,
     };
     Ok(Parsed { event, sender_id: sender_id(dialect, headers), kind, sender, repository })
+}
+
+/// `refs/tags/…` of a tag's name.
+fn tag_ref(name: &str) -> Result<String, NotUnderstood> {
+    full_ref(&format!("refs/tags/{name}"))
+}
+
+/// `refs/heads/…` of a branch's name.
+fn branch_ref(name: &str) -> Result<String, NotUnderstood> {
+    full_ref(&format!("refs/heads/{name}"))
 }
 
 fn not_deployed(event: &str) -> Kind {
@@ -271,10 +295,10 @@ mod tests {
         let json = format!("{{\"ref\": \"refs/heads/x\", \"after\": \"{}\"}}", "a".repeat(40));
         let form = format!("payload={}", json.replace('"', "%22").replace(' ', "+"));
         let kind = again(Dialect::GitHub, "push", json.as_bytes());
-        assert!(matches!(&kind, Kind::Push(push) if push.ref_name == "refs/heads/x"), "{kind:?}");
+        assert!(matches!(&kind, Kind::Change(push) if push.ref_name == "refs/heads/x"), "{kind:?}");
         assert_eq!(again(Dialect::GitHub, "push", form.as_bytes()), kind);
         let gitlab = json.replacen('{', "{\"object_kind\": \"push\", ", 1);
-        assert!(matches!(again(Dialect::GitLab, "Push Hook", gitlab.as_bytes()), Kind::Push(_)));
+        assert!(matches!(again(Dialect::GitLab, "Push Hook", gitlab.as_bytes()), Kind::Change(_)));
         assert_eq!(Dialect::from_name("gitlab"), Some(Dialect::GitLab));
     }
 

@@ -4,6 +4,7 @@
 mod capability;
 mod exit;
 mod facts;
+mod glob;
 mod ids;
 mod name;
 mod secret;
@@ -15,6 +16,7 @@ mod time;
 pub use capability::{BadCapability, Capabilities};
 pub use exit::Exit;
 pub use facts::{Account, Facts, Group, Texts};
+pub use glob::{BadGlob, Glob, Globs};
 pub use ids::{CommitId, DeliveryId, DeployId, ReleaseId};
 pub use name::{AppName, InstanceId, nearest};
 pub use secret::Secret;

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::{
     deliveries,
     say::Told,
-    webhook::{Incoming, Proven, judge_push},
+    webhook::{Incoming, Proven, judge_change},
 };
 use crate::domain::{
     api::{DeliveryState, DeliveryView, DeployOf, RawDelivery, Redelivered, Refusal, RefusalKind, Reply},
@@ -62,10 +62,10 @@ pub(super) fn redeliver(
         Err(why) => return refused(RefusalKind::Failed, format!("delivery {id}: {why}")),
     };
     let proven = Proven { incoming: &incoming, body, dialect, parsed, apps: apps.clone() };
-    let Kind::Push(push) = &proven.parsed.kind else {
+    let Kind::Change(change) = &proven.parsed.kind else {
         return refused(RefusalKind::Failed, format!("delivery {id} asks for no deploy"));
     };
-    let mut kept = judge_push(connection, &proven, push, &apps, live, Some(id))?;
+    let mut kept = judge_change(connection, &proven, change, &apps, live, Some(id))?;
     let view = deliveries::find(connection, kept.id, None)?;
     let queued =
         kept.told.iter().filter_map(|told| if let Told::Accepted { deploys } = told { Some(deploys) } else { None });

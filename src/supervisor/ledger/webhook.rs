@@ -16,7 +16,7 @@ use super::{
 use crate::domain::{
     api::{Answer, By, DeliveryState, DeployView, EventKind, MAX_BODY, RawDelivery},
     deploy::accept::{App, Outcome, Snapshot, judge, outcome},
-    hook::{self, Dialect, Headers, Kind, Parsed, Push},
+    hook::{self, Change, Dialect, Headers, Kind, Parsed, What},
     model::{AppName, At, CommitId, DeliveryId},
 };
 
@@ -148,23 +148,23 @@ pub(super) fn keep(
     live: &BTreeMap<AppName, CommitId>,
 ) -> rusqlite::Result<Kept> {
     let named = proven.incoming.raw.app.is_some();
-    let push = match &proven.parsed.kind {
+    let change = match &proven.parsed.kind {
         Kind::Ping => return fruitless(connection, proven, &[], Fruitless::Pong),
         Kind::Other { why } => return fruitless(connection, proven, &[], Fruitless::Skipped(why.clone())),
-        Kind::Push(push) => push,
+        Kind::Change(change) => change,
     };
     let apps = match snapshot.matching(&proven.apps, named, &proven.parsed.repository) {
         Ok(apps) => apps,
         Err(why) => return fruitless(connection, proven, &[], Fruitless::Unmatched(format!("unmatched: {why}"))),
     };
-    judge_push(connection, proven, push, &apps, live, None)
+    judge_change(connection, proven, change, &apps, live, None)
 }
 
-/// Judges a push for these apps. `again`: the delivery that it repeats by hand.
-pub(super) fn judge_push(
+/// Judges a change for these apps. `again`: the delivery that it repeats by hand.
+pub(super) fn judge_change(
     connection: &Connection,
     proven: &Proven<'_>,
-    push: &Push,
+    change: &Change,
     apps: &[&App],
     live: &BTreeMap<AppName, CommitId>,
     again: Option<DeliveryId>,
@@ -176,15 +176,15 @@ pub(super) fn judge_push(
     };
     let mut judged = Vec::with_capacity(apps.len());
     for app in apps {
-        let known = deploys::known(connection, &app.name, push.after.as_ref(), live.get(&app.name), same)?;
-        judged.push((app.name.clone(), judge(app, push, &known)));
+        let known = deploys::known(connection, &app.name, change.after.as_ref(), live.get(&app.name), same)?;
+        judged.push((app.name.clone(), judge(app, change, &known)));
     }
     let names: Vec<AppName> = apps.iter().map(|app| app.name.clone()).collect();
     match outcome(judged) {
-        Outcome::Accepted(accepted) => accept(connection, proven, push, &names, &accepted),
+        Outcome::Accepted(accepted) => accept(connection, proven, change, &names, &accepted),
         Outcome::Skipped(reason) => fruitless(connection, proven, &names, Fruitless::Skipped(reason)),
         Outcome::Duplicate(of) => {
-            let reason = match (of, &push.after) {
+            let reason = match (of, &change.after) {
                 (Some(of), _) => format!("repeats delivery {of}"),
                 (None, Some(commit)) => format!("commit {} is live", commit.short()),
                 (None, None) => "repeats an earlier one".to_owned(),
@@ -197,7 +197,7 @@ pub(super) fn judge_push(
 fn accept(
     connection: &Connection,
     proven: &Proven<'_>,
-    push: &Push,
+    change: &Change,
     about: &[AppName],
     accepted: &[AppName],
 ) -> rusqlite::Result<Kept> {
@@ -208,10 +208,10 @@ fn accept(
     let mut told = Vec::with_capacity(accepted.len() + 1);
     for app in accepted {
         let mut deploy = DeployView {
-            commit: push.after.clone(),
-            ref_name: Some(push.ref_name.clone()),
-            subject: push.subject.clone(),
-            author: push.author.clone(),
+            commit: change.after.clone(),
+            ref_name: Some(change.ref_name.clone()),
+            subject: change.subject.clone(),
+            author: change.author.clone(),
             ..DeployView::new(app, By::Delivery { id }, at)
         };
         deploys::append(connection, &mut deploy, None)?;
@@ -265,8 +265,7 @@ fn event(
     reason: Option<&str>,
 ) -> rusqlite::Result<Told> {
     let what = match &proven.parsed.kind {
-        Kind::Push(Push { ref_name, after: Some(commit), .. }) => format!("push of {} to {ref_name}", commit.short()),
-        Kind::Push(Push { ref_name, .. }) => format!("deletion of {ref_name}"),
+        Kind::Change(change) => said(change),
         Kind::Ping | Kind::Other { .. } => format!("event {:?}", proven.parsed.event),
     };
     let new = NewEvent {
@@ -282,6 +281,17 @@ fn event(
     journal::append_event(connection, &new).map(Told::Event)
 }
 
+fn said(change: &Change) -> String {
+    let Change { what, ref_name, after, deleted, .. } = change;
+    let of = after.as_ref().map_or_else(|| ref_name.clone(), |commit| format!("{} to {ref_name}", commit.short()));
+    match what {
+        What::Push if *deleted => format!("deletion of {ref_name}"),
+        What::Push => format!("push of {of}"),
+        What::Release => format!("release of {ref_name}"),
+        What::Pipeline => format!("pipeline of {ref_name}"),
+    }
+}
+
 fn row(
     proven: &Proven<'_>,
     state: DeliveryState,
@@ -290,7 +300,7 @@ fn row(
     apps: &[AppName],
 ) -> NewDelivery {
     let (ref_name, commit) = match &proven.parsed.kind {
-        Kind::Push(push) => (Some(push.ref_name.clone()), push.after.clone()),
+        Kind::Change(change) => (Some(change.ref_name.clone()), change.after.clone()),
         Kind::Ping | Kind::Other { .. } => (None, None),
     };
     let blank = blank(proven.incoming);

@@ -84,6 +84,7 @@ impl Supervisor {
             Action::RemoveRelease { app, release } => self.remove_releases(&app, vec![release]),
             Action::Prune { app, keep } => self.prune(&app, keep),
             Action::Anew(queued) => self.queue_anew(*queued),
+            Action::Behind { app, behind } => drop(self.behind.insert(app, behind)),
             Action::Ended(view) => self.deploy_ended(&view),
         }
     }
@@ -132,7 +133,11 @@ impl Supervisor {
                 Resumption::Live(view) => {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }
-                Resumption::Requeue(view) => self.queue_deploy(*view, attempts, Order { rev, since: None }),
+                Resumption::Requeue(view) => {
+                    // That it stood for other pushes, one of them newer perhaps, nobody knows any more.
+                    self.news_due.insert(view.app.clone());
+                    self.queue_deploy(*view, attempts, Order { rev, since: None });
+                }
             }
         }
     }
@@ -407,6 +412,7 @@ impl Supervisor {
                     supervisor.feed(&app, service::Event::Adopt(adopted));
                     supervisor.tell_dependents(&app);
                     supervisor.look_at_waiters();
+                    supervisor.learn_behind(&app);
                 }
                 supervisor.deploy_event(Event::LiveWritten { deploy, result });
             },

@@ -25,9 +25,14 @@ impl Supervisor {
                 return refuse(&reply, error);
             }
             let told = reply.clone();
-            supervisor.ask_helper(&Arc::clone(&spec), &TreeTask::Fetch(fetch), reply, move |supervisor, fetched| {
-                supervisor.compare_fetched(&spec, live, fetched, told);
-            });
+            supervisor.ask_helper(
+                &Arc::clone(&spec),
+                &TreeTask::Fetch(Box::new(fetch)),
+                reply,
+                move |supervisor, fetched| {
+                    supervisor.compare_fetched(&spec, live, fetched, told);
+                },
+            );
         });
     }
 

@@ -1,12 +1,10 @@
-use globset::GlobBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::config::BranchGlob;
+use crate::domain::model::Glob;
 
 fn branch(text: &str) -> Trigger {
-    let matcher = GlobBuilder::new(text).literal_separator(true).build().unwrap().compile_matcher();
-    Trigger::Push(BranchGlob { text: text.to_owned(), matcher })
+    Trigger::Push(Glob::new(text).unwrap())
 }
 
 fn app(name: &str, repo: &str, on: &[&str], secrets: &[&str]) -> App {
@@ -26,8 +24,9 @@ fn commit(digit: char) -> CommitId {
     digit.to_string().repeat(40).parse().unwrap()
 }
 
-fn push(ref_name: &str, after: Option<CommitId>) -> Push {
-    Push { ref_name: ref_name.to_owned(), before: None, after, subject: None, author: None }
+fn push(ref_name: &str, after: Option<CommitId>) -> Change {
+    let (what, ref_name) = (What::Push, ref_name.to_owned());
+    Change { what, ref_name, before: None, deleted: after.is_none(), after, subject: None, author: None }
 }
 
 fn names(apps: &[&App]) -> Vec<String> {
@@ -254,4 +253,28 @@ proptest! {
 fn of_no_app_it_is_skipped() {
     assert_eq!(outcome(vec![(name("a"), Judgement::Deploy)]), Outcome::Accepted(vec![name("a")]));
     assert_eq!(outcome(Vec::new()), Outcome::Skipped("no app deploys it".to_owned()));
+}
+
+#[test]
+fn each_trigger_wants_its_own_and_nothing_else() {
+    let glob = |text: &str| Glob::new(text).unwrap();
+    let wanted = |trigger: Trigger, what: What, ref_name: &str| {
+        let app = App { on: vec![trigger], ..app("a", "/r", &[], &["one"]) };
+        let change = Change { what, after: None, deleted: false, ..push(ref_name, None) };
+        judge(&app, &change, &Known::default()) == Judgement::Deploy
+    };
+    let (branch, tag) = ("refs/heads/v1", "refs/tags/v1");
+    for (what, ref_name) in
+        [(What::Push, branch), (What::Push, tag), (What::Release, tag), (What::Pipeline, branch), (What::Pipeline, tag)]
+    {
+        let is = |other: What, name: &str| what == other && ref_name == name;
+        assert_eq!(wanted(Trigger::Push(glob("v*")), what, ref_name), is(What::Push, branch));
+        assert_eq!(wanted(Trigger::Tag(glob("v*")), what, ref_name), is(What::Push, tag));
+        assert_eq!(wanted(Trigger::Release, what, ref_name), is(What::Release, tag));
+        assert_eq!(wanted(Trigger::Pipeline(glob("v*")), what, ref_name), is(What::Pipeline, branch));
+    }
+    assert!(!wanted(Trigger::Tag(glob("v*")), What::Push, "refs/tags/x/v1"));
+    let default = app("a", "/r", &[], &["one"]);
+    let release = Change { what: What::Release, deleted: false, ..push(tag, None) };
+    assert!(matches!(judge(&default, &release, &Known::default()), Judgement::Skip(why) if why.contains("Release")));
 }

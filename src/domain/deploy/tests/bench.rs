@@ -8,6 +8,10 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         repo: "/repo".into(),
         keep: 5,
         on: vec![],
+        paths: vec![],
+        authors: vec![],
+        track: Track::Commit,
+        poll: None,
         secret: None,
         previous_secret: None,
         check: check.iter().map(step).collect(),
@@ -117,7 +121,8 @@ pub(super) fn bad(code: i32, words: &str) -> JobEnd {
 
 pub(super) fn fetched(verdict: Verdict, commit: Option<CommitId>) -> JobEnd {
     let ref_name = "refs/heads/master".to_owned();
-    let fetched = Fetched { verdict, ref_name, commit, subject: Some("s".into()), author: None, tree_bytes: Some(9) };
+    let (subject, tree_bytes, behind) = (Some("s".into()), Some(9), BTreeMap::new());
+    let fetched = Fetched { verdict, ref_name, commit, subject, author: None, tree_bytes, behind };
     JobEnd { answer: serde_json::to_vec(&fetched).unwrap(), ..good() }
 }
 
@@ -257,6 +262,7 @@ pub(super) fn brief(action: &Action) -> String {
         Action::GoBack { deploy, .. } => format!("go back {deploy}"),
         Action::RemoveRelease { release, .. } => format!("remove {}", release.deploy),
         Action::Prune { app, .. } => format!("prune {app}"),
+        Action::Behind { app, .. } => format!("behind {app}"),
         Action::Anew(queued) => format!("anew {}", queued.view.id),
         Action::Ended(view) => format!("ended {} {}", view.id, view.state),
     }
