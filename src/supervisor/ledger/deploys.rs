@@ -160,8 +160,10 @@ pub(super) fn known(
         )?;
         known.live_by = brought.query_row([app.as_str(), live.as_str()], |row| row.get(0)).optional()?;
     }
-    let mut running =
-        connection.prepare_cached(&format!("SELECT 1 FROM deploys WHERE app = ?1 AND {UNFINISHED} LIMIT 1"))?;
+    // By its own index, which holds few rows: that of the app leads to all that it ever deployed.
+    let mut running = connection.prepare_cached(&format!(
+        "SELECT 1 FROM deploys INDEXED BY deploys_unfinished WHERE app = ?1 AND {UNFINISHED} LIMIT 1"
+    ))?;
     known.under_way = running.exists([app.as_str()])?;
     Ok(known)
 }

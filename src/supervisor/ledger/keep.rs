@@ -28,13 +28,13 @@ pub(super) fn prune(connection: &Connection, now: At, apps: &BTreeSet<Option<App
         }
     }
     refused(connection, REFUSED)?;
-    // Numbers grow with time, so the newest row that is too old ends those that go.
-    let newest_before = "(SELECT id FROM deliveries WHERE at < ?1 ORDER BY id DESC LIMIT 1)";
+    // Numbers grow with time: looked for from the oldest on, the first that stays is found at once.
+    let oldest_kept = "(SELECT coalesce((SELECT id FROM deliveries WHERE at >= ?1 ORDER BY id LIMIT 1), 1 << 62))";
     connection
-        .prepare_cached(&format!("DELETE FROM bodies WHERE length(body) > 65536 AND delivery <= {newest_before}"))?
+        .prepare_cached(&format!("DELETE FROM bodies WHERE length(body) > 65536 AND delivery < {oldest_kept}"))?
         .execute([now.0 - LARGE_BODIES_DAYS * DAY_MS])?;
     connection
-        .prepare_cached(&format!("DELETE FROM deliveries WHERE id <= {newest_before}"))?
+        .prepare_cached(&format!("DELETE FROM deliveries WHERE id < {oldest_kept}"))?
         .execute([now.0 - DELIVERIES_DAYS * DAY_MS])?;
     Ok(())
 }
