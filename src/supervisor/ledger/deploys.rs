@@ -141,7 +141,9 @@ pub(super) fn known(
     let pair = |row: &Row<'_>| Ok((row.get::<_, DeliveryId>(0)?, word(row, "state")?));
     if let Some(Same::Sender { dialect, id }) = same {
         let mut same = connection.prepare_cached(
-            "SELECT v.id, d.state FROM deliveries v JOIN deploys d ON d.delivery = v.id
+            // From the delivery to its deploys; the other way leads over all that the app ever deployed.
+            "SELECT v.id, d.state FROM deliveries v INDEXED BY deliveries_sender
+             CROSS JOIN deploys d INDEXED BY deploys_delivery ON d.delivery = v.id
              WHERE v.sender_id = ?1 AND v.state = 'accepted' AND v.dialect = ?2 AND d.app = ?3
              ORDER BY d.id DESC LIMIT 1",
         )?;
