@@ -23,7 +23,7 @@ use super::{
     webhook::{self, Incoming, Reading},
 };
 use crate::domain::{
-    api::{Answer, DeployView, EventKind},
+    api::{Answer, DeployState, DeployView, EventKind},
     deploy::accept::Snapshot,
     model::{AppName, At, CommitId, DeliveryId, DeployId},
 };
@@ -32,6 +32,8 @@ use crate::domain::{
 const RETRY: Duration = Duration::from_secs(1);
 /// A refused delivery is written with the next commit, at the latest after this.
 const REFUSED_WAIT: Duration = Duration::from_secs(1);
+/// So does what nobody waits for: a delivery that comes meanwhile need not wait for a commit before its own.
+const UNHURRIED_WAIT: Duration = Duration::from_millis(20);
 /// Writes that may wait for a store that takes nothing; then events are dropped and counted.
 const MOST_WAITING: usize = 10_000;
 /// Rows are pruned after this many commits' worth of new ones.
@@ -45,6 +47,18 @@ enum Write {
     Event(NewEvent),
     Audit(NewAudit),
     Rename { old: AppName, new: AppName },
+}
+
+impl Write {
+    /// Does anybody go on only once it is durable? Nobody does for what is told of the past, nor for a
+    /// deploy that does not run: what is lost of its place in the queue is found again at the next start.
+    fn is_waited_for(&self) -> bool {
+        match self {
+            Self::Update { deploy, .. } => !matches!(deploy.state, DeployState::Queued | DeployState::Superseded),
+            Self::Event(_) => false,
+            _ => true,
+        }
+    }
 }
 
 /// What one transaction did, to be answered and told after its commit.
@@ -69,10 +83,13 @@ pub(super) struct State {
     /// New deploys get higher numbers.
     above: DeployId,
     writes: VecDeque<Write>,
+    /// Somebody waits for one of them.
+    hurried: bool,
     queries: Vec<(u64, Query)>,
-    /// Refused deliveries that are not written yet, and since when.
+    /// Refused deliveries that are not written yet.
     refused: VecDeque<NewDelivery>,
-    refused_since: Option<Instant>,
+    /// By when whatever waits is written even if nothing else is.
+    due: Option<Instant>,
     /// The store took nothing at the last try; when it is tried again.
     trouble: Option<Instant>,
     /// Events that found no place while it did.
@@ -94,9 +111,10 @@ impl State {
             live: BTreeMap::new(),
             above: 0,
             writes: VecDeque::new(),
+            hurried: false,
             queries: Vec::new(),
             refused: VecDeque::new(),
-            refused_since: None,
+            due: None,
             trouble: None,
             dropped: 0,
             touched: BTreeSet::new(),
@@ -123,8 +141,7 @@ impl State {
 
     /// Nothing to wait for but what wakes us, unless the disk is to be tried again.
     fn timeout(&self) -> PollTimeout {
-        let refused = self.refused_since.map(|since| since + REFUSED_WAIT);
-        let Some(due) = self.trouble.or(refused) else { return PollTimeout::NONE };
+        let Some(due) = self.trouble.or(self.due) else { return PollTimeout::NONE };
         let left = due.saturating_duration_since(Instant::now()).as_millis() + 1;
         u16::try_from(left).map_or(PollTimeout::MAX, PollTimeout::from)
     }
@@ -139,21 +156,35 @@ impl State {
                 if let Some(commit) = self.live.remove(&old) {
                     self.live.insert(new.clone(), commit);
                 }
-                self.writes.push_back(Write::Rename { old, new });
+                self.put_off(Write::Rename { old, new });
             }
             Command::Above(id) => self.above = self.above.max(id),
-            Command::NewDeploy(new) => self.writes.push_back(Write::NewDeploy(new)),
-            Command::Redeliver { ticket, id } => self.writes.push_back(Write::Redeliver { ticket, id }),
+            Command::NewDeploy(new) => self.put_off(Write::NewDeploy(new)),
+            Command::Redeliver { ticket, id } => self.put_off(Write::Redeliver { ticket, id }),
             Command::Update { deploy, attempts, ticket } => {
-                self.writes.push_back(Write::Update { deploy, attempts, ticket });
+                self.put_off(Write::Update { deploy, attempts, ticket });
             }
             Command::Event(_) if self.writes.len() >= MOST_WAITING && self.trouble.is_some() => self.dropped += 1,
-            Command::Event(new) => self.writes.push_back(Write::Event(new)),
-            Command::Audit(new) => self.writes.push_back(Write::Audit(new)),
+            Command::Event(new) => self.put_off(Write::Event(new)),
+            Command::Audit(new) => self.put_off(Write::Audit(new)),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
             Command::Health { ticket } => self.hooks.healthy(ticket),
             Command::Close => self.closing = true,
         }
+    }
+
+    fn put_off(&mut self, write: Write) {
+        if write.is_waited_for() {
+            self.hurried = true;
+        } else {
+            self.wait_at_most(UNHURRIED_WAIT);
+        }
+        self.writes.push_back(write);
+    }
+
+    fn wait_at_most(&mut self, wait: Duration) {
+        let due = Instant::now() + wait;
+        self.due = Some(self.due.map_or(due, |other| other.min(due)));
     }
 
     fn round(&mut self, arrived: Arrived) {
@@ -180,9 +211,10 @@ impl State {
             return self.turn_away(incoming);
         }
         self.open();
-        let overdue = self.refused_since.is_some_and(|since| since.elapsed() >= REFUSED_WAIT);
+        let overdue = self.due.is_some_and(|due| due <= Instant::now());
         let asked = !self.queries.is_empty() || self.closing || overdue;
-        let something = !self.writes.is_empty() || !incoming.is_empty() || (asked && !self.refused.is_empty());
+        let waits = !self.refused.is_empty() || !self.writes.is_empty();
+        let something = self.hurried || !incoming.is_empty() || (asked && waits);
         if !something && self.trouble.is_none() {
             return Done::default();
         }
@@ -327,7 +359,8 @@ impl State {
         self.writes.clear();
         self.dropped = 0;
         self.refused.clear();
-        self.refused_since = None;
+        self.hurried = false;
+        self.due = None;
         self.remember(std::mem::take(&mut done.refused));
         if self.trouble.take().is_some() {
             tracing::info!("{}: takes what comes again", self.path.display());
@@ -378,7 +411,7 @@ impl State {
     /// Refused deliveries wait for the next commit; the oldest go when there are too many.
     fn remember(&mut self, refused: Vec<NewDelivery>) {
         if !refused.is_empty() {
-            self.refused_since.get_or_insert_with(Instant::now);
+            self.wait_at_most(REFUSED_WAIT);
         }
         self.refused.extend(refused);
         while self.refused.len() > keep::REFUSED as usize {
