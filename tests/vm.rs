@@ -71,6 +71,43 @@ const SMALL_TEST: &str = r#"exec > /dev/console 2>&1
 everhook wait web --for ready -c /other.ron > /dev/null
 kill -$(sed 's/.*test=\([A-Z0-9]*\).*/\1/' /proc/cmdline) 1
 "#;
+/// Whose clock is set.
+const CLOCK: &str = r#"(echo: false, apps: {
+    "tester": (command: ["sh", "/clock.sh"], ready: Immediate, restart: (policy: Never)),
+    "late": (command: ["sleep", "1000"], ready: After("2s")),
+    "hourly": (command: ["sh", "-c", "echo ran >> /ran"], schedule: (cron: "0 * * * *", missed: Run)),
+    "loops": (command: ["sh", "-c", "date >> /looped; exit 1"], enabled: false,
+        restart: (first: "200ms", factor: 1.0, give_up: (restarts: 20, within: "10m"))),
+})"#;
+const CLOCK_TEST: &str = r#"exec > /dev/console 2>&1
+export EVERHOOK_CONFIG=/clock.ron
+until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 600 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
+set_to() { date -s "@$1" > /dev/null; }
+jump() { set_to $(($(date +%s) + $1)); }
+before_the_hour() { set_to $((($(date +%s) / 3600 + 1) * 3600 - 2)); }
+runs() { cat /ran 2> /dev/null | wc -l; }
+everhook wait late --for ready > /dev/null
+everhook restart late --no-wait > /dev/null
+jump -3600
+everhook wait late --for ready --timeout 60s > /dev/null && echo "VM late ready"
+before_the_hour
+until_so '[ $(runs) = 1 ]'
+jump 10800
+until_so '[ $(runs) = 2 ]'
+jump -28800
+before_the_hour
+until_so '[ $(runs) -ge 3 ]'
+everhook wait hourly --for done > /dev/null
+echo "VM ran $(runs)"
+sed 's/enabled: false,//' /clock.ron > /new.ron && cat /new.ron > /clock.ron
+everhook reload > /dev/null
+for n in 0 1 2 3 4 5 6 7 8 9; do jump 31536000; sleep 0.2; jump -31536000; sleep 0.2; done
+until_so 'everhook status loops | grep -q failed'
+echo "VM looped $(wc -l < /looped)"
+echo "VM runs-missed $(everhook events hourly --json -n 100 | grep -c run_missed)"
+echo "VM supervisor $(everhook events --json -n 1000 | grep -c '"to":"took_over"')"
+kill -TERM 1
+"#;
 const HOG: &str = "exec dd if=/dev/zero of=/dev/null bs=200M count=1\n";
 /// A thousand at a time lose their parent.
 const ORPHANS: &str = "for i in 0 1 2 3 4 5 6 7 8 9; do\n\
@@ -97,6 +134,8 @@ fn image() -> Option<&'static (PathBuf, PathBuf)> {
             ("broken.ron", "(apps: {\"a\": (comand: \"x\")})"),
             ("test.sh", TEST),
             ("small.sh", SMALL_TEST),
+            ("clock.ron", CLOCK),
+            ("clock.sh", CLOCK_TEST),
             ("hog.sh", HOG),
             ("orphans.sh", ORPHANS),
             ("leaves.sh", LEAVES),
@@ -239,4 +278,17 @@ fn without_a_config_it_says_so_and_switches_off() {
     let Some(console) = Console::of("EVERHOOK_CONFIG=/broken.ron") else { return };
     console.is_off();
     assert!(console.0.contains("unknown field \"comand\"") && console.0.contains("/broken.ron:1:"), "{}", console.0);
+}
+
+/// T03, P08 and P09 of what others' users met: delays go by a clock that nobody sets, times by the one
+/// that is set.
+#[test]
+fn a_clock_that_is_set_delays_nothing_and_runs_nothing_twice() {
+    let Some(console) = Console::of("EVERHOOK_CONFIG=/clock.ron") else { return };
+    console.is_off();
+    assert_eq!(console.value("late"), "ready");
+    assert_eq!(console.value("ran"), "3", "on time, once for three hours that were skipped, and on time again");
+    assert_eq!(console.value("looped"), "21", "a start and twenty restarts");
+    assert_eq!(console.value("supervisor"), "0", "it is the same everhook");
+    assert_ne!(console.value("runs-missed"), "0");
 }

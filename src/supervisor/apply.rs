@@ -55,6 +55,9 @@ impl SeatId {
     }
 }
 
+/// Of an environment.
+type Variables = [(String, String)];
+
 /// What is held for an app's machine.
 pub struct Shell {
     /// A list, as there are few: a map of one takes the room of eleven.
@@ -114,7 +117,13 @@ impl Shell {
     }
 
     pub fn seat_mut(&mut self, seat: Seat) -> Option<&mut SeatShell> {
-        self.seats.iter_mut().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
+        self.parts(seat).map(|(shell, ..)| shell)
+    }
+
+    /// A seat, and what its app's processes share: sockets and the variables of `env_file`.
+    fn parts(&mut self, seat: Seat) -> Option<(&mut SeatShell, &Sockets, &Variables)> {
+        let (_, shell) = self.seats.iter_mut().find(|(known, _)| *known == seat)?;
+        Some((shell, &self.sockets, &self.env_file))
     }
 }
 
@@ -545,18 +554,16 @@ fn instance_spec(
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
     let (instance, boot) = (id.instance(), me.boot_of(id.seat));
-    let Some((_, seat)) = shell.seats.iter_mut().find(|(seat, _)| *seat == id.seat) else {
-        return Err(launch::Unfit::NoSeat);
-    };
-    let mut env = launch::instance_env(app, &instance, release, &boot, &shell.env_file);
+    let (seat, sockets, env_file) = shell.parts(id.seat).ok_or(launch::Unfit::NoSeat)?;
+    let mut env = launch::instance_env(app, &instance, release, &boot, env_file);
     let mut pid_env = seat.health.announce(app, &mut env);
-    pid_env.extend(launch::name_sockets(&mut env, shell.sockets.keys()));
+    pid_env.extend(launch::name_sockets(&mut env, sockets.keys()));
     let command = app.command.as_ref().map(|command| launch::arguments(command, instance.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     launch::limit(&mut spec, &app.limits);
     spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
-    spec.fds.extend(shell.sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
+    spec.fds.extend(sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;
     seat.health.equip(app, &mut spec)?;
     spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());

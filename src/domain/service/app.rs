@@ -151,16 +151,16 @@ pub struct App {
     pub(super) copies: Vec<Copy>,
     pub(super) release: Option<Release>,
     /// Who stopped all of it, while that holds.
-    held: Option<String>,
-    blocked: Option<String>,
-    lacks: Option<String>,
+    pub(super) held: Option<String>,
+    pub(super) blocked: Option<String>,
+    pub(super) lacks: Option<String>,
     given_up: bool,
     /// Why a scheduled app is to run now, until it does.
-    due: Option<String>,
+    pub(super) due: Option<String>,
     pub(super) trial: Option<Trial>,
     pub(super) roll: Option<Roll>,
-    ending: bool,
-    removed: bool,
+    pub(super) ending: bool,
+    pub(super) removed: bool,
     seed: u64,
 }
 
@@ -186,22 +186,6 @@ impl App {
         }
     }
 
-    /// Takes over what a person had stopped before everhook started: all of it, or single copies.
-    #[must_use]
-    pub fn with_holds(mut self, holds: Vec<(Option<u32>, String)>) -> Self {
-        for (number, by) in holds {
-            match number {
-                None => self.held = Some(by),
-                Some(number) => {
-                    if let Some(copy) = self.copy_mut(number) {
-                        copy.held = Some(by);
-                    }
-                }
-            }
-        }
-        self
-    }
-
     #[must_use]
     pub fn name(&self) -> &AppName {
         &self.spec.name
@@ -222,7 +206,7 @@ impl App {
         self.copies.iter().find(|copy| copy.number() == number)
     }
 
-    fn copy_mut(&mut self, number: u32) -> Option<&mut Copy> {
+    pub(super) fn copy_mut(&mut self, number: u32) -> Option<&mut Copy> {
         self.copies.iter_mut().find(|copy| copy.number() == number)
     }
 
@@ -265,61 +249,11 @@ impl App {
         self.removed
     }
 
-    /// Is something of `requires` not up?
-    #[must_use]
-    pub fn lacks(&self) -> bool {
-        self.lacks.is_some()
-    }
-
-    /// What people have stopped: all of it (`None`), or single copies, and who did.
-    #[must_use]
-    pub fn holds(&self) -> Vec<(Option<u32>, String)> {
-        let all = self.held.iter().map(|by| (None, by.clone()));
-        let copies = self.copies.iter().filter_map(|copy| copy.held.clone().map(|by| (Some(copy.number()), by)));
-        all.chain(copies).collect()
-    }
-
     /// When it wants a [`Event::Timer`].
     #[must_use]
     pub fn deadline(&self) -> Option<std::time::Instant> {
         let settled = self.trial.as_ref().and_then(|trial| trial.until);
         settled.into_iter().chain(self.runs().filter_map(|run| run.instance.deadline())).min()
-    }
-
-    /// Why it does not run by rule, whatever its last run did.
-    #[must_use]
-    pub fn rests(&self) -> Option<Rest> {
-        if self.ending || self.removed {
-            Some(Rest::Ending)
-        } else if !self.spec.enabled {
-            Some(Rest::Disabled)
-        } else if let Some(problem) = &self.spec.problem {
-            Some(Rest::Problem(problem.clone()))
-        } else if let Some(by) = self.held.clone().or_else(|| self.all_copies_held()) {
-            Some(Rest::Held(by))
-        } else if self.spec.deploy.is_some() && self.release.is_none() {
-            Some(Rest::NoRelease)
-        } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
-            Some(Rest::Scheduled(schedule.text.clone()))
-        } else if let Some(what) = &self.lacks {
-            Some(Rest::Lacks(what.clone()))
-        } else {
-            self.blocked.clone().map(Rest::Blocked)
-        }
-    }
-
-    fn all_copies_held(&self) -> Option<String> {
-        self.copies.iter().map(|copy| copy.held.clone()).collect::<Option<Vec<_>>>()?.pop()
-    }
-
-    /// The same for one copy.
-    pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
-        match self.rests() {
-            None | Some(Rest::Blocked(_) | Rest::Lacks(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
-                copy.held.clone().map(Rest::Held)
-            }
-            rests => rests,
-        }
     }
 
     /// Its folder has another name now.
@@ -337,32 +271,6 @@ impl App {
     pub fn uses(&self, release: &ReleaseId) -> bool {
         let is = |known: &Option<Release>| known.as_ref().is_some_and(|known| known.id == *release);
         self.runs().any(|run| run.instance.is_active() && (is(&run.release) || is(&run.home)))
-    }
-
-    /// Could a trial run now, or is the release only to be made live?
-    #[must_use]
-    pub fn would_run(&self) -> bool {
-        // What a deploy brings is run at its time.
-        if self.spec.schedule.is_some() {
-            return false;
-        }
-        self.heeds_changes() || (self.spec.command.is_some() && self.rests() == Some(Rest::NoRelease))
-    }
-
-    /// Would a change of its files start something anew?
-    #[must_use]
-    pub fn heeds_changes(&self) -> bool {
-        self.copies.iter().any(|copy| self.may_run(copy))
-    }
-
-    /// May it be started (again)? What runs is not held back by `after` any more.
-    pub(super) fn may_run(&self, copy: &Copy) -> bool {
-        let rule = match self.copy_rests(copy) {
-            None => true,
-            Some(Rest::Blocked(_)) => !matches!(copy.instance().state(), State::Stopped | State::Waiting),
-            Some(_) => false,
-        };
-        rule && self.spec.command.is_some() && !copy.leaving
     }
 
     /// Hears one event and says what is to be done.
@@ -404,16 +312,6 @@ impl App {
         self.give_up(out);
     }
 
-    /// What it requires went down: it goes too, and comes back with it.
-    fn lack(&mut self, what: Option<String>, now: Now, out: &mut Vec<Task>) {
-        if let (Some(what), None) = (&what, &self.lacks) {
-            self.fail_trial(what, now, out);
-            self.call_off(what, out);
-            self.cease_all(what, now, out);
-        }
-        self.lacks = what;
-    }
-
     /// Ends everything for its sake, where the config wants that.
     fn give_up(&mut self, out: &mut Vec<Task>) {
         let failed = |copy: &&Copy| matches!(copy.instance().state(), State::Failed { retry: None });
@@ -444,7 +342,7 @@ impl App {
         Some(told)
     }
 
-    fn seats(&self) -> Vec<Seat> {
+    pub(super) fn seats(&self) -> Vec<Seat> {
         self.runs().map(|run| run.seat).collect()
     }
 
@@ -500,45 +398,8 @@ impl App {
         }
     }
 
-    /// The copies that an event is about.
-    fn copies_of(&self, only: Option<u32>) -> Vec<usize> {
-        let wanted = |copy: &Copy| !copy.leaving && only.is_none_or(|number| number == copy.number());
-        (0..self.copies.len()).filter(|copy| wanted(&self.copies[*copy])).collect()
-    }
-
-    fn start(&mut self, only: Option<u32>, restart: bool, by: &str, now: Now, out: &mut Vec<Task>) {
-        self.release_holds(only, out);
-        if self.spec.schedule.is_some() {
-            self.due = Some(by.to_owned());
-        }
-        let copies = self.copies_of(only);
-        if restart {
-            let numbers = copies.iter().map(|copy| self.copies[*copy].number()).collect();
-            return self.roll(numbers, by);
-        }
-        for copy in copies {
-            if self.may_run(&self.copies[copy]) {
-                self.set_going(copy, by, now, out);
-            }
-        }
-    }
-
-    /// A run that is still going on, or about to be tried again, is not joined by another one.
-    fn come_due(&mut self, at: At, out: &mut Vec<Task>) {
-        let waits = matches!(self.rests(), None | Some(Rest::Scheduled(_) | Rest::Blocked(_)));
-        let tries = |run: &Run| matches!(run.instance.state(), State::Backoff { .. });
-        if !waits || self.spec.schedule.is_none() {
-            return;
-        }
-        if self.due.is_some() || self.is_active() || self.runs().any(tries) {
-            out.push(Task::RunSkipped(format!("the run of {at} is skipped: the one before has not ended")));
-        } else {
-            self.due = Some(format!("scheduled for {at}"));
-        }
-    }
-
     /// Starts what does not run, in the release of now.
-    fn set_going(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+    pub(super) fn set_going(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         if !matches!(self.copies[copy].instance().state(), State::Starting { .. } | State::Ready { .. }) {
             self.copies[copy].run.release.clone_from(&self.release);
         }
@@ -556,68 +417,20 @@ impl App {
         self.tell(seat, out, |instance, app, out| instance.restart(app, cause, now, out));
     }
 
-    /// What a person stopped, a person starts; of all that was stopped, one copy may be started alone.
-    fn release_holds(&mut self, only: Option<u32>, out: &mut Vec<Task>) {
-        let before = self.holds();
-        let all = self.held.take();
-        for copy in &mut self.copies {
-            if only.is_none_or(|number| number == copy.number()) {
-                copy.held = None;
-            } else if copy.held.is_none() {
-                copy.held.clone_from(&all);
-            }
-        }
-        if self.holds() != before {
-            out.push(Task::KeepHolds);
-        }
-    }
-
-    fn stop(&mut self, only: Option<u32>, by: &str, now: Now, out: &mut Vec<Task>) {
-        let before = self.holds();
-        for copy in self.copies_of(only) {
-            if only.is_some() {
-                self.copies[copy].held = Some(by.to_owned());
-            }
-        }
-        if only.is_none() {
-            self.held = Some(by.to_owned());
-        }
-        self.due = None;
-        if self.holds().len() != before.len() {
-            out.push(Task::KeepHolds);
-        }
-        let stopped = only.map_or_else(|| "the app".to_owned(), |number| format!("{}.{number}", self.name()));
-        if self.trial.is_some() {
-            self.fail_trial(&format!("{stopped} was stopped meanwhile"), now, out);
-            if only.is_some() {
-                self.all_back("back to the release before", now, out);
-            }
-        } else if let Some(number) = only {
-            self.leave_out(number);
-        } else {
-            self.call_off(&format!("{stopped} was stopped meanwhile"), out);
-        }
-        for copy in self.copies_of(only) {
-            self.send_off(copy, by, now, out);
-            let seat = self.copies[copy].run.seat;
-            self.tell(seat, out, |instance, app, out| instance.stop(app, by, now, out));
-        }
-    }
-
     fn end(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
         self.fail_trial(cause, now, out);
         self.call_off(cause, out);
         self.cease_all(cause, now, out);
     }
 
-    fn cease_all(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
+    pub(super) fn cease_all(&mut self, cause: &str, now: Now, out: &mut Vec<Task>) {
         for copy in 0..self.copies.len() {
             self.cease(copy, cause, now, out);
         }
     }
 
     /// Ends all of a copy.
-    fn cease(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
+    pub(super) fn cease(&mut self, copy: usize, cause: &str, now: Now, out: &mut Vec<Task>) {
         self.send_off(copy, cause, now, out);
         let seat = self.copies[copy].run.seat;
         self.tell(seat, out, |instance, app, out| instance.cease(app, cause, now, out));
@@ -684,64 +497,6 @@ impl App {
             }
         }
         self.copies.sort_by_key(Copy::number);
-    }
-
-    /// Brings idle copies in line with what the rules say.
-    fn follow_rules(&mut self, now: Now, out: &mut Vec<Task>) {
-        self.copies.iter_mut().for_each(Copy::tidy);
-        self.copies.retain(|copy| {
-            let gone = copy.leaving && !copy.is_active();
-            if gone {
-                out.push(Task::Gone(copy.number()));
-            }
-            !gone
-        });
-        if self.removed && !self.is_active() {
-            out.push(Task::Removed);
-        }
-        if self.spec.command.is_none() || self.removed {
-            return;
-        }
-        for copy in 0..self.copies.len() {
-            if !self.copies[copy].leaving {
-                self.follow_rule(copy, now, out);
-            }
-        }
-    }
-
-    /// What an app without a release waits for.
-    fn first_deploy(&self) -> String {
-        let unlooked = self.spec.deploy.as_ref().and_then(|deploy| deploy.unlooked());
-        unlooked.map_or_else(|| "first deploy".to_owned(), |why| format!("first deploy, when it is asked for: {why}"))
-    }
-
-    fn follow_rule(&mut self, copy: usize, now: Now, out: &mut Vec<Task>) {
-        let instance = self.copies[copy].instance();
-        let idle = matches!(instance.state(), State::Stopped | State::Waiting);
-        let (active, due) = (instance.is_active(), self.due.clone());
-        let (state, reason) = match self.copy_rests(&self.copies[copy]) {
-            None => {
-                if (idle || due.is_some()) && !self.awaits_turn(self.copies[copy].number()) {
-                    self.set_going(copy, due.as_deref().unwrap_or("start"), now, out);
-                }
-                return;
-            }
-            Some(_) if active => return,
-            Some(Rest::Problem(reason)) => (State::Failed { retry: None }, reason),
-            Some(Rest::Held(by)) => (State::Stopped, by),
-            Some(Rest::Disabled) => (State::Stopped, "disabled in the config".to_owned()),
-            Some(Rest::Ending) => (State::Stopped, "everhook shuts down".to_owned()),
-            Some(Rest::NoRelease) => (State::Waiting, self.first_deploy()),
-            // Whatever has run before is not held back by `after` when it failed or is done.
-            Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
-            Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),
-            Some(Rest::Lacks(what)) if idle || matches!(instance.state(), State::Backoff { .. }) => {
-                (State::Waiting, what)
-            }
-            Some(Rest::Blocked(_) | Rest::Lacks(_) | Rest::Scheduled(_)) => return,
-        };
-        let seat = self.copies[copy].run.seat;
-        self.tell(seat, out, |instance, _, out| instance.rest(state, &reason, now, out));
     }
 }
 

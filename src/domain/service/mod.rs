@@ -23,7 +23,9 @@ mod guard;
 mod instance;
 mod notice;
 pub mod order;
+mod people;
 mod roll;
+mod rules;
 mod timetable;
 
 pub use app::{App, Event, Happening, Release, Rest, Task};
