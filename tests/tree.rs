@@ -301,7 +301,7 @@ fn by_hand_a_tag_names_its_commit() {
     world.git(&["checkout", "-q", "-b", "other"]);
     let hidden = world.commit(&[], "hidden");
     world.git(&["tag", "hidden"]);
-    let tags = |task: &mut Fetch| task.wanted.tags = vec!["v*".into(), "master".into()];
+    let tags = |task: &mut Fetch| task.wanted.tags = ["v*", "master", "not-yet"].map(Into::into).to_vec();
     let by_hand = |rev: &str| {
         world.fetch(|task| {
             tags(task);

@@ -287,6 +287,17 @@ fn a_poll_finds_what_nobody_tells() {
 }
 
 #[test]
+fn what_an_outage_of_the_listener_missed_is_made_up_for() {
+    let (server, repo) = live_world("", "");
+    let head = repo.commit(&[("VERSION", "2")], "its delivery finds nobody");
+    let listener = &server.status()["supervisor"]["listeners"][0];
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(listener["pid"].as_i64().unwrap()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    live(&server, 2, &head);
+    assert_eq!(deploy(&server, 2)["by"]["kind"], "catch_up");
+}
+
+#[test]
 fn one_delivery_is_for_every_app_of_its_repository() {
     let apps = ["site", "second", "third"].map(|name| {
         let fails = if name == "third" { "check: [\"test ! -e $DIR/broken\"]" } else { "" };

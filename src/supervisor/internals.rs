@@ -371,9 +371,25 @@ impl Supervisor {
                 let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
                 info!(pid = spawned.pid, bind = %listener.address, "a listener runs");
                 listener.keeper.runs(spawned);
+                let (hears, restarts) = (listener.entry.serve.contains(&Serve::Hooks), listener.keeper.restarts);
                 self.note(EventKind::Listener, None, "ready", None);
+                if hears && restarts > 0 {
+                    self.later(WELL, move |supervisor| supervisor.make_up_for_outage(number, restarts));
+                }
             }
             Err(error) => self.listener_stumbles(number, &error.to_string()),
+        }
+    }
+
+    /// Whoever was being answered when the listener fell may not try again. Once it is well, the branches
+    /// say what was missed.
+    fn make_up_for_outage(&mut self, number: usize, restarts: u64) {
+        let keeper = self.listeners.iter().find(|l| l.number == number).map(|listener| &listener.keeper);
+        let well = keeper.is_some_and(|keeper| keeper.state == InstanceState::Ready && keeper.restarts == restarts);
+        if well && !self.is_ending() {
+            for app in self.apps.keys().cloned().collect::<Vec<_>>() {
+                self.look_for_news(&app);
+            }
         }
     }
 

@@ -110,7 +110,8 @@ impl Refs {
             Some(name) => refspec(&format!("{space}{name}")),
             None => refspec(&format!("{space}{}*", glob.prefix())),
         };
-        let tags = self.tags.iter().map(|glob| spec(TAGS, glob));
+        // A tag need not be there yet: with the `*` that is no error.
+        let tags = self.tags.iter().map(|glob| refspec(&format!("{TAGS}{}*", glob.prefix())));
         match &self.branches {
             Branches::Default(name) => tags.chain([refspec(&format!("{HEADS}{name}"))]).collect(),
             Branches::Globs(globs) => tags.chain(globs.iter().map(|glob| spec(HEADS, glob))).collect(),

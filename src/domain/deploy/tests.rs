@@ -18,10 +18,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    api::{By, DeployState, Fetched, StepState, Verdict},
+    api::{By, DeployState, Fetch, Fetched, StepState, Verdict},
     config::{
         App, Deploy, GiveUp, Identity, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop, StopStage,
         Track,
     },
-    model::{At, Now, Signal, Size},
+    model::{At, Glob, Now, Signal, Size},
 };

@@ -37,6 +37,62 @@ fn of_several_pushes_the_tip_is_deployed() {
     assert_eq!((&task.commit, &task.live), (&None, &Some(commit(1))));
 }
 
+/// What is fetched for the last of three, the later two of which became one.
+fn fetched_for_merged(change: impl FnOnce(&mut Deploy)) -> Box<Fetch> {
+    let mut site = (*app("a", &[], &[])).clone();
+    change(site.deploy.as_mut().unwrap());
+    let site = Arc::new(site);
+    let mut bench = Bench::new(1);
+    bench.queue(queued(1, &site));
+    bench.run_to("run 1 Checkout");
+    bench.queue(queued(2, &site));
+    bench.queue(queued(3, &site));
+    bench.run_to("run 3 Fetch");
+    match bench.open.front() {
+        Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), .. }, .. }) => task.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn of_several_pipelines_one_that_succeeded_is_deployed() {
+    let glob = || Glob::new("mas*").unwrap();
+    let task = fetched_for_merged(|deploy| deploy.on = vec![Trigger::Pipeline(glob())]);
+    assert_eq!((&task.commit, &task.also), (&Some(commit(3)), &vec![commit(2)]));
+    assert_eq!(task.wanted.branches, ["mas*"]);
+    // Where every push counts too, the tip holds them all.
+    let both = vec![Trigger::Pipeline(glob()), Trigger::Push(glob()), Trigger::Tag(glob()), Trigger::Release];
+    let task = fetched_for_merged(|deploy| deploy.on = both);
+    assert_eq!((&task.commit, &task.also), (&None, &vec![]));
+    assert_eq!((task.wanted.branches, task.wanted.tags), (vec!["mas*".into()], vec!["mas*".into(), "**".into()]));
+}
+
+#[test]
+fn nothing_keeps_back_what_a_person_asks_for() {
+    let task = |by: By, track: Track| {
+        let mut site = (*app("a", &[], &[])).clone();
+        let deploy = site.deploy.as_mut().unwrap();
+        (deploy.paths, deploy.track) = (vec!["app/**".into()], track);
+        let mut asked = queued(1, &Arc::new(site));
+        asked.view.by = by;
+        let mut bench = Bench::new(1);
+        bench.queue(asked);
+        bench.run_to("run 1 Fetch");
+        match bench.open.front() {
+            Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), .. }, .. }) => task.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for by in [By::Local { uid: 0, user: None }, By::Token { name: "ci".into() }, By::First] {
+        assert_eq!(task(by, Track::Commit).filters, None);
+    }
+    for by in [By::Delivery { id: 1 }, By::CatchUp, By::Poll] {
+        assert_eq!(task(by, Track::Commit).filters.unwrap().paths, ["app/**"]);
+    }
+    assert_eq!(task(By::Delivery { id: 1 }, Track::Commit).commit, Some(commit(1)));
+    assert_eq!(task(By::Delivery { id: 1 }, Track::Head).commit, None);
+}
+
 #[test]
 fn other_refs_and_other_apps_wait_for_themselves() {
     let (one, two) = (app("a", &[], &[]), app("b", &[], &[]));
