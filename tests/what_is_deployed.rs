@@ -133,6 +133,20 @@ fn tags_and_releases_are_deployed_and_no_branch_is() {
 }
 
 #[test]
+fn an_app_that_is_only_deployed_says_what_it_waits_for() {
+    let folder = site("", "").replace("command: [\"/bin/sh\", \"app.sh\"],", "");
+    let (mut server, repo) = world_with(&folder.replace("[Push(branch: \"main\")]", "[Tag(\"v1\")]"));
+    server.start();
+    let app = server.wait_state("site", "waiting");
+    let why = app["reason"].as_str().unwrap_or_else(|| panic!("{app}"));
+    assert!(why.contains("`on` names no single branch") && server.ok(&["status"]).contains(why), "{why}");
+    repo.git(&["tag", "v1"]);
+    server.ok(&["deploy", "site", "--rev", "v1"]);
+    let app = server.app("site");
+    assert_eq!((&app["state"], &app["reason"], &app["behind"]), (&json!("deployed"), &json!(null), &json!(0)), "{app}");
+}
+
+#[test]
 fn a_pipeline_that_succeeds_is_waited_for() {
     let (mut server, repo) =
         world_on("[Pipeline(branch: \"main\")]", "build: [\"if [ -e slow ]; then cat $DIR/gate; fi\"]");

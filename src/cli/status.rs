@@ -43,7 +43,12 @@ fn table(status: &View, now: At) -> Table {
     let mut table = Table::new(&["APP", "STATE", "SINCE", "PID", "RESTARTS", "RELEASE", "CPU", "MEM"]);
     for app in &status.apps {
         match app.instances.as_slice() {
-            [] => table.row(without_instance(app)),
+            [] => {
+                table.row(without_instance(app));
+                if let Some(sentence) = &app.reason {
+                    table.below(sentence);
+                }
+            }
             [only] => instance(&mut table, app.name.to_string(), app, only, now),
             several => several.iter().for_each(|one| instance(&mut table, one.name.to_string(), app, one, now)),
         }

@@ -81,6 +81,7 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: release.and_then(|release| self.behind.get(app.name())?.get(&release.commit).copied()),
             frozen: self.deploys.freeze(app.name()).map(ToString::to_string),
+            reason: why_undeployed(app),
             watch: self.watch_view(app.name()),
             instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }
@@ -148,6 +149,15 @@ impl Supervisor {
             (_, Some(_)) => InstanceState::Deployed,
             (_, None) => InstanceState::Waiting,
         }
+    }
+}
+
+/// What keeps an app back that has no instance which could say it.
+fn why_undeployed(app: &App) -> Option<String> {
+    match app.rests().filter(|_| app.spec().command.is_none())? {
+        Rest::Problem(why) => Some(why),
+        Rest::NoRelease => Some(app.first_deploy()),
+        _ => None,
     }
 }
 

@@ -67,6 +67,8 @@ pub struct AppView {
     pub commit: Option<CommitId>,
     pub behind: Option<u64>,
     pub frozen: Option<String>,
+    /// Why an app without a command has no release, or deploys none.
+    pub reason: Option<String>,
     /// Where its files are watched.
     pub watch: Option<WatchView>,
     pub instances: Vec<InstanceView>,

@@ -121,7 +121,8 @@ impl App {
     }
 
     /// What an app without a release waits for.
-    fn first_deploy(&self) -> String {
+    #[must_use]
+    pub fn first_deploy(&self) -> String {
         let unlooked = self.spec.deploy.as_ref().and_then(|deploy| deploy.unlooked());
         unlooked.map_or_else(|| "first deploy".to_owned(), |why| format!("first deploy, when it is asked for: {why}"))
     }
