@@ -23,8 +23,13 @@ pub fn run_in_turns_of(turn: Duration, inherited: bool) {
     let _ = set_turn(nanoseconds, flags.unsigned_abs().into());
 }
 
-/// 0 ns: as the kernel likes. Neither allocates nor panics: a child calls it before exec.
+/// 0 ns: as the kernel likes. Whoever runs by another policy than the usual one, since somebody wanted it so,
+/// keeps that. Neither allocates nor panics: a child calls it before exec.
 pub(super) fn set_turn(nanoseconds: u64, flags: u64) -> bool {
+    // SAFETY: takes no pointer.
+    if unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) } != libc::c_long::from(libc::SCHED_OTHER) {
+        return false;
+    }
     // SAFETY: plain integers, for all of which zero is good; policy 0 is the usual one.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
     attr.size = size_of::<libc::sched_attr>() as u32;
