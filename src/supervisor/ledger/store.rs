@@ -133,12 +133,14 @@ fn open_sound(path: &Path, migrations: &[&str]) -> Result<Connection, StoreError
 
 fn configure(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
     // Exclusive before WAL: then the index of the log is in our memory, not in a file that can be
-    // truncated under us (a SIGBUS) or find no space.
+    // truncated under us (a SIGBUS) or find no space. The cache is small, as it never shrinks: what is
+    // appended touches few pages, and the kernel has the rest.
     connection.execute_batch(
         "PRAGMA locking_mode = EXCLUSIVE;
          PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
          PRAGMA wal_autocheckpoint = 250;
+         PRAGMA cache_size = -256;
          PRAGMA foreign_keys = ON;
          PRAGMA trusted_schema = OFF;
          PRAGMA temp_store = MEMORY;",
