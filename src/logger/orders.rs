@@ -17,27 +17,54 @@ use crate::{
         config::Form,
         model::At,
     },
-    os::{capture::set_nonblocking, files},
+    os::{capture::set_nonblocking, channel::Channel, files},
 };
 
 impl Logger {
     /// Does what the supervisor says, and sends what waits. Without a supervisor it goes on capturing.
     pub fn hear(&mut self) {
-        loop {
-            let Some(channel) = &mut self.channel else { return };
+        self.receive();
+        while let Some((order, fd)) = self.orders.pop_front() {
+            self.obey(order, fd);
+        }
+        self.send();
+    }
+
+    fn receive(&mut self) {
+        while let Some(channel) = &mut self.channel {
             match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fds.into_iter().next()))) {
-                Ok((order, fd)) => self.obey(order, fd),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(order) => self.orders.push_back(order),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) => {
                     if e.kind() != io::ErrorKind::UnexpectedEof {
                         eprintln!("everhook logger: the supervisor's channel is broken: {e}");
                     }
                     self.lose_channel();
-                    return;
                 }
             }
         }
-        self.send();
+    }
+
+    /// Notes the runs that have begun without waiting for us, before the first byte of theirs is read.
+    ///
+    /// Such a run begins at FIFOs that were empty: all that was in them before has been read by us, and, as we
+    /// write what we read before anything else, it is in the file (or a successor of ours writes it before it
+    /// hears anything: `Capture::take_over`). The run's mark is on the channel before its program is executed.
+    /// So whoever first counts what a FIFO holds, then looks here, and then reads no more than it counted,
+    /// reads no byte of the run without having noted where it begins. (Of two seats with one FIFO the older
+    /// one may write between; that is before the new run's first byte, or beside it, in any case.)
+    pub fn heed_marks(&mut self) {
+        if self.orders.is_empty() && !self.channel.as_ref().is_some_and(Channel::has_news) {
+            return;
+        }
+        self.receive();
+        let mut orders = std::mem::take(&mut self.orders);
+        // A source that is not open yet has its mark in its turn, as everything else that was said.
+        orders.retain(|(order, waits)| match order {
+            ToLogger::Mark { source, at } if waits.is_none() => !self.note(source, *at),
+            _ => true,
+        });
+        self.orders = orders;
     }
 
     /// Answers the supervisor, if there is one.
@@ -74,7 +101,10 @@ impl Logger {
             ToLogger::Close { source } => self.close(|s| s.name == source, None),
             ToLogger::Rename { source, to, from, sinks } => self.rename(&source, &to, &from, sinks),
             ToLogger::Mark { source, at } => {
-                self.mark(&source, at);
+                if fd.is_some() {
+                    self.drain_where(|s| s.name == source);
+                }
+                self.note(&source, at);
                 drop(fd);
             }
             ToLogger::Echo { on } => {
@@ -134,13 +164,14 @@ impl Logger {
         }
     }
 
-    fn mark(&mut self, name: &str, at: At) {
-        self.drain_where(|s| s.name == name);
+    /// Notes that a run begins where the logs end; false: there is no such source.
+    fn note(&self, name: &str, at: At) -> bool {
         let files = self.sources.values().find(|s| s.name == name).and_then(|s| Files::of(&s.sink));
-        let Some(files) = files else { return };
+        let Some(files) = files else { return false };
         if let Err(error) = runs::note(&files, at) {
             eprintln!("everhook logger: {}: {error}", files.runs.display());
         }
+        true
     }
 
     fn tail(&mut self, ticket: u64, path: &Path, n: u32) {

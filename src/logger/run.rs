@@ -1,7 +1,7 @@
 //! The loop: what is readable is captured, what the supervisor says is done, readers are served.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{FromLogger, Sink, Stream},
+        api::{FromLogger, Sink, Stream, ToLogger},
         model::InstanceId,
     },
     os::{
@@ -96,6 +96,8 @@ impl Bell {
 pub(super) struct Logger {
     pub epoll: Epoll,
     pub channel: Option<Channel>,
+    /// Heard, not done yet.
+    pub orders: VecDeque<(ToLogger, Option<OwnedFd>)>,
     signals: SignalFd,
     pub capture: Capture,
     pub aside: Aside,
@@ -149,6 +151,7 @@ impl Logger {
         Ok(Self {
             epoll,
             channel: Some(Channel::new(channel)),
+            orders: VecDeque::new(),
             signals,
             capture,
             aside,
@@ -189,6 +192,9 @@ impl Logger {
                     BELL => self.hear_bell(),
                     token => most = most.max(self.ready(token, event.events())),
                 }
+            }
+            if !self.orders.is_empty() {
+                self.hear();
             }
             if self.captured || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.step_clients();
@@ -325,6 +331,7 @@ impl Logger {
 
     /// Moves up to `n` bytes, which the FIFO holds; how many.
     fn take(&mut self, token: u64, n: usize) -> usize {
+        self.heed_marks();
         let Some(source) = self.sources.get_mut(&token) else { return 0 };
         let Some(sink) = self.sinks.get_mut(&source.sink) else { return 0 };
         let (n, told) = match self.capture.pass(&source.fifo, n, sink) {

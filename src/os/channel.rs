@@ -127,6 +127,12 @@ impl Channel {
         self.outgoing.iter().map(|o| o.bytes.len() - o.sent).sum()
     }
 
+    /// Has the peer sent something that was not received?
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Sends what the socket takes now; `true` when nothing is left.
     ///
     /// # Errors

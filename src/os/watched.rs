@@ -1,4 +1,4 @@
-//! What a tokio runtime watches: a [`Channel`], or a file of the kernel's.
+//! What a tokio runtime watches: a [`Channel`], a file of the kernel's, or that children end.
 
 use std::{
     fs::File,
@@ -6,6 +6,10 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
 };
 
+use nix::sys::{
+    signal::{SigHandler, SigSet, Signal, signal},
+    signalfd::{SfdFlags, SignalFd},
+};
 use serde::Serialize;
 use tokio::io::{Interest, Ready, unix::AsyncFd};
 
@@ -28,6 +32,14 @@ impl Watched {
     /// As [`Channel::queue`]; `next` sends it.
     pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
         self.0.get_mut().queue(message, body, fds);
+    }
+
+    /// As [`Channel::flush`], at once.
+    ///
+    /// # Errors
+    /// When the peer is gone.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        self.0.get_mut().flush()
     }
 
     /// Bytes that wait to be sent.
@@ -88,6 +100,45 @@ impl Urgent {
     pub async fn changed(&self) -> io::Result<()> {
         self.0.ready(Interest::PRIORITY).await?.clear_ready();
         look(self.0.get_ref())
+    }
+}
+
+/// Tells that children have ended, without the detour of a handler, which would interrupt the runtime's wait
+/// only to wake it from the next one: an end is on the way of a restart.
+pub struct Ends(AsyncFd<SignalFd>);
+
+impl Ends {
+    /// Blocks SIGCHLD for this thread and those that it starts. Every other one must have it blocked, as a
+    /// signal goes to whoever does not, and is lost there.
+    ///
+    /// # Errors
+    /// Outside of a runtime, and when descriptors run out.
+    pub fn listen() -> io::Result<Self> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block()?;
+        // Whoever started us may ignore it: then the kernel would reap, and tell nobody.
+        // SAFETY: the default is no handler.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+        let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        // SAFETY: the signalfd owns its open descriptor, and nothing replaces or closes it while it is watched.
+        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map(Self).map_err(|e| e.into_parts().1)
+    }
+
+    /// Waits until children may have ended; who is reaped after that was told of by this or by an earlier one.
+    ///
+    /// # Errors
+    /// Never on Linux.
+    pub async fn some(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            let told = self.0.get_ref().read_signal()?;
+            // One signal stands for all ends since the last was read: there is nothing more behind it.
+            ready.clear_ready();
+            if told.is_some() {
+                return Ok(());
+            }
+        }
     }
 }
 

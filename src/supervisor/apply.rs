@@ -29,14 +29,16 @@ use crate::{
         service::{self, Action, App, Happening, Seat, Task, order},
     },
     os::{
-        pidfd,
+        fifo, pidfd,
         spawn::{Part, RecordFile, SpawnError, SpawnSpec, Spawned},
         tree::{self, Member, TreeQuery},
     },
 };
 
 /// So long may what is being started hold back what is to be written down.
-const LONGEST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
+/// What was started has the processors for so long before that.
+const FIRST_STEPS: Duration = Duration::from_millis(2);
 
 /// One seat of one app.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -197,6 +199,9 @@ impl Supervisor {
     fn feed_one(&mut self, name: &AppName, event: service::Event) {
         let now = crate::os::clock::now();
         let Some(app) = self.apps.get_mut(name) else { return };
+        if let service::Event::Reconfigure { spec, .. } = &event {
+            self.awaited.extend(spec.comes_after().cloned());
+        }
         let mut tasks = Vec::new();
         app.on(event, now, &mut tasks);
         let changed = !tasks.is_empty();
@@ -231,6 +236,9 @@ impl Supervisor {
 
     /// Looks again at what `after` holds back because of this app.
     pub fn tell_dependents(&mut self, name: &AppName) {
+        if !self.awaited.contains(name) {
+            return;
+        }
         let waiting = self.apps.values().filter(|app| app.spec().comes_after().any(|before| before == name));
         let waiting: Vec<_> = waiting.map(|app| (app.name().clone(), Arc::clone(app.spec()))).collect();
         for (app, spec) in waiting {
@@ -330,16 +338,19 @@ impl Supervisor {
     fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
-        let mut unmet = Vec::new();
+        let (mut unmet, mut empty) = (Vec::new(), false);
         if let Some(seat) = shell.seat_mut(id.seat) {
             seat.killed = false;
             seat.words = words::Words::default();
             unmet = seat.begin_limits(&spec.limits);
+            empty = [&seat.kit.out, &seat.kit.err]
+                .into_iter()
+                .all(|output| fifo::bytes_waiting(output).is_ok_and(|n| n == 0));
         }
         let instance = id.instance();
         match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
             Ok(mut order) => {
-                order.gate = self.logger.mark(&instance);
+                order.gate = self.logger.mark(&instance, empty);
                 self.spawn(Owner::Seat(id.clone()), order);
                 self.limits_begun(id, unmet);
             }
@@ -497,10 +508,11 @@ impl Supervisor {
         }
     }
 
-    /// When transitions are written down at the latest though something is still being started.
+    /// When transitions are written down that wait for what is being started.
     pub fn write_down_at(&self) -> Option<Instant> {
-        let (since, _) = self.unsaid.first().filter(|_| self.children.are_starting())?;
-        Some(*since + LONGEST_WAIT)
+        let (since, _) = self.unsaid.first()?;
+        let latest = *since + LONGEST_WAIT;
+        Some(if self.children.are_starting() { latest } else { latest.min(self.children.started()? + FIRST_STEPS) })
     }
 
     /// An event of an app as a whole.

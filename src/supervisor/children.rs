@@ -1,7 +1,7 @@
 //! Whose process is which, and what to do when one ends. One reaper for all: instances, jobs,
 //! internal processes and, as PID 1 or subreaper, whatever lost its parent.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use super::{Supervisor, apply::SeatId, jobs::JobId};
 use crate::{
@@ -32,6 +32,8 @@ pub struct Children {
     ordered: HashMap<u64, Owner>,
     /// Ends that were seen before the spawner said whose they are.
     early: HashMap<u32, Exit>,
+    /// When the spawner last answered.
+    started: Option<Instant>,
 }
 
 impl Children {
@@ -49,6 +51,12 @@ impl Children {
                 id.app.clone_from(new);
             }
         }
+    }
+
+    /// When something was last started.
+    #[must_use]
+    pub fn started(&self) -> Option<Instant> {
+        self.started
     }
 
     /// Is something being started?
@@ -70,6 +78,7 @@ impl Supervisor {
     pub fn spawned(&mut self, token: u64, result: Result<Spawned, SpawnError>) {
         self.spawning.answered();
         let Some(owner) = self.children.ordered.remove(&token) else { return };
+        self.children.started = Some(Instant::now());
         let pid = result.as_ref().ok().map(|spawned| spawned.pid);
         if let Some(pid) = pid {
             self.children.pids.insert(pid, owner.clone());

@@ -126,6 +126,8 @@ struct Source {
 struct Outgoing {
     message: ToLogger,
     fd: Option<OwnedFd>,
+    /// Closed once it was sent.
+    gate: Option<OwnedFd>,
 }
 
 impl Logger {
@@ -156,17 +158,22 @@ impl Logger {
     /// Says something to the logger; lost while there is none, since the next one is told everything.
     pub fn tell(&self, message: &ToLogger, fd: Option<OwnedFd>) {
         if let Some(to) = &self.to {
-            let _ = to.send(Outgoing { message: message.clone(), fd });
+            let _ = to.send(Outgoing { message: message.clone(), fd, gate: None });
         }
     }
 
     /// A run of this instance is about to begin: everything that stands in its FIFOs belongs to the run before.
-    /// The program must not start before the answer, the end of this pipe; `None` where nobody would answer.
-    pub fn mark(&self, instance: &InstanceId) -> Option<Arc<OwnedFd>> {
-        self.to.as_ref()?;
+    /// The program must not start before the end of this pipe; `None` where nobody would answer.
+    ///
+    /// Of FIFOs that are `empty` the logger has all of the run before, so that the program need not wait for it,
+    /// but only until the message is on its way: see `heed_marks` of the logger.
+    pub fn mark(&self, instance: &InstanceId, empty: bool) -> Option<Arc<OwnedFd>> {
+        let to = self.to.as_ref()?;
         let (ours, theirs) = std::io::pipe().ok()?;
-        let at = crate::os::clock::now().wall;
-        self.tell(&ToLogger::Mark { source: instance.to_string(), at }, Some(theirs.into()));
+        let message = ToLogger::Mark { source: instance.to_string(), at: crate::os::clock::now().wall };
+        let theirs = Some(theirs.into());
+        let (fd, gate) = if empty { (None, theirs) } else { (theirs, None) };
+        let _ = to.send(Outgoing { message, fd, gate });
         Some(Arc::new(ours.into()))
     }
 
@@ -174,7 +181,7 @@ impl Logger {
     pub fn tell_any(&mut self, message: ToLogger, fd: OwnedFd) {
         match &self.to {
             Some(_) => self.tell(&message, Some(fd)),
-            None => self.waiting.push(Outgoing { message, fd: Some(fd) }),
+            None => self.waiting.push(Outgoing { message, fd: Some(fd), gate: None }),
         }
     }
 
@@ -245,7 +252,7 @@ impl Logger {
         for (key, source) in &self.sources {
             self.send_open(key, &source.fifo, &source.sink);
         }
-        for Outgoing { message, fd } in std::mem::take(&mut self.waiting) {
+        for Outgoing { message, fd, .. } in std::mem::take(&mut self.waiting) {
             self.tell(&message, fd);
         }
     }
@@ -459,10 +466,19 @@ pub fn serve_word(serve: Serve) -> &'static str {
 /// Carries messages both ways until the logger is gone.
 async fn speak_to_logger(channel: Channel, mut outbox: mpsc::UnboundedReceiver<Outgoing>, events: Events, run: u64) {
     let Ok(mut channel) = Watched::new(channel) else { return };
+    let mut gates = Vec::new();
     loop {
         tokio::select! {
             out = outbox.recv() => match out {
-                Some(out) => channel.queue(&out.message, &[], out.fd),
+                Some(out) => {
+                    channel.queue(&out.message, &[], out.fd);
+                    gates.extend(out.gate);
+                    match channel.flush() {
+                        Ok(true) => gates.clear(),
+                        Ok(false) => {}
+                        Err(_) => return,
+                    }
+                }
                 None => return,
             },
             frame = channel.next() => match frame {

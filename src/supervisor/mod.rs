@@ -115,6 +115,8 @@ pub struct Supervisor {
 
     apps: BTreeMap<AppName, App>,
     shells: BTreeMap<AppName, apply::Shell>,
+    /// Apps that others come after, or came when the config said so: of another nobody needs to hear.
+    awaited: BTreeSet<AppName>,
     todo: VecDeque<(AppName, service::Event)>,
     feeding: bool,
     /// When which app wants a timer event.

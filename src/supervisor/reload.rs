@@ -256,6 +256,7 @@ impl Supervisor {
         let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
         let app = App::new(Arc::clone(spec), new.release, seed, crate::os::clock::now().wall);
         self.apps.insert(name.clone(), app.with_holds(new.holds));
+        self.awaited.extend(spec.comes_after().cloned());
         self.capture(spec);
         if spec.deploy.is_some() {
             self.ledger.send(Command::Live { app: name.clone(), commit });

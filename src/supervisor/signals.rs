@@ -2,7 +2,7 @@
 //! has one.
 
 use signal_hook::{
-    consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1},
+    consts::signal::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1},
     iterator::exfiltrator::origin::{Origin, WithOrigin},
 };
 use signal_hook_tokio::SignalsInfo;
@@ -25,7 +25,7 @@ pub type Signals = SignalsInfo<WithOrigin>;
 /// When the handlers cannot be set.
 pub fn listen() -> std::io::Result<Signals> {
     // A closed stderr must not end us; SIGPIPE is caught, not ignored, as children inherit that.
-    let mut numbers = vec![SIGCHLD, SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE];
+    let mut numbers = vec![SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE];
     numbers.extend(init::end_signals());
     SignalsInfo::with_exfiltrator(numbers, WithOrigin::default())
 }
@@ -34,7 +34,6 @@ impl Supervisor {
     /// Handles one signal.
     pub fn signalled(&mut self, origin: &Origin) {
         match origin.signal {
-            SIGCHLD => self.reap(),
             SIGHUP => {
                 let (by, who) = sender(origin);
                 self.restore_control();

@@ -45,6 +45,7 @@ use crate::{
         cgroup, clock, files,
         lock::{Lock, LockError},
         mask, notify, reap, threads, users,
+        watched::Ends,
     },
 };
 
@@ -94,11 +95,12 @@ pub fn run(path: &Path) -> Result<(), String> {
         .map_err(|e| format!("cannot start the runtime: {e}"))?;
     runtime.block_on(async move {
         let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
+        let ends = Ends::listen().map_err(|e| format!("cannot hear of ends: {e}"))?;
         let control = control::open(&layout.control(), events.clone())?;
         let mut supervisor = build(settings, layout, maker, spawning, events, (control, log))?;
         threads::run_in_turns_of(threads::SHORT, false);
         supervisor.begin();
-        supervisor.live(inbox, signals).await;
+        supervisor.live(inbox, signals, ends).await;
         info!("ended in order");
         supervisor.remove_groups();
         let control = supervisor.layout.control();
@@ -160,6 +162,7 @@ fn build(
         gave_up: None,
         ending_since: None,
         told_to_end: BTreeSet::new(),
+        awaited: BTreeSet::new(),
         apps: BTreeMap::new(),
         shells: BTreeMap::new(),
         todo: VecDeque::new(),
@@ -300,7 +303,7 @@ impl Supervisor {
         info!("try next: everhook status -c {config} · everhook logs -f -c {config} · everhook history -c {config}");
     }
 
-    async fn live(&mut self, mut inbox: mpsc::UnboundedReceiver<Event>, mut signals: signals::Signals) {
+    async fn live(&mut self, mut inbox: mpsc::UnboundedReceiver<Event>, mut signals: signals::Signals, ends: Ends) {
         let timer = tokio::time::sleep(std::time::Duration::MAX);
         tokio::pin!(timer);
         let mut set = None;
@@ -314,6 +317,7 @@ impl Supervisor {
             }
             tokio::select! {
                 biased;
+                Ok(()) = ends.some() => self.reap(),
                 Some(origin) = next_signal(&mut signals) => self.signalled(&origin),
                 Some(event) = inbox.recv() => self.on(event),
                 () = &mut timer, if set.is_some() => {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use everhook::domain::{
-    api::{LogFeed, LogFrame, LogPlace, LogWish, Saying, Sink, Stream, ToLogger},
+    api::{LogFeed, LogFrame, LogPlace, LogWish, Saying, Sink, Stream},
     config::Form,
 };
 
@@ -174,9 +174,9 @@ fn the_run_before_is_found_in_compressed_files() {
     let fifo = room.fifo();
     let mut logger = room.start();
     logger.open(&fifo, Stream::Out, room.sink("out", 20_000, 9));
-    logger.send(&ToLogger::Mark { source: "blog.1".into(), at: now() }, None);
+    logger.mark(true);
     compressed(&room, &mut logger, &fifo, Form::Raw);
-    logger.send(&ToLogger::Mark { source: "blog.1".into(), at: now() }, None);
+    logger.mark(true);
     logger.tail(&room.log("out"), 1).unwrap();
     writeln!(&fifo.write, "of this run").unwrap();
     let run = lines_of(logger.serve(&room, false, None, true));

@@ -10,7 +10,7 @@ use std::{
 
 use everhook::domain::api::{Stream, ToLogger};
 
-use crate::room::{Room, line, lines_of, now, write_numbered};
+use crate::room::{Room, line, lines_of, wait_for, write_numbered};
 
 /// `N` of `[everhook: N lines skipped]`.
 fn gap(line: &str) -> Option<u32> {
@@ -84,9 +84,7 @@ fn out_then_err_and_the_run_before() {
     logger.open(&out, Stream::Out, room.sink("out", 20, 5));
     logger.open(&err, Stream::Err, room.sink("err", 1 << 20, 5));
     for run in ["first", "second", "third"] {
-        logger.send(&ToLogger::Mark { source: "blog.1".into(), at: now() }, None);
-        // Answered after the mark was set.
-        logger.tail(&room.log("out"), 1).unwrap();
+        logger.mark(true);
         write!(out.write, "{run} a\n{run} b\n{run} c\n").unwrap();
         writeln!(err.write, "{run} problem").unwrap();
     }
@@ -99,6 +97,29 @@ fn out_then_err_and_the_run_before() {
     let runs = fs::read_to_string(room.logs().join("blog/blog.1.runs")).unwrap();
     assert_eq!(runs.lines().count(), 3);
     assert!(runs.starts_with("20") && runs.lines().all(|run| run.split(' ').count() == 5), "{runs}");
+    logger.terminate();
+}
+
+/// A logger that has just read looks at the same FIFO first when it goes on; what it finds there may be a later
+/// run's, whose mark it has not heard.
+#[test]
+fn what_a_run_writes_first_is_its_own_though_it_did_not_wait() {
+    let room = Room::new();
+    let mut fifo = room.fifo();
+    let mut logger = room.start();
+    logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 5));
+    for run in 1..=50 {
+        writeln!(fifo.write, "of run {run}").unwrap();
+        wait_for(|| fs::read_to_string(room.log("out")).is_ok_and(|log| log.ends_with(&format!("of run {run}\n"))));
+        logger.stop();
+        logger.mark(false);
+        writeln!(fifo.write, "of run {} at once", run + 1).unwrap();
+        logger.go_on();
+        let previous = lines_of(logger.serve(&room, false, None, true));
+        let first = format!("out of run {run} at once");
+        let all = [first, format!("out of run {run}")];
+        assert!(run == 1 || previous == all, "{previous:?}");
+    }
     logger.terminate();
 }
 

@@ -30,6 +30,7 @@ use nix::{
     sys::{
         signal::{Signal, kill},
         stat::Mode,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{Pid, mkfifo},
 };
@@ -115,6 +116,25 @@ impl Logger {
     pub fn open(&mut self, fifo: &Fifo, stream: Stream, sink: Sink) {
         let read = fifo.read.try_clone().unwrap();
         self.send(&ToLogger::Open { source: "blog.1".into(), stream, sink }, Some(read));
+    }
+
+    /// A new run begins. Where its program `waits`, as the FIFOs may hold something, this does.
+    pub fn mark(&mut self, waits: bool) {
+        let (ours, theirs) = waits.then(|| std::io::pipe().unwrap()).unzip();
+        let mark = ToLogger::Mark { source: "blog.1".into(), at: now() };
+        self.send(&mark, theirs.map(OwnedFd::from));
+        assert!(ours.is_none_or(|mut gate| gate.read_to_end(&mut Vec::new()).is_ok()));
+    }
+
+    /// Has the process stand still.
+    pub fn stop(&self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        assert!(matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap(), WaitStatus::Stopped(..)));
+    }
+
+    pub fn go_on(&self) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGCONT).unwrap();
     }
 
     pub fn hear(&mut self) -> FromLogger {

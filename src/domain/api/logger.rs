@@ -43,8 +43,10 @@ pub enum ToLogger {
     /// A source is called something else from here on, after what the FIFOs hold was written: its log files
     /// go along, from the folder `from`.
     Rename { source: String, to: String, from: PathBuf, sinks: Vec<(Stream, Sink)> },
-    /// A new run of this instance begins here: note it in `<instance>.runs`, then close the pipe that is beside
-    /// the frame. The run's program waits for that.
+    /// A new run of this instance begins here: note it in `<instance>.runs`. Where a pipe is beside the frame,
+    /// the FIFOs hold something of the run before: write that first, and close the pipe at the end, as the run's
+    /// program waits for that. Where none is, they were empty, and the program does not wait: note it before
+    /// anything more is read from them.
     Mark { source: String, at: At },
     /// Copy app output to stdout, each line with the source's name before it.
     Echo { on: bool },

@@ -326,8 +326,9 @@ impl Instance {
         self.reason = None;
         self.said = Said::default();
         self.in_place = false;
-        self.enter(State::Starting { pid: None, until: None }, cause, now, out);
+        // First, as it takes longest; nobody waits for the record.
         out.push(Action::Spawn);
+        self.enter(State::Starting { pid: None, until: None }, cause, now, out);
     }
 
     /// Ends what runs and starts again.
