@@ -374,3 +374,53 @@ fn a_remote_that_says_nothing_holds_no_dry_run_and_no_shutdown() {
     assert!(!client.wait_with_output().unwrap().status.success());
     assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0]);
 }
+
+#[test]
+fn what_cannot_be_taken_back_asks_before_it_switches() {
+    let (mut server, repo) =
+        live_world("", "build: [\"echo built >> $EVERHOOK_CACHE/built\"], irreversible: Changed([\"db/**\"])");
+    let built = |server: &Server| fs::read_to_string(home(server, "site").join("cache/built")).unwrap().lines().count();
+    repo.commit(&[("VERSION", "2")], "second");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+    repo.commit(&[("db/1.sql", "drop table x"), ("VERSION", "3")], "third");
+    let third = push(&server, &repo);
+    let held = wait_deploy(&server, third, "awaiting_approval");
+    assert!(held["reason"].as_str().unwrap().contains("irreversible: \"db/1.sql\" differs"), "{held}");
+    assert_eq!((version(&server).as_str(), built(&server)), ("2", 3));
+    assert!(server.ok(&["history"]).contains("irreversible: "));
+
+    // A kill forgets nothing: it is built and asked for again.
+    server.kill();
+    server.start();
+    server.until("it is built again", |s| (built(s) == 4).then_some(()));
+    server.until("it asks again", |s| (deploy(s, third)["state"] == "awaiting_approval").then_some(()));
+    server.wait_state("site", "ready");
+    assert_eq!(version(&server), "2");
+    server.ok(&["approve", &third.to_string()]);
+    let live = server.deploy_end(third);
+    assert_eq!((&live["state"], &live["reason"]), (&"live".into(), &Value::Null), "{live}");
+    assert_eq!(live["approved_by"]["kind"], "local");
+    assert_live(&server, &live);
+    assert_eq!((version(&server).as_str(), built(&server)), ("3", 4), "what was built goes live");
+
+    // A person's own deploy asks too, and a newer push takes its place.
+    repo.commit(&[("db/2.sql", "drop table y"), ("VERSION", "4")], "fourth");
+    let client = server.client(&["deploy", "site"]).stdout(Stdio::piped()).spawn().unwrap();
+    let id = third + 1;
+    wait_deploy(&server, id, "awaiting_approval");
+    repo.commit(&[("VERSION", "5")], "fifth");
+    let newest = push(&server, &repo);
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        server::text(&output).contains(&format!("`everhook approve {id}` lets it go on")),
+        "{}",
+        server::text(&output)
+    );
+    assert_eq!(server.deploy_end(id)["superseded_by"], newest);
+    let held = wait_deploy(&server, newest, "awaiting_approval");
+    assert!(held["reason"].as_str().unwrap().contains("db/2.sql"), "all that is not live counts: {held}");
+    server.ok(&["cancel", &newest.to_string()]);
+    server.until("what was built goes", |s| (releases(s, "site").len() == 3).then_some(()));
+    assert_eq!(version(&server), "3");
+}

@@ -64,6 +64,10 @@ impl Teller {
                 line.push_str(&format!(" {}", visible(subject)));
             }
         }
+        if deploy.state == DeployState::AwaitingApproval {
+            let why = deploy.reason.as_ref().map(|why| format!(" ({})", visible(why))).unwrap_or_default();
+            line.push_str(&format!("{why}: `everhook approve {}` lets it go on", deploy.id));
+        }
         screen.line(&line)
     }
 }

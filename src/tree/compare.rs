@@ -63,14 +63,21 @@ fn count(mirror: &Mirror, range: &str) -> Result<u64, TreeError> {
 }
 
 fn files(mirror: &Mirror, from: Option<&CommitId>, to: &CommitId) -> Result<(Vec<String>, u64), TreeError> {
-    let listed = match from {
-        Some(from) => {
-            let args = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", from.as_str(), to.as_str(), "--"];
-            mirror.git.must(&args)?
-        }
-        None => mirror.git.must(&["ls-tree", "-r", "-z", "--name-only", "--full-tree", to.as_str()])?,
+    let paths = match from {
+        Some(from) => changed(mirror, from, to)?,
+        None => listed(&mirror.git.must(&["ls-tree", "-r", "-z", "--name-only", "--full-tree", to.as_str()])?),
     };
-    let paths: Vec<&[u8]> = listed.split(|b| *b == 0).filter(|path| !path.is_empty()).collect();
-    let shown = |path: &&[u8]| String::from_utf8_lossy(path).chars().take(LONGEST_PATH).collect();
+    let shown = |path: &String| path.chars().take(LONGEST_PATH).collect();
     Ok((paths.iter().take(FILES).map(shown).collect(), paths.len() as u64))
+}
+
+/// Every path that differs, by both names where a file was renamed.
+pub(super) fn changed(mirror: &Mirror, from: &CommitId, to: &CommitId) -> Result<Vec<String>, TreeError> {
+    let args = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", "--end-of-options"];
+    Ok(listed(&mirror.git.must(&[&args[..], &[from.as_str(), to.as_str()]].concat())?))
+}
+
+fn listed(output: &[u8]) -> Vec<String> {
+    let paths = output.split(|b| *b == 0).filter(|path| !path.is_empty());
+    paths.map(|path| String::from_utf8_lossy(path).into_owned()).collect()
 }

@@ -2,7 +2,7 @@
 //! its message. Judged over everything that is not live yet, not over one push: a push that waited may
 //! have been merged into a later one that changes nothing else.
 
-use super::{TreeError, judge, mirror::Mirror};
+use super::{TreeError, compare, judge, mirror::Mirror};
 use crate::domain::{
     api::Filters,
     model::{BadGlob, CommitId, Globs},
@@ -33,7 +33,7 @@ pub(super) fn objection(
     if !judge::is_there(mirror, live)? {
         return Ok(None);
     }
-    if !paths.is_empty() && !changed(mirror, live, commit)?.iter().any(|path| paths.take(path)) {
+    if !paths.is_empty() && !compare::changed(mirror, live, commit)?.iter().any(|path| paths.take(path)) {
         return Ok(Some(format!("no file that `paths` names differs from {}, which is live", live.short())));
     }
     if !authors.is_empty() && !written(mirror, live, commit)?.iter().any(|(n, m)| by(&authors, n, m)) {
@@ -44,14 +44,6 @@ pub(super) fn objection(
 
 fn by(authors: &Globs, name: &str, mail: &str) -> bool {
     authors.take_any(&[name, mail, &format!("{name} <{mail}>")])
-}
-
-/// Every file that differs, by both names where it was renamed.
-fn changed(mirror: &Mirror, live: &CommitId, commit: &CommitId) -> Result<Vec<String>, TreeError> {
-    let args = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", "--end-of-options"];
-    let listed = mirror.git.must(&[&args[..], &[live.as_str(), commit.as_str()]].concat())?;
-    let paths = listed.split(|b| *b == 0).filter(|path| !path.is_empty());
-    Ok(paths.map(|path| String::from_utf8_lossy(path).into_owned()).collect())
 }
 
 /// Who wrote the commits that are new; where there are none, since the branch went back, the commit.

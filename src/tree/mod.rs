@@ -20,6 +20,7 @@ mod judge;
 mod mirror;
 mod refs;
 mod share;
+mod weigh;
 
 use std::{fs::File, io::Write, os::fd::OwnedFd, path::Path, process::ExitCode};
 
@@ -74,7 +75,10 @@ pub fn main(args: &[String]) -> ExitCode {
 
 fn run(task: TreeTask) -> Result<(), TreeError> {
     // The app's group reads a mirror and nobody else does; a release may be served by anybody.
-    let fetches = matches!(task, TreeTask::Fetch(_) | TreeTask::LsRemote { .. } | TreeTask::Compare { .. });
+    let fetches = matches!(
+        task,
+        TreeTask::Fetch(_) | TreeTask::LsRemote { .. } | TreeTask::Compare { .. } | TreeTask::Weigh { .. }
+    );
     umask(Mode::from_raw_mode(if fetches { 0o027 } else { 0o022 }));
     match task {
         TreeTask::Fetch(task) => {
@@ -88,6 +92,10 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
         TreeTask::Compare { mirror, repo, from, to } => {
             let answer = result_descriptor()?;
             tell(answer, &compare::compare(&mirror, &repo, from.as_ref(), &to)?)
+        }
+        TreeTask::Weigh { mirror, repo, from, to, paths } => {
+            let answer = result_descriptor()?;
+            tell(answer, &weigh::weigh(&mirror, &repo, &from, &to, &paths)?)
         }
         TreeTask::Checkout { mirror, release, commit } => checkout::checkout(&mirror, &release, &commit),
         TreeTask::Share { release, shared, previous, paths } => {

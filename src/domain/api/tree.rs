@@ -21,6 +21,8 @@ pub enum TreeTask {
     LsRemote { repo: String, mirror: PathBuf, wanted: Wanted, live: Option<CommitId> },
     /// As the fetch user: what lies between two commits of a mirror. Answer: [`Compared`].
     Compare { mirror: PathBuf, repo: String, from: Option<CommitId>, to: CommitId },
+    /// As the fetch user: does a file that these patterns name differ between two commits? Answer: [`Weighed`].
+    Weigh { mirror: PathBuf, repo: String, from: CommitId, to: CommitId, paths: Vec<String> },
     /// As the app's user: fill `release` (made, empty, its own) from the mirror. Answer: none.
     Checkout { mirror: PathBuf, release: PathBuf, commit: CommitId },
     /// As the app's user: make `paths` in `release` links into `shared`, carrying over what the live
@@ -122,6 +124,13 @@ pub struct CommitView {
     pub subject: String,
     /// `Name <mail>`.
     pub author: String,
+}
+
+/// Whether a release can be taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weighed {
+    /// Why not, in a sentence.
+    pub irreversible: Option<String>,
 }
 
 /// A ref and where it points.

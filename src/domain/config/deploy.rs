@@ -51,6 +51,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         timeout,
         settle: raw.settle.map_or(Duration::from_secs(5), |span| span.0),
         approve: raw.approve.unwrap_or(false),
+        irreversible: changed(judge, &keys("irreversible"), raw.irreversible.as_ref()),
     };
     let pipelines = deploy.on.iter().any(|trigger| matches!(trigger, Trigger::Pipeline(_)));
     let blind = "`Head` would deploy commits whose pipeline has not succeeded: leave it out, or say `Push`";
@@ -147,6 +148,16 @@ fn tag_glob(text: &str) -> Result<Glob, String> {
         return Err(format!("{text:?} is no tag; expected its name alone, such as \"v*\""));
     }
     Glob::new(text)
+}
+
+/// Patterns over the files that a deploy changes.
+fn changed(judge: &mut Judge<'_>, keys: &[&str], raw: Option<&raw::When>) -> Vec<String> {
+    let Some(raw::When::Changed(patterns)) = raw else { return Vec::new() };
+    judge.require(!patterns.is_empty(), keys, "no pattern of files is named");
+    if let Err(BadGlob { why, .. }) = Globs::of_paths(patterns) {
+        judge.error(keys, why);
+    }
+    patterns.clone()
 }
 
 fn steps(judge: &mut Judge<'_>, keys: &[&str], raw: &[raw::Step]) -> Vec<Step> {
@@ -276,6 +287,7 @@ mod tests {
             timeout: Duration::from_secs(900),
             settle: Duration::ZERO,
             approve: false,
+            irreversible: Vec::new(),
         }
     }
 }

@@ -155,9 +155,10 @@ fn reload(app: &App) -> Option<String> {
 fn deploys(deploy: &Deploy) -> String {
     let on: Vec<String> = deploy.on.iter().map(trigger).collect();
     let on = if on.is_empty() { "a push to the default branch".into() } else { on.join(" or ") };
+    let asks = if deploy.irreversible.is_empty() { "" } else { ", asks before what cannot be taken back" };
     let approved = if deploy.approve { ", once it is approved" } else { "" };
     format!(
-        "deploys {} on {on}{}{approved} ({} to check, {} to build, at most {}, settled after {}), keeps {}",
+        "deploys {} on {on}{}{approved} ({} to check, {} to build, at most {}, settled after {}){asks}, keeps {}",
         deploy.repo,
         only(deploy),
         deploy.check.len(),

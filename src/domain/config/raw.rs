@@ -291,6 +291,14 @@ pub struct Deploy {
     pub timeout: Option<Span>,
     pub settle: Option<Span>,
     pub approve: Option<bool>,
+    pub irreversible: Option<When>,
+}
+
+/// A condition on what a deploy changes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum When {
+    Changed(Vec<String>),
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -450,6 +458,7 @@ impl Deploy {
             timeout: self.timeout.or(d.timeout),
             settle: self.settle.or(d.settle),
             approve: self.approve.or(d.approve),
+            irreversible: self.irreversible.or(d.irreversible),
         }
     }
 }

@@ -553,6 +553,8 @@ pub struct Deploy {
     pub settle: Duration,
     /// What no person asked for awaits the approval of one.
     pub approve: bool,
+    /// Patterns over files: where one that fits differs from what is live, somebody is asked before the switch.
+    pub irreversible: Vec<String>,
 }
 
 /// What starts a deploy. Names are those after `refs/heads/` or `refs/tags/`, in full.
@@ -620,7 +622,16 @@ impl PartialEq for Deploy {
             let shared: Vec<_> = d.shared.iter().map(|path| path.clone().into_os_string()).collect();
             (
                 (d.repo.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
-                (d.check.clone(), d.build.clone(), d.env.clone(), shared, d.timeout, d.settle, d.approve),
+                (
+                    d.check.clone(),
+                    d.build.clone(),
+                    d.env.clone(),
+                    shared,
+                    d.timeout,
+                    d.settle,
+                    d.approve,
+                    d.irreversible.clone(),
+                ),
             )
         };
         let which = |d: &Self| (d.on.clone(), d.paths.clone(), d.authors.clone(), d.track, d.poll);

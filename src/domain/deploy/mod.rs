@@ -14,6 +14,7 @@ mod pipeline;
 pub mod preview;
 mod queue;
 mod record;
+mod task;
 #[cfg(test)]
 mod tests;
 
@@ -75,11 +76,18 @@ impl Queued {
         self.since.unwrap_or(self.view.id)
     }
 
-    /// Must somebody let it go on before it starts? What a deployer asks for needs nobody else.
-    #[must_use]
-    pub fn needs_approval(&self) -> bool {
-        let asks = self.app.deploy.as_ref().is_some_and(|deploy| deploy.approve);
-        asks && self.view.approved_by.is_none() && !self.view.by.is_person()
+    /// Must somebody let it start? What a deployer asks for needs nobody else.
+    fn is_gated(&self) -> bool {
+        self.app.deploy.as_ref().is_some_and(|deploy| deploy.approve) && !self.view.by.is_person()
+    }
+
+    fn needs_approval(&self) -> bool {
+        self.is_gated() && self.view.approved_by.is_none()
+    }
+
+    /// Has somebody let it switch, though it cannot be taken back then? Who only let it start has not.
+    fn may_switch(&self) -> bool {
+        self.view.approved_by.is_some() && !self.is_gated()
     }
 }
 

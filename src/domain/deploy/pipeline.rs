@@ -4,6 +4,7 @@
 //! fetch:  Fetching ─► (Clearing) ─► Making ─► CheckingOut ─► (Sharing)     ended by time, cancel,
 //! check:  Stepping …                                                       shutdown
 //! build:  Stepping …
+//!         (Weighing) ─► held, until somebody approves it
 //! switch, verify:  Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
 //! ```
 //! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
@@ -15,10 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Action, Event, Job, JobEnd, Live, Queued, StepKind, Who, queue::Waiting, record, wanted};
+use super::{Action, Event, Job, JobEnd, Live, Queued, StepKind, Who, queue::Waiting, record, task};
 use crate::domain::{
-    api::{By, DeployState, Fetch, Fetched, Filters, StepState, TreeTask, Verdict},
-    config::{self, Track},
+    api::{By, DeployState, Fetch, Fetched, StepState, TreeTask, Verdict, Weighed},
+    config,
     model::{CommitId, DeployId, Now, ReleaseId, show_span},
 };
 
@@ -52,6 +53,7 @@ enum Phase {
     CheckingOut,
     Sharing,
     Stepping,
+    Weighing,
     Trying,
     Flushing,
     Writing,
@@ -84,17 +86,23 @@ pub(super) enum Course {
     Ended,
     Live(Live),
     Requeued(Box<Waiting>),
+    /// It cannot be taken back once it switches: it waits until somebody lets it go on.
+    Held,
 }
 
 impl Pipeline {
     /// Starts it: the first record is on its way out.
-    pub(super) fn start(waiting: Waiting, live: Option<Live>, now: Now, out: &mut Vec<Action>) -> Self {
-        let Waiting { mut queued, deploy, tip, also, unsaved } = waiting;
+    pub(super) fn start(waiting: Waiting, live: Option<Live>, now: Now, out: &mut Vec<Action>) -> Box<Self> {
+        let Waiting { mut queued, deploy, tip, also, unsaved, built } = waiting;
+        if let Some(mut built) = built {
+            built.go_on(queued, unsaved, now, out);
+            return built;
+        }
         queued.attempts += 1;
         queued.view.started_at = Some(now.wall);
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
         let mut pipeline = Self {
-            steps: steps(&deploy),
+            steps: task::steps(&deploy),
             limit: now.mono + deploy.timeout,
             phase: Phase::Saving(Next::Fetch),
             unsaved,
@@ -113,7 +121,23 @@ impl Pipeline {
         } else {
             pipeline.save_step(Next::Fetch, DeployState::Fetching, None, now, out);
         }
-        pipeline
+        Box::new(pipeline)
+    }
+
+    /// What was held may switch.
+    fn go_on(&mut self, queued: Queued, unsaved: u32, now: Now, out: &mut Vec<Action>) {
+        (self.queued, self.unsaved) = (queued, unsaved);
+        self.queued.attempts += 1;
+        self.limit = now.mono + self.deploy.timeout;
+        self.save_step(Next::Trial, DeployState::Switching, None, now, out);
+    }
+
+    /// As it waits for somebody's word; that takes no try from it.
+    pub(super) fn hold(self: Box<Self>) -> Waiting {
+        let mut queued = self.queued.clone();
+        queued.attempts -= 1;
+        let (deploy, tip, also, unsaved) = (self.deploy.clone(), self.tip, self.also.clone(), self.unsaved);
+        Waiting { queued, deploy, tip, also, unsaved, built: Some(self) }
     }
 
     pub(super) fn queued(&self) -> &Queued {
@@ -249,7 +273,7 @@ impl Pipeline {
     }
 
     fn fetch(&self) -> Fetch {
-        fetch_task(&self.queued, &self.deploy, self.live.as_ref(), (self.tip, &self.also))
+        task::fetch(&self.queued, &self.deploy, self.live.as_ref(), (self.tip, &self.also))
     }
 
     fn target(&self) -> Option<(ReleaseId, CommitId)> {
@@ -292,7 +316,7 @@ impl Pipeline {
     fn next_step(&mut self, index: usize, now: Now, out: &mut Vec<Action>) -> Course {
         self.step_done(now);
         match self.steps.get(index) {
-            None => self.save_step(Next::Trial, DeployState::Switching, None, now, out),
+            None => return self.weigh(now, out),
             Some((kind, step)) => {
                 let state = match kind {
                     StepKind::Check => DeployState::Checking,
@@ -303,6 +327,33 @@ impl Pipeline {
             }
         }
         Course::Goes
+    }
+
+    /// Before the switch: does somebody have to be asked?
+    fn weigh(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let (from, to) = (self.live.as_ref().map(|live| live.commit.clone()), self.queued.view.commit.clone());
+        let asks = !self.deploy.irreversible.is_empty() && !self.queued.may_switch();
+        let Some((from, to)) = from.zip(to).filter(|_| asks) else {
+            self.save_step(Next::Trial, DeployState::Switching, None, now, out);
+            return Course::Goes;
+        };
+        let (mirror, repo) = (self.queued.places.mirror.clone(), self.deploy.repo.clone());
+        let task = TreeTask::Weigh { mirror, repo, from, to, paths: self.deploy.irreversible.clone() };
+        self.run(Phase::Weighing, Job::Tree { task, who: Who::FetchUser }, out)
+    }
+
+    fn weighed(&mut self, answer: &[u8], now: Now, out: &mut Vec<Action>) -> Course {
+        match serde_json::from_slice::<Weighed>(answer) {
+            Ok(Weighed { irreversible: None }) => {
+                self.save_step(Next::Trial, DeployState::Switching, None, now, out);
+                Course::Goes
+            }
+            Ok(Weighed { irreversible: Some(why) }) => {
+                self.queued.view.reason = Some(format!("irreversible: {why}"));
+                Course::Held
+            }
+            Err(_) => self.failed("the tree helper gave no answer that can be read".into(), now, out),
+        }
     }
 
     fn flush(&mut self, out: &mut Vec<Action>) -> Course {
@@ -338,7 +389,8 @@ impl Pipeline {
             (Phase::CheckingOut, None) => self.share(now, out),
             (Phase::Sharing, None) => self.next_step(0, now, out),
             (Phase::Stepping, _) => self.step_ended(end, now, out),
-            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing, Some(why)) => {
+            (Phase::Weighing, None) => self.weighed(&end.answer, now, out),
+            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Weighing, Some(why)) => {
                 self.failed(why, now, out)
             }
             (Phase::Saving(_) | Phase::Making | Phase::Trying | Phase::Flushing | Phase::Writing, _) => Course::Goes,
@@ -364,7 +416,7 @@ impl Pipeline {
             (Verdict::Deploy, Some(commit)) if !self.repeats(&commit) => self.name_release(&commit, out),
             (Verdict::Deploy, None) => self.failed("the tree helper named no commit".into(), now, out),
             (verdict, _) => {
-                let (state, why) = passed_over(verdict, &short, &fetched.ref_name);
+                let (state, why) = task::passed_over(verdict, &short, &fetched.ref_name);
                 self.passed_over(state, why, now, out)
             }
         }
@@ -437,7 +489,15 @@ impl Pipeline {
             (Phase::Saving(_), _) | (Phase::Trying, Stop::Requeued) => return self.stopped(stop, now, out),
             (Phase::Trying | Phase::Flushing | Phase::Writing, _) => {}
             (Phase::Making, _) => self.stop_then(stop),
-            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Stepping, _) => {
+            (
+                Phase::Fetching
+                | Phase::Clearing
+                | Phase::CheckingOut
+                | Phase::Sharing
+                | Phase::Stepping
+                | Phase::Weighing,
+                _,
+            ) => {
                 if self.stop.is_none() {
                     out.push(Action::EndJob { deploy: self.id() });
                 }
@@ -459,7 +519,7 @@ impl Pipeline {
     fn anew(&self) -> Queued {
         let mut queued = Queued { since: Some(self.queued.rank()), ..self.queued.clone() };
         let view = &mut queued.view;
-        let pushed = matches!(view.by, By::Delivery { .. }) && !means_tip(&self.queued, &self.deploy, self.tip);
+        let pushed = matches!(view.by, By::Delivery { .. }) && !task::means_tip(&self.queued, &self.deploy, self.tip);
         if !pushed && !self.queued.is_rollback() && view.approved_by.is_none() {
             view.commit = None;
         }
@@ -485,7 +545,7 @@ impl Pipeline {
                 self.persist(out);
                 let (queued, deploy) = (self.queued.clone(), self.deploy.clone());
                 let (tip, also, unsaved) = (self.tip, self.also.clone(), self.unsaved);
-                return Course::Requeued(Box::new(Waiting { queued, deploy, tip, also, unsaved }));
+                return Course::Requeued(Box::new(Waiting { queued, deploy, tip, also, unsaved, built: None }));
             }
         };
         self.end(state, step, Some(why), now, out)
@@ -531,55 +591,6 @@ impl Pipeline {
         self.queued.view.reason = why;
         record::end(self.queued.view.clone(), self.queued.attempts, state, now.wall, out);
         Course::Ended
-    }
-}
-
-/// The steps of a deploy, in their order.
-pub(super) fn steps(deploy: &config::Deploy) -> Vec<(StepKind, config::Step)> {
-    let check = deploy.check.iter().map(|step| (StepKind::Check, step.clone()));
-    let build = deploy.build.iter().map(|step| (StepKind::Build, step.clone()));
-    check.chain(build).collect()
-}
-
-/// What is to be fetched and judged. `merged`: whether it stands for several pushes, and the commits of
-/// the others.
-pub(super) fn fetch_task(
-    queued: &Queued,
-    deploy: &config::Deploy,
-    live: Option<&Live>,
-    merged: (bool, &[CommitId]),
-) -> Fetch {
-    let view = &queued.view;
-    let asked = view.by.is_person() || view.by == By::First;
-    let filters = Filters { paths: deploy.paths.clone(), authors: deploy.authors.clone() };
-    let any = queued.rev.is_some() || means_tip(queued, deploy, merged.0);
-    Fetch {
-        deploy: view.id,
-        repo: deploy.repo.clone(),
-        mirror: queued.places.mirror.clone(),
-        wanted: wanted(deploy, view.ref_name.clone()),
-        commit: view.commit.clone().filter(|_| !any),
-        also: if any { Vec::new() } else { merged.1.to_vec() },
-        rev: queued.rev.clone(),
-        live: live.map(|live| live.commit.clone()),
-        filters: (!asked).then_some(filters),
-    }
-}
-
-/// Is it the newest commit of its ref, whatever that is by then?
-fn means_tip(queued: &Queued, deploy: &config::Deploy, merged: bool) -> bool {
-    let view = &queued.view;
-    let every = view.ref_name.as_ref().is_none_or(|name| deploy.takes_every(name));
-    every && (merged || deploy.track == Track::Head && view.approved_by.is_none())
-}
-
-/// How a deploy ends whose commit is not deployed, and why. `short`: the commit.
-pub(super) fn passed_over(verdict: Verdict, short: &str, ref_name: &str) -> (DeployState, String) {
-    match verdict {
-        Verdict::Deploy => (DeployState::Skipped, format!("older: {short} is live already")),
-        Verdict::Older => (DeployState::Skipped, format!("older: {short} is part of what is live")),
-        Verdict::Gone => (DeployState::Superseded, format!("gone: {short} is not reachable from {ref_name} any more")),
-        Verdict::NotWanted { reason } => (DeployState::Skipped, reason),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Live, Places, Queued, StepKind, pipeline};
+use super::{Live, Places, Queued, StepKind, task};
 use crate::domain::{
     api::{By, Compared, DeployView, Fetch, Fetched, PlannedStep, Preview, Verdict},
     config,
@@ -21,7 +21,7 @@ pub fn fetch(
     let deploy = app.deploy.as_ref()?;
     let view = DeployView::new(&app.name, by, At(0));
     let queued = Queued { view, attempts: 0, rev, since: None, app: Arc::clone(app), places };
-    Some(pipeline::fetch_task(&queued, deploy, live, (false, &[])))
+    Some(task::fetch(&queued, deploy, live, (false, &[])))
 }
 
 /// What it would do with what was fetched. `instances`: those that would run the release.
@@ -35,8 +35,8 @@ pub fn deploy(
 ) -> Preview {
     let Fetched { verdict, ref_name, commit, subject, author, .. } = fetched;
     let short = commit.as_ref().map_or("it", CommitId::short);
-    let reason = (verdict != Verdict::Deploy).then(|| pipeline::passed_over(verdict, short, &ref_name).1);
-    let steps = app.deploy.iter().flat_map(|deploy| pipeline::steps(deploy)).map(|(kind, step)| planned(kind, step));
+    let reason = (verdict != Verdict::Deploy).then(|| task::passed_over(verdict, short, &ref_name).1);
+    let steps = app.deploy.iter().flat_map(|deploy| task::steps(deploy)).map(|(kind, step)| planned(kind, step));
     Preview {
         ref_name: Some(ref_name),
         subject,

@@ -52,6 +52,8 @@ pub(super) struct Waiting {
     pub(super) also: Vec<CommitId>,
     /// Records that are not durable yet.
     pub(super) unsaved: u32,
+    /// What is held before its switch: its release is built.
+    pub(super) built: Option<Box<Pipeline>>,
 }
 
 impl Deploys {
@@ -164,8 +166,8 @@ impl Deploys {
             return end(queued, DeployState::Failed, why, now, out);
         }
         let lane = self.lanes.entry(queued.view.app.clone()).or_default();
-        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, also: Vec::new(), unsaved: 0 };
-        waiting.line_up(out);
+        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, also: Vec::new(), unsaved: 0, built: None };
+        waiting.line_up(false, out);
         lane.join(waiting, now, out);
     }
 
@@ -174,7 +176,8 @@ impl Deploys {
             let approved = |waiting: &mut Waiting| waiting.queued.view.id == deploy && waiting.awaits_approval();
             for mut waiting in lane.waiting.extract_if(.., approved).collect::<Vec<_>>() {
                 waiting.queued.view.approved_by = Some(by.clone());
-                waiting.line_up(out);
+                waiting.queued.view.reason = None;
+                waiting.line_up(false, out);
                 lane.join(waiting, now, out);
             }
         }
@@ -184,13 +187,14 @@ impl Deploys {
         let Some(lane) = self.lanes.get_mut(&app.name) else { return };
         let repo = |app: &config::App| app.deploy.as_ref().map(|deploy| deploy.repo.clone());
         let other = "its repository is another one in the config now";
-        for Waiting { mut queued, tip, also, unsaved, .. } in std::mem::take(&mut lane.waiting) {
+        for Waiting { mut queued, tip, also, unsaved, built, .. } in std::mem::take(&mut lane.waiting) {
             match app.deploy.clone().filter(|_| repo(&queued.app) == repo(app)) {
                 None => end(queued, DeployState::Cancelled, other.into(), now, out),
                 Some(deploy) => {
                     (queued.app, queued.places) = (Arc::clone(app), places.clone());
-                    let mut waiting = Waiting { queued, deploy: *deploy, tip, also, unsaved };
-                    waiting.line_up(out);
+                    let mut waiting = Waiting { queued, deploy: *deploy, tip, also, unsaved, built };
+                    waiting.forget_built(out);
+                    waiting.line_up(false, out);
                     lane.join(waiting, now, out);
                 }
             }
@@ -243,7 +247,7 @@ impl Deploys {
             let first = ready.min_by_key(|(lane, next)| lane.waiting[*next].queued.view.id);
             let Some((lane, next)) = first else { return };
             let pipeline = Pipeline::start(lane.waiting.remove(next), lane.live.clone(), now, out);
-            lane.running = Some(Box::new(pipeline));
+            lane.running = Some(pipeline);
         }
     }
 }
@@ -282,24 +286,51 @@ impl Lane {
         match pipeline.on(event, now, out) {
             Course::Goes => return,
             Course::Ended => {}
-            Course::Live(live) => self.live = Some(live),
+            Course::Live(live) => {
+                self.live = Some(live);
+                self.forget_built(out);
+            }
             Course::Requeued(waiting) => self.waiting.insert(0, *waiting),
+            Course::Held => {
+                let Some(mut held) = self.running.take().map(Pipeline::hold) else { return };
+                held.line_up(true, out);
+                self.join(held, now, out);
+            }
         }
         self.running = None;
+    }
+
+    /// What was built and held was judged beside another release: it begins anew, and asks again.
+    fn forget_built(&mut self, out: &mut Vec<Action>) {
+        self.waiting.iter_mut().for_each(|waiting| waiting.forget_built(out));
     }
 }
 
 impl Waiting {
-    /// Records how it waits, where that is new.
-    fn line_up(&mut self, out: &mut Vec<Action>) {
-        let needs = self.queued.needs_approval();
-        let state = if needs { DeployState::AwaitingApproval } else { DeployState::Queued };
+    /// Records how it waits, where that is new. `held`: somebody is to be asked before it switches.
+    fn line_up(&mut self, held: bool, out: &mut Vec<Action>) {
+        let state =
+            if held || self.queued.needs_approval() { DeployState::AwaitingApproval } else { DeployState::Queued };
         if self.queued.view.state != state {
             self.queued.view.state = state;
             self.unsaved += 1;
             let view = Box::new(self.queued.view.clone());
             out.push(Action::Persist { view, attempts: self.queued.attempts });
         }
+    }
+
+    /// As if its release had never been built, nor been asked for.
+    fn forget_built(&mut self, out: &mut Vec<Action>) {
+        if self.built.take().is_none() {
+            return;
+        }
+        let state = self.queued.view.state;
+        record::requeue(&mut self.queued.view);
+        self.queued.view.state = state;
+        if !self.queued.is_gated() {
+            self.queued.view.approved_by = None;
+        }
+        self.line_up(false, out);
     }
 
     fn awaits_approval(&self) -> bool {

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    api::{By, DeployState, Fetch, Fetched, StepState, Verdict},
+    api::{By, DeployState, Fetch, Fetched, StepState, Verdict, Weighed},
     config::{
         App, Deploy, GiveUp, Identity, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop, StopStage,
         Track,

@@ -62,7 +62,11 @@ impl Supervisor {
             },
             move |supervisor, mut found: Vec<ReleaseId>| {
                 let running = supervisor.deploys.running(&name).and_then(|view| view.release.clone());
+                // What waits may go back to a release, or have built its own already.
+                let waiting: Vec<_> =
+                    supervisor.deploys.waiting(&name).filter_map(|view| view.release.clone()).collect();
                 found.retain(|release| Some(release) != live.as_ref() && Some(release) != running.as_ref());
+                found.retain(|release| !waiting.contains(release));
                 let (mut gone, mut were_live): (Vec<_>, Vec<_>) =
                     found.into_iter().partition(|release| never_live.contains(&release.deploy));
                 let surplus = were_live.len().saturating_sub((keep as usize).saturating_sub(1));

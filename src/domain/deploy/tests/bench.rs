@@ -21,6 +21,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         timeout: Duration::from_secs(900),
         settle: Duration::from_secs(5),
         approve: false,
+        irreversible: vec![],
     };
     Arc::new(App {
         name: name.parse().unwrap(),
@@ -188,6 +189,12 @@ impl Bench {
             Action::Run { deploy, job: Job::Tree { task: TreeTask::Fetch(task), .. } } => {
                 let commit = task.commit.clone().or_else(|| Some(commit(*deploy)));
                 Event::JobEnded { deploy: *deploy, end: fetched(Verdict::Deploy, commit) }
+            }
+            // Every other commit cannot be taken back.
+            Action::Run { deploy, job: Job::Tree { task: TreeTask::Weigh { .. }, .. } } => {
+                let irreversible = (deploy % 2 == 0).then(|| "it drops a table".to_owned());
+                let answer = serde_json::to_vec(&Weighed { irreversible }).unwrap();
+                Event::JobEnded { deploy: *deploy, end: JobEnd { answer, ..good() } }
             }
             Action::Run { deploy, .. } => Event::JobEnded { deploy: *deploy, end: good() },
             Action::MakeRelease { deploy, .. } => Event::ReleaseMade { deploy: *deploy, result: Ok("/r".into()) },

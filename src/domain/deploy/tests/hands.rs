@@ -207,3 +207,99 @@ fn what_waits_is_deployed_by_the_config_of_now() {
     bench.run_to("");
     assert_eq!(bench.ended.len(), 2);
 }
+
+/// An app with something live, whose deploys of even numbers cannot be taken back.
+fn migrating(approve: bool) -> (Arc<App>, Bench) {
+    let site = with(&app("a", &["x"], &[]), |deploy| {
+        (deploy.irreversible, deploy.approve) = (vec!["db/**".into()], approve);
+    });
+    let mut bench = Bench::new(1);
+    bench.set_live(&site, 1);
+    (site, bench)
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_held_before_it_switches() {
+    let (site, mut bench) = migrating(false);
+    let other = app("b", &[], &[]);
+    bench.queue(queued(3, &site));
+    bench.run_to("");
+    assert_eq!(bench.end(3).0, DeployState::Live, "nothing is to be asked");
+    bench.queue(queued(4, &site));
+    bench.run_to("persist 4 awaiting");
+    let Some(Action::Persist { view, attempts }) = bench.open.front() else { panic!("{:?}", bench.open) };
+    assert_eq!((view.reason.as_deref(), *attempts), (Some("irreversible: it drops a table"), 0));
+    bench.run_to("");
+    // It holds nothing up, and has no time.
+    assert!(bench.deploys.is_idle() && bench.deploys.deadline().is_none());
+    bench.queue(queued(5, &other));
+    bench.run_to("ended 5");
+    bench.at += Duration::from_secs(100_000);
+    bench.on(Event::Timer);
+    bench.approve(4);
+    bench.run_to("");
+    assert_eq!((bench.end(4), &bench.ended[&4].approved_by), ((DeployState::Live, ""), &Some(ann())));
+    let checks = bench.said.iter().filter(|said| *said == "run 4 `x`").count();
+    assert_eq!(checks, 1, "what was built goes live");
+}
+
+#[test]
+fn a_held_release_makes_room_for_a_newer_one() {
+    let (site, mut bench) = migrating(false);
+    bench.queue(queued(2, &site));
+    bench.run_to("");
+    bench.queue(queued(3, &site));
+    assert_eq!((bench.end(2).0, bench.ended[&2].superseded_by), (DeployState::Superseded, Some(3)));
+    bench.run_to("ended 3");
+    assert!(bench.said.contains(&"remove 2".into()));
+    bench.queue(queued(4, &site));
+    bench.run_to("");
+    bench.on(Event::Cancel { deploy: 4, why: "by ann".into() });
+    assert_eq!(bench.end(4), (DeployState::Cancelled, "by ann"));
+    assert_eq!(bench.said.last().unwrap(), "remove 4");
+}
+
+#[test]
+fn beside_another_release_or_config_it_begins_anew_and_asks_again() {
+    let (site, mut bench) = migrating(false);
+    let checks = |bench: &Bench, run: &str| bench.said.iter().filter(|said| *said == run).count();
+    bench.queue(queued(2, &site));
+    bench.run_to("");
+    let mut dev = queued(3, &site);
+    dev.view.ref_name = Some("refs/heads/dev".into());
+    bench.queue(dev);
+    bench.run_to("");
+    assert_eq!((bench.end(3).0, checks(&bench, "run 2 `x`")), (DeployState::Live, 2));
+    assert_eq!(awaiting(&bench, &site), [(2, DeployState::AwaitingApproval)]);
+    bench.reconfigure(&with(&site, |deploy| deploy.check[0].run = "y".into()));
+    bench.run_to("");
+    assert_eq!((checks(&bench, "run 2 `y`"), awaiting(&bench, &site)[0].1), (1, DeployState::AwaitingApproval));
+    // Each step of the new try ran, whatever the one before had done.
+    bench.approve(2);
+    bench.run_to("");
+    assert_eq!(bench.ended[&2].steps.iter().filter(|step| step.command.is_some()).count(), 1);
+    assert_eq!(bench.end(2).0, DeployState::Live);
+}
+
+#[test]
+fn who_let_it_start_has_not_let_it_switch() {
+    let (site, mut bench) = migrating(true);
+    bench.queue(queued(2, &site));
+    bench.approve(2);
+    bench.run_to("");
+    assert_eq!(awaiting(&bench, &site), [(2, DeployState::AwaitingApproval)], "it asks again");
+    bench.freeze(&site, true);
+    bench.approve(2);
+    bench.run_to("");
+    assert_eq!(awaiting(&bench, &site), [(2, DeployState::Queued)]);
+    bench.freeze(&site, false);
+    bench.run_to("");
+    assert_eq!(bench.end(2).0, DeployState::Live);
+    // After a crash what was let switch is not asked for again.
+    let (site, mut bench) = migrating(false);
+    let mut again = queued(2, &site);
+    again.view.approved_by = Some(ann());
+    bench.queue(again);
+    bench.run_to("");
+    assert_eq!(bench.end(2).0, DeployState::Live);
+}

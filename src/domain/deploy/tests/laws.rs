@@ -103,8 +103,10 @@ proptest! {
         parallel in 1..3u32,
     ) {
         let mut apps = [app("a", &["x"], &[]), app("b", &[], &[]), app("c", &["x", "y"], &["b"])];
+        apps[1] = with(&apps[1], |deploy| deploy.irreversible = vec!["db/**".into()]);
         let mut bench = Bench::new(parallel);
         bench.set_live(&apps[0], 0);
+        bench.set_live(&apps[1], 0);
         let mut law = Law::default();
         let mut last = 0;
         for chance in chances {
