@@ -22,7 +22,15 @@ fn server() -> Server {
 #[test]
 fn no_supervisor_is_3_and_tells_how_to_start_one() {
     let server = Server::with_apps(APPS);
-    for args in [&["status"][..], &["restart", "web"], &["logs", "web"], &["reload"], &["shutdown"]] {
+    for args in [
+        &["status"][..],
+        &["restart", "web"],
+        &["logs", "web"],
+        &["cancel", "7"],
+        &["deliveries", "redeliver", "7"],
+        &["reload"],
+        &["shutdown"],
+    ] {
         let told = server.fails(3, args);
         assert!(told.starts_with("everhook: ") && told.contains("control.sock"), "{told}");
         assert!(told.contains(&format!("everhook run --config {}", server.config().display())), "{told}");
@@ -32,11 +40,26 @@ fn no_supervisor_is_3_and_tells_how_to_start_one() {
 #[test]
 fn what_does_not_exist_is_4_and_the_nearest_is_named() {
     let server = server();
-    for args in [&["restart", "wep"][..], &["status", "wep"], &["stop", "wep"], &["logs", "wep"], &["history", "wep"]] {
+    for args in [
+        &["restart", "wep"][..],
+        &["status", "wep"],
+        &["stop", "wep"],
+        &["logs", "wep"],
+        &["history", "wep"],
+        &["freeze", "wep", "--why", "x"],
+        &["unfreeze", "wep"],
+    ] {
         let told = server.fails(4, args);
         assert!(told.contains("app \"wep\" does not exist; did you mean \"web\"?"), "{args:?}: {told}");
     }
-    for args in [&["restart", "web.2"][..], &["history", "show", "7"], &["deliveries", "show", "7"]] {
+    for args in [
+        &["restart", "web.2"][..],
+        &["history", "show", "7"],
+        &["deliveries", "show", "7"],
+        &["cancel", "7"],
+        &["approve", "7"],
+        &["deliveries", "redeliver", "7"],
+    ] {
         server.fails(4, args);
     }
 }
@@ -52,6 +75,10 @@ fn a_wrong_line_is_2() {
         &["wait", "web", "--for", "ready", "--timeout", "long"],
         &["signal", "web", "SIGNONE"],
         &["reload", "web"],
+        &["cancel"],
+        &["approve", "web"],
+        &["freeze", "web"],
+        &["deploy", "web", "--dry-run", "--detach"],
         &["exec", "web", "--"],
     ] {
         let told = server.fails(2, args);
@@ -127,6 +154,9 @@ fn local_gives_others_a_role() {
         (&["stop", "web"], "Operator"),
         (&["signal", "web", "TERM"], "Operator"),
         (&["deploy", "web"], "Deployer"),
+        (&["deploy", "web", "--dry-run"], "Deployer"),
+        (&["freeze", "web", "--why", "x"], "Deployer"),
+        (&["unfreeze", "web"], "Deployer"),
         (&["reload"], "Admin"),
         (&["shutdown"], "Admin"),
         (&["audit"], "Admin"),
