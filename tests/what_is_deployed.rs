@@ -301,6 +301,24 @@ fn a_poll_finds_what_nobody_tells() {
 }
 
 #[test]
+fn what_awaits_approval_hides_nothing_newer() {
+    let (mut server, repo) = world("", "approve: true, poll: \"1s\"");
+    server.start();
+    wait_deploy(&server, 1, "awaiting_approval");
+    server.ok(&["approve", "1"]);
+    server.wait_state("site", "ready");
+    repo.commit(&[("VERSION", "2")], "second");
+    wait_deploy(&server, 2, "awaiting_approval");
+    let head = repo.commit(&[("VERSION", "3")], "third");
+    wait_deploy(&server, 3, "awaiting_approval");
+    assert_eq!(server.deploy_end(2)["superseded_by"], 3);
+    server.until("it is asked for once", |s| s.log().contains("its deploy has not ended").then_some(()));
+    server.ok(&["approve", "3"]);
+    live(&server, 3, &head);
+    assert_eq!(deploys(&server).len(), 3);
+}
+
+#[test]
 fn what_an_outage_of_the_listener_missed_is_made_up_for() {
     let (server, repo) = live_world("", "");
     let head = repo.commit(&[("VERSION", "2")], "its delivery finds nobody");

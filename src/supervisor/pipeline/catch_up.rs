@@ -23,20 +23,22 @@ impl Supervisor {
     /// branch has gone on.
     pub fn look_for_news(&mut self, app: &AppName) {
         let Some(deploy) = self.lookable(app) else { return };
-        let has_release = self.apps.get(app).is_some_and(|app| app.release().is_some());
-        if !has_release {
+        if self.apps.get(app).is_some_and(|app| app.release().is_some()) {
+            if self.config.deploys.catch_up {
+                self.ask_remote(app, &deploy, Some(By::CatchUp));
+            }
+        } else if self.deploys.waiting(app).next().is_none() {
             let ref_name = deploy.branch().map(|branch| format!("refs/heads/{branch}"));
             self.ask_for_deploy(app, ref_name, None, By::First);
-        } else if self.config.deploys.catch_up {
-            self.ask_remote(app, &deploy, Some(By::CatchUp));
         }
     }
 
-    /// How an app is deployed whose branch may be looked at: nothing that waits or runs brings its news.
+    /// How an app is deployed whose branch may be looked at: no deploy brings its news by itself.
     fn lookable(&self, app: &AppName) -> Option<config::Deploy> {
         let spec = self.apps.get(app).filter(|app| !app.is_removed())?.spec();
         let deploy = spec.deploy.as_deref().filter(|deploy| deploy.unlooked().is_none())?;
-        let busy = self.deploys.running(app).is_some() || self.deploys.waiting(app).next().is_some();
+        let awaits = |view: &DeployView| view.state == DeployState::AwaitingApproval;
+        let busy = self.deploys.running(app).is_some() || !self.deploys.waiting(app).all(awaits);
         (spec.problem.is_none() && !busy).then(|| deploy.clone())
     }
 
@@ -194,6 +196,7 @@ fn stays_back(deploys: &[DeployView], tip: &CommitId, by: &By) -> Option<&'stati
         }
         DeployState::Skipped if often => Some("it was skipped"),
         DeployState::Cancelled if often => Some("its deploy was cancelled"),
+        state if !state.is_end() => Some("its deploy has not ended"),
         _ => None,
     }
 }
@@ -221,6 +224,7 @@ mod tests {
             assert!(!back(&[deploy(3, 'a', DeployState::Live, push()), was(DeployState::Live)], by), "forced back");
             assert!(back(&[deploy(3, 'a', DeployState::Live, person()), was(DeployState::Live)], by));
             assert!(!back(&[was(DeployState::Superseded)], by));
+            assert!(back(&[was(DeployState::AwaitingApproval)], by));
         }
         assert!(back(&[was(DeployState::Skipped)], often) && !back(&[was(DeployState::Skipped)], once));
         let unfetched = || DeployView { step: Some("fetch".into()), ..was(DeployState::Failed) };
