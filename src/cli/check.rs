@@ -8,9 +8,10 @@ use super::{
 use crate::{
     domain::{
         api::Request,
-        config::{Severity, describe},
+        config::{Config, SecretRef, Severity, deploy_key, describe},
+        model::Secret,
     },
-    os::clock,
+    os::{clock, secret_file},
 };
 
 /// What is wrong in the config, with place and fix; delays and warnings
@@ -47,7 +48,36 @@ impl Check {
                 format!("{name} can be applied, but these apps cannot run: {apps}"),
             ));
         }
+        let useless = useless_keys(&loaded.config);
+        if !useless.is_empty() {
+            screen.flush()?;
+            return Err(Failure::new(Code::Failed, useless.join("\n")));
+        }
         screen.line(&format!("{name} is good"))?;
         Ok(screen.flush()?)
     }
+}
+
+/// Keys and tokens that no deploy could use, as far as whoever asks may look at them.
+fn useless_keys(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    for app in config.apps.values() {
+        let Some(deploy) = &app.deploy else { continue };
+        let fetcher = config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
+        let owners = [fetcher.uid, app.run_as.uid, app.work_as.uid];
+        let token = deploy.access.https_token.as_ref().map(|https| &https.token);
+        for (field, secret) in [("ssh_key", deploy.access.ssh_key.as_ref()), ("https_token", token)] {
+            let Some(SecretRef::File(path)) = secret else { continue };
+            if std::fs::File::open(path).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
+                continue;
+            }
+            let read = secret_file::read(path, &owners).map(Secret::new).and_then(|secret| match field {
+                "ssh_key" => deploy_key(secret.expose()).map(drop).map_err(|what| format!("{} {what}", path.display())),
+                _ if secret.is_empty() => Err(format!("the secret {} is empty", path.display())),
+                _ => Ok(()),
+            });
+            found.extend(read.err().map(|error| format!("app \"{}\": `{field}`: {error}", app.name)));
+        }
+    }
+    found
 }

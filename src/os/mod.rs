@@ -28,6 +28,7 @@ pub mod pidfd;
 pub mod reap;
 pub mod record;
 pub mod sandbox;
+pub mod secret_file;
 pub mod socket;
 pub mod spawn;
 pub mod stat;

@@ -11,10 +11,10 @@ use std::{
 
 use tracing::warn;
 
-use super::{Supervisor, children::Owner, launch, pipeline};
+use super::{Supervisor, children::Owner, keys::Keys, launch, pipeline};
 use crate::{
     domain::{
-        api::{RESULT_FD, Stream, TreeTask},
+        api::{KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
         config::Identity,
         deploy::{self, JobEnd},
         model::{AppName, DeployId, Exit, Signal},
@@ -49,6 +49,8 @@ pub struct JobSpec {
     /// An ordinary command of a team, to be run with less weight than apps.
     pub is_step: bool,
     pub cgroup: Option<Arc<Cgroup>>,
+    /// Of the tree helper that speaks to a remote; gone with it.
+    pub keys: Keys,
 }
 
 /// After KILL, KILL again until the tree is empty: it may fork faster than it is read.
@@ -73,6 +75,7 @@ pub struct Job {
     unwanted: bool,
     /// A shutdown does not wait for it: a person's command, or a question to a remote that may never answer.
     dispensable: bool,
+    keys: Keys,
     then: Then,
 }
 
@@ -108,6 +111,7 @@ impl Supervisor {
         app: &AppName,
         who: &Identity,
         task: &TreeTask,
+        keys: Keys,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
     ) -> JobId {
         let job = JobSpec {
@@ -119,6 +123,7 @@ impl Supervisor {
             who: who.clone(),
             is_step: false,
             cgroup: None,
+            keys,
         };
         let name = format!("{app}.errand-{}", self.ticket());
         let id = self.run(job, name, None, Box::new(then));
@@ -149,6 +154,7 @@ impl Supervisor {
             exit: None,
             unwanted: false,
             dispensable: true,
+            keys: Keys::default(),
             then: Box::new(then),
         };
         self.jobs.insert(id, running);
@@ -191,6 +197,7 @@ impl Supervisor {
                     cgroup: job.cgroup,
                     exit: None,
                     unwanted: false,
+                    keys: job.keys,
                     then,
                 };
                 self.jobs.insert(id, running);
@@ -211,6 +218,9 @@ impl Supervisor {
         let mut env = job.env.clone();
         env.insert("EVERHOOK_BOOT".to_owned(), self.me.boot.clone());
         env.insert("EVERHOOK_INSTANCE".to_owned(), name.to_owned());
+        if let Some(folder) = job.keys.folder() {
+            env.insert(KEYS_VARIABLE.to_owned(), folder.display().to_string());
+        }
         let mut spec = launch::spec(&job.args, &env, &job.who, self.me.root).map_err(|e| e.to_string())?;
         let scratch = |name| memfd::anonymous(name).map(Arc::new).map_err(|e| e.to_string());
         let answer = scratch("answer")?;
@@ -241,6 +251,12 @@ impl Supervisor {
 
     pub fn job_never_was(&mut self, deploy: DeployId, error: String) {
         self.deploy_event(deploy::Event::JobEnded { deploy, end: never_was(error) });
+    }
+
+    /// What the tree helper was to do cannot be done, for this reason.
+    pub fn job_refused(&mut self, deploy: DeployId, why: String) {
+        let end = JobEnd { exit: Exit::Code(1), error: None, answer: Vec::new(), last_lines: vec![why] };
+        self.deploy_event(deploy::Event::JobEnded { deploy, end });
     }
 
     pub fn job_spawned(&mut self, id: JobId, result: Result<Spawned, SpawnError>) {
@@ -347,6 +363,8 @@ impl Supervisor {
     fn job_is_over(&mut self, job: Job) {
         // Whoever could not be killed keeps it.
         let _ = job.cgroup.as_ref().map(|group| group.remove());
+        let keys = job.keys;
+        self.files.run(move || drop(keys), |_, ()| ());
         let exit = job.exit.unwrap_or(Exit::Unknown);
         let answer = memfd::read_all(&job.answer, LONGEST_ANSWER).unwrap_or_default();
         let then = job.then;

@@ -106,6 +106,12 @@ impl Layout {
         self.run.join("notify").join(format!("{instance}{}", if second { "-2" } else { "" }))
     }
 
+    /// Keys for the length of one job.
+    #[must_use]
+    pub fn keys(&self, job: u64) -> PathBuf {
+        self.run.join("keys").join(job.to_string())
+    }
+
     #[must_use]
     pub fn control(&self) -> PathBuf {
         self.run.join("control.sock")

@@ -16,6 +16,7 @@ mod files;
 mod handover;
 mod internals;
 mod jobs;
+mod keys;
 mod launch;
 mod layout;
 mod ledger;

@@ -66,6 +66,8 @@ impl Maker {
     /// Names the folder.
     pub fn common(&self) -> Result<(), String> {
         let Layout { state, run } = &self.layout;
+        // Of jobs whose supervisor was killed; where it fails, making it says why.
+        let _ = fs::remove_dir_all(run.join("keys"));
         for (folder, mode) in [
             (state.join("apps"), 0o755),
             (state.join("mirrors"), 0o711),

@@ -2,24 +2,18 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    io::{self, Read},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
-
 use crate::{
     domain::{config::SecretRef, model::Secret},
-    os::files,
+    os::{files, secret_file},
 };
 
 /// What stands behind each reference, or a sentence why nothing usable does.
 pub type Secrets = HashMap<SecretRef, Result<Secret, String>>;
-
-/// No secret is longer, in bytes.
-const LONGEST: u64 = 64 * 1024;
 
 /// Reads all of them. A file inside `state_dir` that is missing is made. `owners`: the uids, beside
 /// root's and our own, that may own one.
@@ -29,20 +23,29 @@ pub fn read_all(wanted: &[&SecretRef], state_dir: &Path, owners: &[u32]) -> Secr
 }
 
 fn read(secret: &SecretRef, state_dir: &Path, owners: &[u32]) -> Result<Secret, String> {
+    if let SecretRef::File(path) = secret
+        && path.starts_with(state_dir)
+        && !path.exists()
+    {
+        make(path)?;
+    }
+    existing(secret, owners)
+}
+
+/// The same for one that nobody makes up, such as a key.
+///
+/// # Errors
+/// A sentence why nothing usable stands behind it.
+pub fn existing(secret: &SecretRef, owners: &[u32]) -> Result<Secret, String> {
     let bytes = match secret {
-        SecretRef::File(path) => {
-            if path.starts_with(state_dir) && !path.exists() {
-                make(path)?;
-            }
-            read_file(path, owners)?
-        }
+        SecretRef::File(path) => secret_file::read(path, owners)?,
         SecretRef::Env(name) => std::env::var_os(name)
             .map(std::os::unix::ffi::OsStringExt::into_vec)
             .ok_or_else(|| format!("the variable {name} of a secret is not set"))?,
         SecretRef::Credential(name) => {
             let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
                 .ok_or_else(|| format!("there is no $CREDENTIALS_DIRECTORY for the secret {name:?}"))?;
-            read_file(&PathBuf::from(folder).join(name), owners)?
+            secret_file::read(&PathBuf::from(folder).join(name), owners)?
         }
     };
     let secret_bytes = Secret::new(bytes);
@@ -52,7 +55,9 @@ fn read(secret: &SecretRef, state_dir: &Path, owners: &[u32]) -> Result<Secret, 
     Ok(secret_bytes)
 }
 
-fn show(secret: &SecretRef) -> String {
+/// As messages name it.
+#[must_use]
+pub fn show(secret: &SecretRef) -> String {
     match secret {
         SecretRef::File(path) => path.display().to_string(),
         SecretRef::Env(name) => format!("${name}"),
@@ -77,57 +82,10 @@ pub fn random_hex() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn read_file(path: &Path, owners: &[u32]) -> Result<Vec<u8>, String> {
-    let named = |e: io::Error| match e.raw_os_error() {
-        Some(libc::ELOOP) => format!("the secret {} is a symbolic link; name the file itself", path.display()),
-        _ => format!("the secret {}: {e}", path.display()),
-    };
-    let file = files::open_nofollow(path).map_err(named)?;
-    let facts = file.metadata().map_err(named)?;
-    if !facts.is_file() {
-        return Err(format!("the secret {} is no file", path.display()));
-    }
-    let me = nix::unistd::geteuid().as_raw();
-    if facts.uid() != 0 && facts.uid() != me && !owners.contains(&facts.uid()) {
-        return Err(format!(
-            "the secret {} belongs to uid {}; it must belong to root, to whoever runs everhook or to the app's user",
-            path.display(),
-            facts.uid()
-        ));
-    }
-    let mode = facts.permissions().mode();
-    if mode & 0o044 != 0 && reachable(path) && !is_made_for_secrets(&file, path) {
-        return Err(format!(
-            "the secret {} can be read by other users (mode {:o}); chmod 600 {}",
-            path.display(),
-            mode & 0o777,
-            path.display()
-        ));
-    }
-    let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes).map_err(named)?;
-    Ok(bytes)
-}
-
-/// Can others enter every folder above it?
-fn reachable(path: &Path) -> bool {
-    path.ancestors()
-        .skip(1)
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .all(|folder| fs::metadata(folder).is_ok_and(|facts| facts.permissions().mode() & 0o011 != 0))
-}
-
-/// Container runtimes mount secrets world-readable, read-only or on a tmpfs of their own.
-fn is_made_for_secrets(file: &fs::File, path: &Path) -> bool {
-    let read_only = nix::sys::statvfs::fstatvfs(file)
-        .is_ok_and(|facts| facts.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-    let tmpfs: FsType = TMPFS_MAGIC;
-    let shared = ["/tmp", "/dev/shm", "/var/tmp"].iter().any(|folder| path.starts_with(folder));
-    read_only || (!shared && fstatfs(file).is_ok_and(|facts| facts.filesystem_type() == tmpfs))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn secret_file(mode: u32, text: &str) -> (tempfile::TempDir, SecretRef) {

@@ -2,42 +2,57 @@
 
 use super::{
     TreeError,
+    access::Access,
     git::{self, Done},
+    host_key,
 };
 
 /// What a failed `fetch` or `ls-remote` means. What is no complaint about the remote is one about the
 /// mirror.
-pub(super) fn explain(repo: &str, done: &Done) -> TreeError {
-    match about_remote(repo, &done.stderr, &done.last_words()) {
-        Some(words) => TreeError::Refused(words),
-        None => TreeError::Mirror(done.last_words()),
-    }
+pub(super) fn explain(repo: &str, access: &Access, done: &Done) -> TreeError {
+    let words = about_keys(repo, access, &done.stderr).or_else(|| about_remote(repo, &done.stderr, &done.last_words()));
+    words.map_or_else(|| TreeError::Mirror(done.last_words()), TreeError::Refused)
 }
 
-fn about_remote(repo: &str, stderr: &str, last: &str) -> Option<String> {
+/// Who we are to the remote, and it to us.
+fn about_keys(repo: &str, access: &Access, stderr: &str) -> Option<String> {
     let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
-    let (shown, host) = (git::shown(repo), host(repo));
+    let (shown, host) = (git::shown(repo), host_key::address(repo).0);
     let user = rustix::process::geteuid().as_raw();
-    Some(if has(&["REMOTE HOST IDENTIFICATION HAS CHANGED", "HOST IDENTIFICATION HAS CHANGED"]) {
-        format!(
-            "{host} shows another host key than the known one: if it was replaced on purpose, replace it in /etc/ssh/ssh_known_hosts or the fetch user's known_hosts"
-        )
-    } else if has(&["Host key verification failed", "host key is known for"]) {
-        format!(
-            "the host key of {host} is not known: compare what `ssh-keyscan {host}` prints and add it to /etc/ssh/ssh_known_hosts"
-        )
+    let changed = has(&["HOST IDENTIFICATION HAS CHANGED"]);
+    Some(if changed || has(&["Host key verification failed", "host key is known for"]) {
+        host_key::unproven(repo, access.hosts.is_some(), changed)
+    } else if has(&["No user exists for uid"]) {
+        format!("ssh works for users with a name only, and uid {user} has none: set `user`, or make the user everhook")
+    } else if access.key.is_some() && has(&["Load key ", "error in libcrypto", "invalid format"]) {
+        "`ssh_key` is no key that ssh can read: try `ssh-keygen -y -f` on it".to_owned()
     } else if has(&["Permission denied (", "Too many authentication failures"]) {
-        format!(
-            "{host} takes no ssh key of the fetch user (uid {user}): give that user a key that the repository knows as a deploy key"
-        )
+        if access.key.is_some() {
+            format!("{host} does not take `ssh_key`: add its public half to the repository as a deploy key")
+        } else {
+            format!("{host} takes no ssh key of the fetch user (uid {user}): set `ssh_key` to a deploy key")
+        }
     } else if has(&[
         "could not read Username",
         "could not read Password",
         "Authentication failed",
         "terminal prompts disabled",
     ]) {
-        format!("{shown} wants a login, or does not exist: use an address that needs none, or ssh with a deploy key")
-    } else if has(&["dubious ownership"]) {
+        if access.login.is_some() {
+            format!("{shown} does not take `https_token`: it has expired, is mistyped, or may not read this repository")
+        } else {
+            format!("{shown} wants a login, or does not exist: set `https_token`, or use ssh with `ssh_key`")
+        }
+    } else {
+        return None;
+    })
+}
+
+fn about_remote(repo: &str, stderr: &str, last: &str) -> Option<String> {
+    let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
+    let shown = git::shown(repo);
+    let user = rustix::process::geteuid().as_raw();
+    Some(if has(&["dubious ownership"]) {
         format!("git refuses {shown}, which belongs to another user: give `repo` the folder itself, not a link into it")
     } else if let Some((_, name)) = stderr.split_once("couldn't find remote ref ") {
         let name = name.lines().next().unwrap_or_default();
@@ -96,39 +111,19 @@ fn missing(repo: &str, user: u32) -> String {
     }
 }
 
-/// The host of a URL or of `user@host:path`.
-fn host(repo: &str) -> &str {
-    let rest = repo.split_once("://").map_or(repo, |(_, rest)| rest);
-    let authority = rest.split('/').next().unwrap_or(rest);
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    if host.starts_with('[') { host } else { host.split(':').next().unwrap_or(host) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn complaints_name_the_host_and_the_fix() {
+        let key = "git@example.org: Permission denied (publickey).\nfatal: Could not read from remote repository.";
+        let said = |access: &Access| about_keys("git@example.org:me/blog.git", access, key).unwrap();
+        assert!(said(&Access::default()).contains("set `ssh_key`"));
+        let given = Access { key: Some("/k".into()), ..Access::default() };
+        assert!(said(&given).contains("example.org does not take `ssh_key`"));
         let said = |stderr: &str| about_remote("git@example.org:me/blog.git", stderr, "x");
-        let known = said("No ED25519 host key is known for example.org and you have requested strict checking.\nHost key verification failed.\nfatal: Could not read from remote repository.").unwrap();
-        assert!(known.contains("ssh-keyscan example.org"), "{known}");
-        let key =
-            said("git@example.org: Permission denied (publickey).\nfatal: Could not read from remote repository.");
-        assert!(key.unwrap().contains("deploy key"));
         assert!(said("fatal: couldn't find remote ref refs/heads/x\n").unwrap().contains("no branch \"x\""));
         assert_eq!(said("fatal: bad object 1234"), None);
-    }
-
-    #[test]
-    fn hosts_are_found_in_every_form() {
-        for (repo, want) in [
-            ("git@h.org:a/b.git", "h.org"),
-            ("ssh://git@h.org:22/a", "h.org"),
-            ("https://u:p@h.org/a", "h.org"),
-            ("ssh://git@[::1]:22/a", "[::1]:22"),
-        ] {
-            assert_eq!(host(repo), want, "{repo}");
-        }
     }
 }

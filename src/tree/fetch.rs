@@ -139,7 +139,7 @@ pub(super) fn remote(mirror: &Mirror, repo: &str, args: &[&str]) -> Result<Strin
     let done = mirror.git.run(args, b"")?;
     match done.code {
         Some(0) => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
-        _ => Err(explain(repo, &done)),
+        _ => Err(explain(repo, &mirror.git.access, &done)),
     }
 }
 

@@ -9,14 +9,13 @@ use std::{
     thread,
 };
 
-use super::TreeError;
+use super::{TreeError, access::Access};
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// In the mirror's folder: what git takes for the user's config.
 pub(super) const CONFIG: &str = "everhook.gitconfig";
-/// Keys come later; until then ssh takes the fetch user's default ones, asks nothing, leaves no
-/// master behind, and gives up on a host that says nothing for a minute.
-const SSH: &str = "ssh -F none -a -x -o BatchMode=yes -o ControlMaster=no -o ControlPath=none \
+/// It asks nothing, leaves no master behind, and gives up on a host that says nothing for a minute.
+pub(super) const SSH: &str = "ssh -F none -a -x -o BatchMode=yes -o ControlMaster=no -o ControlPath=none \
     -o StrictHostKeyChecking=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4";
 const SETTINGS: &str = "\
 [gc]\n\tauto = 0\n\
@@ -39,8 +38,9 @@ pub(super) struct Git {
     mirror: PathBuf,
     extra: Vec<(&'static str, PathBuf)>,
     directory: PathBuf,
-    /// What stands between `://` and `@` in the repository's URL and is shown to nobody.
-    hidden: Option<String>,
+    pub access: Access,
+    /// What is shown to nobody: what stands between `://` and `@` in the repository's URL, the token.
+    hidden: Vec<String>,
 }
 
 /// How a command ended.
@@ -52,12 +52,19 @@ pub(super) struct Done {
 
 impl Git {
     pub(super) fn new(mirror: &Path) -> Self {
-        Self { mirror: mirror.to_owned(), extra: Vec::new(), directory: mirror.to_owned(), hidden: None }
+        Self {
+            mirror: mirror.to_owned(),
+            extra: Vec::new(),
+            directory: mirror.to_owned(),
+            access: Access::default(),
+            hidden: Vec::new(),
+        }
     }
 
-    /// Keeps the login of this URL out of everything that is printed.
-    pub(super) fn hiding(mut self, repo: &str) -> Self {
-        self.hidden = login(repo).map(|login| format!("{login}@"));
+    /// For this remote, with the keys that this process was given; logins stay out of everything that is printed.
+    pub(super) fn reaching(mut self, repo: &str) -> Self {
+        self.access = Access::given();
+        self.hidden = login(repo).map(|login| format!("{login}@")).into_iter().chain(self.access.token()).collect();
         self
     }
 
@@ -125,7 +132,8 @@ impl Git {
             .env("GIT_ASKPASS", "/bin/false")
             .env("SSH_ASKPASS", "/bin/false")
             .env("SSH_ASKPASS_REQUIRE", "never")
-            .env("GIT_SSH_COMMAND", SSH)
+            .env("GIT_SSH_COMMAND", self.access.ssh())
+            .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_SSH_VARIANT", "ssh");
         // Without a cgroup git's own children are known for ours by these.
         for name in ["EVERHOOK_BOOT", "EVERHOOK_INSTANCE"] {
@@ -141,7 +149,7 @@ impl Git {
         let mut all = String::new();
         for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
             let mut line = String::from_utf8_lossy(&line).into_owned();
-            if let Some(hidden) = &self.hidden {
+            for hidden in &self.hidden {
                 line = line.replace(hidden, "");
             }
             eprintln!("{line}");
@@ -185,7 +193,7 @@ pub(super) fn local(repo: &str) -> Option<&Path> {
 
 /// The config that git takes for the user's: what we set, and that these repositories may be read
 /// although they belong to somebody else (git-config(1), `safe.directory`).
-pub(super) fn config(mirror: &Path, repo: &str) -> String {
+pub(super) fn config(mirror: &Path, repo: &str, access: &Access) -> String {
     let mut safe = vec![mirror.to_owned()];
     if let Some(path) = local(repo) {
         safe.extend([path.to_owned(), path.join(".git")]);
@@ -193,7 +201,10 @@ pub(super) fn config(mirror: &Path, repo: &str) -> String {
     let real: Vec<PathBuf> = safe.iter().filter_map(|path| path.canonicalize().ok()).collect();
     safe.extend(real);
     let lines = safe.iter().map(|path| format!("\tdirectory = {}\n", quoted(&path.to_string_lossy())));
-    format!("{SETTINGS}[safe]\n{}", lines.collect::<String>())
+    let helper = access.helper(repo).map_or_else(String::new, |(url, helper)| {
+        format!("[credential {}]\n\thelper = {}\n", quoted(&url), quoted(&helper))
+    });
+    format!("{SETTINGS}{helper}[safe]\n{}", lines.collect::<String>())
 }
 
 fn quoted(value: &str) -> String {
@@ -238,7 +249,7 @@ mod tests {
 
     #[test]
     fn paths_stand_quoted_in_the_config() {
-        let text = config(Path::new("/m"), "/srv/a \"b\\c");
+        let text = config(Path::new("/m"), "/srv/a \"b\\c", &Access::default());
         assert!(text.contains("directory = \"/srv/a \\\"b\\\\c\"\n"), "{text}");
         assert!(text.contains("directory = \"/srv/a \\\"b\\\\c/.git\"\n"), "{text}");
     }

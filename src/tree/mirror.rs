@@ -33,7 +33,7 @@ impl Mirror {
         let lock = lock.map_err(|e| TreeError::io(what(), e))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|e| TreeError::io(what(), e))?;
         let mirror =
-            Self { path: path.to_owned(), repo: repo.to_owned(), git: Git::new(path).hiding(repo), _lock: lock };
+            Self { path: path.to_owned(), repo: repo.to_owned(), git: Git::new(path).reaching(repo), _lock: lock };
         mirror.prepare()?;
         Ok(mirror)
     }
@@ -47,7 +47,7 @@ impl Mirror {
     fn prepare(&self) -> Result<(), TreeError> {
         let failed = |e| TreeError::io(format!("the mirror {}", self.path.display()), e);
         clear_leftovers(&self.path).map_err(failed)?;
-        fs::write(self.path.join(CONFIG), git::config(&self.path, &self.repo)).map_err(failed)?;
+        fs::write(self.path.join(CONFIG), git::config(&self.path, &self.repo, &self.git.access)).map_err(failed)?;
         if !self.path.join("HEAD").exists() || !self.path.join("objects").is_dir() {
             let done = self.git.run(&["init", "--bare", "--quiet", "--template="], b"")?;
             if done.code != Some(0) {
@@ -86,7 +86,7 @@ fn remove_leftovers(folder: &Path, deep: bool) -> io::Result<()> {
             if deep {
                 remove_leftovers(&entry.path(), true)?;
             }
-        } else if name.ends_with(".lock") || name.starts_with("tmp_") {
+        } else if name.ends_with(".lock") || name.starts_with("tmp_") || name.starts_with(".tmp-") {
             fs::remove_file(entry.path())?;
         }
     }

@@ -7,6 +7,7 @@
 //! It decides nothing about the deploy beyond what only the repository can tell: what a commit is
 //! worth.
 
+mod access;
 mod beneath;
 mod checkout;
 mod compare;
@@ -16,6 +17,7 @@ mod explain;
 mod fetch;
 mod filter;
 mod git;
+mod host_key;
 mod judge;
 mod mirror;
 mod refs;

@@ -11,6 +11,15 @@ use crate::domain::model::{CommitId, DeployId};
 /// Where the helper writes its answer.
 pub const RESULT_FD: i32 = 3;
 
+/// Names the folder, if any, that proves the helper to a remote and the remote to it, in these files.
+pub const KEYS_VARIABLE: &str = "EVERHOOK_KEYS";
+/// A private key for ssh.
+pub const KEY_FILE: &str = "key";
+/// The keys that the host may have, as known_hosts of sshd(8).
+pub const HOSTS_FILE: &str = "hosts";
+/// User and token for http, as git-credential(1) reads them.
+pub const LOGIN_FILE: &str = "login";
+
 /// `everhook tree '<this as JSON>'`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

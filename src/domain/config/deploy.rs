@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Deploy, Step, Track, Trigger,
+    Deploy, Step, Track, Trigger, access,
     judge::{Judge, absolute},
     raw,
 };
@@ -22,6 +22,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         let message = format!("app \"{name}\": the password in `repo` can be read in lists of processes and in logs");
         judge.warn(&keys("repo"), message);
     }
+    let access = access::access(judge, name, raw, &repo);
     let keep = match &raw.layout {
         Some(raw::Layout::Releases { keep }) => keep.unwrap_or(5),
         None => 5,
@@ -36,6 +37,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
     judge.require(!timeout.is_zero(), &keys("timeout"), "a deploy needs some time");
     let deploy = Deploy {
         repo,
+        access,
         keep,
         on: triggers(judge, name, raw.on.as_deref().unwrap_or_default()),
         paths: globs(judge, &keys("paths"), raw.paths.as_deref(), Globs::of_paths),
@@ -272,6 +274,7 @@ mod tests {
     fn deploy_on(on: Vec<Trigger>) -> Deploy {
         Deploy {
             repo: "/repo".into(),
+            access: crate::domain::config::Access::default(),
             keep: 5,
             on,
             paths: vec![],

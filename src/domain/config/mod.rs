@@ -6,6 +6,7 @@
 //! The text is read twice: by `scan` for the places of keys and values, by RON and serde for the
 //! values (`parse` into the shapes of `raw`). `judge` and its neighbours make `schema` out of these.
 
+mod access;
 mod app;
 mod deploy;
 mod describe;
@@ -29,6 +30,7 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
+pub use access::deploy_key;
 pub use describe::describe;
 pub use diff::{Plan, diff, is_changed};
 pub use env_file::env_file;

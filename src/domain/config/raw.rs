@@ -284,6 +284,9 @@ pub struct Deploy {
     pub poll: Option<Span>,
     pub secret: Option<Secret>,
     pub previous_secret: Option<Secret>,
+    pub ssh_key: Option<Secret>,
+    pub host_key: Option<String>,
+    pub https_token: Option<HttpsToken>,
     pub check: Option<Vec<Step>>,
     pub build: Option<Vec<Step>>,
     pub env: BTreeMap<String, String>,
@@ -299,6 +302,13 @@ pub struct Deploy {
 #[serde(deny_unknown_fields)]
 pub enum When {
     Changed(Vec<String>),
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpsToken {
+    pub user: Option<String>,
+    pub token: Option<Secret>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -451,6 +461,9 @@ impl Deploy {
             poll: self.poll.or(d.poll),
             secret: self.secret.or(d.secret),
             previous_secret: self.previous_secret.or(d.previous_secret),
+            ssh_key: self.ssh_key.or(d.ssh_key),
+            host_key: self.host_key.or(d.host_key),
+            https_token: self.https_token.or(d.https_token),
             check: self.check.or(d.check),
             build: self.build.or(d.build),
             env: merged(self.env, d.env),

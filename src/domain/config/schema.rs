@@ -527,6 +527,7 @@ pub enum Form {
 pub struct Deploy {
     /// URL, or absolute path.
     pub repo: String,
+    pub access: Access,
     /// Releases that were live and are kept.
     pub keep: u32,
     /// Empty: the remote's default branch.
@@ -555,6 +556,21 @@ pub struct Deploy {
     pub approve: bool,
     /// Patterns over files: where one that fits differs from what is live, somebody is asked before the switch.
     pub irreversible: Vec<String>,
+}
+
+/// What proves us to a remote, and a remote to us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    pub ssh_key: Option<SecretRef>,
+    /// Type and key of each that the host may have; empty: as the machine's known_hosts say.
+    pub host_key: Vec<String>,
+    pub https_token: Option<HttpsToken>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpsToken {
+    pub user: String,
+    pub token: SecretRef,
 }
 
 /// What starts a deploy. Names are those after `refs/heads/` or `refs/tags/`, in full.
@@ -621,7 +637,7 @@ impl PartialEq for Deploy {
             // As they are written: a slash at the end makes a difference here, and none to a path.
             let shared: Vec<_> = d.shared.iter().map(|path| path.clone().into_os_string()).collect();
             (
-                (d.repo.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
+                (d.repo.clone(), d.access.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
                 (
                     d.check.clone(),
                     d.build.clone(),

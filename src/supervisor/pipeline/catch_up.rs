@@ -101,14 +101,17 @@ impl Supervisor {
         let task =
             TreeTask::LsRemote { repo: deploy.repo.clone(), mirror, wanted: wanted(deploy, None), live: live.clone() };
         let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
-        let app = app.clone();
+        let (app, limit) = (app.clone(), deploy.timeout);
         // The repository may be another one since the last deploy.
-        self.with_job_folders(&spec, move |supervisor, made| {
-            if let Err(error) = made {
-                supervisor.asking.remove(&app);
-                return supervisor.trouble(&error);
-            }
-            supervisor.start_errand(&app.clone(), &who, &task, move |supervisor, end| {
+        self.with_job_folders(&spec, true, move |supervisor, made| {
+            let keys = match made {
+                Ok(keys) => keys,
+                Err(error) => {
+                    supervisor.asking.remove(&app);
+                    return warn!(%app, "the repository could not be asked for news: {error}");
+                }
+            };
+            let job = supervisor.start_errand(&app.clone(), &who, &task, keys, move |supervisor, end| {
                 supervisor.asking.remove(&app);
                 match serde_json::from_slice::<Tip>(&end.answer) {
                     Ok(tip) if end.exit.success() => {
@@ -120,6 +123,7 @@ impl Supervisor {
                     _ => warn!(%app, "the repository could not be asked for news: {}", end.last_lines.join(" ")),
                 }
             });
+            supervisor.later(limit, move |supervisor| supervisor.end_job(job));
         });
     }
 

@@ -15,6 +15,7 @@ use super::{
     Supervisor,
     control::ReplyTo,
     jobs::JobSpec,
+    keys::Keys,
     launch::{self, PATH},
     ledger::{Command, NewDeploy, NewEvent, Unfinished},
     live,
@@ -195,24 +196,37 @@ impl Supervisor {
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let source = log_source(&app.name);
         let sink = Sink::raw(self.layout.deploy_log(deploy), None, 0);
-        self.with_job_folders(&Arc::clone(&app), move |supervisor, made| {
-            if let Err(error) = made {
-                return supervisor.job_never_was(deploy, error);
+        let fetches = matches!(job, Job::Tree { who: Who::FetchUser, .. });
+        self.with_job_folders(&Arc::clone(&app), fetches, move |supervisor, made| match made {
+            Ok(keys) => {
+                supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job, keys));
             }
-            supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job));
+            Err(error) if fetches => supervisor.job_refused(deploy, error),
+            Err(error) => supervisor.job_never_was(deploy, error),
         });
     }
 
-    /// Goes on once the folders that jobs of this app work in are there, or it is known why not.
+    /// Goes on once the folders that jobs of this app work in are there, and where one fetches its keys
+    /// as well, or it is known why not.
     fn with_job_folders(
         &mut self,
         app: &config::App,
-        then: impl FnOnce(&mut Supervisor, Result<(), String>) + Send + 'static,
+        fetches: bool,
+        then: impl FnOnce(&mut Supervisor, Result<Keys, String>) + Send + 'static,
     ) {
         let needs = self.job_folders(app);
         let maker = self.maker.clone();
+        let access = app.deploy.as_ref().filter(|_| fetches).map(|deploy| deploy.access.clone()).unwrap_or_default();
+        let fetcher = self.config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
+        let reader = self.me.root.then_some((fetcher.uid, fetcher.gid));
+        let owners = [fetcher.uid, app.run_as.uid, app.work_as.uid];
+        let job = self.ticket();
+        let folder = self.layout.keys(job);
         self.files.run(
-            move || needs.iter().try_for_each(|(path, mode, owner)| maker.folder(path, *mode, Some(*owner))),
+            move || {
+                needs.iter().try_for_each(|(path, mode, owner)| maker.folder(path, *mode, Some(*owner)))?;
+                Keys::lay(&folder, &access, reader, &owners)
+            },
             then,
         );
     }
@@ -261,7 +275,7 @@ impl Supervisor {
         }
     }
 
-    fn begin_job(&mut self, view: &DeployView, job: Job) {
+    fn begin_job(&mut self, view: &DeployView, job: Job, keys: Keys) {
         let Some((_, app)) = self.spec_of(view.id) else { return };
         let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
         let cgroup = self.maker.cgroup(&format!("{}.job", app.name)).unwrap_or_else(|error| {
@@ -272,7 +286,7 @@ impl Supervisor {
         let spec = match job {
             Job::Tree { task, who } => {
                 let who = if who == Who::FetchUser { fetcher } else { app.work_as.clone() };
-                tree_job(view, who, &task, home, cgroup)
+                tree_job(view, who, &task, home, cgroup, keys)
             }
             Job::Step { run, .. } => {
                 let directory = view.release.as_ref().map_or(home, |release| self.layout.release(&app.name, release));
@@ -285,6 +299,7 @@ impl Supervisor {
                     who: app.work_as.clone(),
                     is_step: true,
                     cgroup,
+                    keys,
                 }
             }
         };
@@ -470,6 +485,7 @@ fn tree_job(
     task: &TreeTask,
     directory: std::path::PathBuf,
     cgroup: Option<Arc<crate::os::cgroup::Cgroup>>,
+    keys: Keys,
 ) -> JobSpec {
     JobSpec {
         deploy: Some(view.id),
@@ -480,6 +496,7 @@ fn tree_job(
         who,
         is_step: false,
         cgroup,
+        keys,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::de::DeserializeOwned;
 
-use super::super::{Supervisor, control::ReplyTo, jobs::JobId, requests::Wish};
+use super::super::{Supervisor, control::ReplyTo, jobs::JobId, keys::Keys, requests::Wish};
 use crate::domain::{
     api::{Compared, Fetched, Preview, Refusal, RefusalKind, Reply, Saying, TreeTask, Verdict},
     config,
@@ -20,14 +20,16 @@ impl Supervisor {
         let fetch = preview::fetch(&spec, self.places(&spec), wish.by, rev, live.as_ref());
         let Some(fetch) = fetch else { return };
         let reply = wish.reply;
-        self.with_job_folders(&Arc::clone(&spec), move |supervisor, made| {
-            if let Err(error) = made {
-                return refuse(&reply, error);
-            }
+        self.with_job_folders(&Arc::clone(&spec), true, move |supervisor, made| {
+            let keys = match made {
+                Ok(keys) => keys,
+                Err(error) => return refuse(&reply, error),
+            };
             let told = reply.clone();
             supervisor.ask_helper(
                 &Arc::clone(&spec),
                 &TreeTask::Fetch(Box::new(fetch)),
+                keys,
                 reply,
                 move |supervisor, fetched| {
                     supervisor.compare_fetched(&spec, live, fetched, told);
@@ -73,7 +75,7 @@ impl Supervisor {
     ) {
         let mirror = self.places(spec).mirror;
         let repo = spec.deploy.as_ref().map(|deploy| deploy.repo.clone()).unwrap_or_default();
-        self.ask_helper(spec, &TreeTask::Compare { mirror, repo, from, to }, reply, then);
+        self.ask_helper(spec, &TreeTask::Compare { mirror, repo, from, to }, Keys::default(), reply, then);
     }
 
     /// Has the tree helper answer something as the fetch user, within the time of a deploy.
@@ -81,13 +83,14 @@ impl Supervisor {
         &mut self,
         spec: &Arc<config::App>,
         task: &TreeTask,
+        keys: Keys,
         reply: ReplyTo,
         then: impl FnOnce(&mut Supervisor, T) + Send + 'static,
     ) {
         let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
         let limit = spec.deploy.as_ref().map_or(Duration::ZERO, |deploy| deploy.timeout);
         let began = std::time::Instant::now();
-        let job: JobId = self.start_errand(&spec.name, &who, task, move |supervisor, end: JobEnd| {
+        let job: JobId = self.start_errand(&spec.name, &who, task, keys, move |supervisor, end: JobEnd| {
             match (end.failure(), serde_json::from_slice(&end.answer)) {
                 (None, Ok(answer)) => then(supervisor, answer),
                 (Some(_), _) if began.elapsed() >= limit => {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tracing::warn;
 
-use super::super::{Supervisor, ledger::Query};
+use super::super::{Supervisor, keys::Keys, ledger::Query};
 use crate::domain::{
     api::{DeployState, Reply, TreeTask},
     config::Identity,
@@ -78,7 +78,7 @@ impl Supervisor {
 
     fn empty_folder(&mut self, app: &AppName, who: &Identity, path: std::path::PathBuf) {
         let task = TreeTask::Empty { path: path.clone() };
-        self.start_errand(app, who, &task, move |supervisor, end| {
+        self.start_errand(app, who, &task, Keys::default(), move |supervisor, end| {
             if !end.exit.success() {
                 warn!(path = %path.display(), "an old release could not be emptied: {}", end.last_lines.join(" "));
                 return;

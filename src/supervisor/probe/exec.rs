@@ -15,6 +15,7 @@ use super::super::{
     apply::SeatId,
     event::{Event, Events},
     jobs::JobSpec,
+    keys::Keys,
     launch,
 };
 use crate::domain::{
@@ -130,6 +131,7 @@ impl Supervisor {
             who: spec.run_as.clone(),
             is_step: false,
             cgroup,
+            keys: Keys::default(),
         };
         let job = self.start_probe_job(job, name, out, move |_, end| {
             // Nobody waits any more when its time was over.

@@ -6,6 +6,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
     let step = |run: &&str| Step { run: (*run).into(), name: None, timeout: Some(Duration::from_secs(60)) };
     let deploy = Deploy {
         repo: "/repo".into(),
+        access: crate::domain::config::Access::default(),
         keep: 5,
         on: vec![],
         paths: vec![],
