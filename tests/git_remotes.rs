@@ -372,3 +372,32 @@ fn no_git_is_root_and_no_git_is_told_the_token() {
     server.ok(&["reload"]);
     refused_at_fetch(&server, &["could not be reached", "ertificate"]);
 }
+
+#[test]
+fn many_deploys_leave_a_small_mirror_and_no_git() {
+    let (mut server, repo) = world_of("");
+    // As somebody may have set it; git's own housekeeping goes on in the background.
+    repo.git(&["config", "gc.auto", "1"]);
+    start_live(&mut server);
+    let mirrors = server.path().join("state/mirrors");
+    let objects = fs::read_dir(&mirrors).unwrap().next().unwrap().unwrap().path().join("objects");
+    let loose = || {
+        let folders = fs::read_dir(&objects).unwrap().map(Result::unwrap).filter(|e| e.file_name().len() == 2);
+        folders.map(|folder| fs::read_dir(folder.path()).map_or(0, Iterator::count)).sum::<usize>()
+    };
+    for n in 0..6 {
+        let files: Vec<_> = (0..90).map(|k| (format!("files/{k}"), format!("{n} {k}"))).collect();
+        let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        repo.commit(&files, "many");
+        assert_eq!(server.deliver("site", &repo)["state"], "live");
+    }
+    server.until("the mirror is tidied", |_| (loose() <= 400).then_some(()));
+    let marker = mirrors.display().to_string();
+    server.until("nothing works in it any more", |_| processes(&marker).is_empty().then_some(()));
+    let packs = fs::read_dir(objects.join("pack")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let packs: Vec<_> = packs.collect();
+    assert!(packs.iter().any(|name| name.ends_with(".pack")), "{packs:?}");
+    assert!(!packs.iter().any(|name| name.contains("tmp")), "{packs:?}");
+    repo.commit(&[("VERSION", "2")], "after it");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+}

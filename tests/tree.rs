@@ -74,7 +74,7 @@ impl World {
     }
 
     fn run(&self, task: &TreeTask) -> Ran {
-        let fetches = matches!(task, TreeTask::Fetch(_) | TreeTask::LsRemote { .. });
+        let fetches = matches!(task, TreeTask::Fetch(_) | TreeTask::LsRemote { .. } | TreeTask::Tidy { .. });
         let answer = self.path("answer");
         File::create(&answer).unwrap();
         let mut command = match self.users {
@@ -91,6 +91,7 @@ impl World {
         let script = format!("exec \"$0\" tree \"$1\" 3>'{}'", answer.display());
         let Output { status, stderr, .. } = command
             .args(["-c", &script, &self.binary(), &serde_json::to_string(task).unwrap()])
+            .env("HOME", self.path("home"))
             .env("GIT_CONFIG_COUNT", "1")
             .env("GIT_CONFIG_KEY_0", "core.hooksPath")
             .env("GIT_CONFIG_VALUE_0", "/evil")
@@ -723,4 +724,142 @@ fn each_user_does_its_part_and_no_more() {
     fs::set_permissions(world.path("repo"), fs::Permissions::from_mode(0o700)).unwrap();
     let words = world.refused(|_| {});
     assert!(words.contains(&format!("uid {fetcher}")), "{words}");
+}
+
+#[test]
+fn a_release_is_to_the_byte_what_a_clone_has() {
+    let world = World::new();
+    let files = [
+        (
+            ".gitattributes",
+            "* text=auto\n*.sh eol=crlf\n*.u16 working-tree-encoding=UTF-16LE\n*.id ident\ntests export-ignore\nsub export-subst\n",
+        ),
+        ("tests/a", "kept"),
+        ("windows.txt", "a\r\nb\r\n"),
+        ("mixed.txt", "a\r\nb\n"),
+        ("run.sh", "a\nb\n"),
+        ("text.id", "$Id$ $Format:%H$\n"),
+        ("Case", "A"),
+        ("case", "a"),
+        ("z/-first", "x\n"),
+        ("z/.gitattributes", "-first eol=crlf\n"),
+    ];
+    world.git(&["config", "core.autocrlf", "false"]);
+    world.commit(&files, "one");
+    // As somebody committed it who had no attributes then.
+    fs::write(world.path("repo/old.txt"), "a\r\nb\r\n").unwrap();
+    world.git(&["-c", "core.attributesFile=/dev/null", "update-index", "--add", "old.txt"]);
+    let raw = world.git(&["hash-object", "-w", "--no-filters", "old.txt"]);
+    world.git(&["update-index", "--cacheinfo", &format!("100644,{raw},old.txt")]);
+    world.git(&["commit", "-q", "-m", "two"]);
+    let commit = world.git(&["rev-parse", "HEAD"]).parse().unwrap();
+    world.fetch(|_| {});
+    world.checkout(&commit);
+    let clone = world.path("clone");
+    world.git(&["clone", "-q", "--no-local", &world.repo(), clone.to_str().unwrap()]);
+    fs::remove_dir_all(clone.join(".git")).unwrap();
+    let diff =
+        Command::new("diff").args(["-r", "--no-dereference"]).args([&clone, &world.path("release")]).output().unwrap();
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+    assert_eq!(world.read("release/old.txt"), "a\r\nb\r\n");
+}
+
+#[test]
+fn a_default_branch_that_moves_is_followed() {
+    let world = World::new();
+    world.commit(&[], "one");
+    assert_eq!(world.fetch(|task| task.wanted.branches.clear()).ref_name, "refs/heads/master");
+    world.git(&["checkout", "-q", "-b", "main"]);
+    let commit = world.commit(&[], "two");
+    let fetched = world.fetch(|task| task.wanted.branches.clear());
+    assert_eq!((fetched.ref_name.as_str(), fetched.commit), ("refs/heads/main", Some(commit)));
+    let old = world.fetch(|task| {
+        task.wanted.branches.clear();
+        task.wanted.ref_name = Some("refs/heads/master".into());
+    });
+    assert!(matches!(old.verdict, Verdict::NotWanted { .. }), "{old:?}");
+}
+
+#[test]
+fn what_a_repository_or_a_home_says_is_to_be_run_is_not() {
+    let world = World::new();
+    let witness = world.path("witness");
+    let trap = world.path("trap");
+    world.write("trap", &format!("#!/bin/sh\necho \"$0 $*\" >> {}\n", witness.display()));
+    fs::set_permissions(&trap, fs::Permissions::from_mode(0o755)).unwrap();
+    let commit = world.commit(&[(".gitattributes", "* filter=evil diff=evil\n"), ("a", "1"), ("dir/b", "2")], "one");
+    let trap = trap.to_str().unwrap();
+    let config = format!(
+        "[core]\nfsmonitor = {trap}\nsshCommand = {trap}\ngitProxy = {trap}\npager = {trap}\neditor = {trap}\n\
+         hooksPath = {hooks}\nalternateRefsCommand = {trap}\n[uploadpack]\npackObjectsHook = {trap}\n\
+         [filter \"evil\"]\nsmudge = {trap}\nclean = {trap}\nprocess = {trap}\nrequired = true\n\
+         [diff \"evil\"]\ncommand = {trap}\ntextconv = {trap}\n[credential]\nhelper = !{trap}\n\
+         [alias]\nfetch = !{trap}\n[gc]\nauto = 1\n[protocol]\nallow = always\n",
+        hooks = world.path("hooks").display()
+    );
+    let promisor = format!(
+        "[extensions]\npartialClone = evil\n[remote \"evil\"]\nurl = ext::{trap}\nuploadpack = {trap}\npromisor = true\n"
+    );
+    for hook in ["post-checkout", "reference-transaction", "post-index-change", "pre-auto-gc", "fsmonitor-watchman"] {
+        for folder in ["hooks", "repo/.git/hooks"] {
+            fs::create_dir_all(world.path(folder)).unwrap();
+            fs::copy(trap, world.path(folder).join(hook)).unwrap();
+        }
+    }
+    world.write("home/.gitconfig", &config);
+    world.write("home/.config/git/config", &config);
+    let own = world.read("repo/.git/config");
+    world.write("repo/.git/config", &format!("{own}{config}{promisor}"));
+    // A file that it has promised to fetch from its own remote.
+    let blob =
+        Command::new("git").args(["-C", &world.repo(), "rev-parse", "HEAD:a"]).env("HOME", "/nonexistent").output();
+    let blob = String::from_utf8(blob.unwrap().stdout).unwrap().trim().to_owned();
+    fs::remove_file(&witness).ok();
+    fs::rename(world.path("repo/.git/objects").join(&blob[..2]).join(&blob[2..]), world.path("blob")).unwrap();
+    let ran = world.try_fetch(|_| {});
+    assert!(!ran.ok && !witness.exists(), "{} {:?}", ran.stderr, fs::read_to_string(&witness));
+    fs::rename(world.path("blob"), world.path("repo/.git/objects").join(&blob[..2]).join(&blob[2..])).unwrap();
+    assert_eq!(world.fetch(|_| {}).commit, Some(commit.clone()));
+    world.checkout(&commit);
+    assert_eq!((world.read("release/a").as_str(), world.read("release/dir/b").as_str()), ("1", "2"));
+    assert!(!witness.exists(), "{:?}", fs::read_to_string(&witness));
+}
+
+/// Bytes below a folder.
+fn size(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    entries.map(|e| if e.file_type().unwrap().is_dir() { size(&e.path()) } else { e.metadata().unwrap().len() }).sum()
+}
+
+#[test]
+fn many_forced_pushes_leave_a_small_mirror() {
+    let world = World::new();
+    world.commit(&[("a", "1")], "one");
+    let mirror = world.path("mirror");
+    let mut most = 0;
+    for round in 0..30_u32 {
+        for n in 0..45_u32 {
+            let mut noise = vec![0; 2000];
+            getrandom::fill(&mut noise).unwrap();
+            fs::create_dir_all(world.path("repo/files")).unwrap();
+            fs::write(world.path(&format!("repo/files/{n}")), noise).unwrap();
+        }
+        world.git(&["add", "-A"]);
+        world.git(&["commit", "-q", "--amend", "-m", &format!("round {round}")]);
+        let commit = world.git(&["rev-parse", "HEAD"]).parse().unwrap();
+        assert_eq!(world.fetch(|_| {}).commit, Some(commit));
+        world.write("mirror/objects/pack/tmp_pack_killed", "half");
+        let tidied = world.run(&TreeTask::Tidy { mirror: mirror.clone() });
+        assert!(tidied.ok, "{}", tidied.stderr);
+        assert!(!mirror.join("objects/pack/tmp_pack_killed").exists());
+        most = most.max(size(&mirror));
+        // Two hours go by.
+        let mut aged = Command::new("find");
+        aged.arg(mirror.join("objects")).args(["-type", "f", "-exec", "touch", "-d", "2 hours ago", "{}", "+"]);
+        assert!(aged.status().unwrap().success());
+    }
+    // 30 rounds brought 2.7 MB, one is 90 kB; at most 400 loose objects wait, and what came with them.
+    assert!(most < 1_500_000, "{most}");
+    assert!(world.entries("mirror/objects/pack").iter().filter(|name| name.ends_with(".pack")).count() <= 3);
+    world.checkout(&world.git(&["rev-parse", "HEAD"]).parse().unwrap());
 }

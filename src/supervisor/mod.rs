@@ -48,7 +48,7 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -152,6 +152,8 @@ pub struct Supervisor {
     asking: BTreeSet<AppName>,
     /// How often an app's branch is looked at, and the ticket of the timer that does.
     polls: BTreeMap<AppName, (Duration, u64)>,
+    /// Mirrors that are tidied, and the jobs that do it.
+    tidying: BTreeMap<PathBuf, jobs::JobId>,
     /// How many commits some of an app are behind the tip of their ref, as it was seen last.
     behind: BTreeMap<AppName, BTreeMap<CommitId, u64>>,
     jobs: jobs::Jobs,

@@ -182,6 +182,7 @@ fn build(
         news_due: BTreeSet::new(),
         asking: BTreeSet::new(),
         polls: BTreeMap::new(),
+        tidying: BTreeMap::new(),
         behind: BTreeMap::new(),
         trials: HashMap::new(),
         early: Some(Vec::new()),

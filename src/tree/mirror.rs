@@ -7,14 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::{FdFlags, fcntl_setfd},
+};
 
 use super::{
     TreeError, empty,
     git::{self, CONFIG, Git},
 };
 
-/// Not `.lock`, which are git's.
+/// Not `.lock`, which are git's. What git starts inherits it: it is held as long as any of them lives.
 const LOCK: &str = "everhook.flock";
 
 /// A mirror that is ours alone while this lives.
@@ -28,14 +31,29 @@ pub(super) struct Mirror {
 impl Mirror {
     /// Waits for its lock, clears what a killed git left, and makes it a repository if it is none.
     pub(super) fn open(path: &Path, repo: &str) -> Result<Self, TreeError> {
-        let what = || format!("the mirror {}", path.display());
-        let lock = File::options().create(true).append(true).open(path.join(LOCK));
-        let lock = lock.map_err(|e| TreeError::io(what(), e))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|e| TreeError::io(what(), e))?;
+        let failed = |e: io::Error| TreeError::io(format!("the mirror {}", path.display()), e);
+        let lock = File::options().create(true).append(true).open(path.join(LOCK)).map_err(failed)?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
+        fcntl_setfd(&lock, FdFlags::empty()).map_err(|e| failed(e.into()))?;
         let mirror =
             Self { path: path.to_owned(), repo: repo.to_owned(), git: Git::new(path).reaching(repo), _lock: lock };
         mirror.prepare()?;
         Ok(mirror)
+    }
+
+    /// The same, for its own sake alone: `None` where somebody else is at work, or there is none yet.
+    pub(super) fn idle(path: &Path) -> Result<Option<Self>, TreeError> {
+        let failed = |e: io::Error| TreeError::io(format!("the mirror {}", path.display()), e);
+        let lock = match File::options().append(true).open(path.join(LOCK)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            lock => lock.map_err(failed)?,
+        };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() || !path.join("HEAD").exists() {
+            return Ok(None);
+        }
+        fcntl_setfd(&lock, FdFlags::empty()).map_err(|e| failed(e.into()))?;
+        clear_leftovers(path).map_err(failed)?;
+        Ok(Some(Self { path: path.to_owned(), repo: String::new(), git: Git::new(path), _lock: lock }))
     }
 
     /// Throws away what is there and begins anew.
@@ -47,7 +65,10 @@ impl Mirror {
     fn prepare(&self) -> Result<(), TreeError> {
         let failed = |e| TreeError::io(format!("the mirror {}", self.path.display()), e);
         clear_leftovers(&self.path).map_err(failed)?;
-        fs::write(self.path.join(CONFIG), git::config(&self.path, &self.repo, &self.git.access)).map_err(failed)?;
+        // At once: an app's user may read it for a checkout meanwhile.
+        let (config, new) = (self.path.join(CONFIG), self.path.join("everhook.new"));
+        fs::write(&new, git::config(&self.path, &self.repo, &self.git.access)).map_err(failed)?;
+        fs::rename(new, config).map_err(failed)?;
         if !self.path.join("HEAD").exists() || !self.path.join("objects").is_dir() {
             let done = self.git.run(&["init", "--bare", "--quiet", "--template="], b"")?;
             if done.code != Some(0) {

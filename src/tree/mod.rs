@@ -22,6 +22,7 @@ mod judge;
 mod mirror;
 mod refs;
 mod share;
+mod tidy;
 mod weigh;
 
 use std::{fs::File, io::Write, os::fd::OwnedFd, path::Path, process::ExitCode};
@@ -79,7 +80,11 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
     // The app's group reads a mirror and nobody else does; a release may be served by anybody.
     let fetches = matches!(
         task,
-        TreeTask::Fetch(_) | TreeTask::LsRemote { .. } | TreeTask::Compare { .. } | TreeTask::Weigh { .. }
+        TreeTask::Fetch(_)
+            | TreeTask::LsRemote { .. }
+            | TreeTask::Compare { .. }
+            | TreeTask::Weigh { .. }
+            | TreeTask::Tidy { .. }
     );
     umask(Mode::from_raw_mode(if fetches { 0o027 } else { 0o022 }));
     match task {
@@ -99,6 +104,7 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
             let answer = result_descriptor()?;
             tell(answer, &weigh::weigh(&mirror, &repo, &from, &to, &paths)?)
         }
+        TreeTask::Tidy { mirror } => tidy::tidy(&mirror),
         TreeTask::Checkout { mirror, release, commit } => checkout::checkout(&mirror, &release, &commit),
         TreeTask::Share { release, shared, previous, paths } => {
             share::share(&release, &shared, previous.as_deref(), &paths)

@@ -32,6 +32,9 @@ pub enum TreeTask {
     Compare { mirror: PathBuf, repo: String, from: Option<CommitId>, to: CommitId },
     /// As the fetch user: does a file that these patterns name differ between two commits? Answer: [`Weighed`].
     Weigh { mirror: PathBuf, repo: String, from: CommitId, to: CommitId, paths: Vec<String> },
+    /// As the fetch user: put together what many fetches brought, where that is due and nobody else
+    /// works in the mirror. Answer: none.
+    Tidy { mirror: PathBuf },
     /// As the app's user: fill `release` (made, empty, its own) from the mirror. Answer: none.
     Checkout { mirror: PathBuf, release: PathBuf, commit: CommitId },
     /// As the app's user: make `paths` in `release` links into `shared`, carrying over what the live

@@ -6,6 +6,7 @@ mod catch_up;
 mod preview;
 mod releases;
 mod rollback;
+mod tidy;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -216,6 +217,9 @@ impl Supervisor {
     ) {
         let needs = self.job_folders(app);
         let maker = self.maker.clone();
+        if fetches {
+            self.stop_tidying(&self.places(app).mirror);
+        }
         let access = app.deploy.as_ref().filter(|_| fetches).map(|deploy| deploy.access.clone()).unwrap_or_default();
         let fetcher = self.config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
         let reader = self.me.root.then_some((fetcher.uid, fetcher.gid));
@@ -447,6 +451,7 @@ impl Supervisor {
 
     fn deploy_ended(&mut self, view: &DeployView) {
         self.deploy_states.remove(&view.id);
+        self.tidy(view);
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in waiters {
             match waiter.wants(view.id) {

@@ -74,6 +74,7 @@ impl Supervisor {
         then: impl FnOnce(&mut Supervisor, Compared) + Send + 'static,
     ) {
         let mirror = self.places(spec).mirror;
+        self.stop_tidying(&mirror);
         let repo = spec.deploy.as_ref().map(|deploy| deploy.repo.clone()).unwrap_or_default();
         self.ask_helper(spec, &TreeTask::Compare { mirror, repo, from, to }, Keys::default(), reply, then);
     }
