@@ -189,7 +189,7 @@ fn a_host_that_says_nothing_leaves_no_ssh_behind() {
     assert!(deploy["reason"].as_str().unwrap().contains("timed out"), "{deploy}");
     drop(silent);
     assert_eq!(processes(&format!("127.0.0.1:{port}")), [] as [i32; 0]);
-    assert_eq!(processes(&format!("-p {port}")), [] as [i32; 0]);
+    assert_eq!(processes(&format!("-p\0{port}")), [] as [i32; 0]);
     server.until("the key is gone", |s| (keys_left(s) == 0).then_some(()));
 }
 
