@@ -45,7 +45,7 @@ pub struct JobSpec {
     pub args: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub directory: PathBuf,
-    pub who: Identity,
+    pub who: Arc<Identity>,
     /// An ordinary command of a team, to be run with less weight than apps.
     pub is_step: bool,
     pub cgroup: Option<Arc<Cgroup>>,
@@ -109,7 +109,7 @@ impl Supervisor {
     pub fn start_errand(
         &mut self,
         app: &AppName,
-        who: &Identity,
+        who: &Arc<Identity>,
         task: &TreeTask,
         keys: Keys,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
@@ -384,7 +384,7 @@ impl Supervisor {
     }
 
     /// The child's end of the FIFO that this app's deploys write to.
-    pub fn deploy_stream(&mut self, app: &AppName, who: &Identity) -> Option<Arc<OwnedFd>> {
+    pub fn deploy_stream(&mut self, app: &AppName, who: &Arc<Identity>) -> Option<Arc<OwnedFd>> {
         if let Some(stream) = self.deploy_streams.get(app) {
             return Some(Arc::clone(stream));
         }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    App, Command, Form, GiveUp, Logs, OnFailed, Place, Policy, Ready, Reload, Replace, Restart, Severity, Stop,
-    StopStage, deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell, socket, watch,
+    App, Command, Form, GiveUp, Identity, Limits, Logs, OnFailed, Place, Policy, Ready, Reload, Replace, Restart,
+    Severity, Stop, StopStage, deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell,
+    socket, watch,
 };
 use crate::domain::model::{AppName, Signal};
 
@@ -37,6 +38,27 @@ pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<App
     apps
 }
 
+/// What many apps have alike: there once for all of them, as there may be thousands.
+#[derive(Default)]
+pub struct Alike {
+    pub identity: Vec<Arc<Identity>>,
+    limits: Vec<Arc<Limits>>,
+    restart: Vec<Arc<Restart>>,
+    stop: Vec<Arc<Stop>>,
+}
+
+/// So many different ones are looked through at most.
+const DIFFERENT: usize = 16;
+
+/// The one that is there already, where it is like this.
+pub fn share<T: PartialEq>(known: &mut Vec<Arc<T>>, value: T) -> Arc<T> {
+    if let Some(same) = known.iter().rev().take(DIFFERENT).find(|other| ***other == value) {
+        return Arc::clone(same);
+    }
+    known.push(Arc::new(value));
+    Arc::clone(&known[known.len() - 1])
+}
+
 /// An app's entry with `defaults` merged in.
 struct Entry<'a> {
     name: &'a str,
@@ -62,6 +84,10 @@ impl Entry<'_> {
         let directory = raw.directory.as_ref().map(|text| judge.path(&self.keys(&["directory"]), text));
         let directory = directory.or_else(|| raw.deploy.is_none().then(|| judge.base(&self.keys(&[]))));
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
+        let (restart, stop) = (self.restart(judge), self.stop(judge));
+        let alike = &mut judge.alike;
+        let (limits, restart, stop) =
+            (share(&mut alike.limits, limits), share(&mut alike.restart, restart), share(&mut alike.stop, stop));
         let owner = (who.run_as.uid, who.run_as.gid);
         let (sockets, stranger) = socket::of_app(judge, self.name, raw.sockets.as_ref(), owner);
         let (schedule, untimely) = schedule::schedule(judge, self.name, raw, &self.all[self.name]);
@@ -86,17 +112,17 @@ impl Entry<'_> {
             after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
             requires: judge.apps(&self.keys(&["requires"]), raw.requires.as_deref().unwrap_or_default(), self.all),
             ready,
-            live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)),
-            restart: self.restart(judge),
+            live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)).map(Box::new),
+            restart,
             on_failed: raw.on_failed.unwrap_or(OnFailed::Stay),
-            stop: self.stop(judge),
+            stop,
             replace: raw.replace.unwrap_or(if sockets.is_empty() { Replace::StopFirst } else { Replace::StartFirst }),
             reload: self.reload(judge),
             sockets,
             limits,
             logs: self.logs(judge),
-            schedule,
-            watch: watch::watch(judge, self.name, raw),
+            schedule: schedule.map(Box::new),
+            watch: watch::watch(judge, self.name, raw).map(Box::new),
             deploy: raw.deploy.as_ref().map(|own| Box::new(deploy::deploy(judge, self.name, own, self.hooks))),
             was: self.was(judge),
             problem: None,
@@ -112,7 +138,9 @@ impl Entry<'_> {
     fn places(&self, judge: &Judge<'_>) -> Vec<(&'static str, Place)> {
         let fields = ["command", "directory", "user", "env_file"];
         let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
-        written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect()
+        let mut places: Vec<_> = written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect();
+        places.shrink_to_fit();
+        places
     }
 
     /// Notes what keeps this app from running, and says it with its place.

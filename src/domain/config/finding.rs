@@ -4,6 +4,7 @@
 use std::{fmt, ops::Range, path::Path};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use memchr::{memchr_iter, memrchr};
 
 use crate::domain::model::AppName;
 
@@ -105,8 +106,8 @@ impl<'a> Source<'a> {
     /// Line and column of a byte, counted from 1, columns in characters.
     pub fn position(&self, byte: usize) -> (usize, usize) {
         let before = self.text.get(..byte).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        (1 + before.matches('\n').count(), 1 + before[line_start..].chars().count())
+        let line_start = memrchr(b'\n', before.as_bytes()).map_or(0, |i| i + 1);
+        (1 + memchr_iter(b'\n', before.as_bytes()).count(), 1 + before[line_start..].chars().count())
     }
 
     fn show(&self, marks: &[Mark]) -> String {

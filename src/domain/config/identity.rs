@@ -1,17 +1,16 @@
 //! Who runs what: users and groups of the config, by name or number.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use super::{Identity, judge::Judge, raw};
-use crate::domain::model::Facts;
+use super::{Identity, app::share, judge::Judge, raw};
 
 /// Apps with a repository and no `user` run as this uid and gid, which no distribution hands out.
 pub const NOBODY: u32 = 60_903;
 
 /// Whom an app's instances and steps run as.
 pub struct Identities {
-    pub run_as: Identity,
-    pub work_as: Identity,
+    pub run_as: Arc<Identity>,
+    pub work_as: Arc<Identity>,
     /// What `groups` names.
     pub groups: Option<Vec<u32>>,
 }
@@ -28,8 +27,8 @@ fn nobody() -> Identity {
 }
 
 /// The user, unless there is none.
-fn lookup(facts: &Facts, user: &str) -> Option<Identity> {
-    let account = (facts.user)(user)?;
+fn lookup(judge: &mut Judge<'_>, user: &str) -> Option<Identity> {
+    let account = judge.user(user)?;
     Some(Identity {
         uid: account.uid,
         gid: account.gid,
@@ -40,8 +39,9 @@ fn lookup(facts: &Facts, user: &str) -> Option<Identity> {
     })
 }
 
-fn own(facts: &Facts) -> Identity {
-    lookup(facts, &facts.uid.to_string()).unwrap_or_else(|| Identity { uid: facts.uid, gid: facts.uid, ..nobody() })
+fn own(judge: &mut Judge<'_>) -> Identity {
+    let uid = judge.facts.uid;
+    lookup(judge, &uid.to_string()).unwrap_or_else(|| Identity { uid, gid: uid, ..nobody() })
 }
 
 /// Resolves `user`, `group` and `groups` of an app; what is wrong with them keeps that app alone from running,
@@ -50,7 +50,7 @@ pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities,
     let facts = judge.facts;
     let mut problem = None;
     let mut run_as = match &raw.user {
-        Some(user) => lookup(facts, &user.0).unwrap_or_else(|| {
+        Some(user) => lookup(judge, &user.0).unwrap_or_else(|| {
             problem = Some(("user", format!("user \"{}\" does not exist", user.0)));
             nobody()
         }),
@@ -59,7 +59,7 @@ pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities,
             judge.warn(&["apps", name], message);
             nobody()
         }
-        None => own(facts),
+        None => own(judge),
     };
     if let Some(group) = &raw.group {
         match (facts.group)(&group.0) {
@@ -82,7 +82,7 @@ pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities,
     if let Some(groups) = &groups {
         run_as.groups.clone_from(groups);
     }
-    let own = own(facts);
+    let own = own(judge);
     if !judge.as_root() && problem.is_none() && groups.is_some() {
         problem = Some(("groups", "only root can give an app other groups".into()));
     }
@@ -95,17 +95,19 @@ pub fn of_app(judge: &mut Judge<'_>, name: &str, raw: &raw::App) -> (Identities,
             format!("app \"{name}\" runs what others push as root; its steps and files belong to uid {NOBODY}");
         judge.warn(&["apps", name, "user"], message);
     }
-    let work_as = if run_as.uid == 0 { nobody() } else { run_as.clone() };
+    let known = &mut judge.alike.identity;
+    let run_as = share(known, run_as);
+    let work_as = if run_as.uid == 0 { share(known, nobody()) } else { Arc::clone(&run_as) };
     (Identities { run_as, work_as, groups }, problem)
 }
 
 /// Who fetches for all apps; `None`: each app's own user.
-pub fn fetch_as(judge: &mut Judge<'_>, raw: &raw::Root) -> Option<Identity> {
+pub fn fetch_as(judge: &mut Judge<'_>, raw: &raw::Root) -> Option<Arc<Identity>> {
     if !judge.as_root() {
         return None;
     }
     let user = raw.deploys.fetch_user.as_deref().unwrap_or("everhook");
-    let found = lookup(judge.facts, user);
+    let found = lookup(judge, user);
     let keys = ["deploys", "fetch_user"];
     match &found {
         Some(identity) if identity.uid == 0 => judge.error(&keys, "git never runs as root: name another user"),
@@ -116,5 +118,5 @@ pub fn fetch_as(judge: &mut Judge<'_>, raw: &raw::Root) -> Option<Identity> {
         }
         None => {}
     }
-    found
+    found.map(Arc::new)
 }

@@ -15,7 +15,7 @@ use super::{
     parse::{meant, of},
     probe, raw,
 };
-use crate::domain::model::{AppName, Facts};
+use crate::domain::model::{Account, AppName, Facts};
 
 /// Collects findings; knows the texts, and what the machine says.
 pub struct Judge<'a> {
@@ -23,9 +23,22 @@ pub struct Judge<'a> {
     pub files: &'a [File<'a>],
     pub facts: &'a Facts,
     pub findings: Vec<Finding>,
+    /// Users that were looked up.
+    pub users: BTreeMap<String, Option<Account>>,
+    pub alike: app::Alike,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    pub fn new(files: &'a [File<'a>], facts: &'a Facts) -> Self {
+        Self { files, facts, findings: Vec::new(), users: BTreeMap::new(), alike: app::Alike::default() }
+    }
+
+    /// A user by name or number. Asked once for each: the machine reads files for it, or asks a server.
+    pub fn user(&mut self, name: &str) -> Option<Account> {
+        let known = self.users.entry(name.to_owned());
+        known.or_insert_with(|| (self.facts.user)(name)).clone()
+    }
+
     /// Is this the config of a root supervisor?
     pub fn as_root(&self) -> bool {
         self.facts.uid == 0

@@ -81,7 +81,7 @@ pub fn load(text: &str, path: &Path, places: &Places, facts: &Facts) -> Result<L
     let main = include::File::new(source, root);
     let include::Named { entries, texts: included } = include::named(&main, &raw, facts)?;
     let files = include::merge(main, &mut raw, &included)?;
-    let mut judge = judge::Judge { files: &files, facts, findings: Vec::new() };
+    let mut judge = judge::Judge::new(&files, facts);
     let mut config = judge::config(&mut judge, &raw, places);
     config.include = entries;
     let mut findings = judge.findings;

@@ -85,7 +85,7 @@ fn reaches(asked: &ProbeAddress, held: &SocketAddress) -> bool {
 
 /// Of copies that share a socket, an answer says nothing about a single one.
 pub fn of_one(judge: &mut Judge<'_>, app: &App) {
-    let Some(Live { probe: LiveProbe::Probe(probe), .. }) = &app.live else { return };
+    let Some(Live { probe: LiveProbe::Probe(probe), .. }) = app.live.as_deref() else { return };
     let shared = app.instances > 1 && (1..=app.instances).any(|number| app.is_held(probe, number));
     judge.require(
         !shared,

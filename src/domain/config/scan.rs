@@ -9,6 +9,8 @@ pub struct Node {
     pub span: Range<usize>,
     /// Fields, map entries, or items (whose key is their number).
     pub entries: Vec<Entry>,
+    /// Their places in `entries`, in the order of their keys: there may be thousands.
+    by_key: Vec<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +22,16 @@ pub struct Entry {
 }
 
 impl Node {
+    fn of(entries: Vec<Entry>) -> Self {
+        let mut by_key: Vec<usize> = (0..entries.len()).collect();
+        // Stable: the first of a name stays the first.
+        by_key.sort_by(|one, other| entries[*one].key.cmp(&entries[*other].key));
+        Self { span: 0..0, entries, by_key }
+    }
+
     pub fn get(&self, key: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
+        let at = self.by_key.partition_point(|place| self.entries[*place].key.as_str() < key);
+        self.by_key.get(at).map(|place| &self.entries[*place]).filter(|entry| entry.key == key)
     }
 
     /// The entry at the end of the path, or nothing if a part of the path is not there.
@@ -33,13 +43,11 @@ impl Node {
 
     /// Every key that the same parent has already: the place of the first, then of the repeated one.
     pub fn duplicates(&self) -> Vec<(&Entry, &Entry)> {
-        let mut found = Vec::new();
-        for (i, entry) in self.entries.iter().enumerate() {
-            if let Some(first) = self.entries[..i].iter().find(|e| e.key == entry.key) {
-                found.push((first, entry));
-            }
-            found.extend(entry.value.duplicates());
+        let mut found: Vec<_> = self.entries.iter().flat_map(|entry| entry.value.duplicates()).collect();
+        for same in self.by_key.chunk_by(|one, other| self.entries[*one].key == self.entries[*other].key) {
+            found.extend(same[1..].iter().map(|again| (&self.entries[same[0]], &self.entries[*again])));
         }
+        found.sort_by_key(|(_, again)| again.key_span.start);
         found
     }
 }
@@ -109,7 +117,7 @@ impl<'a> Scanner<'a> {
         if let Some(length) = string_length(self.rest()) {
             self.at += length;
         } else if self.rest().starts_with(['(', '[', '{']) {
-            node.entries = self.group()?;
+            node = Node::of(self.group()?);
         } else {
             let word = self.word();
             if word.is_empty() {
@@ -118,7 +126,7 @@ impl<'a> Scanner<'a> {
             let end = self.at;
             self.skip();
             if self.rest().starts_with('(') {
-                node.entries = self.group()?;
+                node = Node::of(self.group()?);
             } else {
                 self.at = end;
             }

@@ -120,7 +120,7 @@ pub struct Deploys {
     /// Deploys of different apps that may run at once.
     pub parallel: u32,
     /// Who fetches: the account of `fetch_user`; `None`: each app's own user.
-    pub fetch_as: Option<Identity>,
+    pub fetch_as: Option<Arc<Identity>>,
     /// Compare the branch's tip at every start?
     pub catch_up: bool,
 }
@@ -160,10 +160,10 @@ pub struct App {
     pub command: Option<Command>,
     /// `None`: the release where there is `deploy`, else the config's folder (already filled in then).
     pub directory: Option<PathBuf>,
-    /// Whom instances run as.
-    pub run_as: Identity,
+    /// Whom instances run as. Like all that many apps have alike, there once for all of them.
+    pub run_as: Arc<Identity>,
     /// Whom git's checkout, steps and release files belong to: never root.
-    pub work_as: Identity,
+    pub work_as: Arc<Identity>,
     /// Supplementary groups that the config names; `None`: the user's own.
     pub groups: Option<Vec<u32>>,
     /// `{instance}` in a value is the copy's number.
@@ -179,20 +179,20 @@ pub struct App {
     pub requires: Vec<AppName>,
     /// Of the first copy; those of others differ at most in `{instance}`.
     pub ready: Ready,
-    pub live: Option<Live>,
-    pub restart: Restart,
+    pub live: Option<Box<Live>>,
+    pub restart: Arc<Restart>,
     pub on_failed: OnFailed,
-    pub stop: Stop,
+    pub stop: Arc<Stop>,
     /// Held for it and passed to each process, by name.
     pub sockets: BTreeMap<String, Socket>,
     pub replace: Replace,
     pub reload: Reload,
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     pub logs: Logs,
     /// A one-shot app that runs at these times only.
-    pub schedule: Option<Schedule>,
+    pub schedule: Option<Box<Schedule>>,
     /// Changes of these restart it.
-    pub watch: Option<Watch>,
+    pub watch: Option<Box<Watch>>,
     pub deploy: Option<Box<Deploy>>,
     /// An earlier name, whose instances, releases and history go on.
     pub was: Option<AppName>,
@@ -230,7 +230,7 @@ impl App {
     /// The watchdog that it must keep quiet.
     #[must_use]
     pub fn watchdog(&self) -> Option<&Live> {
-        self.live.as_ref().filter(|live| live.probe == LiveProbe::Watchdog)
+        self.live.as_deref().filter(|live| live.probe == LiveProbe::Watchdog)
     }
 }
 

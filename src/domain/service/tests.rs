@@ -16,6 +16,7 @@ use crate::domain::model::{Signal, Size};
 
 fn spec(ready: Ready, policy: Policy) -> config::App {
     let me = Identity { uid: 1, gid: 1, groups: vec![], name: None, home: "/".into(), shell: "/bin/sh".into() };
+    let me = Arc::new(me);
     config::App {
         name: "a".parse().unwrap(),
         command: Some(Command::List(vec!["x".into()])),
@@ -33,7 +34,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         on_failed: OnFailed::Stay,
         ready,
         live: None,
-        restart: Restart {
+        restart: Arc::new(Restart {
             policy,
             success: vec![0],
             first: Duration::from_millis(100),
@@ -43,15 +44,15 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
             reset_after: Duration::from_secs(10),
             give_up: GiveUp { restarts: 3, within: Duration::from_secs(60) },
             retry_after: None,
-        },
-        stop: Stop {
+        }),
+        stop: Arc::new(Stop {
             stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }],
             drain: seconds(30),
-        },
+        }),
         sockets: BTreeMap::new(),
         replace: Replace::StopFirst,
         reload: config::Reload::Restart,
-        limits: Limits::default(),
+        limits: Limits::default().into(),
         logs: Logs { rotate: Size(1 << 20), keep: 3, ..Logs::default() },
         schedule: None,
         watch: None,
@@ -333,7 +334,7 @@ fn policies_decide_what_a_success_is_worth() {
 
 fn watched(probe: LiveProbe, failures: u32) -> config::App {
     let live = Live { probe, every: seconds(5), failures, timeout: seconds(1) };
-    config::App { live: Some(live), ..spec(Ready::Notify { within: seconds(10) }, Policy::OnFailure) }
+    config::App { live: Some(Box::new(live)), ..spec(Ready::Notify { within: seconds(10) }, Policy::OnFailure) }
 }
 
 #[test]
@@ -487,7 +488,7 @@ fn any_spec() -> impl Strategy<Value = config::App> {
     let reload = prop_oneof![Just(config::Reload::Restart), Just(config::Reload::Signal(Signal::TERM))];
     let made =
         |(ready, policy, instances, live, reload)| config::App { instances, live, reload, ..spec(ready, policy) };
-    (ready, policy, 1..=3u32, any_live(), reload).prop_map(made)
+    (ready, policy, 1..=3u32, any_live().prop_map(|live| live.map(Box::new)), reload).prop_map(made)
 }
 
 proptest! {

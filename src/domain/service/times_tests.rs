@@ -7,7 +7,7 @@ use crate::domain::config::{Missed, Schedule};
 
 fn scheduled(policy: Policy) -> config::App {
     let schedule = Schedule::new("0 3 * * *", TimeZone::UTC, Missed::Skip).unwrap();
-    config::App { schedule: Some(schedule), ..spec(Ready::Immediate, policy) }
+    config::App { schedule: Some(Box::new(schedule)), ..spec(Ready::Immediate, policy) }
 }
 
 fn spawns(world: &World) -> usize {

@@ -486,7 +486,7 @@ pub fn told_end(view: &DeployView, wanted: DeployState) -> Saying {
 
 fn tree_job(
     view: &DeployView,
-    who: Identity,
+    who: Arc<Identity>,
     task: &TreeTask,
     directory: std::path::PathBuf,
     cgroup: Option<Arc<crate::os::cgroup::Cgroup>>,

@@ -76,7 +76,7 @@ impl Supervisor {
         );
     }
 
-    fn empty_folder(&mut self, app: &AppName, who: &Identity, path: std::path::PathBuf) {
+    fn empty_folder(&mut self, app: &AppName, who: &std::sync::Arc<Identity>, path: std::path::PathBuf) {
         let task = TreeTask::Empty { path: path.clone() };
         self.start_errand(app, who, &task, Keys::default(), move |supervisor, end| {
             if !end.exit.success() {

@@ -124,7 +124,7 @@ impl Supervisor {
 
     /// Asks a ready instance again and again whether it is well.
     pub fn begin_watch(&mut self, id: &SeatId, attempt: u64) {
-        let live = self.apps.get(&id.app).and_then(|app| app.spec().live.clone());
+        let live = self.apps.get(&id.app).and_then(|app| app.spec().live.as_deref().cloned());
         let Some(config::Live { probe: LiveProbe::Probe(probe), every, timeout, .. }) = live else { return };
         let question = self.question(id, probe);
         let asker = Asker { seat: id.clone(), attempt, question, limit: timeout, events: self.events.clone() };

@@ -54,7 +54,7 @@ impl Supervisor {
     pub fn watch_apps(&mut self) {
         let apps = self.config.apps.values().filter(|app| app.enabled && app.problem.is_none());
         let wanted: Vec<Wanted> =
-            apps.filter_map(|app| Some(Wanted { app: app.name.clone(), watch: app.watch.clone()? })).collect();
+            apps.filter_map(|app| Some(Wanted { app: app.name.clone(), watch: *app.watch.clone()? })).collect();
         let as_before = wanted.iter().eq(self.watches.apps.values().map(|watched| &watched.wanted));
         if as_before {
             return;

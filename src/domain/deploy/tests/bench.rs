@@ -3,6 +3,7 @@
 use super::*;
 pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
     let who = Identity { uid: 1, gid: 1, groups: vec![], name: None, home: "/".into(), shell: "/bin/sh".into() };
+    let who = std::sync::Arc::new(who);
     let step = |run: &&str| Step { run: (*run).into(), name: None, timeout: Some(Duration::from_secs(60)) };
     let deploy = Deploy {
         repo: "/repo".into(),
@@ -41,7 +42,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         after: after.iter().map(|name| name.parse().unwrap()).collect(),
         ready: Ready::Immediate,
         live: None,
-        restart: Restart {
+        restart: Arc::new(Restart {
             policy: Policy::Always,
             success: vec![0],
             first: Duration::from_millis(100),
@@ -51,15 +52,15 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
             reset_after: Duration::from_secs(10),
             give_up: GiveUp { restarts: 10, within: Duration::from_secs(300) },
             retry_after: None,
-        },
-        stop: Stop {
+        }),
+        stop: Arc::new(Stop {
             stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }],
             drain: Duration::ZERO,
-        },
+        }),
         sockets: BTreeMap::new(),
         replace: Replace::StopFirst,
         reload: config::Reload::Restart,
-        limits: Limits::default(),
+        limits: Limits::default().into(),
         logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
         schedule: None,
         watch: None,
