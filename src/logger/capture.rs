@@ -373,7 +373,7 @@ impl Capture {
     /// # Errors
     /// When it cannot be read, moved or made.
     pub fn begin_form(&mut self, sink: &mut SinkFile) -> io::Result<()> {
-        if sink.pen.is_raw() || sink.gap.is_some() {
+        if sink.pen.is_raw() || sink.gap.is_some() || sink.opened.is_none() {
             return Ok(());
         }
         let mut first = [0; 64];

@@ -336,6 +336,10 @@ fn from_moment(spans: &mut Vec<Span>, path: &Path, since: At) {
 /// The file in which a place is. Inodes are used again, so it must also have been written to then: after
 /// that moment, and the file before it not.
 fn find(spans: &[Span], place: Place) -> Option<usize> {
+    if place.inode == 0 {
+        // There was no file then.
+        return None;
+    }
     let fits = |span: &Span| span.found.inode == place.inode && span.found.length >= place.offset;
     let late = |span: &Span| span.found.written.0 + COARSE >= place.at.0;
     let oldest = spans.iter().rposition(|span| fits(span) && late(span));

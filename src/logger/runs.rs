@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::sink::make_folder;
 use crate::domain::{api::Stream, model::At};
 
 /// Runs that are kept.
@@ -57,7 +58,15 @@ impl Files {
 pub fn note(files: &Files, at: At) -> io::Result<()> {
     let (out, err) = (Place::end_of(&files.out, at), Place::end_of(&files.err, at));
     let line = format!("{at} {} {} {} {}\n", out.inode, out.offset, err.inode, err.offset);
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&files.runs)?;
+    let open = || OpenOptions::new().append(true).create(true).mode(0o640).open(&files.runs);
+    let mut file = match open() {
+        // The first run of all: nothing was written yet.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            make_folder(&files.runs)?;
+            open()?
+        }
+        other => other?,
+    };
     file.write_all(line.as_bytes())?;
     if file.metadata()?.len() > MAX_BYTES {
         shorten(&files.runs)?;

@@ -72,13 +72,16 @@ impl SinkFile {
         Self { sink, opened, gap, fresh, pen, tip, known: false, noted, aside }
     }
 
-    /// Goes on as this says.
+    /// Goes on as this says. A file that is not there is made with its first byte.
     ///
     /// # Errors
-    /// When the file cannot be opened or made.
+    /// When a file that is there cannot be opened.
     pub fn become_like(&mut self, sink: Sink) -> io::Result<()> {
         self.pen = Pen::of(&sink);
         self.sink = sink;
+        if self.opened.is_none() && fs::metadata(&self.sink.path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Ok(());
+        }
         if self.sink.compress {
             self.aside.compress(&self.sink.path);
         }
@@ -181,9 +184,7 @@ impl SinkFile {
         };
         let file = match options().open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if let Some(folder) = path.parent() {
-                    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
-                }
+                make_folder(path)?;
                 let file = options().create(true).open(path)?;
                 file.set_permissions(Permissions::from_mode(like.map_or(FILE_MODE, |l| l.mode() & 0o777)))?;
                 if let Some(like) = like {
@@ -232,6 +233,14 @@ impl SinkFile {
         }
         Ok(())
     }
+}
+
+/// Makes the folder of a log.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_folder(log: &Path) -> io::Result<()> {
+    log.parent().map_or(Ok(()), |folder| DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder))
 }
 
 /// When the first line of a file was written, as far as anything tells; the clock that people set may

@@ -75,9 +75,10 @@ fn rotated_files_are_compressed_but_the_newest_and_stay_what_they_were() {
     let room = Room::new();
     let fifo = room.fifo();
     let mut logger = room.start();
-    logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 9));
-    logger.tail(&room.log("out"), 1).unwrap();
+    fs::create_dir_all(room.log("out").parent().unwrap()).unwrap();
+    fs::write(room.log("out"), "").unwrap();
     fs::set_permissions(room.log("out"), Permissions::from_mode(0o604)).unwrap();
+    logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 9));
     compressed(&room, &mut logger, &fifo, Form::Raw);
     let all = files(&room.log("out"));
     let whole: String = all.iter().map(|file| text(file)).collect();
