@@ -208,6 +208,34 @@ fn pushes_during_a_deploy_become_one() {
 }
 
 #[test]
+fn what_a_step_leaves_behind_is_ended_and_named() {
+    let step = "if [ -e leave ]; then cat $DIR/left & cat $DIR/gate; fi";
+    let (server, repo) = live_world("", &format!("build: [\"{step}\"]"));
+    let (gate, left) = (Gate::new(&server, "gate"), Gate::new(&server, "left"));
+    repo.commit(&[("leave", "")], "leaves a process");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    // Never let go: it would run for ever.
+    let _waits = left.reached();
+    let marker = server.path().join("left").display().to_string();
+    let pids = processes(&marker);
+    assert_eq!(pids.len(), 1, "{pids:?}");
+    drop(held);
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "live", "the step ended with its main process: {deploy}");
+    assert_eq!(processes(&marker), [] as [i32; 0]);
+    let named = format!("left running and ended: cat ({})", pids[0]);
+    let log = server.path().join(format!("state/logs/deploys/{id}.log"));
+    server.until("the deploy's log names it", |_| {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains(&named)).then_some(())
+    });
+    server.until("an event names it", |s| {
+        let is_it = |event: &serde_json::Value| event["kind"] == "deploy" && event["cause"] == named.as_str();
+        s.events().iter().any(is_it).then_some(())
+    });
+}
+
+#[test]
 fn a_stopped_app_gets_its_release_and_a_failed_one_is_started() {
     let give_up = "restart: (first: \"1ms\", max: \"1ms\", give_up: (restarts: 1, within: \"1m\")),";
     let (server, repo) = live_world(give_up, "");

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions, Permissions},
-    io,
+    io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
@@ -57,6 +57,19 @@ pub fn room(fifo: impl AsFd) -> io::Result<usize> {
 /// As [`open_rw`].
 pub fn open_read_end(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, libc::O_NONBLOCK)?.into())
+}
+
+/// Adds a line to what waits in it, whole or not at all, and never blocks.
+///
+/// # Errors
+/// `WouldBlock` when it is full, `InvalidInput` when the line is so long that the kernel may split it.
+pub fn add_line(path: &Path, line: &str) -> io::Result<()> {
+    let line = format!("{line}\n");
+    if line.len() > libc::PIPE_BUF {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the line is too long"));
+    }
+    // Opened anew: the children's ends block, and whether it blocks is a property of the open file.
+    open(path, libc::O_NONBLOCK)?.write_all(line.as_bytes())
 }
 
 fn open(path: &Path, flags: i32) -> io::Result<File> {

@@ -11,17 +11,24 @@ use std::{
 
 use tracing::warn;
 
-use super::{Supervisor, children::Owner, keys::Keys, launch, pipeline};
+use super::{
+    Supervisor,
+    children::Owner,
+    keys::Keys,
+    launch,
+    ledger::{Command, NewEvent},
+    pipeline,
+};
 use crate::{
     domain::{
-        api::{KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
+        api::{EventKind, KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
         config::Identity,
         deploy::{self, JobEnd},
         model::{AppName, DeployId, Exit, Signal},
     },
     os::{
         cgroup::Cgroup,
-        memfd, pidfd,
+        clock, fifo, memfd, pidfd,
         spawn::{RecordFile, SpawnError, SpawnSpec, Spawned, Tuning},
         tree::{self, TreeQuery},
     },
@@ -36,6 +43,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const LONGEST_ANSWER: usize = 1024 * 1024;
 /// Lines of a failed job's log that go into its end.
 const LAST_LINES: u32 = 20;
+
+/// So many of the processes that a job left behind are named: they fit a line that a FIFO takes whole.
+const NAMED: usize = 20;
 
 /// What is to be run.
 pub struct JobSpec {
@@ -339,12 +349,36 @@ impl Supervisor {
         let left = self.job_tree(job);
         if !left.is_empty() {
             if !job.unwanted {
-                let names: Vec<String> = left.iter().map(|m| format!("{} ({})", m.name, m.pid)).collect();
-                warn!(app = %job.app, left = %names.join(", "), "a step left processes behind; they are ended");
+                self.name_left(job, &left);
             }
             self.end_job(id);
         }
         self.look_at_ending_jobs();
+    }
+
+    /// Tells what a job left behind: in the log, and of a deploy's also where its team looks.
+    fn name_left(&self, job: &Job, left: &[tree::Member]) {
+        // A process names itself as it likes.
+        let name = |member: &tree::Member| format!("{} ({})", member.name.escape_debug(), member.pid);
+        let names: Vec<String> = left.iter().take(NAMED).map(name).collect();
+        let more = left.len().checked_sub(NAMED).filter(|n| *n > 0).map(|n| format!(" and {n} more"));
+        let cause = format!("left running and ended: {}{}", names.join(", "), more.unwrap_or_default());
+        warn!(app = %job.app, job = job.name, "{cause}");
+        let Some(deploy) = job.deploy else { return };
+        let fifo = self.layout.fifo(&stream_name(&job.app), Stream::Out);
+        if let Err(error) = fifo::add_line(&fifo, &format!("everhook: {cause}")) {
+            warn!(app = %job.app, deploy, %error, "the deploy's log does not take a line");
+        }
+        self.ledger.send(Command::Event(NewEvent {
+            at: clock::now().wall,
+            app: Some(job.app.clone()),
+            instance: None,
+            kind: EventKind::Deploy,
+            from: None,
+            to: None,
+            cause: Some(cause),
+            detail: Some(format!("deploy {deploy}")),
+        }));
     }
 
     /// Jobs whose main process is gone end when their tree is empty.
