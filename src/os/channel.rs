@@ -47,6 +47,8 @@ struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
     fds: Vec<OwnedFd>,
+    /// Stay here, and are closed when it was sent.
+    held: Vec<OwnedFd>,
 }
 
 /// One end of a channel. The socket is non-blocking: `receive` and `flush` do what goes now.
@@ -111,7 +113,15 @@ impl Channel {
             Some(last) if fds.is_empty() && last.fds.is_empty() && last.sent == 0 && last.bytes.len() < READ => {
                 last.bytes.extend_from_slice(&bytes);
             }
-            _ => self.outgoing.push_back(Outgoing { bytes, sent: 0, fds }),
+            _ => self.outgoing.push_back(Outgoing { bytes, sent: 0, fds, held: Vec::new() }),
+        }
+    }
+
+    /// Keeps this open until everything that is queued now was sent; whoever has its other end sees that by
+    /// its end.
+    pub fn hold(&mut self, fd: OwnedFd) {
+        if let Some(last) = self.outgoing.back_mut() {
+            last.held.push(fd);
         }
     }
 
@@ -308,7 +318,7 @@ mod tests {
     #[test]
     fn a_peer_that_speaks_something_else_is_refused() {
         let (mut a, mut b) = both();
-        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fds: Vec::new() });
+        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fds: Vec::new(), held: Vec::new() });
         a.flush().unwrap();
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

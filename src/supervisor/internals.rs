@@ -466,17 +466,16 @@ pub fn serve_word(serve: Serve) -> &'static str {
 /// Carries messages both ways until the logger is gone.
 async fn speak_to_logger(channel: Channel, mut outbox: mpsc::UnboundedReceiver<Outgoing>, events: Events, run: u64) {
     let Ok(mut channel) = Watched::new(channel) else { return };
-    let mut gates = Vec::new();
     loop {
         tokio::select! {
             out = outbox.recv() => match out {
                 Some(out) => {
                     channel.queue(&out.message, &[], out.fd);
-                    gates.extend(out.gate);
-                    match channel.flush() {
-                        Ok(true) => gates.clear(),
-                        Ok(false) => {}
-                        Err(_) => return,
+                    if let Some(gate) = out.gate {
+                        channel.hold(gate);
+                    }
+                    if channel.flush().is_err() {
+                        return;
                     }
                 }
                 None => return,
