@@ -83,9 +83,7 @@ impl People {
         request: Request<Incoming>,
         from: IpAddr,
     ) -> Result<Response<Content>, Problem> {
-        only(request.method(), "POST")?;
-        let token = token(request.headers())?;
-        let wait = wait(request.uri().query())?;
+        let (token, wait) = orders(&request)?;
         let app = known(app)?;
         let apps = vec![Target::App(app.clone())];
         let question = match action {
@@ -113,8 +111,7 @@ impl People {
             return Ok(json(StatusCode::OK, &preview));
         }
         let (_, deploy) = about(reply);
-        let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-        Ok(json(status, &Changed { action: action.name(), app: Some(app), deploy }))
+        Ok(begun(wait, &Changed { action: action.name(), app: Some(app), deploy }))
     }
 
     /// Says what is to become of a deploy. 202 when it is begun; with `?wait=`, 200 when it is so.
@@ -125,9 +122,7 @@ impl People {
         request: Request<Incoming>,
         from: IpAddr,
     ) -> Result<Response<Content>, Problem> {
-        only(request.method(), "POST")?;
-        let token = token(request.headers())?;
-        let wait = wait(request.uri().query())?;
+        let (token, wait) = orders(&request)?;
         let id = number(id, "deploys")?;
         let NoBody {} = body(request).await?;
         let (action, question) = match sentence {
@@ -135,8 +130,7 @@ impl People {
             Sentence::Approve => ("approve", api::Request::Approve { id }),
         };
         let (app, deploy) = about(self.ask(Some(token), from, wait, question).await?);
-        let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-        Ok(json(status, &Changed { action, app, deploy }))
+        Ok(begun(wait, &Changed { action, app, deploy }))
     }
 
     /// Has a delivery judged anew: 202 where something is deployed, 200 where it repeats what was.
@@ -206,6 +200,17 @@ impl People {
 }
 
 /// The app and the deploy that a change was about.
+/// Who orders a change, and how long they wait for it.
+fn orders(request: &Request<Incoming>) -> Result<(String, Option<Duration>), Problem> {
+    only(request.method(), "POST")?;
+    Ok((token(request.headers())?, wait(request.uri().query())?))
+}
+
+/// The answer to an order: begun, or done where somebody waited for that.
+fn begun(wait: Option<Duration>, what: &Changed) -> Response<Content> {
+    json(if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED }, what)
+}
+
 fn about(reply: api::Reply) -> (Option<AppName>, Option<DeployId>) {
     if let api::Reply::Changed { app, deploy, .. } = reply { (app, deploy) } else { (None, None) }
 }

@@ -272,25 +272,32 @@ mod tests {
     }
 
     fn deploy_on(on: Vec<Trigger>) -> Deploy {
-        Deploy {
-            repo: "/repo".into(),
-            access: crate::domain::config::Access::default(),
-            keep: 5,
-            on,
-            paths: vec![],
-            authors: vec![],
-            track: Track::Commit,
-            poll: None,
-            secret: None,
-            previous_secret: None,
-            check: vec![],
-            build: vec![],
-            env: std::collections::BTreeMap::new(),
-            shared: vec![],
-            timeout: Duration::from_secs(900),
-            settle: Duration::ZERO,
-            approve: false,
-            irreversible: Vec::new(),
+        Deploy { on, ..Deploy::plain("/repo") }
+    }
+
+    impl Deploy {
+        /// Of this repository, with nothing else said and no time to settle.
+        pub(crate) fn plain(repo: &str) -> Self {
+            Self {
+                repo: repo.into(),
+                access: crate::domain::config::Access::default(),
+                keep: 5,
+                on: vec![],
+                paths: vec![],
+                authors: vec![],
+                track: Track::Commit,
+                poll: None,
+                secret: None,
+                previous_secret: None,
+                check: vec![],
+                build: vec![],
+                env: std::collections::BTreeMap::new(),
+                shared: vec![],
+                timeout: Duration::from_secs(900),
+                settle: Duration::ZERO,
+                approve: false,
+                irreversible: vec![],
+            }
         }
     }
 }

@@ -6,24 +6,10 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
     let who = std::sync::Arc::new(who);
     let step = |run: &&str| Step { run: (*run).into(), name: None, timeout: Some(Duration::from_secs(60)) };
     let deploy = Deploy {
-        repo: "/repo".into(),
-        access: crate::domain::config::Access::default(),
-        keep: 5,
-        on: vec![],
-        paths: vec![],
-        authors: vec![],
-        track: Track::Commit,
-        poll: None,
-        secret: None,
-        previous_secret: None,
         check: check.iter().map(step).collect(),
-        build: vec![],
-        env: BTreeMap::new(),
         shared: vec![PathBuf::from("db")],
-        timeout: Duration::from_secs(900),
         settle: Duration::from_secs(5),
-        approve: false,
-        irreversible: vec![],
+        ..Deploy::plain("/repo")
     };
     Arc::new(App {
         name: name.parse().unwrap(),
@@ -142,6 +128,14 @@ pub(super) struct Bench {
 }
 
 impl Bench {
+    /// What the fetch user is to fetch next.
+    pub(super) fn fetching(&self) -> &Fetch {
+        match self.open.front() {
+            Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), who: Who::FetchUser }, .. }) => task,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(super) fn new(parallel: u32) -> Self {
         Self {
             deploys: Deploys::new(parallel),

@@ -20,9 +20,7 @@ fn what_no_person_asked_for_awaits_approval() {
     bench.approve(1);
     bench.approve(2);
     bench.run_to("run 2 Fetch");
-    let Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), .. }, .. }) = bench.open.front() else {
-        panic!("{:?}", bench.open)
-    };
+    let task = bench.fetching();
     assert_eq!(task.commit, Some(commit(2)));
     bench.run_to("");
     assert_eq!((bench.end(2).0, &bench.ended[&2].approved_by), (DeployState::Live, &Some(ann())));

@@ -29,29 +29,20 @@ fn of_several_pushes_the_tip_is_deployed() {
     bench.queue(queued(2, &site));
     bench.queue(queued(3, &site));
     bench.run_to("run 3 Fetch");
-    let Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), who: Who::FetchUser }, .. }) =
-        bench.open.front()
-    else {
-        panic!("{:?}", bench.open)
-    };
+    let task = bench.fetching();
     assert_eq!((&task.commit, &task.live), (&None, &Some(commit(1))));
 }
 
 /// What is fetched for the last of three, the later two of which became one.
-fn fetched_for_merged(change: impl FnOnce(&mut Deploy)) -> Box<Fetch> {
-    let mut site = (*app("a", &[], &[])).clone();
-    change(site.deploy.as_mut().unwrap());
-    let site = Arc::new(site);
+fn fetched_for_merged(change: impl FnOnce(&mut Deploy)) -> Fetch {
+    let site = with(&app("a", &[], &[]), change);
     let mut bench = Bench::new(1);
     bench.queue(queued(1, &site));
     bench.run_to("run 1 Checkout");
     bench.queue(queued(2, &site));
     bench.queue(queued(3, &site));
     bench.run_to("run 3 Fetch");
-    match bench.open.front() {
-        Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), .. }, .. }) => task.clone(),
-        other => panic!("{other:?}"),
-    }
+    bench.fetching().clone()
 }
 
 #[test]
@@ -70,18 +61,15 @@ fn of_several_pipelines_one_that_succeeded_is_deployed() {
 #[test]
 fn nothing_keeps_back_what_a_person_asks_for() {
     let task = |by: By, track: Track| {
-        let mut site = (*app("a", &[], &[])).clone();
-        let deploy = site.deploy.as_mut().unwrap();
-        (deploy.paths, deploy.track) = (vec!["app/**".into()], track);
-        let mut asked = queued(1, &Arc::new(site));
+        let site = with(&app("a", &[], &[]), |deploy| {
+            (deploy.paths, deploy.track) = (vec!["app/**".into()], track);
+        });
+        let mut asked = queued(1, &site);
         asked.view.by = by;
         let mut bench = Bench::new(1);
         bench.queue(asked);
         bench.run_to("run 1 Fetch");
-        match bench.open.front() {
-            Some(Action::Run { job: Job::Tree { task: TreeTask::Fetch(task), .. }, .. }) => task.clone(),
-            other => panic!("{other:?}"),
-        }
+        bench.fetching().clone()
     };
     for by in [By::Local { uid: 0, user: None }, By::Token { name: "ci".into() }, By::First] {
         assert_eq!(task(by, Track::Commit).filters, None);
