@@ -7,6 +7,7 @@
 
 #[path = "../tests/support/http.rs"]
 mod http;
+mod programs;
 #[path = "../tests/support/server.rs"]
 mod server;
 
@@ -26,6 +27,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use nix::{sys::stat::Mode, unistd::mkfifo};
+use programs::{Programs, now};
 use rusqlite::Connection;
 use server::{Repo, SECRET, Server, sign};
 
@@ -42,7 +44,7 @@ fn main() {
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()));
-    let programs = Programs::compile();
+    let programs = Programs::compile(&[("probe", &["-static"]), ("slow_sync", &["-shared", "-fPIC"])]);
     if wants("accepted") {
         accepted(&programs);
     }
@@ -60,33 +62,11 @@ fn main() {
     }
 }
 
-struct Programs {
-    dir: tempfile::TempDir,
-}
-
-impl Programs {
-    fn compile() -> Self {
-        let dir = tempfile::Builder::new().prefix("everhook-bench-").tempdir_in("/tmp").unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for (source, args) in [("probe", &["-static"][..]), ("slow_sync", &["-shared", "-fPIC"])] {
-            let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("benches/programs/{source}.c"));
-            let done =
-                Command::new("cc").arg("-O2").args(args).arg("-o").arg(dir.path().join(source)).arg(from).status();
-            assert!(done.unwrap().success(), "cc cannot compile {source}.c");
-        }
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// The words before a command whose fsyncs are slower by 1 ms and are counted in `count`.
-    fn slowly(&self, count: &Path) -> [String; 4] {
-        let shim = self.path("slow_sync");
-        let count = count.display();
-        ["env".into(), format!("LD_PRELOAD={}", shim.display()), format!("COUNT={count}"), "PAUSE_US=1000".into()]
-    }
+/// The words before a command whose fsyncs are slower by 1 ms and are counted in `count`.
+fn slowly(programs: &Programs, count: &Path) -> [String; 4] {
+    let shim = programs.path("slow_sync");
+    let count = count.display();
+    ["env".into(), format!("LD_PRELOAD={}", shim.display()), format!("COUNT={count}"), "PAUSE_US=1000".into()]
 }
 
 fn percentile(times: &mut [Duration], share: f64) -> f64 {
@@ -248,7 +228,7 @@ fn accepted(programs: &Programs) {
     drop(server);
 
     let dir = tempfile::tempdir_in("/tmp").unwrap();
-    let slowly = programs.slowly(&dir.path().join("count"));
+    let slowly = slowly(programs, &dir.path().join("count"));
     let slowly: Vec<&str> = slowly.iter().map(String::as_str).collect();
     let commit = commits_apart(&slowly, dir.path());
     let server = waiting(&slowly);
@@ -268,7 +248,7 @@ fn group(programs: &Programs) {
     const EACH: usize = 100;
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     let count = dir.path().join("count");
-    let slowly = programs.slowly(&count);
+    let slowly = slowly(programs, &count);
     let slowly: Vec<&str> = slowly.iter().map(String::as_str).collect();
     let commit = commits_apart(&slowly, dir.path());
     let server = waiting(&slowly);
@@ -330,12 +310,6 @@ impl Told {
             }
         }
     }
-}
-
-/// The monotonic clock in ns, as the programs read it.
-fn now() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
 /// `site` with the program that tells, live at its first commit.

@@ -4,11 +4,13 @@
 //! turns, and the median of the turns' ratios counts, so that a busy machine is busy for both.
 #![allow(clippy::unwrap_used)]
 
+mod programs;
+
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -21,6 +23,7 @@ use nix::{
     },
     unistd::{Pid, mkfifo},
 };
+use programs::{Programs, folder};
 
 /// Turns of each world.
 const ROUNDS: usize = 7;
@@ -36,18 +39,18 @@ fn main() {
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()));
-    let writer = Writer::compile();
+    let programs = Programs::compile(&[("writer", &["-static"])]);
     if wants("one") {
-        let pairs = turns(&writer, &FLOOD, "");
+        let pairs = turns(&programs, &FLOOD, "");
         row("one writer, raw, 50 MiB a file, 10 kept: GB/s", &pairs, Cost::speed, "at least 0.9");
         row("the same: CPU seconds", &pairs, Cost::seconds, "at most 1.2");
     }
     if wants("many") {
-        row("100 writers of 1 MB/s, 10 s: CPU seconds", &turns(&writer, &MANY, ""), Cost::seconds, "at most 1");
+        row("100 writers of 1 MB/s, 10 s: CPU seconds", &turns(&programs, &MANY, ""), Cost::seconds, "at most 1");
     }
     for (name, form) in [("stamp", "stamp: Rfc3339"), ("json", "format: Json")] {
         if wants(name) {
-            let pairs = turns(&writer, &FLOOD, form);
+            let pairs = turns(&programs, &FLOOD, form);
             row(&format!("one writer, {form}: GB/s"), &pairs, Cost::speed, "no limit");
         }
     }
@@ -81,8 +84,8 @@ impl Cost {
 }
 
 /// The cost of everhook and of cat, in turns.
-fn turns(writer: &Writer, load: &Load, logs: &str) -> Vec<(Cost, Cost)> {
-    (0..ROUNDS).map(|_| (everhook(writer, load, logs), cats(writer, load))).collect()
+fn turns(programs: &Programs, load: &Load, logs: &str) -> Vec<(Cost, Cost)> {
+    (0..ROUNDS).map(|_| (everhook(programs, load, logs), cats(programs, load))).collect()
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
@@ -98,33 +101,12 @@ fn row(what: &str, pairs: &[(Cost, Cost)], of: impl Fn(&Cost) -> f64, limit: &st
     println!("{what:<52} {ours:>8.3}  cat {floor:>8.3}  ratio {ratio:>5.2}  ({limit})");
 }
 
-/// The program that writes, compiled.
-struct Writer {
-    dir: tempfile::TempDir,
-}
-
-impl Writer {
-    fn compile() -> Self {
-        let dir = folder();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/programs/writer.c");
-        let done =
-            Command::new("cc").args(["-O2", "-static", "-o"]).arg(dir.path().join("writer")).arg(source).status();
-        assert!(done.unwrap().success(), "cc cannot compile writer.c");
-        Self { dir }
-    }
-
-    fn words(&self, stage: &Stage, load: &Load) -> Vec<String> {
-        let path = |path: PathBuf| path.display().to_string();
-        let numbers = [load.bytes, load.chunk, load.rate].map(|number| number.to_string());
-        let paths = [self.dir.path().join("writer"), stage.path("gate"), stage.path("told")].map(path);
-        paths.into_iter().chain(numbers).collect()
-    }
-}
-
-fn folder() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("everhook-bench-").tempdir_in("/dev/shm").unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
+/// The words that have a writer write.
+fn words(programs: &Programs, stage: &Stage, load: &Load) -> Vec<String> {
+    let path = |path: PathBuf| path.display().to_string();
+    let numbers = [load.bytes, load.chunk, load.rate].map(|number| number.to_string());
+    let paths = [programs.path("writer"), stage.path("gate"), stage.path("told")].map(path);
+    paths.into_iter().chain(numbers).collect()
 }
 
 /// A folder with the gate at which writers wait, and a FIFO for what they tell.
@@ -177,9 +159,9 @@ fn cpu_of(pid: u32) -> u64 {
     stats.map(|stat| stat.split(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-fn cats(writer: &Writer, load: &Load) -> Cost {
+fn cats(programs: &Programs, load: &Load) -> Cost {
     let mut stage = Stage::new();
-    let words = writer.words(&stage, load);
+    let words = words(programs, &stage, load);
     let mut children: Vec<(Child, Child)> = (0..load.writers)
         .map(|n| {
             let mut source =
@@ -199,9 +181,9 @@ fn cats(writer: &Writer, load: &Load) -> Cost {
     cost
 }
 
-fn everhook(writer: &Writer, load: &Load, logs: &str) -> Cost {
+fn everhook(programs: &Programs, load: &Load, logs: &str) -> Cost {
     let mut stage = Stage::new();
-    let words = writer.words(&stage, load);
+    let words = words(programs, &stage, load);
     let apps: String = (0..load.writers).map(|n| format!("\"a{n}\": (command: {words:?}),\n")).collect();
     let dir = stage.dir.path().display();
     let config = format!(

@@ -4,12 +4,14 @@
 //! take turns, so that a busy machine is busy for both.
 #![allow(clippy::unwrap_used)]
 
+mod programs;
+
 use std::{
     collections::HashMap,
     fs::{self, File},
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -21,6 +23,7 @@ use nix::{
     },
     unistd::{Pid, mkfifo},
 };
+use programs::{Programs, folder, now};
 
 fn main() {
     // `cargo test --benches` only builds.
@@ -29,7 +32,7 @@ fn main() {
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()));
-    let programs = Programs::compile();
+    let programs = Programs::compile(&[("probe", &["-static"]), ("floor", &["-static"])]);
     for count in [1, 100, 1000] {
         if wants("kill") {
             kill_to_running(&programs, count);
@@ -47,34 +50,6 @@ fn main() {
     if wants("crash") {
         crash_loop(&programs);
     }
-}
-
-/// The two C programs, compiled.
-struct Programs {
-    dir: tempfile::TempDir,
-}
-
-impl Programs {
-    fn compile() -> Self {
-        let dir = folder();
-        for name in ["probe", "floor"] {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("benches/programs/{name}.c"));
-            let done =
-                Command::new("cc").args(["-O2", "-static", "-o"]).arg(dir.path().join(name)).arg(source).status();
-            assert!(done.unwrap().success(), "cc cannot compile {name}.c");
-        }
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
-
-fn folder() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("everhook-bench-").tempdir_in("/dev/shm").unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
 }
 
 /// A supervisor with its programs.
@@ -203,12 +178,6 @@ fn field(file: &str, name: &str) -> u64 {
     let text = fs::read_to_string(file).unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
-}
-
-/// The monotonic clock in ns, as the programs read it.
-fn now() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
 fn percentile(times: &mut [u64], share: f64) -> f64 {
