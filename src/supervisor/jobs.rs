@@ -81,6 +81,8 @@ pub struct Job {
     output: Option<Arc<OwnedFd>>,
     cgroup: Option<Arc<Cgroup>>,
     exit: Option<Exit>,
+    /// What it left running, as its deploy's log is to say.
+    left: Option<String>,
     /// Its end was asked for.
     unwanted: bool,
     /// A shutdown does not wait for it: a person's command, or a question to a remote that may never answer.
@@ -162,6 +164,7 @@ impl Supervisor {
             output: None,
             cgroup: None,
             exit: None,
+            left: None,
             unwanted: false,
             dispensable: true,
             keys: Keys::default(),
@@ -206,6 +209,7 @@ impl Supervisor {
                     output,
                     cgroup: job.cgroup,
                     exit: None,
+                    left: None,
                     unwanted: false,
                     keys: job.keys,
                     then,
@@ -348,27 +352,25 @@ impl Supervisor {
         let Some(job) = self.jobs.get(&id) else { return };
         let left = self.job_tree(job);
         if !left.is_empty() {
-            if !job.unwanted {
-                self.name_left(job, &left);
+            let named = (!job.unwanted).then(|| self.name_left(job, &left));
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.left = named;
             }
             self.end_job(id);
         }
         self.look_at_ending_jobs();
     }
 
-    /// Tells what a job left behind: in the log, and of a deploy's also where its team looks.
-    fn name_left(&self, job: &Job, left: &[tree::Member]) {
+    /// Tells what a job left behind: in the log, and of a deploy's also where its team looks. Returns the
+    /// sentence.
+    fn name_left(&self, job: &Job, left: &[tree::Member]) -> String {
         // A process names itself as it likes.
         let name = |member: &tree::Member| format!("{} ({})", member.name.escape_debug(), member.pid);
         let names: Vec<String> = left.iter().take(NAMED).map(name).collect();
         let more = left.len().checked_sub(NAMED).filter(|n| *n > 0).map(|n| format!(" and {n} more"));
         let cause = format!("left running and ended: {}{}", names.join(", "), more.unwrap_or_default());
         warn!(app = %job.app, job = job.name, "{cause}");
-        let Some(deploy) = job.deploy else { return };
-        let fifo = self.layout.fifo(&stream_name(&job.app), Stream::Out);
-        if let Err(error) = fifo::add_line(&fifo, &format!("everhook: {cause}")) {
-            warn!(app = %job.app, deploy, %error, "the deploy's log does not take a line");
-        }
+        let Some(deploy) = job.deploy else { return cause };
         self.ledger.send(Command::Event(NewEvent {
             at: clock::now().wall,
             app: Some(job.app.clone()),
@@ -376,9 +378,18 @@ impl Supervisor {
             kind: EventKind::Deploy,
             from: None,
             to: None,
-            cause: Some(cause),
+            cause: Some(cause.clone()),
             detail: Some(format!("deploy {deploy}")),
         }));
+        cause
+    }
+
+    /// Adds a line of ours to the log of this app's deploy.
+    fn add_to_deploy_log(&self, app: &AppName, line: &str) {
+        let fifo = self.layout.fifo(&stream_name(app), Stream::Out);
+        if let Err(error) = fifo::add_line(&fifo, &format!("everhook: {line}")) {
+            warn!(%app, %error, "the deploy's log does not take a line");
+        }
     }
 
     /// Jobs whose main process is gone end when their tree is empty.
@@ -406,7 +417,14 @@ impl Supervisor {
         match (job.deploy, job.output) {
             (Some(deploy), _) => {
                 let path = self.layout.deploy_log(deploy);
-                self.tail(path, LAST_LINES, move |supervisor, lines| then(supervisor, end(lines)));
+                let (app, left) = (job.app, job.left);
+                self.tail(path, LAST_LINES, move |supervisor, lines| {
+                    // Not before: the last line is the reason of a failure, and the job's own.
+                    if let Some(left) = left {
+                        supervisor.add_to_deploy_log(&app, &left);
+                    }
+                    then(supervisor, end(lines));
+                });
             }
             (None, Some(output)) => {
                 let text = memfd::read_all(&output, LONGEST_ANSWER).unwrap_or_default();
