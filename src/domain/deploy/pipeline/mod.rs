@@ -1,0 +1,304 @@
+//! One deploy that runs. Its way leads through [`release`], [`steps`] and [`switch`], or to an [`end`]
+//! before.
+//!
+//! ```text
+//! fetch:  Fetching ─► (Clearing) ─► Making ─► CheckingOut ─► (Sharing)     ended by time, cancel,
+//! check:  Stepping …                                                       shutdown
+//! build:  Stepping …
+//!         (Weighing) ─► held, until somebody approves it
+//! switch, verify:  Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
+//! ```
+//! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
+//! first. A rollback begins at switch. An event that a phase does not wait for is ignored: it answers
+//! something that was given up.
+
+mod end;
+mod release;
+mod steps;
+mod switch;
+
+use std::time::{Duration, Instant};
+
+use super::{Action, Event, Job, JobEnd, Live, Queued, StepKind, Who, queue::Waiting, record, task};
+use crate::domain::{
+    api::{DeployState, StepState, TreeTask},
+    config,
+    model::{CommitId, DeployId, Now},
+};
+
+/// A deploy from its start to its end.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    queued: Queued,
+    deploy: config::Deploy,
+    live: Option<Live>,
+    /// Several pushes became this one: the tip of the ref holds them all, its commit may not.
+    tip: bool,
+    also: Vec<CommitId>,
+    steps: Vec<(StepKind, config::Step)>,
+    phase: Phase,
+    /// Records that are not durable yet.
+    unsaved: u32,
+    /// End of the time for everything before the switch.
+    limit: Instant,
+    step_began: Instant,
+    step_limit: Option<(Instant, Duration)>,
+    stop: Option<Stop>,
+    tree_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Saving(Next),
+    Fetching,
+    Clearing,
+    Making,
+    CheckingOut,
+    Sharing,
+    Stepping,
+    Weighing,
+    Trying,
+    Flushing,
+    Writing,
+}
+
+/// What a durable record allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Fetch,
+    Clear,
+    Make,
+    Step(usize),
+    Trial,
+}
+
+/// Why it is ended before the switch.
+#[derive(Debug, Clone)]
+pub(super) enum Stop {
+    TimedOut(String),
+    Cancelled(String),
+    /// The config changed: another deploy does the same by the new one.
+    Anew,
+    Requeued,
+}
+
+/// What a deploy is after an event.
+#[derive(Debug)]
+pub(super) enum Course {
+    Goes,
+    Ended,
+    Live(Live),
+    Requeued(Box<Waiting>),
+    /// It cannot be taken back once it switches: it waits until somebody lets it go on.
+    Held,
+}
+
+impl Pipeline {
+    /// Starts it: the first record is on its way out.
+    pub(super) fn start(waiting: Waiting, live: Option<Live>, now: Now, out: &mut Vec<Action>) -> Box<Self> {
+        let Waiting { mut queued, deploy, tip, also, unsaved, built } = waiting;
+        if let Some(mut built) = built {
+            built.go_on(queued, unsaved, now, out);
+            return built;
+        }
+        queued.attempts += 1;
+        queued.view.started_at = Some(now.wall);
+        queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
+        let mut pipeline = Self {
+            steps: task::steps(&deploy),
+            limit: now.mono + deploy.timeout,
+            phase: Phase::Saving(Next::Fetch),
+            unsaved,
+            step_began: now.mono,
+            step_limit: None,
+            stop: None,
+            tree_bytes: None,
+            queued,
+            deploy,
+            live,
+            tip,
+            also,
+        };
+        if pipeline.queued.is_rollback() {
+            pipeline.save_step(Next::Trial, DeployState::Switching, None, now, out);
+        } else {
+            pipeline.save_step(Next::Fetch, DeployState::Fetching, None, now, out);
+        }
+        Box::new(pipeline)
+    }
+
+    /// What was held may switch.
+    fn go_on(&mut self, queued: Queued, unsaved: u32, now: Now, out: &mut Vec<Action>) {
+        (self.queued, self.unsaved) = (queued, unsaved);
+        self.queued.attempts += 1;
+        self.limit = now.mono + self.deploy.timeout;
+        self.save_step(Next::Trial, DeployState::Switching, None, now, out);
+    }
+
+    /// As it waits for somebody's word; that takes no try from it.
+    pub(super) fn hold(self: Box<Self>) -> Waiting {
+        let mut queued = self.queued.clone();
+        queued.attempts -= 1;
+        let (deploy, tip, also, unsaved) = (self.deploy.clone(), self.tip, self.also.clone(), self.unsaved);
+        Waiting { queued, deploy, tip, also, unsaved, built: Some(self) }
+    }
+
+    pub(super) fn queued(&self) -> &Queued {
+        &self.queued
+    }
+
+    /// When [`Event::Timer`] is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let limited = self.before_switch() && self.stop.is_none();
+        limited.then(|| self.step_limit.map_or(self.limit, |(at, _)| at.min(self.limit)))
+    }
+
+    /// What an event about this deploy means to it.
+    pub(super) fn on(&mut self, event: Event, now: Now, out: &mut Vec<Action>) -> Course {
+        match (event, self.phase) {
+            (Event::Committed { .. }, phase) => {
+                self.unsaved = self.unsaved.saturating_sub(1);
+                if let (0, Phase::Saving(next)) = (self.unsaved, phase) {
+                    return self.act(next, now, out);
+                }
+                Course::Goes
+            }
+            (Event::JobEnded { end, .. }, _) => self.job_ended(&end, now, out),
+            (Event::ReleaseMade { result, .. }, Phase::Making) => match (self.stop.take(), result) {
+                (Some(stop), _) => self.stopped(stop, now, out),
+                (None, Ok(_)) => self.check_out(out),
+                (None, Err(why)) => self.failed(why, now, out),
+            },
+            (Event::Switched { .. }, Phase::Trying) => {
+                self.step_done(now);
+                self.begin(DeployState::Verifying, None, now, out);
+                Course::Goes
+            }
+            (Event::Trial { result: Ok(note), .. }, Phase::Trying) => {
+                self.queued.view.reason = note;
+                if self.queued.is_rollback() { self.write_live(out) } else { self.flush(out) }
+            }
+            (Event::Trial { result: Err(why), .. }, Phase::Trying) => self.unproven(why, now, out),
+            (Event::LiveWritten { result: Ok(()), .. }, Phase::Writing) => self.is_live(now, out),
+            (Event::LiveWritten { result: Err(why), .. }, Phase::Writing) => self.go_back(why, now, out),
+            (Event::Cancel { why, .. }, _) => self.stop(Stop::Cancelled(why), now, out),
+            (Event::Reconfigure { .. }, _) => self.stop(Stop::Anew, now, out),
+            (Event::Shutdown, _) => self.stop(Stop::Requeued, now, out),
+            (Event::Timer, _) => self.timer(now, out),
+            (
+                Event::ReleaseMade { .. }
+                | Event::Switched { .. }
+                | Event::Trial { .. }
+                | Event::LiveWritten { .. }
+                | Event::Queue(_)
+                | Event::Live { .. }
+                | Event::Gate { .. }
+                | Event::Freeze { .. }
+                | Event::Approve { .. }
+                | Event::Forget { .. },
+                _,
+            ) => Course::Goes,
+        }
+    }
+
+    pub(super) fn before_switch(&self) -> bool {
+        !matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing)
+    }
+
+    fn id(&self) -> DeployId {
+        self.queued.view.id
+    }
+
+    // What is recorded.
+
+    fn persist(&mut self, out: &mut Vec<Action>) {
+        self.unsaved += 1;
+        out.push(Action::Persist { view: Box::new(self.queued.view.clone()), attempts: self.queued.attempts });
+    }
+
+    fn begin(&mut self, state: DeployState, command: Option<String>, now: Now, out: &mut Vec<Action>) {
+        record::begin_step(&mut self.queued.view, state, command);
+        self.step_began = now.mono;
+        self.step_limit = None;
+        self.persist(out);
+    }
+
+    fn save_step(&mut self, next: Next, state: DeployState, command: Option<String>, now: Now, out: &mut Vec<Action>) {
+        self.begin(state, command, now, out);
+        self.phase = Phase::Saving(next);
+    }
+
+    fn step_done(&mut self, now: Now) {
+        let lasted = now.mono.saturating_duration_since(self.step_began);
+        record::end_step(&mut self.queued.view, StepState::Done, Some(lasted), None);
+    }
+
+    // What is done.
+
+    fn act(&mut self, next: Next, now: Now, out: &mut Vec<Action>) -> Course {
+        match next {
+            Next::Fetch => {
+                let task = TreeTask::Fetch(Box::new(self.fetch()));
+                self.run(Phase::Fetching, Job::Tree { task, who: Who::FetchUser }, out)
+            }
+            Next::Clear => match self.release_dir() {
+                Some(path) => self.run_tree(Phase::Clearing, TreeTask::Empty { path }, out),
+                None => self.make(out),
+            },
+            Next::Make => self.make(out),
+            Next::Step(index) => self.run_step(index, now, out),
+            Next::Trial => self.try_release(now, out),
+        }
+    }
+
+    fn run(&mut self, phase: Phase, job: Job, out: &mut Vec<Action>) -> Course {
+        out.push(Action::Run { deploy: self.id(), job });
+        self.phase = phase;
+        Course::Goes
+    }
+
+    fn run_tree(&mut self, phase: Phase, task: TreeTask, out: &mut Vec<Action>) -> Course {
+        self.run(phase, Job::Tree { task, who: Who::AppUser }, out)
+    }
+
+    // What came of it.
+
+    fn job_ended(&mut self, end: &JobEnd, now: Now, out: &mut Vec<Action>) -> Course {
+        if self.phase == Phase::Flushing {
+            return match end.failure() {
+                None => self.write_live(out),
+                Some(why) => self.go_back(why, now, out),
+            };
+        }
+        if let Some(stop) = self.stop.take() {
+            return self.stopped(stop, now, out);
+        }
+        match (self.phase, end.failure()) {
+            (Phase::Fetching, None) => self.fetched(&end.answer, now, out),
+            (Phase::Clearing, None) => self.make(out),
+            (Phase::CheckingOut, None) => self.share(now, out),
+            (Phase::Sharing, None) => self.next_step(0, now, out),
+            (Phase::Stepping, _) => self.step_ended(end, now, out),
+            (Phase::Weighing, None) => self.weighed(&end.answer, now, out),
+            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Weighing, Some(why)) => {
+                self.failed(why, now, out)
+            }
+            (Phase::Saving(_) | Phase::Making | Phase::Trying | Phase::Flushing | Phase::Writing, _) => Course::Goes,
+        }
+    }
+}
+
+impl JobEnd {
+    /// Why a run of the tree helper came to nothing: its own last words where it had any.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        if let Some(error) = &self.error {
+            return Some(format!("the tree helper could not be started: {error}"));
+        }
+        if self.exit.success() {
+            return None;
+        }
+        let words = self.last_lines.iter().rev().find(|line| !line.trim().is_empty());
+        Some(words.map_or(format!("the tree helper {}", self.exit), |line| line.trim().to_owned()))
+    }
+}

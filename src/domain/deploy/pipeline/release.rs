@@ -1,0 +1,95 @@
+//! From the fetch to a folder that steps can work in.
+
+use std::path::PathBuf;
+
+use super::{Course, Next, Phase, Pipeline};
+use crate::domain::{
+    api::{Fetch, Fetched, TreeTask, Verdict},
+    deploy::{Action, task},
+    model::{CommitId, Now, ReleaseId},
+};
+
+impl Pipeline {
+    pub(super) fn fetch(&self) -> Fetch {
+        task::fetch(&self.queued, &self.deploy, self.live.as_ref(), (self.tip, &self.also))
+    }
+
+    pub(super) fn target(&self) -> Option<(ReleaseId, CommitId)> {
+        self.queued.view.release.clone().zip(self.queued.view.commit.clone())
+    }
+
+    fn dir_of(&self, release: &ReleaseId) -> PathBuf {
+        self.queued.places.app.join("releases").join(release.to_string())
+    }
+
+    pub(super) fn release_dir(&self) -> Option<PathBuf> {
+        self.queued.view.release.as_ref().map(|release| self.dir_of(release))
+    }
+
+    pub(super) fn make(&mut self, out: &mut Vec<Action>) -> Course {
+        if let Some(release) = self.queued.view.release.clone() {
+            let (deploy, app, tree_bytes) = (self.id(), self.queued.view.app.clone(), self.tree_bytes);
+            out.push(Action::MakeRelease { deploy, app, release, tree_bytes });
+        }
+        self.phase = Phase::Making;
+        Course::Goes
+    }
+
+    pub(super) fn check_out(&mut self, out: &mut Vec<Action>) -> Course {
+        let Some((release, commit)) = self.target() else { return Course::Goes };
+        let (mirror, release) = (self.queued.places.mirror.clone(), self.dir_of(&release));
+        self.run_tree(Phase::CheckingOut, TreeTask::Checkout { mirror, release, commit }, out)
+    }
+
+    pub(super) fn share(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let Some(release) = self.release_dir().filter(|_| !self.deploy.shared.is_empty()) else {
+            return self.next_step(0, now, out);
+        };
+        let previous = self.live.as_ref().map(|live| self.dir_of(&live.release));
+        let (shared, paths) = (self.queued.places.app.join("shared"), self.deploy.shared.clone());
+        self.run_tree(Phase::Sharing, TreeTask::Share { release, shared, previous, paths }, out)
+    }
+
+    pub(super) fn fetched(&mut self, answer: &[u8], now: Now, out: &mut Vec<Action>) -> Course {
+        let Ok(fetched) = serde_json::from_slice::<Fetched>(answer) else {
+            return self.failed("the tree helper gave no answer that can be read".into(), now, out);
+        };
+        let view = &mut self.queued.view;
+        view.commit = fetched.commit.or(view.commit.take());
+        view.subject = fetched.subject.or(view.subject.take());
+        view.author = fetched.author.or(view.author.take());
+        view.ref_name = Some(fetched.ref_name.clone());
+        self.tree_bytes = fetched.tree_bytes;
+        if !fetched.behind.is_empty() {
+            out.push(Action::Behind { app: view.app.clone(), behind: fetched.behind });
+        }
+        let commit = view.commit.clone();
+        let short = commit.as_ref().map_or("it", CommitId::short).to_owned();
+        match (fetched.verdict, commit) {
+            (Verdict::Deploy, Some(commit)) if !self.repeats(&commit) => self.name_release(&commit, out),
+            (Verdict::Deploy, None) => self.failed("the tree helper named no commit".into(), now, out),
+            (verdict, _) => {
+                let (state, why) = task::passed_over(verdict, &short, &fetched.ref_name);
+                self.passed_over(state, why, now, out)
+            }
+        }
+    }
+
+    /// Is this commit live, and was it no person who asked for it?
+    fn repeats(&self, commit: &CommitId) -> bool {
+        !self.queued.view.by.is_person() && self.live.as_ref().is_some_and(|live| live.commit == *commit)
+    }
+
+    /// Records the release before its folder is made, so that a crash leaves none that nobody knows.
+    fn name_release(&mut self, commit: &CommitId, out: &mut Vec<Action>) -> Course {
+        let release = ReleaseId::new(self.id(), commit);
+        let left = self.queued.view.release.replace(release.clone());
+        let next = if left.as_ref() == Some(&release) { Next::Clear } else { Next::Make };
+        if let Some(left) = left.filter(|left| *left != release) {
+            out.push(Action::RemoveRelease { app: self.queued.view.app.clone(), release: left });
+        }
+        self.persist(out);
+        self.phase = Phase::Saving(next);
+        Course::Goes
+    }
+}

@@ -1,0 +1,54 @@
+//! The switch: a release is tried, and is live once it is proven and written.
+
+use super::{Course, Phase, Pipeline};
+use crate::domain::{
+    api::{DeployState, StepState, TreeTask},
+    deploy::{Action, Live},
+    model::Now,
+};
+
+impl Pipeline {
+    pub(super) fn try_release(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let Some((release, commit)) = self.target() else {
+            return self.failed("the commit of the release is not known".into(), now, out);
+        };
+        let (deploy, app, settle) = (self.id(), self.queued.view.app.clone(), self.deploy.settle);
+        out.push(Action::StartTrial { deploy, app, release, commit, settle });
+        self.phase = Phase::Trying;
+        Course::Goes
+    }
+
+    pub(super) fn flush(&mut self, out: &mut Vec<Action>) -> Course {
+        match self.release_dir() {
+            Some(release) => self.run_tree(Phase::Flushing, TreeTask::Sync { release }, out),
+            None => self.write_live(out),
+        }
+    }
+
+    pub(super) fn write_live(&mut self, out: &mut Vec<Action>) -> Course {
+        if let Some((release, commit)) = self.target() {
+            out.push(Action::WriteLive { deploy: self.id(), app: self.queued.view.app.clone(), release, commit });
+        }
+        self.phase = Phase::Writing;
+        Course::Goes
+    }
+
+    /// Without a release to go back to it just failed.
+    pub(super) fn unproven(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        let state = if self.live.is_some() { DeployState::RolledBack } else { DeployState::Failed };
+        self.end(state, StepState::Failed, Some(why), now, out)
+    }
+
+    pub(super) fn go_back(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        out.push(Action::GoBack { deploy: self.id(), app: self.queued.view.app.clone() });
+        self.unproven(why, now, out)
+    }
+
+    pub(super) fn is_live(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let Some((release, commit)) = self.target() else { return Course::Ended };
+        let reason = self.queued.view.reason.take();
+        let _ = self.end(DeployState::Live, StepState::Done, reason, now, out);
+        out.push(Action::Prune { app: self.queued.view.app.clone(), keep: self.deploy.keep });
+        Course::Live(Live { release, commit })
+    }
+}
