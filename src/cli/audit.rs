@@ -1,4 +1,5 @@
 use anstyle::Style;
+use clap::builder::PossibleValuesParser;
 
 use super::{
     client::{look, strange},
@@ -9,19 +10,33 @@ use super::{
     words::{by, local_time, since},
 };
 use crate::domain::{
-    api::{Reply, Request},
-    model::At,
+    api::{AuditFilter, Reply, Request},
+    model::{AppName, At},
 };
 
-/// Rows without `--since`, which asks for all from there on.
+/// Rows without `-n` and `--since`, which asks for all from there on.
 const LATEST: u32 = 50;
 
-/// Who did what from where; the latest 50 without --since
+/// Who did what from where; the latest 50 without -n or --since
 #[derive(Debug, clap::Args)]
 pub struct Audit {
+    /// About this app alone
+    app: Option<AppName>,
     /// All from this moment on: RFC 3339, or how long ago (1h)
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<At>,
+    /// At most so many, the latest
+    #[arg(short, value_name = "N")]
+    n: Option<u32>,
+    /// By this user or token; `signal` and `nobody` are those without a name
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// This alone, such as restart or "token create"
+    #[arg(long, value_name = "VERB")]
+    action: Option<String>,
+    /// What was done, or what was refused
+    #[arg(long, value_name = "OUTCOME", value_parser = PossibleValuesParser::new(["done", "refused"]))]
+    outcome: Option<String>,
     /// As one JSON document
     #[arg(long)]
     json: bool,
@@ -30,9 +45,16 @@ pub struct Audit {
 impl Audit {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
         let mut screen = Screen::stdout();
-        let n = if self.since.is_some() { u32::MAX } else { LATEST };
-        let request = Request::Audit { since: self.since, n };
-        let Reply::Audit(rows) = look(place, &mut screen, request)? else { return Err(strange()) };
+        let n = self.n.unwrap_or(if self.since.is_some() { u32::MAX } else { LATEST });
+        let filter = AuditFilter {
+            since: self.since,
+            n,
+            app: self.app.clone(),
+            by: self.by.clone(),
+            action: self.action.clone(),
+            outcome: self.outcome.clone(),
+        };
+        let Reply::Audit(rows) = look(place, &mut screen, Request::Audit(filter))? else { return Err(strange()) };
         if self.json {
             return Ok(screen.document(&rows)?);
         }

@@ -64,7 +64,7 @@ impl From<Refusal> for Failure {
         let code = match refusal.kind {
             RefusalKind::Unknown | RefusalKind::Forbidden => Code::Forbidden,
             RefusalKind::NotFound => Code::NotFound,
-            RefusalKind::Failed | RefusalKind::Unavailable => Code::Failed,
+            RefusalKind::Failed | RefusalKind::Unavailable | RefusalKind::TooMany { .. } => Code::Failed,
             RefusalKind::NeedsConfirmation => Code::Unconfirmed,
             RefusalKind::BadRequest => Code::Usage,
             RefusalKind::TimedOut => Code::TimedOut,

@@ -9,7 +9,7 @@ Look
   events [APP]                 every transition with its cause; -f follows
   history [APP]                deploys, newest first; history show ID: one with its steps and log
   deliveries [APP]             what the forges sent; deliveries show ID: one, redeliver ID: again
-  audit                        who did what from where
+  audit [APP]                  who did what from where; --since 1h, --by NAME, --outcome refused
 Apps
   start, stop, restart APP…    and wait until it is so; stop holds until start
   signal APP SIG               to the main process
@@ -26,6 +26,7 @@ Config
 Server
   run                          be the supervisor
   shutdown [--now]             stop the apps, then the supervisor
+  token create NAME --role R   a token for the API; also token list, token revoke NAME
   serve DIR [--bind ADDR]      a small static file server
 
 Options for all: -c, --config PATH · --socket PATH · -h, --help · -V, --version

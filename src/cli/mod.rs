@@ -34,6 +34,7 @@ mod start;
 mod status;
 mod stop;
 mod table;
+mod token;
 mod wait;
 mod words;
 
@@ -86,6 +87,7 @@ enum Verb {
     /// Be the supervisor
     Run,
     Shutdown(shutdown::Shutdown),
+    Token(token::Token),
     #[command(hide = true)]
     CgroupRelease(cgroup_release::CgroupRelease),
     /// Serve a folder's files over HTTP
@@ -160,6 +162,7 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Check(check) => check.run(place),
         Verb::Reload(reload) => reload.run(place),
         Verb::Shutdown(shutdown) => shutdown.run(place),
+        Verb::Token(token) => token.run(place),
         Verb::CgroupRelease(_) => cgroup_release::CgroupRelease::run(),
         Verb::Run | Verb::Serve { .. } => Ok(()),
     }

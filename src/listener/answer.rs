@@ -116,6 +116,12 @@ impl Problem {
         Self { header, ..Self::new(StatusCode::UNAUTHORIZED, detail) }
     }
 
+    /// So often not; come again in so many seconds.
+    pub(super) fn too_many(detail: impl Into<Cow<'static, str>>, wait_s: u32) -> Self {
+        let header = Some((RETRY_AFTER, HeaderValue::from(wait_s)));
+        Self { header, ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
+    }
+
     /// Nothing was kept of it: come again.
     pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         let header = Some((RETRY_AFTER, HeaderValue::from_static("5")));

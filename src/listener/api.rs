@@ -287,6 +287,7 @@ fn refused(refusal: Refusal) -> Problem {
     let Refusal { kind, message } = refusal;
     let status = match kind {
         RefusalKind::Unknown => return Problem::unauthorized(message),
+        RefusalKind::TooMany { wait_s } => return Problem::too_many(message, wait_s),
         RefusalKind::Unavailable => return Problem::unavailable(message),
         RefusalKind::Forbidden => StatusCode::FORBIDDEN,
         RefusalKind::NotFound => StatusCode::NOT_FOUND,

@@ -1,14 +1,10 @@
 //! How many connections there may be, in total and from one address.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr, rc::Rc, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::domain::access::sender;
 
 /// Connections at a time; more wait in the socket's backlog.
 const IN_TOTAL: usize = 1024;
@@ -43,7 +39,7 @@ impl Guests {
 
     /// Gives the place to this address (canonical), unless too many of it are here.
     pub(super) fn seat(&self, place: OwnedSemaphorePermit, address: IpAddr) -> Option<Seat> {
-        let from = group(address);
+        let from = sender(address);
         let mut crowd = self.crowd.borrow_mut();
         let here = crowd.entry(from).or_default();
         if *here >= FROM_ONE && !address.is_loopback() {
@@ -63,14 +59,6 @@ impl Drop for Seat {
                 crowd.remove(&self.from);
             }
         }
-    }
-}
-
-/// Addresses that belong to one sender: an IPv6 host has a whole /64 to itself.
-fn group(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 

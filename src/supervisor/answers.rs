@@ -145,6 +145,7 @@ impl Supervisor {
                 }
                 self.set_polls();
             }
+            Told::Tokens(tokens) => self.tokens.set_made(tokens),
             Told::ChannelClosed { .. } => {}
             Told::Trouble { message } => self.trouble(&format!("the store takes nothing: {message}")),
             Told::Recovered => warn!("the store works again"),

@@ -39,6 +39,7 @@ mod sockets;
 mod spawner;
 mod start;
 mod status;
+mod tokens;
 mod waiters;
 mod watch;
 mod words;
@@ -58,10 +59,11 @@ use tokio::task::AbortHandle;
 
 use crate::{
     domain::{
+        access::{Guard, Keyring},
         api::{DeployState, Saying},
-        config::{self, Config},
+        config::Config,
         deploy::{self, Deploys},
-        model::{AppName, At, CommitId, DeployId, ReleaseId, Secret},
+        model::{AppName, At, CommitId, DeployId, ReleaseId},
         service::{self, App, Happening},
     },
     os::init::Machine,
@@ -95,7 +97,9 @@ pub struct Supervisor {
     config: Arc<Config>,
     /// The files' texts as they were applied.
     config_text: settings::Text,
-    tokens: Vec<(config::Token, Secret)>,
+    tokens: Keyring,
+    /// Who has sent wrong tokens lately.
+    guard: Guard,
     /// A reload is on its way.
     reloading: bool,
     /// Reloads that were asked for meanwhile.

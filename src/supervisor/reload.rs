@@ -179,7 +179,7 @@ impl Supervisor {
         self.logger.set_echo(echoes(&settings.config));
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
-        self.tokens = settings.tokens;
+        self.tokens.set_config(settings.tokens);
         self.ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
         self.deploys.set_parallel(self.config.deploys.parallel);
         for (old, new) in &moved {

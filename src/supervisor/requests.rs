@@ -8,17 +8,20 @@ use tracing::info;
 use super::{
     Supervisor,
     apply::SeatId,
-    control::{Asked, From, ReplyTo},
+    control::{Asked, ReplyTo},
     exec,
     ledger::{Command, NewAudit, Query},
     reload::Wanted,
     waiters::{Goal, Waiter},
 };
-use crate::domain::{
-    access::{self, Principal},
-    api::{Ask, By, DeployView, Refusal, RefusalKind, Reply, Request, Saying, Target},
-    model::{AppName, InstanceId, nearest},
-    service::{self, order},
+use crate::{
+    domain::{
+        access::{self, Principal},
+        api::{Ask, By, DeployView, Refusal, RefusalKind, Reply, Request, Saying, Target},
+        model::{AppName, InstanceId, nearest},
+        service::{self, order},
+    },
+    os::clock,
 };
 
 /// A request of somebody who is known.
@@ -85,7 +88,7 @@ impl Supervisor {
     /// Hears a request, and answers it sooner or later.
     pub fn hear(&mut self, asked: Asked) {
         let Asked { ask, from, fds, reply } = asked;
-        match self.principal(from, ask.token.as_deref()) {
+        match self.principal(from, &ask) {
             Ok(who) => self.look_for_subject(Caller { who, ask, fds, reply }),
             Err(refusal) => self.turn_down(&By::Nobody, &ask, &reply, refusal),
         }
@@ -160,28 +163,12 @@ impl Supervisor {
 
     /// Refuses what was not even looked into.
     fn turn_down(&mut self, by: &By, ask: &Ask, reply: &ReplyTo, refusal: Refusal) {
-        if ask.request.changes() {
+        // A crowd of strangers writes nothing: what was not looked at is no row.
+        if ask.request.changes() && !matches!(refusal.kind, RefusalKind::TooMany { .. }) {
             let named: Vec<AppName> = ask.request.named().into_iter().cloned().collect();
             self.audit_all(by, ask.address.as_deref(), &ask.request, &named, Some(&refusal.message));
         }
         reply.say(Saying::Refused(refusal));
-    }
-
-    fn principal(&self, from: From, token: Option<&str>) -> Result<Principal, Refusal> {
-        match from {
-            From::Local { uid, user, groups } => Ok(Principal::Local { uid, user, groups }),
-            From::People => {
-                let given = token.unwrap_or_default().as_bytes();
-                let fits =
-                    |(_, secret): &&(crate::domain::config::Token, crate::domain::model::Secret)| secret.matches(given);
-                // Every token is compared, so that the time says nothing about which one fits.
-                let found: Vec<_> = self.tokens.iter().filter(fits).collect();
-                let Some((token, _)) = found.first() else {
-                    return Err(Refusal::new(RefusalKind::Unknown, "the token is not known"));
-                };
-                Ok(Principal::from(token))
-            }
-        }
     }
 
     /// The apps and copies that a request is about, sorted.
@@ -241,7 +228,7 @@ impl Supervisor {
         Err(Refusal::new(RefusalKind::NotFound, format!("instance {id} does not exist; {has}")))
     }
 
-    fn known(&self, app: &AppName, who: &Principal) -> Result<AppName, Refusal> {
+    pub fn known(&self, app: &AppName, who: &Principal) -> Result<AppName, Refusal> {
         if self.apps.contains_key(app) && self.may_see(app, who) {
             return Ok(app.clone());
         }
@@ -291,7 +278,13 @@ impl Supervisor {
             Request::Deploy { id } => self.say_deploy(Query::Deploy { id, apps: shown }, wish.reply),
             Request::Deliveries { n, .. } => self.say_found(Query::Deliveries { apps: shown, n }, wish.reply),
             Request::Delivery { id } => self.say_found(Query::Delivery { id, apps: shown }, wish.reply),
-            Request::Audit { since, n } => self.say_found(Query::Audit { since, n }, wish.reply),
+            Request::Audit(filter) => self.say_found(Query::Audit(filter), wish.reply),
+            Request::Tokens => {
+                let tokens = self.tokens.views(clock::now().wall);
+                wish.reply.say(Saying::Done(Reply::Tokens(tokens)));
+            }
+            Request::TokenCreate { .. } => return self.create_token(wish),
+            Request::TokenRevoke { name } => return self.revoke_token(wish, name),
             Request::DeployLog { id, n } => {
                 let reply = wish.reply;
                 self.tail(self.layout.deploy_log(id), n, move |_, lines| {
@@ -494,7 +487,7 @@ impl Supervisor {
         let outcome = if refused.is_some() { "refused" } else { "done" };
         info!(?by, action = request.verb(), app = app.map(AppName::as_str), outcome, "asked for");
         self.ledger.send(Command::Audit(NewAudit {
-            at: crate::os::clock::now().wall,
+            at: clock::now().wall,
             by,
             address,
             action: request.verb().to_owned(),
@@ -507,8 +500,17 @@ impl Supervisor {
 
 /// Does it note in the audit by itself how it went?
 fn told_later(request: &Request) -> bool {
-    use Request::{Freeze, Redeliver, Reload, Rollback, Unfreeze};
-    matches!(request, Reload | Rollback { .. } | Freeze { .. } | Unfreeze { .. } | Redeliver { .. })
+    use Request::{Freeze, Redeliver, Reload, Rollback, TokenCreate, TokenRevoke, Unfreeze};
+    matches!(
+        request,
+        Reload
+            | Rollback { .. }
+            | Freeze { .. }
+            | Unfreeze { .. }
+            | Redeliver { .. }
+            | TokenCreate { .. }
+            | TokenRevoke { .. }
+    )
 }
 
 fn by(who: &Principal) -> By {

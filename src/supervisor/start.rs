@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     domain::{
+        access::{Guard, Keyring},
         api::{EventKind, note_folder, note_name},
         config::{self, Config},
         deploy::Deploys,
@@ -146,11 +147,14 @@ fn build(
         listeners.push(listener);
     }
     note_place(&settings.config);
+    let mut tokens = Keyring::default();
+    tokens.set_config(settings.tokens);
     let mut supervisor = Supervisor {
         me,
         config: Arc::clone(&settings.config),
         config_text: settings.text,
-        tokens: settings.tokens,
+        tokens,
+        guard: Guard::default(),
         reloading: false,
         reloads: Vec::new(),
         layout,

@@ -4,12 +4,18 @@
 //! was recognised (peer credentials, a token's bytes) is the shells' business; nothing here reads a
 //! secret. DESIGN.md section 9.
 
+mod guard;
+mod keyring;
+
 use std::{collections::BTreeMap, fmt};
 
 use super::{
     config::{Role, Token},
     model::AppName,
 };
+
+pub use guard::{Guard, sender};
+pub use keyring::{Keyring, Locked, MadeToken, TokenHash};
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Preview, Status, StepView};
+use super::{
+    AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Preview, Status, StepView, TokenView,
+};
 use crate::domain::{
     config::Role,
-    model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal},
+    model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal, show_span},
 };
 
 /// One question.
@@ -64,9 +66,18 @@ pub enum Request {
     Delivery {
         id: DeliveryId,
     },
-    Audit {
-        since: Option<At>,
-        n: u32,
+    Audit(AuditFilter),
+    /// Makes a token; the answer alone has it.
+    TokenCreate {
+        name: String,
+        role: Role,
+        /// The apps it is for; empty: all, and the server itself.
+        apps: Vec<AppName>,
+        expires: Option<Duration>,
+    },
+    Tokens,
+    TokenRevoke {
+        name: String,
     },
     /// The supervisor hands the client's own socket to the logger, which sends [`super::LogFrame`]s
     /// and closes it. Only on `control.sock`.
@@ -152,7 +163,10 @@ impl Request {
             Self::Events { .. } => "events",
             Self::History { .. } | Self::Deploy { .. } => "history",
             Self::Deliveries { .. } | Self::Delivery { .. } => "deliveries",
-            Self::Audit { .. } => "audit",
+            Self::Audit(_) => "audit",
+            Self::TokenCreate { .. } => "token create",
+            Self::Tokens => "token list",
+            Self::TokenRevoke { .. } => "token revoke",
             Self::Logs(_) | Self::DeployLog { .. } => "logs",
             Self::Start { .. } => "start",
             Self::Stop { .. } => "stop",
@@ -199,7 +213,10 @@ impl Request {
             | Self::Approve { .. }
             | Self::Redeliver { .. }
             | Self::Delivery { .. }
-            | Self::Audit { .. }
+            | Self::Audit(_)
+            | Self::TokenCreate { .. }
+            | Self::Tokens
+            | Self::TokenRevoke { .. }
             | Self::DeployLog { .. }
             | Self::Plan
             | Self::Reload
@@ -214,6 +231,16 @@ impl Request {
             Self::Cancel { id } | Self::Approve { id } => Some(format!("deploy {id}")),
             Self::Redeliver { id } => Some(format!("delivery {id}")),
             Self::Freeze { why, .. } => Some(why.clone()),
+            Self::TokenCreate { name, role, apps, expires } => {
+                let scope = if apps.is_empty() {
+                    "all apps".to_owned()
+                } else {
+                    apps.iter().map(AppName::as_str).collect::<Vec<_>>().join(", ")
+                };
+                let until = expires.map_or_else(String::new, |span| format!(", for {}", show_span(span)));
+                Some(format!("{name}: {role:?} for {scope}{until}"))
+            }
+            Self::TokenRevoke { name } => Some(name.clone()),
             _ => None,
         }
     }
@@ -230,7 +257,14 @@ impl Request {
             | Self::Freeze { .. }
             | Self::Unfreeze { .. }
             | Self::Redeliver { .. } => Role::Deployer,
-            Self::Plan | Self::Reload | Self::Shutdown { .. } | Self::Audit { .. } | Self::Exec { .. } => Role::Admin,
+            Self::Plan
+            | Self::Reload
+            | Self::Shutdown { .. }
+            | Self::Audit(_)
+            | Self::TokenCreate { .. }
+            | Self::Tokens
+            | Self::TokenRevoke { .. }
+            | Self::Exec { .. } => Role::Admin,
             _ => Role::Viewer,
         }
     }
@@ -239,7 +273,7 @@ impl Request {
     #[must_use]
     pub fn changes(&self) -> bool {
         let looks = match self {
-            Self::Plan | Self::Audit { .. } => true,
+            Self::Plan | Self::Audit(_) | Self::Tokens => true,
             Self::DeployApp { dry_run, .. } | Self::Rollback { dry_run, .. } => *dry_run,
             _ => false,
         };
@@ -250,6 +284,21 @@ impl Request {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+/// Which rows of the audit: those that fit everything that is given, the last `n` of them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AuditFilter {
+    pub since: Option<At>,
+    pub n: u32,
+    /// About this app; rows of apps that are gone are found too.
+    pub app: Option<AppName>,
+    /// By the user or the token of this name.
+    pub by: Option<String>,
+    /// The verb, such as `restart`.
+    pub action: Option<String>,
+    /// `done` or `refused`.
+    pub outcome: Option<String>,
 }
 
 /// Which output to show.
@@ -325,6 +374,13 @@ pub enum Reply {
     Deliveries(Vec<DeliveryView>),
     Delivery(Box<DeliveryView>),
     Audit(Vec<AuditView>),
+    /// A new token, told this once.
+    Token {
+        name: String,
+        token: String,
+        expires_at: Option<At>,
+    },
+    Tokens(Vec<TokenView>),
     Lines(Vec<String>),
     /// How a command ended.
     Exited {
@@ -376,6 +432,8 @@ pub struct Refusal {
 pub enum RefusalKind {
     /// The token is unknown: HTTP 401.
     Unknown,
+    /// Too many unknown tokens came from there; this one was not looked at: HTTP 429.
+    TooMany { wait_s: u32 },
     /// The role is too low: HTTP 403, exit 5.
     Forbidden,
     /// No such app, deploy, release, delivery: HTTP 404, exit 4.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::model::{AppName, At, CommitId, DeliveryId, DeployId, Exit, InstanceId, ReleaseId};
+use crate::domain::{
+    config::Role,
+    model::{AppName, At, CommitId, DeliveryId, DeployId, Exit, InstanceId, ReleaseId},
+};
 
 /// `status --json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -335,6 +338,31 @@ pub struct AuditView {
     /// `done` or `refused`.
     pub outcome: String,
     pub reason: Option<String>,
+}
+
+/// One of `token list --json`; what opens is never in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    pub name: String,
+    pub role: Role,
+    /// `null`: all, and the server itself.
+    pub apps: Option<Vec<AppName>>,
+    pub source: TokenSource,
+    /// Who made it, where it does not stand in the config.
+    pub by: Option<By>,
+    pub created_at: Option<At>,
+    pub expires_at: Option<At>,
+    pub expired: bool,
+}
+
+/// Where a token comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenSource {
+    /// `tokens` in supervisor.ron.
+    Config,
+    /// `token create`.
+    Created,
 }
 
 /// One object of `logs --json`.

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{
-    rows::{by, filter, json, moment, some_by, some_moment, some_word, word},
+    rows::{filter, json, moment, plain, some_moment, some_plain, some_word, word},
     say::Unfinished,
 };
 use crate::domain::{
@@ -182,8 +182,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<DeployView> {
         ref_name: row.get("ref")?,
         subject: row.get("subject")?,
         author: row.get("author")?,
-        by: by(row)?,
-        approved_by: some_by(row, "approved_by")?,
+        by: plain(row, "by")?,
+        approved_by: some_plain(row, "approved_by")?,
         release: some_word(row, "release")?,
         superseded_by: row.get("superseded_by")?,
         queued_at: moment(row, "queued_at")?,

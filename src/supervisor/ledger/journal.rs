@@ -3,11 +3,11 @@
 use rusqlite::{Connection, Row, named_params, params};
 
 use super::{
-    rows::{by, filter, json, moment, some_word, word},
+    rows::{filter, json, moment, plain, some_word, word},
     say::{NewAudit, NewEvent},
 };
 use crate::domain::{
-    api::{AuditView, EventView},
+    api::{AuditFilter, AuditView, EventView},
     model::{AppName, At},
 };
 
@@ -62,11 +62,24 @@ pub(super) fn append_audit(connection: &Connection, new: &NewAudit) -> rusqlite:
     Ok(())
 }
 
-/// The last `n`, oldest first.
-pub(super) fn audit(connection: &Connection, n: u32, since: Option<At>) -> rusqlite::Result<Vec<AuditView>> {
-    let mut statement =
-        connection.prepare_cached("SELECT * FROM audit WHERE ?2 IS NULL OR at >= ?2 ORDER BY id DESC LIMIT ?1")?;
-    let rows = statement.query_map(params![n, since.map(|at| at.0)], read_audit)?;
+/// The last ones that fit, oldest first.
+pub(super) fn audit(connection: &Connection, filter: &AuditFilter) -> rusqlite::Result<Vec<AuditView>> {
+    let AuditFilter { since, n, app, by, action, outcome } = filter;
+    let mut statement = connection.prepare_cached(
+        "SELECT * FROM audit WHERE (:since IS NULL OR at >= :since) AND (:app IS NULL OR app = :app)
+             AND (:by IS NULL OR :by IN (by ->> 'user', by ->> 'name', by ->> 'kind'))
+             AND (:action IS NULL OR action = :action) AND (:outcome IS NULL OR outcome = :outcome)
+             ORDER BY id DESC LIMIT :n",
+    )?;
+    let wanted = named_params! {
+        ":since": since.map(|at| at.0),
+        ":app": app.as_ref().map(AppName::as_str),
+        ":by": by,
+        ":action": action,
+        ":outcome": outcome,
+        ":n": n,
+    };
+    let rows = statement.query_map(wanted, read_audit)?;
     oldest_first(rows)
 }
 
@@ -94,7 +107,7 @@ fn read_audit(row: &Row<'_>) -> rusqlite::Result<AuditView> {
     Ok(AuditView {
         id: row.get("id")?,
         at: moment(row, "at")?,
-        by: by(row)?,
+        by: plain(row, "by")?,
         address: row.get("address")?,
         action: row.get("action")?,
         app: row.get("app")?,

@@ -1,4 +1,4 @@
-//! How long rows are kept: DESIGN.md section 10. The audit stays for ever.
+//! How long rows are kept: DESIGN.md section 10. The audit stays for ever, but for what strangers tried.
 
 use std::collections::BTreeSet;
 
@@ -8,6 +8,8 @@ use crate::domain::model::{AppName, At};
 
 /// Events that are kept of each app, and of what concerns no app.
 const EVENTS: u32 = 10_000;
+/// Rows of the audit about whoever was nobody: strangers make them, so their number is bounded.
+const STRANGERS: u32 = 10_000;
 /// Deploys that are kept of each app.
 const DEPLOYS: u32 = 1_000;
 /// Refused deliveries that are kept: strangers make them, so their number is bounded.
@@ -28,6 +30,7 @@ pub(super) fn prune(connection: &Connection, now: At, apps: &BTreeSet<Option<App
         }
     }
     refused(connection, REFUSED)?;
+    strangers(connection, STRANGERS)?;
     // Numbers grow with time: looked for from the oldest on, the first that stays is found at once.
     let oldest_kept = "(SELECT coalesce((SELECT id FROM deliveries WHERE at >= ?1 ORDER BY id LIMIT 1), 1 << 62))";
     connection
@@ -57,6 +60,15 @@ fn deploys(connection: &Connection, app: &AppName, most: u32) -> rusqlite::Resul
              AND id NOT IN (SELECT id FROM deploys WHERE app = ?1 AND state = 'live' ORDER BY id DESC LIMIT ?2)",
     )?;
     delete.execute(params![app.as_str(), most])?;
+    Ok(())
+}
+
+fn strangers(connection: &Connection, most: u32) -> rusqlite::Result<()> {
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM audit WHERE by = '{\"kind\":\"nobody\"}' AND id <=
+             (SELECT id FROM audit WHERE by = '{\"kind\":\"nobody\"}' ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+    )?;
+    delete.execute([most])?;
     Ok(())
 }
 

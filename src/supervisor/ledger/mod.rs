@@ -16,6 +16,7 @@ mod rows;
 mod say;
 mod store;
 mod thread;
+mod tokens;
 mod webhook;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub(super) fn answer(store: &Connection, ticket: u64, query: &Query) -> rusqlite
     let reply = match query {
         Query::Unfinished => return Ok(Told::Unfinished { ticket, deploys: deploys::unfinished(store)? }),
         Query::Events { apps, n, since } => Ok(Reply::Events(journal::events(store, apps.as_deref(), *n, *since)?)),
-        Query::Audit { since, n } => Ok(Reply::Audit(journal::audit(store, *n, *since)?)),
+        Query::Audit(filter) => Ok(Reply::Audit(journal::audit(store, filter)?)),
         Query::Deploys { apps, n } => Ok(Reply::Deploys(deploys::list(store, apps.as_deref(), *n)?)),
         Query::Deliveries { apps, n } => Ok(Reply::Deliveries(deliveries::list(store, apps.as_deref(), *n)?)),
         Query::Deploy { id, apps } => match deploys::find(store, *id, apps.as_deref())? {

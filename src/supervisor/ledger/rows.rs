@@ -5,10 +5,7 @@ use std::str::FromStr;
 use rusqlite::{Connection, Row, params, types::Type};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::domain::{
-    api::By,
-    model::{AppName, At},
-};
+use crate::domain::model::{AppName, At};
 
 /// A column of text as the word it is.
 pub(super) fn word<T: FromStr>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
@@ -30,16 +27,16 @@ pub(super) fn some_moment(row: &Row<'_>, column: &str) -> rusqlite::Result<Optio
     Ok(row.get::<_, Option<i64>>(column)?.map(At))
 }
 
-/// Who did it, a column of JSON.
-pub(super) fn by(row: &Row<'_>) -> rusqlite::Result<By> {
-    let text: String = row.get("by")?;
-    read(&text).ok_or_else(|| bad("by", &text))
+/// A column of JSON.
+pub(super) fn plain<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text).map_err(|_| bad(column, &text))
 }
 
-/// The same, where the column may be null.
-pub(super) fn some_by(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<By>> {
+/// As [`plain`], where the column may be null.
+pub(super) fn some_plain<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<T>> {
     let text: Option<String> = row.get(column)?;
-    text.map(|text| read(&text).ok_or_else(|| bad(column, &text))).transpose()
+    text.map(|text| serde_json::from_str(&text).map_err(|_| bad(column, &text))).transpose()
 }
 
 /// Plain data as JSON.
@@ -50,10 +47,6 @@ pub(super) fn json(data: &impl Serialize) -> String {
 /// A filter by apps for `json_each`; `None`, and so null, for all.
 pub(super) fn filter(apps: Option<&[AppName]>) -> Option<String> {
     apps.map(|apps| json(&apps))
-}
-
-fn read<T: DeserializeOwned>(text: &str) -> Option<T> {
-    serde_json::from_str(text).ok()
 }
 
 fn bad(column: &str, text: &str) -> rusqlite::Error {
@@ -71,5 +64,5 @@ pub(super) fn rename(connection: &Connection, old: &AppName, new: &AppName) -> r
     ] {
         connection.execute(change, names)?;
     }
-    Ok(())
+    super::tokens::rename(connection, old, new)
 }

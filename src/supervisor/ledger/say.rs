@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     domain::{
-        api::{By, DeployView, EventKind, EventView, Refusal, Reply},
+        access::MadeToken,
+        api::{AuditFilter, By, DeployView, EventKind, EventView, Refusal, Reply},
         deploy::accept::Snapshot,
         model::{AppName, At, CommitId, DeliveryId, DeployId, InstanceId, ReleaseId},
     },
@@ -33,6 +34,10 @@ pub enum Command {
     Event(NewEvent),
     /// Appends a row of the audit.
     Audit(NewAudit),
+    /// Keeps a token that was made. Answered by [`Told::Tokens`] and [`Told::Found`].
+    NewToken { ticket: u64, token: MadeToken },
+    /// Forgets one of this name. Answered in the same way.
+    RevokeToken { ticket: u64, name: String },
     /// Answered by [`Told::Found`], for [`Query::Unfinished`] by [`Told::Unfinished`].
     Query { ticket: u64, query: Query },
     /// The loop is alive: the answer to [`Told::Health`].
@@ -112,11 +117,8 @@ pub enum Query {
         id: DeliveryId,
         apps: Option<Vec<AppName>>,
     },
-    /// The last `n`, oldest first.
-    Audit {
-        since: Option<At>,
-        n: u32,
-    },
+    /// Oldest first.
+    Audit(AuditFilter),
     /// Every deploy that has not ended, oldest first.
     Unfinished,
 }
@@ -158,6 +160,8 @@ pub enum Told {
         ticket: u64,
         deploys: Vec<Unfinished>,
     },
+    /// The tokens that people made, all of them: told when the store is opened and at each change.
+    Tokens(Vec<MadeToken>),
     /// The listener closed its end.
     ChannelClosed {
         listener: usize,

@@ -22,8 +22,8 @@ use super::*;
 use crate::{
     domain::{
         api::{
-            Answer, By, DeliveryState, DeployState, EventKind, FromHooks, RefusalKind, Reply, StepExit, StepState,
-            StepView,
+            Answer, AuditFilter, By, DeliveryState, DeployState, EventKind, FromHooks, RefusalKind, Reply, StepExit,
+            StepState, StepView,
         },
         model::At,
     },
@@ -300,10 +300,24 @@ fn what_the_loop_stores_is_read_back_as_it_was() {
         Ok(Reply::Events(events)) => assert_eq!(events, [event]),
         other => panic!("{other:?}"),
     }
-    match desk.ask(Query::Audit { since: Some(At(1)), n: 5 }) {
-        Ok(Reply::Audit(rows)) => assert_eq!((rows.len(), rows[0].action.as_str()), (1, "restart")),
+    let fits = AuditFilter {
+        since: Some(At(1)),
+        n: 5,
+        app: Some(name("blog")),
+        by: Some("nobody".to_owned()),
+        action: Some("restart".to_owned()),
+        outcome: Some("refused".to_owned()),
+    };
+    let rows = |filter: AuditFilter| match desk.ask(Query::Audit(filter)) {
+        Ok(Reply::Audit(rows)) => rows.len(),
         other => panic!("{other:?}"),
-    }
+    };
+    assert_eq!(rows(fits.clone()), 1);
+    assert_eq!(rows(AuditFilter { since: Some(At(10)), ..fits.clone() }), 0);
+    assert_eq!(rows(AuditFilter { app: Some(name("api")), ..fits.clone() }), 0);
+    assert_eq!(rows(AuditFilter { by: Some("ann".to_owned()), ..fits.clone() }), 0);
+    assert_eq!(rows(AuditFilter { action: Some("stop".to_owned()), ..fits.clone() }), 0);
+    assert_eq!(rows(AuditFilter { outcome: Some("done".to_owned()), ..fits }), 0);
     match desk.ask(Query::Deploy { id: 41, apps: Some(vec![name("blog")]) }) {
         Ok(Reply::Deploy { deploy: found, log }) => assert_eq!((found, log.len()), (deploy, 0)),
         other => panic!("{other:?}"),

@@ -20,9 +20,11 @@ use super::{
     journal, keep, queries, redelivery,
     say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told},
     store::{self, Fault, StoreError},
+    tokens,
     webhook::{self, Incoming, Reading},
 };
 use crate::domain::{
+    access::MadeToken,
     api::{Answer, DeployState, DeployView, EventKind},
     deploy::accept::Snapshot,
     model::{AppName, At, CommitId, DeliveryId, DeployId},
@@ -46,6 +48,8 @@ enum Write {
     Update { deploy: Box<DeployView>, attempts: u32, ticket: Option<u64> },
     Event(NewEvent),
     Audit(NewAudit),
+    NewToken { ticket: u64, token: MadeToken },
+    RevokeToken { ticket: u64, name: String },
     Rename { old: AppName, new: AppName },
 }
 
@@ -167,6 +171,8 @@ impl State {
             Command::Event(_) if self.writes.len() >= MOST_WAITING && self.trouble.is_some() => self.dropped += 1,
             Command::Event(new) => self.put_off(Write::Event(new)),
             Command::Audit(new) => self.put_off(Write::Audit(new)),
+            Command::NewToken { ticket, token } => self.put_off(Write::NewToken { ticket, token }),
+            Command::RevokeToken { ticket, name } => self.put_off(Write::RevokeToken { ticket, name }),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
             Command::Health { ticket } => self.hooks.healthy(ticket),
             Command::Close => self.closing = true,
@@ -338,9 +344,11 @@ impl State {
                 journal::append_audit(store, new)?;
                 Vec::new()
             }
+            Write::NewToken { ticket, token } => tokens::append(store, *ticket, token)?,
+            Write::RevokeToken { ticket, name } => tokens::remove(store, *ticket, name)?,
             Write::Rename { old, new } => {
                 super::rows::rename(store, old, new)?;
-                Vec::new()
+                vec![Told::Tokens(tokens::all(store)?)]
             }
         })
     }
@@ -436,6 +444,10 @@ impl State {
     }
 
     fn take_store(&mut self, store: Connection, alert: Option<String>) {
+        match tokens::all(&store) {
+            Ok(tokens) => (self.tell)(Told::Tokens(tokens)),
+            Err(error) => tracing::error!("{}: the tokens cannot be read: {error}", self.path.display()),
+        }
         self.store = Some(store);
         if let Some(message) = alert {
             tracing::error!("{message}");
@@ -507,7 +519,7 @@ fn touched(write: &Write) -> Option<AppName> {
         Write::NewDeploy(new) => Some(new.app.clone()),
         Write::Update { deploy, .. } => Some(deploy.app.clone()),
         Write::Event(new) => new.app.clone(),
-        Write::Redeliver { .. } | Write::Audit(_) => None,
+        Write::Redeliver { .. } | Write::Audit(_) | Write::NewToken { .. } | Write::RevokeToken { .. } => None,
         Write::Rename { new, .. } => Some(new.clone()),
     }
 }

@@ -203,11 +203,11 @@ impl Supervisor {
         Ok(())
     }
 
-    fn audit_done(&mut self, wish: &Wish) {
+    pub fn audit_done(&mut self, wish: &Wish) {
         self.audit_all(&wish.by, wish.address.as_deref(), &wish.request, &wish.apps, None);
     }
 
-    fn audit_refused(&mut self, wish: &Wish, why: &str) {
+    pub fn audit_refused(&mut self, wish: &Wish, why: &str) {
         self.audit_all(&wish.by, wish.address.as_deref(), &wish.request, &wish.apps, Some(why));
     }
 }

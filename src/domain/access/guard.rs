@@ -1,0 +1,155 @@
+//! Slows down who guesses tokens, and nobody else.
+//!
+//! An address may be wrong a few times, then once in a while; between that what it sends is not even
+//! looked at. A token that has once been right from an address goes on being looked at from there, so
+//! that whoever guesses from behind the same router or proxy locks nobody out (OWASP calls this a
+//! device cookie).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use super::TokenHash;
+
+/// Wrong tokens that an address may send at once.
+const ATTEMPTS: u32 = 10;
+/// So long until one of them is forgiven.
+const FORGIVEN_IN: Duration = Duration::from_secs(6);
+/// Addresses, and right tokens, that are remembered at a time.
+const REMEMBERED: usize = 10_000;
+
+/// Addresses that belong to one sender: an IPv6 host has a whole /64 to itself.
+#[must_use]
+pub fn sender(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+/// Who has guessed wrongly lately.
+#[derive(Debug, Default)]
+pub struct Guard {
+    /// When all that an address got wrong is forgiven.
+    forgiven_at: BTreeMap<IpAddr, Instant>,
+    /// What was right, and from where.
+    right: BTreeSet<(IpAddr, [u8; 32])>,
+}
+
+impl Guard {
+    /// May what this address sends be looked at?
+    ///
+    /// # Errors
+    /// How long it has to wait before it tries again.
+    pub fn admit(&self, from: IpAddr, token: TokenHash, now: Instant) -> Result<(), Duration> {
+        let from = sender(from);
+        let Some(forgiven_at) = self.forgiven_at.get(&from) else { return Ok(()) };
+        let debt = forgiven_at.saturating_duration_since(now);
+        let room = FORGIVEN_IN * (ATTEMPTS - 1);
+        if debt <= room || self.right.contains(&(from, *token.bytes())) { Ok(()) } else { Err(debt - room) }
+    }
+
+    /// It was wrong.
+    pub fn wrong(&mut self, from: IpAddr, now: Instant) {
+        let from = sender(from);
+        if self.forgiven_at.len() >= REMEMBERED && !self.forgiven_at.contains_key(&from) {
+            self.forgiven_at.retain(|_, at| *at > now);
+            let soonest = self.forgiven_at.iter().min_by_key(|(_, at)| **at).map(|(from, _)| *from);
+            if let Some(soonest) = soonest.filter(|_| self.forgiven_at.len() >= REMEMBERED) {
+                self.forgiven_at.remove(&soonest);
+            }
+        }
+        let debt = self.forgiven_at.entry(from).or_insert(now);
+        *debt = (*debt).max(now) + FORGIVEN_IN;
+    }
+
+    /// It was right.
+    pub fn right(&mut self, from: IpAddr, token: TokenHash) {
+        if self.right.len() >= REMEMBERED {
+            self.right.pop_first();
+        }
+        self.right.insert((sender(from), *token.bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn hash(text: &str) -> TokenHash {
+        TokenHash::of(text.as_bytes())
+    }
+
+    #[test]
+    fn a_few_are_free_and_then_one_at_a_time() {
+        let (mut guard, start, from) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
+        for _ in 0..ATTEMPTS {
+            assert_eq!(guard.admit(from, hash("x"), start), Ok(()));
+            guard.wrong(from, start);
+        }
+        assert_eq!(guard.admit(from, hash("x"), start), Err(FORGIVEN_IN));
+        assert_eq!(guard.admit(ip("192.0.2.2"), hash("x"), start), Ok(()));
+        let later = start + FORGIVEN_IN;
+        assert_eq!(guard.admit(from, hash("x"), later), Ok(()));
+        guard.wrong(from, later);
+        assert_eq!(guard.admit(from, hash("x"), later), Err(FORGIVEN_IN));
+    }
+
+    #[test]
+    fn who_was_right_is_let_in_beside_a_guesser() {
+        let (mut guard, now, from) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
+        guard.right(from, hash("good"));
+        for _ in 0..100 {
+            guard.wrong(from, now);
+        }
+        assert_eq!(guard.admit(from, hash("good"), now), Ok(()));
+        assert!(guard.admit(from, hash("guess"), now).is_err());
+        assert_eq!(guard.admit(ip("192.0.2.9"), hash("guess"), now), Ok(()));
+    }
+
+    #[test]
+    fn a_sender_is_an_ipv4_address_or_a_network_of_64_bits() {
+        assert_eq!(sender(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+        assert_eq!(sender(ip("2001:db8::1")), sender(ip("2001:db8::ffff:ffff:ffff:ffff")));
+        assert_ne!(sender(ip("2001:db8::1")), sender(ip("2001:db8:0:1::1")));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_worst_is_remembered() {
+        let (mut guard, now, worst) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
+        for _ in 0..2 * ATTEMPTS {
+            guard.wrong(worst, now);
+        }
+        for n in 0..2 * REMEMBERED as u32 {
+            guard.wrong(IpAddr::V4((0x0a00_0000 + n).into()), now);
+            guard.right(IpAddr::V4((0x0a00_0000 + n).into()), hash("good"));
+        }
+        assert_eq!((guard.forgiven_at.len(), guard.right.len()), (REMEMBERED, REMEMBERED));
+        assert!(guard.admit(worst, hash("x"), now).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_guesses_faster_than_the_rate(pauses in proptest::collection::vec(0u64..20, 1..200)) {
+            let (mut guard, start, from) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
+            let (mut now, mut looked_at) = (start, 0u32);
+            for pause in pauses {
+                now += Duration::from_secs(pause);
+                if guard.admit(from, hash("x"), now).is_ok() {
+                    guard.wrong(from, now);
+                    looked_at += 1;
+                }
+            }
+            let by_rate = (now - start).as_secs() / FORGIVEN_IN.as_secs();
+            prop_assert!(u64::from(looked_at) <= u64::from(ATTEMPTS) + by_rate);
+        }
+    }
+}
