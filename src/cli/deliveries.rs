@@ -38,7 +38,8 @@ impl Deliveries {
             Listed::One("redeliver", id) => return self.redeliver(place, &mut screen, id),
             Listed::One(_, id) => return self.show(place, &mut screen, id),
         };
-        let Reply::Deliveries(list) = look(place, &mut screen, Request::Deliveries { app, n: self.n })? else {
+        let Reply::Deliveries(list) = look(place, &mut screen, Request::Deliveries { app, n: self.n, before: None })?
+        else {
             return Err(strange());
         };
         if self.json {

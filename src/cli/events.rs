@@ -35,7 +35,9 @@ pub struct Events {
 impl Events {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
         let mut screen = Screen::stdout();
-        let request = Request::Events { app: self.app.clone(), n: self.n, since: self.since, follow: self.follow };
+        let Self { app, n, since, follow, .. } = self;
+        let (app, n, since, follow) = (app.clone(), *n, *since, *follow);
+        let request = Request::Events { app, n, since, follow, after: None, before: None };
         if self.follow {
             return self.follow(place, &mut screen, request);
         }

@@ -43,7 +43,8 @@ impl History {
             Listed::All(app) => app,
             Listed::One(_, id) => return self.show(place, &mut screen, id),
         };
-        let Reply::Deploys(deploys) = look(place, &mut screen, Request::History { app, n: self.n })? else {
+        let Reply::Deploys(deploys) = look(place, &mut screen, Request::History { app, n: self.n, before: None })?
+        else {
             return Err(strange());
         };
         if self.json {

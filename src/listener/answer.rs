@@ -16,6 +16,7 @@ use hyper::{
     },
 };
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use super::site::FileBody;
 
@@ -23,6 +24,8 @@ use super::site::FileBody;
 pub(super) enum Content {
     Whole(Bytes),
     File(FileBody),
+    /// As it comes, until the sender is gone.
+    Stream(mpsc::Receiver<io::Result<Bytes>>),
 }
 
 impl Content {
@@ -35,11 +38,14 @@ impl Body for Content {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let next = match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => None,
             Self::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
             Self::File(file) => file.next_piece(),
+            Self::Stream(pieces) => {
+                return pieces.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)));
+            }
         };
         Poll::Ready(next.map(|piece| piece.map(Frame::data)))
     }
@@ -49,16 +55,22 @@ impl Body for Content {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(match self {
-            Self::Whole(bytes) => bytes.len() as u64,
-            Self::File(file) => file.left(),
-        })
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::File(file) => SizeHint::with_exact(file.left()),
+            Self::Stream(_) => SizeHint::default(),
+        }
     }
 }
 
 /// An answer of the listener, never stored by anybody between.
 pub(super) fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Content> {
-    let mut response = Response::new(Content::Whole(body.into()));
+    answer(status, kind, Content::Whole(body.into()))
+}
+
+/// The same, as it comes.
+pub(super) fn answer(status: StatusCode, kind: &'static str, body: Content) -> Response<Content> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

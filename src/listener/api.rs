@@ -4,12 +4,17 @@
 use std::{net::IpAddr, time::Duration};
 
 use http_body_util::{BodyExt, Limited};
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::Incoming,
+    header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, LINK},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::{
-    answer::{Content, Problem, json, reply},
+    answer::{Content, Problem, json, ready_json, reply},
     link::Link,
     request::{JSON, READ, only, parameter, refuse_encoding, refuse_type, token},
     routes::{Action, Route, Sentence},
@@ -20,7 +25,7 @@ use crate::domain::{
 };
 
 /// How long the supervisor may take for what is done at once.
-const LIMIT: Duration = Duration::from_secs(9);
+pub(super) const LIMIT: Duration = Duration::from_secs(9);
 /// The longest `?wait=`.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// How long a look may take that fetches first, unless `?wait=` says otherwise.
@@ -164,12 +169,23 @@ impl People {
         let token = token(request.headers())?;
         let question = question(route, request.uri().query())?;
         let reply = self.ask(Some(token), from, None, question).await?;
+        let (headers, query) = (request.headers(), request.uri().query());
         Ok(match reply {
-            api::Reply::Status(status) => json(StatusCode::OK, &status),
-            api::Reply::Deploys(deploys) => json(StatusCode::OK, &deploys),
-            api::Reply::Deploy { deploy, .. } => json(StatusCode::OK, &deploy),
-            api::Reply::Deliveries(deliveries) => json(StatusCode::OK, &deliveries),
-            api::Reply::Delivery(delivery) => json(StatusCode::OK, &delivery),
+            api::Reply::Status(status) if matches!(route, Route::App(_)) => {
+                let app = status.apps.into_iter().next().ok_or_else(strange)?;
+                found(headers, &app)
+            }
+            api::Reply::Status(status) => found(headers, &status),
+            api::Reply::Deploys(deploys) => {
+                let ids = deploys.iter().map(|deploy| deploy.id);
+                paged(found(headers, &deploys), request.uri().path(), query, ids)
+            }
+            api::Reply::Deploy { deploy, .. } => found(headers, &deploy),
+            api::Reply::Deliveries(deliveries) => {
+                let ids = deliveries.iter().map(|delivery| delivery.id);
+                paged(found(headers, &deliveries), request.uri().path(), query, ids)
+            }
+            api::Reply::Delivery(delivery) => found(headers, &delivery),
             _ => return Err(strange()),
         })
     }
@@ -182,7 +198,7 @@ impl People {
         Ok(reply(StatusCode::OK, "text/plain", "ok"))
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         token: Option<String>,
         from: IpAddr,
@@ -199,7 +215,6 @@ impl People {
     }
 }
 
-/// The app and the deploy that a change was about.
 /// Who orders a change, and how long they wait for it.
 fn orders(request: &Request<Incoming>) -> Result<(String, Option<Duration>), Problem> {
     only(request.method(), "POST")?;
@@ -211,15 +226,21 @@ fn begun(wait: Option<Duration>, what: &Changed) -> Response<Content> {
     json(if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED }, what)
 }
 
+/// The app and the deploy that a change was about.
 fn about(reply: api::Reply) -> (Option<AppName>, Option<DeployId>) {
     if let api::Reply::Changed { app, deploy, .. } = reply { (app, deploy) } else { (None, None) }
 }
 
-fn strange() -> Problem {
+pub(super) fn strange() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the supervisor answered something else")
 }
 
-fn ask(token: Option<String>, from: IpAddr, wait: Option<Duration>, request: api::Request) -> impl FnOnce(u64) -> Ask {
+pub(super) fn ask(
+    token: Option<String>,
+    from: IpAddr,
+    wait: Option<Duration>,
+    request: api::Request,
+) -> impl FnOnce(u64) -> Ask {
     move |ticket| Ask { ticket, token, address: Some(from.to_string()), wait: wait.is_some(), timeout: wait, request }
 }
 
@@ -228,18 +249,65 @@ fn question(route: &Route, query: Option<&str>) -> Result<api::Request, Problem>
         Some(name) => known(&name).map(Some),
         None => Ok(None),
     };
-    let n = || Ok(parameter::<u32>(query, "n", "number")?.unwrap_or(ROWS.0).min(ROWS.1));
+    let before = || parameter::<i64>(query, "before", "number");
+    let n = || rows(query);
     Ok(match route {
-        Route::Deploys => api::Request::History { app: app()?, n: n()? },
-        Route::Deliveries => api::Request::Deliveries { app: app()?, n: n()? },
+        Route::Deploys => api::Request::History { app: app()?, n: n()?, before: before()? },
+        Route::Deliveries => api::Request::Deliveries { app: app()?, n: n()?, before: before()? },
         Route::Deploy(id) => api::Request::Deploy { id: number(id, "deploys")? },
         Route::Delivery(id) => api::Request::Delivery { id: number(id, "deliveries")? },
+        Route::App(app) => api::Request::Status { apps: vec![Target::App(known(app)?)] },
         _ => api::Request::Status { apps: app()?.map(Target::App).into_iter().collect() },
     })
 }
 
+/// Rows that are wanted of a list.
+pub(super) fn rows(query: Option<&str>) -> Result<u32, Problem> {
+    Ok(parameter::<u32>(query, "n", "number")?.unwrap_or(ROWS.0).min(ROWS.1))
+}
+
+/// What was asked for, or that it is what the client has already (RFC 9110 section 13.1.2).
+pub(super) fn found(headers: &HeaderMap, value: &impl Serialize) -> Response<Content> {
+    let body = serde_json::to_string(value).expect("plain data always serializes");
+    let tag = format!(
+        "\"{}\"",
+        Sha256::digest(&body)[..12].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    );
+    let fits =
+        |list: &str| list.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag || one == "*");
+    let mut response = if headers.get_all(IF_NONE_MATCH).iter().any(|list| list.to_str().is_ok_and(fits)) {
+        let mut response = Response::new(Content::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        ready_json(StatusCode::OK, body)
+    };
+    let headers = response.headers_mut();
+    headers.insert(ETAG, HeaderValue::from_str(&tag).expect("hexadecimal digits in quotes"));
+    // To be kept, and asked after each time.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    response
+}
+
+/// Names the page before this one (RFC 8288), where there may be one; numbers come newest first.
+pub(super) fn paged(
+    mut response: Response<Content>,
+    path: &str,
+    query: Option<&str>,
+    ids: impl ExactSizeIterator<Item = i64>,
+) -> Response<Content> {
+    let full = rows(query).is_ok_and(|n| n as usize == ids.len());
+    let Some(oldest) = ids.min().filter(|oldest| full && *oldest > 1) else { return response };
+    let rest = query.unwrap_or_default().split('&').filter(|one| !one.is_empty() && !one.starts_with("before="));
+    let query = rest.map(str::to_owned).chain([format!("before={oldest}")]).collect::<Vec<_>>().join("&");
+    if let Ok(link) = HeaderValue::from_str(&format!("<{path}?{query}>; rel=\"next\"")) {
+        response.headers_mut().insert(LINK, link);
+    }
+    response
+}
+
 /// A name that cannot be an app's is of none that there is.
-fn known(name: &str) -> Result<AppName, Problem> {
+pub(super) fn known(name: &str) -> Result<AppName, Problem> {
     name.parse().map_err(|_| Problem::new(StatusCode::NOT_FOUND, "no app has a name like this"))
 }
 
@@ -283,7 +351,7 @@ async fn body<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Resu
     serde_json::from_slice(&bytes).map_err(|e| Problem::bad_request(format!("the body is not understood: {e}")))
 }
 
-fn refused(refusal: Refusal) -> Problem {
+pub(super) fn refused(refusal: Refusal) -> Problem {
     let Refusal { kind, message } = refusal;
     let status = match kind {
         RefusalKind::Unknown => return Problem::unauthorized(message),

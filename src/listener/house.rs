@@ -103,6 +103,8 @@ impl House {
             (Route::Change(app, action), _, Some(people)) => people.change(&app, action, request, from).await,
             (Route::Judge(id, sentence), _, Some(people)) => people.judge(&id, sentence, request, from).await,
             (Route::Redeliver(id), _, Some(people)) => people.redeliver(&id, request, from).await,
+            (Route::Events, _, Some(people)) => people.events(&request, from).await,
+            (Route::Logs(of), _, Some(people)) => people.logs(&of, &request, from).await,
             (route, _, Some(people)) => people.show(&route, &request, from).await,
         }
     }

@@ -90,6 +90,17 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
         Ok((Self { outbox, waiting, next_ticket: Cell::new(1) }, carry))
     }
 
+    /// Asks what is answered on the socket that goes along.
+    ///
+    /// # Errors
+    /// 503, when the supervisor is gone.
+    pub(super) fn tell(&self, question: impl FnOnce(u64) -> Q, socket: OwnedFd) -> Result<(), Problem> {
+        let ticket = self.next_ticket.get();
+        self.next_ticket.set(ticket + 1);
+        let question = Question { message: question(ticket), body: Vec::new(), fd: Some(socket) };
+        self.outbox.send(question).map_err(|_| gone())
+    }
+
     /// Asks and waits for the answer, `limit` at most.
     ///
     /// # Errors
@@ -101,7 +112,6 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
         fd: Option<OwnedFd>,
         limit: Duration,
     ) -> Result<R, Problem> {
-        let gone = || Problem::unavailable("the supervisor is not there; it will be back soon");
         let ticket = Ticket { number: self.next_ticket.get(), waiting: &self.waiting };
         self.next_ticket.set(ticket.number + 1);
         let (sender, receiver) = oneshot::channel();
@@ -113,6 +123,10 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
             Err(_) => Err(Problem::unavailable("the supervisor did not answer in time")),
         }
     }
+}
+
+fn gone() -> Problem {
+    Problem::unavailable("the supervisor is not there; it will be back soon")
 }
 
 async fn carry<Q: Serialize, R: Reply>(

@@ -18,6 +18,7 @@ mod request;
 mod routes;
 mod signals;
 mod site;
+mod streams;
 
 use std::{future::Future, io, process::ExitCode};
 

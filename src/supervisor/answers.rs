@@ -56,13 +56,10 @@ impl Supervisor {
     pub fn say_events(&mut self, query: Query, follow: Option<Option<Vec<AppName>>>, reply: ReplyTo) {
         let Some(apps) = follow else { return self.say_found(query, reply) };
         self.ask_ledger(query, move |supervisor, found| match found {
-            Ok(Reply::Events(events)) => {
-                for event in events {
-                    reply.say(Saying::Event(event));
-                }
+            Ok(past) => {
+                reply.say(Saying::Done(past));
                 supervisor.followers.push(Follower { apps, reply });
             }
-            Ok(_) => {}
             Err(refusal) => {
                 reply.say(Saying::Refused(refusal));
             }

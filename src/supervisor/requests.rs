@@ -271,12 +271,17 @@ impl Supervisor {
         let shown = self.shown(&wish);
         match wish.request.clone() {
             Request::Status { .. } => self.say_status(&wish.chosen, wish.reply),
-            Request::Events { n, since, follow, .. } => {
-                self.say_events(Query::Events { apps: shown.clone(), n, since }, follow.then_some(shown), wish.reply);
+            Request::Events { n, since, follow, after, before, .. } => {
+                let query = Query::Events { apps: shown.clone(), n, since, after, before };
+                self.say_events(query, follow.then_some(shown), wish.reply);
             }
-            Request::History { n, .. } => self.say_found(Query::Deploys { apps: shown, n }, wish.reply),
+            Request::History { n, before, .. } => {
+                self.say_found(Query::Deploys { apps: shown, n, before }, wish.reply);
+            }
             Request::Deploy { id } => self.say_deploy(Query::Deploy { id, apps: shown }, wish.reply),
-            Request::Deliveries { n, .. } => self.say_found(Query::Deliveries { apps: shown, n }, wish.reply),
+            Request::Deliveries { n, before, .. } => {
+                self.say_found(Query::Deliveries { apps: shown, n, before }, wish.reply);
+            }
             Request::Delivery { id } => self.say_found(Query::Delivery { id, apps: shown }, wish.reply),
             Request::Audit(filter) => self.say_found(Query::Audit(filter), wish.reply),
             Request::Tokens => {

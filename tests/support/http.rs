@@ -51,6 +51,27 @@ impl Client {
 
     /// Reads one answer. `head` alone where the request was HEAD.
     pub fn answer(&mut self, head_only: bool) -> Answer {
+        let mut answer = self.begin();
+        if head_only || answer.status == 304 {
+            return answer;
+        }
+        if answer.header("transfer-encoding") == Some("chunked") {
+            while let Some(chunk) = self.chunk() {
+                answer.body.extend(chunk);
+            }
+            return answer;
+        }
+        let length = answer.header("content-length").map_or(0, |value| value.parse().unwrap());
+        while self.read.len() < length {
+            assert!(self.more(), "closed in the middle of a body");
+        }
+        let rest = self.read.split_off(length);
+        answer.body = std::mem::replace(&mut self.read, rest);
+        answer
+    }
+
+    /// Reads an answer's head.
+    pub fn begin(&mut self) -> Answer {
         let end = loop {
             if let Some(end) = self.read.windows(4).position(|w| w == b"\r\n\r\n") {
                 break end + 4;
@@ -64,13 +85,24 @@ impl Client {
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
             .collect();
-        let length = headers.iter().find(|(n, _)| n == "content-length").map_or(0, |(_, v)| v.parse().unwrap());
-        let length = if head_only || status == 304 { 0 } else { length };
-        while self.read.len() < length {
-            assert!(self.more(), "closed in the middle of a body");
+        Answer { status, headers, body: Vec::new() }
+    }
+
+    /// The next chunk of a body that comes in chunks; `None` after the last.
+    pub fn chunk(&mut self) -> Option<Vec<u8>> {
+        let line = loop {
+            if let Some(end) = self.read.windows(2).position(|w| w == b"\r\n") {
+                break self.read.drain(..end + 2).collect::<Vec<_>>();
+            }
+            assert!(self.more(), "closed before a chunk");
+        };
+        let length = usize::from_str_radix(std::str::from_utf8(&line).unwrap().trim(), 16).unwrap();
+        while self.read.len() < length + 2 {
+            assert!(self.more(), "closed in the middle of a chunk");
         }
-        let rest = self.read.split_off(length);
-        Answer { status, headers, body: std::mem::replace(&mut self.read, rest) }
+        let chunk = self.read.drain(..length).collect();
+        self.read.drain(..2);
+        (length > 0).then_some(chunk)
     }
 
     /// Waits until an answer begins.

@@ -1,7 +1,9 @@
 //! What clients ask of the supervisor, over `control.sock` and people channels.
 //!
 //! On `control.sock` a client sends one [`Ask`] frame; the supervisor answers with frames of
-//! [`Said`]: any number of `Progress` and stream items, then one `Done` or `Refused`.
+//! [`Said`]: any number of `Progress` and stream items, then one `Done` or `Refused`. A people channel carries
+//! many questions at once; beside one whose answer is a stream comes a socket, on which it is answered.
+//! Followed events begin with one `Done`, of the past.
 
 use std::time::Duration;
 
@@ -51,10 +53,18 @@ pub enum Request {
         n: u32,
         since: Option<At>,
         follow: bool,
+        /// Only those with higher numbers: how whoever followed them goes on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<i64>,
+        /// Only those with lower numbers: the page before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<i64>,
     },
     History {
         app: Option<AppName>,
         n: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<DeployId>,
     },
     Deploy {
         id: DeployId,
@@ -62,6 +72,8 @@ pub enum Request {
     Deliveries {
         app: Option<AppName>,
         n: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<DeliveryId>,
     },
     Delivery {
         id: DeliveryId,
@@ -80,7 +92,7 @@ pub enum Request {
         name: String,
     },
     /// The supervisor hands the client's own socket to the logger, which sends [`super::LogFrame`]s
-    /// and closes it. Only on `control.sock`.
+    /// and closes it.
     Logs(LogsRequest),
     /// Last lines of a deploy's log.
     DeployLog {
@@ -267,6 +279,12 @@ impl Request {
             | Self::Exec { .. } => Role::Admin,
             _ => Role::Viewer,
         }
+    }
+
+    /// Is its answer a stream, which needs a connection of its own?
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        matches!(self, Self::Events { follow: true, .. } | Self::Logs(_))
     }
 
     /// Does it change something? Then it stands in the audit.

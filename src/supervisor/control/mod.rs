@@ -143,14 +143,32 @@ pub fn people(channel: Channel, events: Events) {
 }
 
 async fn serve(channel: Channel, from: From, events: Events) {
-    if let Err(error) = talk(channel, from, events).await {
+    if let Err(error) = talk(channel, from, events, None).await {
         debug!(%error, "a client is gone");
     }
 }
 
-async fn talk(channel: Channel, from: From, events: Events) -> io::Result<()> {
+/// Answers a question of a people channel on the socket that came with it.
+fn stream(socket: OwnedFd, ask: Ask, events: Events) {
+    tokio::spawn(async move {
+        if let Err(error) = talk(Channel::new(socket), From::People, events, Some(ask)).await {
+            debug!(%error, "a reader is gone");
+        }
+    });
+}
+
+/// `first`: what was asked elsewhere and is answered here.
+async fn talk(channel: Channel, from: From, events: Events, first: Option<Ask>) -> io::Result<()> {
     let (out, mut outbox) = mpsc::unbounded_channel();
     let mut channel = Watched::new(channel)?;
+    let put = |ask: Ask, fds: Vec<OwnedFd>| {
+        let reply = ReplyTo { ticket: ask.ticket, out: out.clone() };
+        events.send(Event::Asked(Box::new(Asked { ask, from: from.clone(), fds, reply }))).is_ok()
+    };
+    let is_stream = first.is_some();
+    if first.is_some_and(|ask| !put(ask, Vec::new())) {
+        return Ok(());
+    }
     loop {
         tokio::select! {
             said = outbox.recv() => match said {
@@ -162,11 +180,15 @@ async fn talk(channel: Channel, from: From, events: Events) -> io::Result<()> {
                 None => return Ok(()),
             },
             frame = channel.next() => {
-                let frame = frame?;
+                let mut frame = frame?;
                 let ask: Ask = frame.message()?;
-                let reply = ReplyTo { ticket: ask.ticket, out: out.clone() };
-                let asked = Asked { ask, from: from.clone(), fds: frame.fds, reply };
-                if events.send(Event::Asked(Box::new(asked))).is_err() {
+                if matches!(from, From::People) && ask.request.streams() {
+                    // On the shared channel it would stand in everybody's way, or be given away.
+                    let Some(socket) = frame.fds.pop().filter(|_| !is_stream) else {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "a stream without a socket"));
+                    };
+                    stream(socket, ask, events.clone());
+                } else if !put(ask, frame.fds) {
                     return Ok(());
                 }
             }

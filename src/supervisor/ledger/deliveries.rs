@@ -69,13 +69,18 @@ pub(super) fn body(connection: &Connection, id: DeliveryId) -> rusqlite::Result<
 }
 
 /// The last `n` that are about these apps, newest first.
-pub(super) fn list(connection: &Connection, apps: Option<&[AppName]>, n: u32) -> rusqlite::Result<Vec<DeliveryView>> {
+pub(super) fn list(
+    connection: &Connection,
+    apps: Option<&[AppName]>,
+    n: u32,
+    before: DeliveryId,
+) -> rusqlite::Result<Vec<DeliveryView>> {
     let mut statement = connection.prepare_cached(
-        "SELECT * FROM deliveries WHERE ?1 IS NULL OR EXISTS (SELECT 1 FROM delivery_apps
-             WHERE delivery = deliveries.id AND app IN (SELECT value FROM json_each(?1)))
+        "SELECT * FROM deliveries WHERE (?1 IS NULL OR EXISTS (SELECT 1 FROM delivery_apps
+             WHERE delivery = deliveries.id AND app IN (SELECT value FROM json_each(?1)))) AND id < ?3
          ORDER BY id DESC LIMIT ?2",
     )?;
-    let rows = statement.query_map(params![filter(apps), n], read)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let rows = statement.query_map(params![filter(apps), n, before], read)?.collect::<rusqlite::Result<Vec<_>>>()?;
     rows.into_iter().map(|row| with_deploys(connection, row, apps)).collect()
 }
 

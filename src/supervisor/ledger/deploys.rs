@@ -90,11 +90,17 @@ fn put(connection: &Connection, id: Option<DeployId>, view: &DeployView, attempt
 }
 
 /// The last `n` of these apps, newest first.
-pub(super) fn list(connection: &Connection, apps: Option<&[AppName]>, n: u32) -> rusqlite::Result<Vec<DeployView>> {
+pub(super) fn list(
+    connection: &Connection,
+    apps: Option<&[AppName]>,
+    n: u32,
+    before: DeployId,
+) -> rusqlite::Result<Vec<DeployView>> {
     let mut statement = connection.prepare_cached(
-        "SELECT * FROM deploys WHERE ?1 IS NULL OR app IN (SELECT value FROM json_each(?1)) ORDER BY id DESC LIMIT ?2",
+        "SELECT * FROM deploys WHERE (?1 IS NULL OR app IN (SELECT value FROM json_each(?1))) AND id < ?3
+             ORDER BY id DESC LIMIT ?2",
     )?;
-    let deploys = statement.query_map(params![filter(apps), n], read)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let deploys = statement.query_map(params![filter(apps), n, before], read)?.collect::<rusqlite::Result<Vec<_>>>()?;
     deploys.into_iter().map(|deploy| with_steps(connection, deploy)).collect()
 }
 

@@ -16,10 +16,17 @@ use crate::domain::api::{Refusal, RefusalKind, Reply};
 pub(super) fn answer(store: &Connection, ticket: u64, query: &Query) -> rusqlite::Result<Told> {
     let reply = match query {
         Query::Unfinished => return Ok(Told::Unfinished { ticket, deploys: deploys::unfinished(store)? }),
-        Query::Events { apps, n, since } => Ok(Reply::Events(journal::events(store, apps.as_deref(), *n, *since)?)),
+        Query::Events { apps, n, since, after, before } => {
+            let between = (after.unwrap_or(0), before.unwrap_or(i64::MAX));
+            Ok(Reply::Events(journal::events(store, apps.as_deref(), *n, *since, between)?))
+        }
         Query::Audit(filter) => Ok(Reply::Audit(journal::audit(store, filter)?)),
-        Query::Deploys { apps, n } => Ok(Reply::Deploys(deploys::list(store, apps.as_deref(), *n)?)),
-        Query::Deliveries { apps, n } => Ok(Reply::Deliveries(deliveries::list(store, apps.as_deref(), *n)?)),
+        Query::Deploys { apps, n, before } => {
+            Ok(Reply::Deploys(deploys::list(store, apps.as_deref(), *n, before.unwrap_or(i64::MAX))?))
+        }
+        Query::Deliveries { apps, n, before } => {
+            Ok(Reply::Deliveries(deliveries::list(store, apps.as_deref(), *n, before.unwrap_or(i64::MAX))?))
+        }
         Query::Deploy { id, apps } => match deploys::find(store, *id, apps.as_deref())? {
             Some(deploy) => Ok(Reply::Deploy { deploy: Box::new(deploy), log: Vec::new() }),
             None => Err(missing(store, "deploy", "deploys", *id)?),

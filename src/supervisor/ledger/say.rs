@@ -97,11 +97,16 @@ pub enum Query {
         apps: Option<Vec<AppName>>,
         n: u32,
         since: Option<At>,
+        /// Only those with higher numbers.
+        after: Option<i64>,
+        /// Only those with lower numbers.
+        before: Option<i64>,
     },
     /// The last `n`, newest first, without their steps' output.
     Deploys {
         apps: Option<Vec<AppName>>,
         n: u32,
+        before: Option<DeployId>,
     },
     /// The reply's `log` is empty.
     Deploy {
@@ -112,6 +117,7 @@ pub enum Query {
     Deliveries {
         apps: Option<Vec<AppName>>,
         n: u32,
+        before: Option<DeliveryId>,
     },
     Delivery {
         id: DeliveryId,

@@ -296,7 +296,7 @@ fn what_the_loop_stores_is_read_back_as_it_was() {
     let desk = desk.reopen();
     let expected = Unfinished { deploy: *deploy.clone(), attempts: 2, rev: Some("v1".to_owned()) };
     assert_eq!(desk.unfinished(), [expected]);
-    match desk.ask(Query::Events { apps: Some(vec![name("blog")]), n: 5, since: None }) {
+    match desk.ask(Query::Events { apps: Some(vec![name("blog")]), n: 5, since: None, after: None, before: None }) {
         Ok(Reply::Events(events)) => assert_eq!(events, [event]),
         other => panic!("{other:?}"),
     }
@@ -333,7 +333,7 @@ fn events_are_the_last_ones_oldest_first() {
     for to in ["starting", "ready", "failed"] {
         desk.ledger().send(Command::Event(desk.event("blog", to)));
     }
-    match desk.ask(Query::Events { apps: None, n: 2, since: None }) {
+    match desk.ask(Query::Events { apps: None, n: 2, since: None, after: None, before: None }) {
         Ok(Reply::Events(events)) => {
             let to: Vec<_> = events.iter().map(|event| event.to.as_deref().unwrap()).collect();
             assert_eq!(to, ["ready", "failed"]);
@@ -369,7 +369,7 @@ fn while_there_is_no_store_deliveries_are_turned_away_and_the_rest_waits() {
     assert_eq!((answer.ticket, answer.status), (ticket, 503));
     assert!(answer.retry_after.is_some());
     assert_eq!(desk.post(&Post { secret: "wrong", ..master('a', "one") }).0, 401);
-    assert_eq!(desk.ask(Query::Deploys { apps: None, n: 1 }).unwrap_err().kind, RefusalKind::Unavailable);
+    assert_eq!(desk.ask(Query::Deploys { apps: None, n: 1, before: None }).unwrap_err().kind, RefusalKind::Unavailable);
     desk.ledger().send(Command::Query { ticket: 98, query: Query::Unfinished });
     desk.ledger().send(Command::Event(desk.event("blog", "ready")));
 
@@ -455,7 +455,7 @@ fn rows_are_kept_for_their_time() {
 
     let mut desk = Desk::at(Arc::clone(&desk.folder), "everhook.db");
     desk.ledger().send(Command::Event(desk.event("blog", "ready")));
-    let count = desk.ask(Query::Events { apps: None, n: 20_000, since: None });
+    let count = desk.ask(Query::Events { apps: None, n: 20_000, since: None, after: None, before: None });
     assert!(matches!(count, Ok(Reply::Events(events)) if events.len() == 10_000));
     let ids: Vec<_> = desk.deliveries(None).into_iter().map(|d| d.sender_id.unwrap()).collect();
     assert_eq!(ids, ["new", "week"]);

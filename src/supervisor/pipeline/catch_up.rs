@@ -157,7 +157,7 @@ impl Supervisor {
         if live.as_ref() == Some(&tip.commit) {
             return;
         }
-        let query = Query::Deploys { apps: Some(vec![app.clone()]), n: 1000 };
+        let query = Query::Deploys { apps: Some(vec![app.clone()]), n: 1000, before: None };
         self.ask_ledger(query, move |supervisor, reply| {
             let Ok(Reply::Deploys(deploys)) = reply else { return };
             if let Some(why) = stays_back(&deploys, &tip.commit, &by) {

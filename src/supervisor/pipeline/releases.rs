@@ -38,7 +38,7 @@ impl Supervisor {
     /// Asks first whose releases never were live: a crash can leave one behind, and it counts for
     /// nothing.
     pub(super) fn prune(&mut self, name: &AppName, keep: u32) {
-        let query = Query::Deploys { apps: Some(vec![name.clone()]), n: 1000 };
+        let query = Query::Deploys { apps: Some(vec![name.clone()]), n: 1000, before: None };
         let name = name.clone();
         self.ask_ledger(query, move |supervisor, reply| {
             let Ok(Reply::Deploys(deploys)) = reply else { return };

@@ -28,7 +28,7 @@ pub struct Rollback {
 impl Supervisor {
     /// Finds the release, sees that it is there, and queues its deploy.
     pub fn roll_back(&mut self, wish: Rollback) {
-        let query = Query::Deploys { apps: Some(vec![wish.app.clone()]), n: 1000 };
+        let query = Query::Deploys { apps: Some(vec![wish.app.clone()]), n: 1000, before: None };
         self.ask_ledger(query, move |supervisor, reply| match reply {
             Ok(Reply::Deploys(deploys)) => supervisor.choose_release(wish, &deploys),
             Ok(_) => {}

@@ -193,14 +193,14 @@ impl Desk {
     }
 
     pub(super) fn deliveries(&self, apps: Option<Vec<AppName>>) -> Vec<DeliveryView> {
-        match self.ask(Query::Deliveries { apps, n: 10_000 }) {
+        match self.ask(Query::Deliveries { apps, n: 10_000, before: None }) {
             Ok(Reply::Deliveries(list)) => list,
             other => panic!("{other:?}"),
         }
     }
 
     pub(super) fn deploys(&self) -> Vec<DeployView> {
-        match self.ask(Query::Deploys { apps: None, n: 10_000 }) {
+        match self.ask(Query::Deploys { apps: None, n: 10_000, before: None }) {
             Ok(Reply::Deploys(list)) => list,
             other => panic!("{other:?}"),
         }
