@@ -212,11 +212,56 @@ fn what_is_wrong_with_one_app_is_told_with_its_line_and_stops_no_other() {
     );
 }
 
+/// An address of this machine that no other test is given by the kernel.
+fn own_address() -> std::net::SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let taken = std::net::TcpListener::bind((std::net::Ipv4Addr::new(127, 88, high, low), 0)).unwrap();
+    taken.local_addr().unwrap()
+}
+
 #[test]
-fn a_port_that_is_taken_at_the_start_is_told_with_its_place() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let socket = taken.local_addr().unwrap();
-    let server = Server::new(&format!("(state_dir: \"@DIR@/state\",\n http: [(bind: \"{socket}\", serve: [Api])])"));
-    let said = server.fails(1, &["run"]);
-    assert!(said.contains("somebody else listens there") && said.contains("supervisor.ron:2:16"), "{said}");
+fn an_address_that_cannot_be_had_at_the_start_stops_no_app_and_is_had_once_it_is_free() {
+    let (address, nowhere) = (own_address(), "192.0.2.1:9988");
+    let taken = std::net::TcpListener::bind(address).unwrap();
+    let server = Server::new(&format!(
+        r#"(state_dir: "@DIR@/state", http: [
+(bind: "{address}", serve: [Api]),
+(bind: "{nowhere}", serve: [Hooks]),
+(bind: "127.0.0.1:0", serve: [Api])], apps: {{
+"good": (command: ["sleep", "1000"], ready: Immediate),
+}})"#
+    ));
+    let server = server.started();
+    server.wait_state("good", "ready");
+    let pid = server.main_pid("good");
+    let listener = |s: &Server, n: usize| s.status()["supervisor"]["listeners"][n].clone();
+    let why = [(0, "somebody else listens there", 2), (1, "Cannot assign", 3)];
+    let is_told = |s: &Server, (n, what, line): (usize, &str, u32)| {
+        let listener = listener(s, n);
+        let reason = listener["reason"].as_str().unwrap_or_default();
+        assert_eq!((&listener["state"], &listener["pid"]), (&"failed".into(), &Value::Null), "{listener}");
+        assert!(reason.contains(what) && reason.contains(&format!("supervisor.ron:{line}:8")), "{reason}");
+        assert!(s.log().contains(reason) && s.ok(&["status"]).contains(reason), "{reason}");
+    };
+    why.into_iter().for_each(|expected| is_told(&server, expected));
+    server.until("the other one runs", |s| (listener(s, 2)["state"] == "ready").then_some(()));
+
+    // A reload has it tried at once, and is not refused for what is not new.
+    server.edit_config("\"good\": (", "\"more\": (command: [\"sleep\", \"1000\"], ready: Immediate),\n\"good\": (");
+    server.ok(&["reload"]);
+    server.wait_state("more", "ready");
+    why.into_iter().for_each(|expected| is_told(&server, expected));
+    let failed = |s: &Server| s.events().into_iter().filter(|e| e["kind"] == "listener" && e["to"] == "failed").count();
+    assert_eq!(failed(&server), 2, "it is told once, however often it is tried");
+
+    drop(taken);
+    let ready = |s: &Server| Some(listener(s, 0)).filter(|listener| listener["state"] == "ready");
+    let ready = server.until("the freed address is listened on", ready);
+    assert_eq!((&ready["reason"], &ready["restarts"]), (&Value::Null, &0.into()), "{ready}");
+    std::net::TcpStream::connect(address).unwrap();
+    // One that is not to be had goes like any other.
+    server.edit_config(&format!("(bind: \"{nowhere}\", serve: [Hooks]),"), "");
+    server.ok(&["reload"]);
+    assert_eq!(server.status()["supervisor"]["listeners"].as_array().unwrap().len(), 2);
+    assert_eq!(server.main_pid("good"), pid);
 }

@@ -241,7 +241,7 @@ fn status_tells_everything_and_absent_is_null() {
     let supervisor = &status["supervisor"];
     assert_eq!(keys(supervisor), "config config_differs listeners logger pid since state_dir version");
     assert_eq!(supervisor["pid"], server.pid());
-    assert_eq!(keys(&supervisor["listeners"][0]), "bind pid restarts serve state");
+    assert_eq!(keys(&supervisor["listeners"][0]), "bind pid reason restarts serve state");
     assert_eq!(keys(&supervisor["logger"]), "pid restarts");
     for app in status["apps"].as_array().unwrap() {
         assert_eq!(keys(app), "behind commit frozen instances name reason release state watch");

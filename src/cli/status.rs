@@ -106,7 +106,8 @@ fn notes(screen: &mut Screen, status: &View) -> Result<(), Failure> {
     let mut lines = Vec::new();
     let supervisor = &status.supervisor;
     for listener in supervisor.listeners.iter().filter(|listener| listener.state != InstanceState::Ready) {
-        lines.push(format!("the listener on {} is {}", listener.bind, listener.state));
+        let reason = listener.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        lines.push(format!("the listener on {} is {}{reason}", listener.bind, listener.state));
     }
     for app in &status.apps {
         if let Some(WatchView { state, reason: Some(reason) }) = &app.watch {

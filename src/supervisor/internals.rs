@@ -1,9 +1,8 @@
-//! The processes that everhook itself is made of: the logger and one listener an `http` entry. They
+//! The processes that everhook itself is made of: the logger, and the listeners of `listeners`. They
 //! are started from the running binary, restarted at once, then after 10 ms doubling to 1 s, and
 //! never given up.
 
 use std::{
-    net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +15,6 @@ use tracing::{error, info, warn};
 use super::{
     Supervisor,
     children::Owner,
-    control,
     event::{Event, Events},
     launch,
     ledger::{Command, NewEvent},
@@ -25,7 +23,7 @@ use super::{
 use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
-        config::{Config, Http, Identity, Serve},
+        config::{Config, Identity},
         model::{Exit, InstanceId},
     },
     os::{
@@ -39,7 +37,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A process that lived this long was well.
-const WELL: Duration = Duration::from_secs(10);
+pub const WELL: Duration = Duration::from_secs(10);
 
 /// The life of an internal process.
 pub struct Keeper {
@@ -47,6 +45,8 @@ pub struct Keeper {
     pub pidfd: Option<OwnedFd>,
     pub restarts: u64,
     pub state: InstanceState,
+    /// Why it does not run.
+    pub reason: Option<String>,
     started: Option<Instant>,
     pause: Duration,
     /// It may end now.
@@ -60,6 +60,7 @@ impl Default for Keeper {
             pidfd: None,
             restarts: 0,
             state: InstanceState::Stopped,
+            reason: None,
             started: None,
             pause: Duration::ZERO,
             ending: false,
@@ -68,15 +69,16 @@ impl Default for Keeper {
 }
 
 impl Keeper {
-    fn runs(&mut self, spawned: Spawned) {
+    pub fn runs(&mut self, spawned: Spawned) {
         self.pid = Some(spawned.pid);
         self.pidfd = Some(spawned.pidfd);
         self.state = InstanceState::Ready;
+        self.reason = None;
         self.started = Some(Instant::now());
     }
 
     /// How long to wait before the next start; `None`: it may rest.
-    fn ended(&mut self) -> Option<Duration> {
+    pub fn ended(&mut self, why: &str) -> Option<Duration> {
         self.pid = None;
         self.pidfd = None;
         if self.ending {
@@ -85,24 +87,24 @@ impl Keeper {
         }
         self.restarts += 1;
         self.state = InstanceState::Backoff;
+        self.reason = Some(why.to_owned());
         if self.started.take().is_some_and(|at| at.elapsed() >= WELL) {
-            self.pause = Duration::ZERO;
+            self.hurry();
         }
-        let pause = self.pause;
-        self.pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        Some(pause)
+        Some(self.next_pause(LONGEST_PAUSE))
     }
-}
 
-/// One `http` entry: its socket, held whatever happens to the process.
-pub struct Listener {
-    pub entry: Http,
-    pub socket: Arc<OwnedFd>,
-    /// Port 0 resolved.
-    pub address: SocketAddr,
-    pub keeper: Keeper,
-    /// Names its channels in the ledger; never used twice.
-    pub number: usize,
+    /// How long to wait now, twice as long as the last time.
+    pub fn next_pause(&mut self, longest: Duration) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).clamp(FIRST_PAUSE, longest);
+        pause
+    }
+
+    /// The next try comes at once.
+    pub fn hurry(&mut self) {
+        self.pause = Duration::ZERO;
+    }
 }
 
 /// The logger and what it captures.
@@ -259,7 +261,7 @@ impl Logger {
 }
 
 impl Supervisor {
-    fn internal_spec(&self, args: &[String], uid: u32) -> Result<SpawnSpec, launch::Unfit> {
+    pub fn internal_spec(&self, args: &[String], uid: u32) -> Result<SpawnSpec, launch::Unfit> {
         let who = Identity { uid, gid: uid, groups: Vec::new(), name: None, home: "/".into(), shell: "/bin/sh".into() };
         let env = [("PATH", launch::PATH), ("LANG", "C.UTF-8")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         let mut words = vec!["everhook".to_owned()];
@@ -315,7 +317,7 @@ impl Supervisor {
     pub fn logger_exited(&mut self, exit: Exit) {
         if self.logger.keeper.ending {
             self.logger.to = None;
-            self.logger.keeper.ended();
+            self.logger.keeper.ended("");
             self.go_on_ending();
         } else {
             self.logger_stumbles(&exit.to_string());
@@ -325,7 +327,7 @@ impl Supervisor {
     fn logger_stumbles(&mut self, why: &str) {
         self.logger.to = None;
         self.forget_questions();
-        let pause = self.logger.keeper.ended();
+        let pause = self.logger.keeper.ended(why);
         self.note(EventKind::Logger, Some("ready"), "backoff", Some(why.to_owned()));
         warn!("the logger: {why}");
         if let Some(pause) = pause {
@@ -334,90 +336,6 @@ impl Supervisor {
                     supervisor.start_logger();
                 }
             });
-        }
-    }
-
-    pub fn start_listener(&mut self, number: usize) {
-        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
-        listener.keeper.state = InstanceState::Starting;
-        let serve: Vec<&str> = listener.entry.serve.iter().map(|s| serve_word(*s)).collect();
-        let args = ["listener".to_owned(), "--serve".to_owned(), serve.join(",")];
-        let (entry, socket) = (listener.entry.clone(), Arc::clone(&listener.socket));
-        let started = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string()).and_then(|mut spec| {
-            spec.die_with_parent = true;
-            spec.rlimits = vec![
-                (libc::RLIMIT_NOFILE, 4096, 4096),
-                (libc::RLIMIT_CORE, 0, 0),
-                (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20),
-            ];
-            spec.fds = vec![
-                (Arc::clone(&self.me.null), 0),
-                (Arc::clone(&self.me.stderr), 1),
-                (Arc::clone(&self.me.stderr), 2),
-                (socket, 3),
-            ];
-            for (serve, fd) in entry.serve.iter().zip(4..) {
-                let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
-                spec.fds.push((Arc::new(theirs), fd));
-                match serve {
-                    Serve::Hooks => self.ledger.send(Command::Channel { listener: number, channel: ours }),
-                    Serve::Api => control::people(ours, self.events.clone()),
-                }
-            }
-            Ok(spec)
-        });
-        match started {
-            Ok(spec) => self.spawn(Owner::Listener(number), spec),
-            Err(error) => self.listener_stumbles(number, &error),
-        }
-    }
-
-    pub fn listener_spawned(&mut self, number: usize, result: Result<Spawned, SpawnError>) {
-        match result {
-            Ok(spawned) => {
-                let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
-                info!(pid = spawned.pid, bind = %listener.address, "a listener runs");
-                listener.keeper.runs(spawned);
-                let (hears, restarts) = (listener.entry.serve.contains(&Serve::Hooks), listener.keeper.restarts);
-                self.note(EventKind::Listener, None, "ready", None);
-                if hears && restarts > 0 {
-                    self.later(WELL, move |supervisor| supervisor.make_up_for_outage(number, restarts));
-                }
-            }
-            Err(error) => self.listener_stumbles(number, &error.to_string()),
-        }
-    }
-
-    /// Whoever was being answered when the listener fell may not try again. Once it is well, the branches
-    /// say what was missed.
-    fn make_up_for_outage(&mut self, number: usize, restarts: u64) {
-        let keeper = self.listeners.iter().find(|l| l.number == number).map(|listener| &listener.keeper);
-        let well = keeper.is_some_and(|keeper| keeper.state == InstanceState::Ready && keeper.restarts == restarts);
-        if well && !self.is_ending() {
-            for app in self.apps.keys().cloned().collect::<Vec<_>>() {
-                self.look_for_news(&app);
-            }
-        }
-    }
-
-    pub fn listener_exited(&mut self, number: usize, exit: Exit) {
-        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
-        if listener.keeper.ending {
-            listener.keeper.ended();
-            self.listeners.retain(|l| l.number != number);
-            self.go_on_ending();
-        } else {
-            self.listener_stumbles(number, &exit.to_string());
-        }
-    }
-
-    fn listener_stumbles(&mut self, number: usize, why: &str) {
-        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
-        let pause = listener.keeper.ended();
-        warn!(bind = %listener.address, "a listener: {why}");
-        self.note(EventKind::Listener, Some("ready"), "backoff", Some(why.to_owned()));
-        if let Some(pause) = pause {
-            self.later(pause, move |supervisor| supervisor.start_listener(number));
         }
     }
 
@@ -452,15 +370,6 @@ impl Supervisor {
 #[must_use]
 pub fn echoes(config: &Config) -> bool {
     config.echo.unwrap_or_else(|| identity::is_pid_one() || std::io::IsTerminal::is_terminal(&std::io::stdout()))
-}
-
-/// The word of SURFACE.md section 4, and of the listener's command line.
-#[must_use]
-pub fn serve_word(serve: Serve) -> &'static str {
-    match serve {
-        Serve::Hooks => "hooks",
-        Serve::Api => "api",
-    }
 }
 
 /// Carries messages both ways until the logger is gone.

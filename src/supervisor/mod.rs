@@ -21,6 +21,7 @@ mod launch;
 mod layout;
 mod ledger;
 mod limits;
+mod listeners;
 mod live;
 mod log;
 mod logs;
@@ -165,7 +166,7 @@ pub struct Supervisor {
     schedules: schedule::Schedules,
     watches: watch::Watches,
     logger: internals::Logger,
-    listeners: Vec<internals::Listener>,
+    listeners: Vec<listeners::Listener>,
 
     /// The timer of `memory_restart` runs.
     sampling: bool,

@@ -1,7 +1,7 @@
 //! A changed config, applied all or nothing: only what changed is touched. What a change touches is
 //! `domain::config::diff`'s to say.
 
-use std::{collections::BTreeMap, io, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use tracing::{info, warn};
 
@@ -9,10 +9,10 @@ use super::{
     Supervisor,
     apply::Shell,
     control::ReplyTo,
-    internals::{Keeper, Listener, echoes},
+    internals::echoes,
     layout::Layout,
     ledger::Command,
-    live, log,
+    listeners, live, log,
     prepare::{self, Kit, Maker},
     rename,
     settings::{self, Settings},
@@ -20,12 +20,11 @@ use super::{
 use crate::{
     domain::{
         api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, Sink, Stream, ToLogger},
-        config::{self, Config, Http, Plan},
+        config::{self, Config, Plan},
         deploy,
         model::{AppName, InstanceId},
         service::{self, App, Release, Seat},
     },
-    os::socket,
 };
 
 /// Everything that a reload needs, made before anything is touched.
@@ -172,7 +171,7 @@ impl Supervisor {
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
         let Prepared { settings, plan, mut kits, moved, log } = prepared;
         self.may_rename(&plan, &settings.config)?;
-        let listeners = bind_new(&plan, &self.listeners)?;
+        let listeners = listeners::bind_new(&plan, &self.listeners)?;
         if let Some(log) = log {
             self.log.switch(log);
         }
@@ -336,24 +335,6 @@ impl Supervisor {
         });
     }
 
-    fn change_listeners(&mut self, plan: &Plan, new: Vec<Listener>) {
-        let gone = |entry: &Http| {
-            plan.listeners_removed.iter().chain(&plan.listeners_changed).any(|old| old.bind == entry.bind)
-        };
-        for listener in self.listeners.iter_mut().filter(|listener| gone(&listener.entry)) {
-            listener.keeper.ending = true;
-            if let Some(fd) = &listener.keeper.pidfd {
-                let _ = crate::os::pidfd::signal(fd, crate::domain::model::Signal::TERM);
-            }
-        }
-        for mut listener in new {
-            listener.number = usize::try_from(self.ticket()).unwrap_or(usize::MAX);
-            let number = listener.number;
-            self.listeners.push(listener);
-            self.start_listener(number);
-        }
-    }
-
     /// Closes and opens all log files.
     pub fn reopen_logs(&mut self) {
         self.logger.tell(&ToLogger::Reopen, None);
@@ -420,40 +401,4 @@ fn move_renamed(layout: &Layout, plan: &Plan, config: &Config) -> Result<Vec<(Ap
         }
     }
     Ok(moved)
-}
-
-/// Binds what is new. A changed entry keeps its socket, and one that comes back while its process
-/// still leaves takes it over; port 0 is another port each time.
-fn bind_new(plan: &Plan, held: &[Listener]) -> Result<Vec<Listener>, String> {
-    let holder = |entry: &Http| held.iter().find(|listener| listener.entry.bind == entry.bind);
-    let changed = plan.listeners_changed.iter().map(|entry| (entry, holder(entry)));
-    let added = plan.listeners_added.iter().map(|entry| (entry, holder(entry).filter(|_| entry.bind.port() != 0)));
-    let bound = |(entry, holder): (&Http, Option<&Listener>)| match holder {
-        Some(held) => Ok(with_socket_of(held, entry.clone())),
-        None => bind(entry.clone()),
-    };
-    changed.chain(added).map(bound).collect()
-}
-
-fn with_socket_of(held: &Listener, entry: Http) -> Listener {
-    Listener { entry, socket: Arc::clone(&held.socket), address: held.address, keeper: Keeper::default(), number: 0 }
-}
-
-/// Binds an entry's socket.
-///
-/// # Errors
-/// Names the address, and its place in the config.
-pub fn bind(entry: Http) -> Result<Listener, String> {
-    let (socket, address) = socket::listen_tcp(entry.bind).map_err(|error| {
-        let why = match error.kind() {
-            io::ErrorKind::AddrInUse => "somebody else listens there".to_owned(),
-            io::ErrorKind::PermissionDenied if entry.bind.port() < 1024 => {
-                format!("{error}; a port below 1024 is root's, or needs the capability NET_BIND_SERVICE")
-            }
-            _ => error.to_string(),
-        };
-        let place = entry.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
-        format!("cannot listen on {}: {why}{place}", entry.bind)
-    })?;
-    Ok(Listener { entry, socket: Arc::new(socket), address, keeper: Keeper::default(), number: 0 })
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::Supervisor;
+use super::{Supervisor, listeners::Listener};
 use crate::{
     domain::{
         api::{EventKind, ToLogger},
@@ -80,13 +80,7 @@ impl Supervisor {
         }
         if self.ending == Some(Ending::Apps) {
             self.ending = Some(Ending::Listeners);
-            for listener in &mut self.listeners {
-                listener.keeper.ending = true;
-                if let Some(fd) = &listener.keeper.pidfd {
-                    let _ = pidfd::signal(fd, Signal::TERM);
-                }
-            }
-            self.listeners.retain(|listener| listener.keeper.pid.is_some());
+            self.listeners.retain_mut(Listener::end);
             self.later(PATIENCE, Supervisor::lose_patience);
             self.go_on_ending();
         }

@@ -26,6 +26,7 @@ use super::{
     handover, internals,
     layout::Layout,
     ledger::{Command, Ledger, Query},
+    listeners::Listener,
     log,
     prepare::{self, Maker},
     reload, rename, schedule, secrets,
@@ -140,12 +141,8 @@ fn build(
     ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
     let files = Files::start(events.clone()).map_err(|e| format!("cannot start a thread: {e}"))?;
     let echo = internals::echoes(&settings.config);
-    let mut listeners = Vec::new();
-    for (number, entry) in settings.config.http.iter().enumerate() {
-        let mut listener = reload::bind(entry.clone())?;
-        listener.number = number;
-        listeners.push(listener);
-    }
+    let entries = settings.config.http.iter().cloned().enumerate();
+    let listeners = entries.map(|(number, entry)| Listener::new(entry, number)).collect();
     note_place(&settings.config);
     let mut tokens = Keyring::default();
     tokens.set_config(settings.tokens);
@@ -294,9 +291,8 @@ impl Supervisor {
 
     /// The first lines of the shipped default: what runs where, and what to try.
     fn say_hello(&self) {
-        for listener in &self.listeners {
-            let serve: Vec<_> = listener.entry.serve.iter().map(|serve| internals::serve_word(*serve)).collect();
-            info!("listening on http://{} for {}", listener.address, serve.join(" and "));
+        for listener in self.listeners.iter().filter(|listener| listener.is_bound()) {
+            info!("listening on http://{} for {}", listener.address(), listener.serve().join(" and "));
         }
         for app in self.config.apps.values() {
             if let config::Ready::Probe { probe: config::Probe::Http(probe), .. } = &app.ready {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Supervisor, apply::SeatId, control::ReplyTo, internals::serve_word, requests::Chosen};
+use super::{Supervisor, apply::SeatId, control::ReplyTo, requests::Chosen};
 use crate::domain::{
     api::{
         AppView, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply, Saying, Status, SupervisorView,
@@ -51,11 +51,12 @@ impl Supervisor {
 
     fn supervisor_view(&self) -> SupervisorView {
         let listeners = self.listeners.iter().map(|listener| ListenerView {
-            bind: listener.address.to_string(),
-            serve: listener.entry.serve.iter().map(|serve| serve_word(*serve).to_owned()).collect(),
+            bind: listener.address().to_string(),
+            serve: listener.serve().into_iter().map(str::to_owned).collect(),
             state: listener.keeper.state,
             pid: listener.keeper.pid,
             restarts: listener.keeper.restarts,
+            reason: listener.keeper.reason.clone(),
         });
         SupervisorView {
             pid: self.me.pid,

@@ -37,7 +37,8 @@ fn status() -> Value {
     json!({
         "supervisor": {"pid": 1, "version": "0.1.0", "since": AT, "config": "/etc/supervisor.ron",
             "config_differs": true, "state_dir": "/var/lib/everhook", "logger": {"pid": 13, "restarts": 0},
-            "listeners": [{"bind": "127.0.0.1:9988", "serve": ["hooks"], "state": "backoff", "pid": null, "restarts": 1}]},
+            "listeners": [{"bind": "127.0.0.1:9988", "serve": ["hooks"], "state": "backoff", "pid": null, "restarts": 1,
+                "reason": "killed by signal 9 (KILL)"}]},
         "apps": [
             app("api", "failed", vec![instance("api.1", "failed", down)]),
             app("blog", "ready", vec![instance("blog.1", "ready", busy), instance("blog.2", "stopped", json!({}))]),
@@ -72,7 +73,7 @@ fn status_is_a_table_with_reasons() {
     assert!(lines[3].ends_with("42   3         7-1a2b3c4  1.3s  12.0M"), "{}", ran.out);
     assert!(lines[4].starts_with("blog.2  stopped "), "{}", ran.out);
     assert!(lines[5].starts_with("docs    deployed "), "{}", ran.out);
-    assert_eq!(lines[6], "the listener on 127.0.0.1:9988 is backoff");
+    assert_eq!(lines[6], "the listener on 127.0.0.1:9988 is backoff: killed by signal 9 (KILL)");
     assert!(lines[7].starts_with("/etc/supervisor.ron differs from what runs"), "{}", ran.out);
     assert!(!ran.out.contains('\u{1b}'), "no colours in a pipe");
     for alias in ["ls", "ps"] {

@@ -31,12 +31,15 @@ pub struct SupervisorView {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ListenerView {
-    /// The address really bound.
+    /// The address really bound; that of the config while it cannot be had.
     pub bind: String,
     pub serve: Vec<String>,
+    /// `failed`: the address cannot be had, and is tried again.
     pub state: InstanceState,
     pub pid: Option<u32>,
     pub restarts: u64,
+    /// Why it does not run, in a sentence.
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -1,0 +1,257 @@
+//! The processes that hear HTTP, one an `http` entry. The socket is held here, whatever happens to the
+//! process: nobody is refused meanwhile. An address that cannot be had keeps nothing else from running:
+//! it is tried again until it is free; only a reload refuses one that it would have to bind anew.
+
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use tracing::{error, info, warn};
+
+use super::{
+    Supervisor,
+    children::Owner,
+    control,
+    internals::{Keeper, WELL},
+    ledger::Command,
+    prepare,
+};
+use crate::{
+    domain::{
+        api::{EventKind, InstanceState},
+        config::{Http, Plan, Serve},
+        model::{Exit, Signal},
+    },
+    os::{
+        channel::Channel,
+        pidfd, socket,
+        spawn::{SpawnError, SpawnSpec, Spawned},
+    },
+};
+
+/// Between two tries to have an address.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// One `http` entry.
+pub struct Listener {
+    entry: Http,
+    /// With port 0 resolved; `None`: it cannot be had, and the keeper knows why.
+    socket: Option<(Arc<OwnedFd>, SocketAddr)>,
+    pub keeper: Keeper,
+    /// How often it was tried to have the address: a try that was planned before the last one is none.
+    tries: u64,
+    /// Names its channels in the ledger; never used twice.
+    pub number: usize,
+}
+
+impl Listener {
+    /// Not bound yet.
+    #[must_use]
+    pub fn new(entry: Http, number: usize) -> Self {
+        Self { entry, socket: None, keeper: Keeper::default(), tries: 0, number }
+    }
+
+    /// Binds the socket where it is not held.
+    ///
+    /// # Errors
+    /// Names the address, and its place in the config.
+    fn bind(&mut self) -> Result<(), String> {
+        if self.socket.is_some() {
+            return Ok(());
+        }
+        let bind = self.entry.bind;
+        let (socket, address) = socket::listen_tcp(bind).map_err(|error| {
+            let why = match error.kind() {
+                io::ErrorKind::AddrInUse => "somebody else listens there".to_owned(),
+                io::ErrorKind::PermissionDenied if bind.port() < 1024 => {
+                    format!("{error}; a port below 1024 is root's, or needs the capability NET_BIND_SERVICE")
+                }
+                _ => error.to_string(),
+            };
+            let place = self.entry.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+            format!("cannot listen on {bind}: {why}{place}")
+        })?;
+        self.socket = Some((Arc::new(socket), address));
+        // What follows has nothing to do with how long this took.
+        self.keeper.hurry();
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// The address really bound, else that of the config.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.socket.as_ref().map_or(self.entry.bind, |(_, address)| *address)
+    }
+
+    /// The words of SURFACE.md section 4, and of the listener's command line.
+    #[must_use]
+    pub fn serve(&self) -> Vec<&'static str> {
+        let word = |serve: &Serve| match serve {
+            Serve::Hooks => "hooks",
+            Serve::Api => "api",
+        };
+        self.entry.serve.iter().map(word).collect()
+    }
+
+    /// Lets its process leave; true if there is one, or one is being started.
+    pub fn end(&mut self) -> bool {
+        self.keeper.ending = true;
+        if let Some(fd) = &self.keeper.pidfd {
+            let _ = pidfd::signal(fd, Signal::TERM);
+        }
+        self.keeper.pid.is_some() || self.keeper.state == InstanceState::Starting
+    }
+}
+
+/// Binds what is new. A changed entry keeps its socket, or goes on waiting for it, and one that comes
+/// back while its process still leaves takes it over; port 0 is another port each time.
+///
+/// # Errors
+/// As [`Listener::bind`].
+pub fn bind_new(plan: &Plan, held: &[Listener]) -> Result<Vec<Listener>, String> {
+    let holder = |entry: &Http| held.iter().find(|listener| listener.entry.bind == entry.bind);
+    let changed = plan.listeners_changed.iter().map(|entry| (entry, holder(entry)));
+    let returns = |entry: &Http| holder(entry).filter(|held| entry.bind.port() != 0 && held.is_bound());
+    let added = plan.listeners_added.iter().map(|entry| (entry, returns(entry)));
+    let bound = |(entry, holder): (&Http, Option<&Listener>)| {
+        let mut listener = Listener::new(entry.clone(), 0);
+        match holder {
+            Some(held) => listener.socket.clone_from(&held.socket),
+            None => listener.bind()?,
+        }
+        Ok(listener)
+    };
+    changed.chain(added).map(bound).collect()
+}
+
+impl Supervisor {
+    /// Starts the process of an entry, once it has its socket.
+    pub fn start_listener(&mut self, number: usize) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        if let Err(error) = listener.bind() {
+            return self.listener_waits(number, error);
+        }
+        listener.keeper.state = InstanceState::Starting;
+        match self.listener_spec(number) {
+            Ok(spec) => self.spawn(Owner::Listener(number), spec),
+            Err(error) => self.listener_stumbles(number, &error),
+        }
+    }
+
+    /// How to start a bound one; its channels are told to those who hear them.
+    fn listener_spec(&self, number: usize) -> Result<SpawnSpec, String> {
+        let listener = self.listeners.iter().find(|l| l.number == number);
+        let (listener, (socket, _)) =
+            listener.and_then(|l| Some((l, l.socket.as_ref()?))).ok_or("it has no socket")?;
+        let args = ["listener".to_owned(), "--serve".to_owned(), listener.serve().join(",")];
+        let mut spec = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string())?;
+        spec.die_with_parent = true;
+        spec.rlimits = vec![
+            (libc::RLIMIT_NOFILE, 4096, 4096),
+            (libc::RLIMIT_CORE, 0, 0),
+            (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20),
+        ];
+        spec.fds = vec![
+            (Arc::clone(&self.me.null), 0),
+            (Arc::clone(&self.me.stderr), 1),
+            (Arc::clone(&self.me.stderr), 2),
+            (Arc::clone(socket), 3),
+        ];
+        for (serve, fd) in listener.entry.serve.iter().zip(4..) {
+            let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+            spec.fds.push((Arc::new(theirs), fd));
+            match serve {
+                Serve::Hooks => self.ledger.send(Command::Channel { listener: number, channel: ours }),
+                Serve::Api => control::people(ours, self.events.clone()),
+            }
+        }
+        Ok(spec)
+    }
+
+    pub fn listener_spawned(&mut self, number: usize, result: Result<Spawned, SpawnError>) {
+        match result {
+            Ok(spawned) => {
+                let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+                info!(pid = spawned.pid, bind = %listener.address(), "a listener runs");
+                let missed = listener.keeper.reason.is_some() && listener.entry.serve.contains(&Serve::Hooks);
+                listener.keeper.runs(spawned);
+                if listener.keeper.ending {
+                    listener.end();
+                    return;
+                }
+                let restarts = listener.keeper.restarts;
+                self.note(EventKind::Listener, None, "ready", None);
+                if missed {
+                    self.later(WELL, move |supervisor| supervisor.make_up_for_outage(number, restarts));
+                }
+            }
+            Err(error) => self.listener_stumbles(number, &error.to_string()),
+        }
+    }
+
+    /// Whoever called while there was no listener may not try again. Once it is well, the branches say
+    /// what was missed.
+    fn make_up_for_outage(&mut self, number: usize, restarts: u64) {
+        let keeper = self.listeners.iter().find(|l| l.number == number).map(|listener| &listener.keeper);
+        let well = keeper.is_some_and(|keeper| keeper.state == InstanceState::Ready && keeper.restarts == restarts);
+        if well && !self.is_ending() {
+            for app in self.apps.keys().cloned().collect::<Vec<_>>() {
+                self.look_for_news(&app);
+            }
+        }
+    }
+
+    pub fn listener_exited(&mut self, number: usize, exit: Exit) {
+        self.listener_stumbles(number, &exit.to_string());
+    }
+
+    fn listener_stumbles(&mut self, number: usize, why: &str) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        let Some(pause) = listener.keeper.ended(why) else {
+            self.listeners.retain(|l| l.number != number);
+            return self.go_on_ending();
+        };
+        warn!(bind = %listener.address(), "a listener: {why}");
+        self.note(EventKind::Listener, Some("ready"), "backoff", Some(why.to_owned()));
+        self.later(pause, move |supervisor| supervisor.start_listener(number));
+    }
+
+    /// Its address cannot be had: it is tried again, and what was said already is not said again.
+    fn listener_waits(&mut self, number: usize, why: String) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        listener.tries += 1;
+        let (tries, pause) = (listener.tries, listener.keeper.next_pause(LONGEST_WAIT));
+        listener.keeper.state = InstanceState::Failed;
+        let new = listener.keeper.reason.replace(why.clone()).as_ref() != Some(&why);
+        if new {
+            error!("{why}; it is tried again until it can be had, and everything else runs");
+            self.note(EventKind::Listener, None, "failed", Some(why));
+        }
+        self.later(pause, move |supervisor| {
+            if supervisor.listeners.iter().any(|l| l.number == number && l.tries == tries && !l.is_bound()) {
+                supervisor.start_listener(number);
+            }
+        });
+    }
+
+    /// Carries out what a reload means for listeners: `new` is bound, or waits.
+    pub fn change_listeners(&mut self, plan: &Plan, new: Vec<Listener>) {
+        let gone = |entry: &Http| {
+            plan.listeners_removed.iter().chain(&plan.listeners_changed).any(|old| old.bind == entry.bind)
+        };
+        self.listeners.retain_mut(|listener| !gone(&listener.entry) || listener.end());
+        // Whoever reloads may just have made room.
+        let mut due: Vec<_> = self.listeners.iter_mut().filter(|listener| !listener.is_bound()).collect();
+        due.iter_mut().for_each(|listener| listener.keeper.hurry());
+        let mut due: Vec<_> = due.iter().map(|listener| listener.number).collect();
+        for mut listener in new {
+            listener.number = usize::try_from(self.ticket()).unwrap_or(usize::MAX);
+            due.push(listener.number);
+            self.listeners.push(listener);
+        }
+        due.into_iter().for_each(|number| self.start_listener(number));
+    }
+}
