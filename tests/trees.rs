@@ -9,6 +9,7 @@ mod server;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
 };
 
@@ -271,6 +272,43 @@ fn whoever_hides_is_gone_after_stop_in_every_way() {
         }
         server.ok(&["stop", "a"]);
         assert!(helpers(&server).is_empty(), "{way}: stopped is said when nothing is left");
+        assert!(outside.is_untouched(), "{way}: nothing outside the tree is signalled");
+        assert!(server.stop().success());
+    }
+}
+
+/// Its own supervisor knew it by the output that it was given; the next one has nothing but what it finds.
+#[test]
+fn whoever_hides_from_the_next_supervisor_ends_before_the_next_copy_in_every_way() {
+    for (way, prefix) in ways() {
+        let mut server = Server::with_apps(
+            r#""a": (command: ["sh", "@DIR@/main.sh", "@DIR@-tree"], ready: Immediate, stop: (timeout: "20s"))"#,
+        );
+        let dir = server.path().display().to_string();
+        let write = |name: &str, text: &str| fs::write(server.path().join(name), text.replace('@', &dir)).unwrap();
+        write("said", "");
+        write(
+            "bare.sh",
+            "trap 'echo bare heard >> @/said; exit' TERM\necho bare up >> @/said\nwhile :; do sleep 0.05; done\n",
+        );
+        write("main.sh", "(setsid env -i PATH=$PATH sh -c 'sh @/bare.sh @-tree &' &)\nexec sleep 1000\n");
+        server.start_as(&prefix);
+        server.until("the tree is up", |s| (said(s, "bare up") == 1).then_some(()));
+        let (main, old) = (server.main_pid("a"), helpers(&server));
+        server.kill();
+        // Nobody is left whose descendant it is, or who bears the marks.
+        kill(Pid::from_raw(main), Signal::SIGKILL).unwrap();
+        let mut outside = Command::new("env");
+        let open = format!("exec 5<>{dir}/state/run/fifo/a.1.out; echo open; exec sleep 1000");
+        let mut outside =
+            outside.args(["-i", "sh", "-c", &open]).stdout(Stdio::piped()).spawn().map(Bystander).unwrap();
+        let mut line = String::new();
+        BufReader::new(outside.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        server.start_as(&prefix);
+        server.until("the next tree is up", |s| (said(s, "bare up") == 2).then_some(()));
+        let lines = fs::read_to_string(server.path().join("said")).unwrap();
+        assert_eq!(lines, "bare up\nbare heard\nbare up\n", "{way}");
+        assert!(helpers(&server).iter().all(|pid| !old.contains(pid)), "{way}: no second copy");
         assert!(outside.is_untouched(), "{way}: nothing outside the tree is signalled");
         assert!(server.stop().success());
     }

@@ -13,6 +13,8 @@ use std::{
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use rustix::pipe::fcntl_getpipe_size;
 
+use super::holder;
+
 /// Makes a FIFO where none is, and gives it to this owner with mode 0600 (the owner opens it by
 /// name too, as `/dev/stdout`). One that is there is kept with what it holds.
 ///
@@ -35,12 +37,14 @@ pub fn make(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
 }
 
 /// The end that a child writes to. It can be read too, so that a write never fails for want of a
-/// reader: at worst it blocks.
+/// reader: at worst it blocks. It bears the mark of [`holder`].
 ///
 /// # Errors
 /// `AlreadyExists` when it is no FIFO, or as the file system says.
 pub fn open_rw(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, 0)?.into())
+    let fifo = open(path, 0)?.into();
+    holder::mark(&fifo);
+    Ok(fifo)
 }
 
 /// Bytes that wait in it at most: 64 KiB, or less where the kernel saves on its owner.

@@ -9,9 +9,10 @@ use std::{
 };
 
 use super::{cgroup::Cgroup, holder, pidfd, record};
+use crate::domain::model::Signal;
 
-/// How often at most, as on a busy machine somebody always vanishes.
-const LOOKS: u32 = 20;
+/// How often the table is listed at most, as on a busy machine somebody new is always there.
+const LISTINGS: u32 = 100;
 
 /// Whose tree.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +43,25 @@ pub struct Member {
 /// # Errors
 /// When the cgroup or `/proc` cannot be read.
 pub fn members(query: &TreeQuery) -> io::Result<Vec<Member>> {
-    let Some(cgroup) = query.cgroup else { return by_descent(query) };
+    find(query, false)
+}
+
+/// The same, and whoever is found by its marks is killed at once: who forks without end would be gone by the
+/// time that all are found.
+///
+/// # Errors
+/// As [`members`].
+pub fn kill(query: &TreeQuery) -> io::Result<Vec<Member>> {
+    let members = find(query, true)?;
+    for member in &members {
+        // Whoever is gone by now needs no signal; whom we may not kill is still there the next time.
+        let _ = pidfd::signal(&member.pidfd, Signal::KILL);
+    }
+    Ok(members)
+}
+
+fn find(query: &TreeQuery, killing: bool) -> io::Result<Vec<Member>> {
+    let Some(cgroup) = query.cgroup else { return by_descent(query, killing) };
     let own = std::process::id();
     let members = cgroup.open_members()?.into_iter().filter(|(pid, _)| *pid != own);
     Ok(members.map(|(pid, pidfd)| Member { pid, pidfd, name: name_of(pid) }).collect())
@@ -68,52 +87,109 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     found
 }
 
-/// Looks again where it found nobody while somebody vanished before it was looked at: that one may have
-/// been of the tree, and have left a child that was born behind our back.
-fn by_descent(query: &TreeQuery) -> io::Result<Vec<Member>> {
-    for _ in 1..LOOKS {
-        let (found, certain) = look(query)?;
-        if certain || !found.is_empty() {
-            return Ok(found);
+/// Lists again until nobody is new: a process of the tree may have forked, and be gone, since it was listed,
+/// and only once all that there are were seen alive is nobody there who was born behind our back.
+fn by_descent(query: &TreeQuery, killing: bool) -> io::Result<Vec<Member>> {
+    let mut table = Table::default();
+    for _ in 0..LISTINGS {
+        if table.list(query, killing)? || (!killing && table.has_living()) {
+            break;
         }
     }
-    look(query).map(|(found, _)| found)
+    Ok(table.members())
 }
 
-/// Those that are found, and whether every process there was has been looked at.
-fn look(query: &TreeQuery) -> io::Result<(Vec<Member>, bool)> {
-    let own = std::process::id();
-    let (mut processes, mut seeds, mut certain) = (HashMap::new(), HashSet::new(), true);
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let Some(process) = Process::read(pid) else {
-            certain = false;
-            continue;
+/// Everybody who was seen.
+#[derive(Default)]
+struct Table {
+    processes: HashMap<u32, Process>,
+    /// Those by whom others are of the tree too: who bear the marks, and the root.
+    seeds: HashMap<u32, Option<Member>>,
+    /// Who showed no environment, as in the middle of an exec, and is asked once more.
+    blank: HashSet<u32>,
+}
+
+impl Table {
+    /// Reads those who are not in it yet, the youngest first, who may be the soonest gone; true when there
+    /// was nobody.
+    fn list(&mut self, query: &TreeQuery, killing: bool) -> io::Result<bool> {
+        let mut unseen = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            unseen.extend(pid.filter(|pid| !self.processes.contains_key(pid)));
+        }
+        let newest = newest_pid().unwrap_or(u32::MAX);
+        // Numbers start over: those above the newest one are the oldest.
+        unseen.sort_unstable_by_key(|pid| newest.wrapping_sub(*pid));
+        unseen.iter().for_each(|pid| self.see(*pid, query, killing));
+        Ok(unseen.is_empty())
+    }
+
+    /// Whoever is gone, or cannot be told yet, is left out.
+    fn see(&mut self, pid: u32, query: &TreeQuery, killing: bool) {
+        let Some(process) = Process::read(pid) else { return };
+        let root = query.root == Some(pid);
+        let marked = !process.kernel && !process.zombie && pid != std::process::id() && {
+            let Some(environment) = environment(pid) else { return };
+            if environment.is_empty() && self.blank.insert(pid) {
+                return;
+            }
+            is_marked(pid, &environment, query)
         };
-        let marked = if process.kernel || pid == own { Some(false) } else { is_seed(pid, query) };
-        certain &= marked.is_some();
-        if marked == Some(true) || query.root == Some(pid) {
-            seeds.insert(pid);
+        if marked {
+            let Some(member) = hold(pid, &process).filter(|_| is_seed(pid, query)) else { return };
+            if killing {
+                let _ = pidfd::signal(&member.pidfd, Signal::KILL);
+            }
+            self.seeds.insert(pid, Some(member));
+        } else if root {
+            self.seeds.insert(pid, hold(pid, &process));
         }
-        processes.insert(pid, process);
+        self.processes.insert(pid, process);
     }
-    let found = processes.iter().filter(|(pid, p)| **pid != own && !p.zombie && descends(**pid, &seeds, &processes));
-    let mut members = Vec::new();
-    for (pid, process) in found {
-        match hold(*pid, process, seeds.contains(pid) && query.root != Some(*pid), query) {
-            Some(member) => members.push(member),
-            None => certain = false,
+
+    fn has_living(&self) -> bool {
+        self.seeds.values().flatten().any(|member| !pidfd::has_ended(&member.pidfd))
+    }
+
+    fn members(mut self) -> Vec<Member> {
+        let own = std::process::id();
+        let alive = self.processes.iter().filter(|(pid, process)| **pid != own && !process.zombie);
+        let found: Vec<_> = alive.filter(|(pid, _)| self.descends(**pid)).map(|(pid, _)| *pid).collect();
+        let mut held = |pid| match self.seeds.remove(&pid) {
+            Some(Some(member)) => Some(member),
+            Some(None) | None => hold(pid, self.processes.get(&pid)?),
+        };
+        let members = found.into_iter().filter_map(&mut held);
+        members.filter(|member| !pidfd::has_ended(&member.pidfd)).collect()
+    }
+
+    /// Is it a seed, or is one above it?
+    fn descends(&self, mut pid: u32) -> bool {
+        // The table is not of one moment: a bound, lest reused numbers make a circle.
+        for _ in 0..self.processes.len() {
+            if self.seeds.contains_key(&pid) {
+                return true;
+            }
+            match self.processes.get(&pid) {
+                Some(process) if process.parent != 0 => pid = process.parent,
+                _ => return false,
+            }
         }
+        false
     }
-    Ok((members, certain))
 }
 
 /// Opens it, then looks whether it still is who it was.
-fn hold(pid: u32, was: &Process, by_marks: bool, query: &TreeQuery) -> Option<Member> {
+fn hold(pid: u32, was: &Process) -> Option<Member> {
     let pidfd = pidfd::open(pid).ok()?;
     let now = Process::read(pid)?;
-    let same = now.start_time == was.start_time && !now.zombie && (!by_marks || is_seed(pid, query) == Some(true));
-    same.then(|| Member { pid, pidfd, name: now.name })
+    (now.start_time == was.start_time && !now.zombie).then(|| Member { pid, pidfd, name: now.name })
+}
+
+/// The number that was given out last: the fifth field of proc_loadavg(5).
+fn newest_pid() -> Option<u32> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().nth(4)?.parse().ok()
 }
 
 /// One row of the process table.
@@ -153,34 +229,27 @@ fn name_of(pid: u32) -> String {
     Process::read(pid).map(|process| process.name).unwrap_or_default()
 }
 
-/// Is it a seed, or is one above it?
-fn descends(mut pid: u32, seeds: &HashSet<u32>, processes: &HashMap<u32, Process>) -> bool {
-    // The table is not of one moment: a bound, lest reused numbers make a circle.
-    for _ in 0..processes.len() {
-        if seeds.contains(&pid) {
-            return true;
-        }
-        match processes.get(&pid) {
-            Some(process) if process.parent != 0 => pid = process.parent,
-            _ => return false,
-        }
-    }
-    false
+fn is_seed(pid: u32, query: &TreeQuery) -> bool {
+    environment(pid).is_some_and(|environment| is_marked(pid, &environment, query))
 }
 
-/// Does it bear the marks, or none and have the output? `None` when it is gone. Of a process of another
-/// user this is hidden from whoever is not root.
-fn is_seed(pid: u32, query: &TreeQuery) -> Option<bool> {
-    let environment = match fs::read(format!("/proc/{pid}/environ")) {
-        Ok(environment) => environment,
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return None,
-        Err(_) => return Some(false),
-    };
+/// `None` when it is gone. Of a process of another user this is hidden from whoever is not root, who then
+/// sees that there is something.
+fn environment(pid: u32) -> Option<Vec<u8>> {
+    match fs::read(format!("/proc/{pid}/environ")) {
+        Ok(environment) => Some(environment),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => None,
+        Err(_) => Some(vec![0]),
+    }
+}
+
+/// Does it bear the marks, or none and have the output?
+fn is_marked(pid: u32, environment: &[u8], query: &TreeQuery) -> bool {
     let value = |name: &str| environment.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes()));
-    Some(match (value("EVERHOOK_BOOT="), value("EVERHOOK_INSTANCE=")) {
+    match (value("EVERHOOK_BOOT="), value("EVERHOOK_INSTANCE=")) {
         (None, None) => !query.outputs.is_empty() && holder::holds(pid, query.outputs),
         (boot, instance) => boot == Some(query.boot.as_bytes()) && instance == Some(query.instance.as_bytes()),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +260,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::domain::model::Signal;
 
     /// Tells its pid and waits.
     const WAIT: &str = "echo $$; exec sleep 1000";

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
@@ -413,6 +414,10 @@ impl Supervisor {
 
     /// The processes of a seat's tree.
     pub fn tree(&self, id: &SeatId) -> Vec<Member> {
+        self.found(id, tree::members)
+    }
+
+    fn found(&self, id: &SeatId, find: fn(&TreeQuery) -> io::Result<Vec<Member>>) -> Vec<Member> {
         let Some(shell) = self.seat(id) else { return Vec::new() };
         let (instance, boot) = (self.mark_of(id), self.me.boot_of(id.seat));
         // Both seats of a copy share their output: while both live it tells nothing.
@@ -422,7 +427,7 @@ impl Supervisor {
         let outputs: &[&OwnedFd] = if shared { &[] } else { &[&shell.kit.out, &shell.kit.err] };
         let cgroup = shell.kit.cgroup.as_deref();
         let query = TreeQuery { root: shell.main, boot: &boot, instance: &instance, outputs, cgroup };
-        tree::members(&query).unwrap_or_else(|error| {
+        find(&query).unwrap_or_else(|error| {
             warn!(app = %id.app, %error, "the tree cannot be read");
             Vec::new()
         })
@@ -449,7 +454,7 @@ impl Supervisor {
                 warn!(app = %id.app, %error, "the cgroup cannot be killed as a whole");
             }
         }
-        for member in self.tree(id) {
+        for member in self.found(id, tree::kill) {
             self.signal_member(id, &member, Signal::KILL);
         }
     }

@@ -327,21 +327,25 @@ impl Supervisor {
         if let Some(fd) = &job.pidfd {
             let _ = pidfd::signal(fd, signal);
         }
-        for member in self.job_tree(job) {
-            let _ = pidfd::signal(&member.pidfd, signal);
+        match signal {
+            Signal::KILL => drop(tree::kill(&self.job_query(job))),
+            _ => self.job_tree(job).iter().for_each(|member| drop(pidfd::signal(&member.pidfd, signal))),
         }
         self.look_at_ending_jobs();
     }
 
     pub fn job_tree(&self, job: &Job) -> Vec<tree::Member> {
-        let query = TreeQuery {
+        tree::members(&self.job_query(job)).unwrap_or_default()
+    }
+
+    fn job_query<'a>(&'a self, job: &'a Job) -> TreeQuery<'a> {
+        TreeQuery {
             root: job.main,
             boot: &self.me.boot,
             instance: &job.name,
             outputs: &[],
             cgroup: job.cgroup.as_deref(),
-        };
-        tree::members(&query).unwrap_or_default()
+        }
     }
 
     pub fn job_exited(&mut self, id: JobId, exit: Exit) {

@@ -144,8 +144,7 @@ impl Supervisor {
     /// How to start a bound one; its channels are told to those who hear them.
     fn listener_spec(&self, number: usize) -> Result<SpawnSpec, String> {
         let listener = self.listeners.iter().find(|l| l.number == number);
-        let (listener, (socket, _)) =
-            listener.and_then(|l| Some((l, l.socket.as_ref()?))).ok_or("it has no socket")?;
+        let (listener, (socket, _)) = listener.and_then(|l| Some((l, l.socket.as_ref()?))).ok_or("it has no socket")?;
         let args = ["listener".to_owned(), "--serve".to_owned(), listener.serve().join(",")];
         let mut spec = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string())?;
         spec.die_with_parent = true;

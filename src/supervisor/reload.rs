@@ -17,14 +17,12 @@ use super::{
     rename,
     settings::{self, Settings},
 };
-use crate::{
-    domain::{
-        api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, Sink, Stream, ToLogger},
-        config::{self, Config, Plan},
-        deploy,
-        model::{AppName, InstanceId},
-        service::{self, App, Release, Seat},
-    },
+use crate::domain::{
+    api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, Sink, Stream, ToLogger},
+    config::{self, Config, Plan},
+    deploy,
+    model::{AppName, InstanceId},
+    service::{self, App, Release, Seat},
 };
 
 /// Everything that a reload needs, made before anything is touched.

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,12 +15,13 @@ use tracing::{info, warn};
 use super::{layout::Layout, prepare::SECOND};
 use crate::{
     domain::{
+        api::Stream,
         config::{Config, StopStage},
         model::Signal,
     },
     os::{
         cgroup::{Base, Cgroup},
-        pidfd,
+        holder, pidfd,
         record::RunRecord,
         tree::{self, Member, TreeQuery},
     },
@@ -37,6 +38,8 @@ struct Leftover {
     boot: String,
     main: Option<(u32, OwnedFd)>,
     cgroup: Option<Arc<Cgroup>>,
+    /// Where no cgroup tells: what it was given for its output.
+    outputs: Vec<OwnedFd>,
     stages: Vec<StopStage>,
     /// The stage that comes next, and when.
     stage: usize,
@@ -51,6 +54,7 @@ pub fn end_leftovers(layout: &Layout, config: &Config, cgroups: Option<&Base>) -
         .filter(|(name, _)| name.as_str() != "logger")
         .map(|(name, record)| leftover(name, record, config, layout, cgroups))
         .collect();
+    find_outputs(&mut trees, layout);
     // Nobody is born into these any more: other trees' groups are in use again already.
     let unused = |tree: &&Leftover| {
         !config.apps.keys().any(|app| tree.name.starts_with(&format!("{app}."))) || tree.name.ends_with(".job")
@@ -106,21 +110,43 @@ fn leftover(name: &str, record: &RunRecord, config: &Config, layout: &Layout, cg
         boot: record.everhook_boot.clone(),
         main: record.is_alive_and_same().map(|fd| (record.pid, fd)),
         cgroup: cgroups.and_then(|base| base.make(&group).ok()).map(Arc::new),
+        outputs: Vec::new(),
         stages: stages.unwrap_or_else(|| vec![StopStage { signal: Signal::TERM, timeout: TIMEOUT }]),
         stage: 0,
         next: Instant::now(),
     }
 }
 
+/// Both seats of a copy have the same output: whoever has nothing else belongs to the first then.
+fn find_outputs(trees: &mut [Leftover], layout: &Layout) {
+    let alone = trees.iter().enumerate().filter(|(_, tree)| tree.cgroup.is_none() && !tree.name.ends_with(SECOND));
+    let (owners, paths): (Vec<_>, Vec<_>) = alone
+        .flat_map(|(n, tree)| [Stream::Out, Stream::Err].map(|stream| (n, layout.fifo(&tree.name, stream))))
+        .unzip();
+    if paths.is_empty() {
+        return;
+    }
+    for (place, file) in holder::find_marked(&paths) {
+        if let Some(tree) = owners.get(place).and_then(|n| trees.get_mut(*n)) {
+            tree.outputs.push(file);
+        }
+    }
+}
+
 impl Leftover {
     fn members(&self) -> Vec<Member> {
+        self.found(tree::members)
+    }
+
+    fn found(&self, find: fn(&TreeQuery) -> io::Result<Vec<Member>>) -> Vec<Member> {
         let root = self.main.as_ref().map(|(pid, _)| *pid);
         let instance = self.name.strip_suffix(SECOND).unwrap_or(&self.name);
-        let by_environment = TreeQuery { root, boot: &self.boot, instance, outputs: &[], cgroup: None };
-        let mut members = tree::members(&by_environment).unwrap_or_default();
+        let outputs: Vec<_> = self.outputs.iter().collect();
+        let by_environment = TreeQuery { root, boot: &self.boot, instance, outputs: &outputs, cgroup: None };
+        let mut members = find(&by_environment).unwrap_or_default();
         if let Some(group) = &self.cgroup {
             let query = TreeQuery { cgroup: Some(group), ..by_environment };
-            members.extend(tree::members(&query).unwrap_or_default());
+            members.extend(find(&query).unwrap_or_default());
         }
         // Who is found both ways hears a signal once.
         members.sort_by_key(|member| member.pid);
@@ -155,7 +181,7 @@ impl Leftover {
             if let Some((_, fd)) = &self.main {
                 let _ = pidfd::signal(fd, Signal::KILL);
             }
-            self.members().iter().for_each(|member| drop(pidfd::signal(&member.pidfd, Signal::KILL)));
+            self.found(tree::kill);
             self.next = now + LOOK;
             return;
         };
