@@ -5,11 +5,13 @@
 //! - [`supervisor`] is the process that keeps everything alive and carries decisions out
 //! - [`listener`] takes HTTP in; `everhook serve`
 //! - [`logger`] moves apps' output from FIFOs to rotated files
+//! - [`courier`] tells forges what became of their commits
 //! - [`tree`] works below a release as the app's user
 //! - [`cli`] is what a person types
 //! - [`os`] is Linux; the only `unsafe`
 
 pub mod cli;
+pub mod courier;
 pub mod domain;
 pub mod listener;
 pub mod logger;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use everhook::{
     cli::{self, Process},
-    listener, logger, supervisor, tree,
+    courier, listener, logger, supervisor, tree,
 };
 
 fn main() -> ExitCode {
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         // Words that only the supervisor says, to its own processes.
         Some("listener") => listener::main(&args[1..]),
         Some("logger") => logger::main(&args[1..]),
+        Some("courier") => courier::main(),
         Some("tree") => tree::main(&args[1..]),
         _ => match cli::start() {
             Process::Run { config } => supervisor::run(&config),

@@ -2,7 +2,7 @@
 //! `now` go in, actions and the next deadline come out; the shells carry the actions out.
 //!
 //! The rooms build on each other in this order: `model`, `config`, `api`, `hook`, `access`, `service`,
-//! `deploy`; none uses one that comes after it. `api` comes early, since a deploy is decided on in the
+//! `deploy`, `outbox`; none uses one that comes after it. `api` comes early, since a deploy is decided on in the
 //! very shape in which it is stored and shown.
 
 pub mod access;
@@ -11,4 +11,5 @@ pub mod config;
 pub mod deploy;
 pub mod hook;
 pub mod model;
+pub mod outbox;
 pub mod service;

@@ -39,6 +39,13 @@ pub fn kernel() -> Option<(u32, u32)> {
     parse_kernel(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
 }
 
+/// The machine's name, as it is now.
+#[must_use]
+pub fn host() -> Option<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
 fn parse_kernel(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

@@ -15,6 +15,7 @@ use crate::domain::{
     api::{DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, Reply, Saying, ToLogger},
     deploy,
     model::AppName,
+    outbox,
 };
 
 /// What is done with an answer of the ledger.
@@ -143,6 +144,8 @@ impl Supervisor {
                 self.set_polls();
             }
             Told::Tokens(tokens) => self.tokens.set_made(tokens),
+            Told::Mail { app } => self.mail(&app),
+            Told::Letters { ticket, letters } => self.letters_read(ticket, letters),
             Told::ChannelClosed { .. } => {}
             Told::Trouble { message } => self.trouble(&format!("the store takes nothing: {message}")),
             Told::Recovered => warn!("the store works again"),
@@ -190,7 +193,7 @@ impl Supervisor {
     pub fn next_deadline(&self) -> Option<Instant> {
         let apps = self.deadlines.first().map(|(at, _)| *at);
         let others = [self.waiters_deadline(), self.deploys.deadline(), self.write_down_at(), self.spawning.look_at()];
-        others.into_iter().chain([apps]).flatten().min()
+        others.into_iter().chain([apps, self.courier.deadline()]).flatten().min()
     }
 
     /// Everything whose moment has come.
@@ -209,6 +212,9 @@ impl Supervisor {
         }
         if self.deploys.deadline().is_some_and(|at| at <= now) {
             self.deploy_event(deploy::Event::Timer);
+        }
+        if self.courier.deadline().is_some_and(|at| at <= now) {
+            self.outbox_event(outbox::Event::Timer);
         }
     }
 }

@@ -22,6 +22,8 @@ pub enum Owner {
     Job(JobId),
     Listener(usize),
     Logger,
+    /// By its number of run.
+    Courier(u64),
 }
 
 /// The processes that are ours, and the spawns that are under way.
@@ -88,6 +90,7 @@ impl Supervisor {
             Owner::Job(job) => self.job_spawned(job, result),
             Owner::Listener(number) => self.listener_spawned(number, result),
             Owner::Logger => self.logger_spawned(result),
+            Owner::Courier(run) => self.courier_spawned(run, result),
         }
         if let Some((pid, exit)) = pid.and_then(|pid| Some((pid, self.children.early.remove(&pid)?))) {
             self.ended(pid, exit);
@@ -142,6 +145,7 @@ impl Supervisor {
             Some(Owner::Job(job)) => self.job_exited(job, exit),
             Some(Owner::Listener(number)) => self.listener_exited(number, exit),
             Some(Owner::Logger) => self.logger_exited(exit),
+            Some(Owner::Courier(run)) => self.courier_exited(run, exit),
             None => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Supervisor, apply::SeatId, control::Asked, ledger::Told};
 use crate::{
-    domain::api::FromLogger,
+    domain::api::{FromLogger, Posted},
     os::spawn::{SpawnError, Spawned},
 };
 
@@ -18,6 +18,8 @@ pub enum Event {
     Told(Told),
     /// From the logger of this run number.
     Logger { run: u64, message: FromLogger },
+    /// From the courier of this run number.
+    Courier { run: u64, posted: Posted },
     /// Work on another thread is done: go on with it.
     Then(Box<dyn FnOnce(&mut Supervisor) + Send>),
 }

@@ -9,6 +9,7 @@ mod answers;
 mod apply;
 mod children;
 mod control;
+mod courier;
 mod current;
 mod event;
 mod exec;
@@ -166,6 +167,7 @@ pub struct Supervisor {
     schedules: schedule::Schedules,
     watches: watch::Watches,
     logger: internals::Logger,
+    courier: courier::Courier,
     listeners: Vec<listeners::Listener>,
 
     /// The timer of `memory_restart` runs.
@@ -228,6 +230,7 @@ impl Supervisor {
             Event::Asked(asked) => self.hear(*asked),
             Event::Told(told) => self.told(told),
             Event::Logger { run, message } => self.logger_said(run, message),
+            Event::Courier { run, posted } => self.courier_said(run, posted),
             Event::Then(then) => then(self),
         }
     }

@@ -234,6 +234,7 @@ impl Supervisor {
         self.sample();
         self.watch_apps();
         self.set_polls();
+        self.look_for_letters();
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use super::{
     Me, Supervisor,
     children::Children,
     control,
+    courier::Courier,
     event::{Event, Events},
     files::Files,
     handover, internals,
@@ -192,6 +193,7 @@ fn build(
         schedules: schedule::Schedules::default(),
         watches: watch::Watches::default(),
         logger: internals::Logger::new(echo),
+        courier: Courier::new(),
         listeners,
         sampling: false,
         // Numbers of the first listeners are below.
@@ -238,6 +240,7 @@ impl Supervisor {
             self.add_app(&spec, new, env);
         }
         self.ledger.send(Command::Above(newest));
+        self.look_for_letters();
     }
 
     /// Takes connections at once, and lets apps start when the last supervisor's are gone.

@@ -5,6 +5,7 @@
 //! On every stream a message is one frame of `os::channel`: a JSON head, and bytes or a passed
 //! descriptor beside it where the type says so.
 
+mod courier;
 mod hooks;
 mod logger;
 mod people;
@@ -13,6 +14,7 @@ mod preview;
 mod tree;
 mod view;
 
+pub use courier::*;
 pub use hooks::*;
 pub use logger::*;
 pub use people::*;

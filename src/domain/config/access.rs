@@ -41,7 +41,7 @@ fn https_token(judge: &mut Judge<'_>, name: &str, raw: &raw::HttpsToken, repo: &
     Some(HttpsToken { user: user.clone(), token: judge.secret(&keys, token) })
 }
 
-fn is_loopback(authority: &str) -> bool {
+pub fn is_loopback(authority: &str) -> bool {
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let host = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(rest),

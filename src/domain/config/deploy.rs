@@ -8,7 +8,7 @@ use std::{
 use super::{
     Deploy, Step, Track, Trigger, access,
     judge::{Judge, absolute},
-    raw,
+    raw, status,
 };
 use crate::domain::model::{BadGlob, Glob, Globs};
 
@@ -23,6 +23,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         judge.warn(&keys("repo"), message);
     }
     let access = access::access(judge, name, raw, &repo);
+    let status = raw.status.as_ref().and_then(|status| status::status(judge, name, status, &repo));
     let keep = match &raw.layout {
         Some(raw::Layout::Releases { keep }) => keep.unwrap_or(5),
         None => 5,
@@ -54,6 +55,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         settle: raw.settle.map_or(Duration::from_secs(5), |span| span.0),
         approve: raw.approve.unwrap_or(false),
         irreversible: changed(judge, &keys("irreversible"), raw.irreversible.as_ref()),
+        status,
     };
     let pipelines = deploy.on.iter().any(|trigger| matches!(trigger, Trigger::Pipeline(_)));
     let blind = "`Head` would deploy commits whose pipeline has not succeeded: leave it out, or say `Push`";
@@ -297,6 +299,7 @@ mod tests {
                 settle: Duration::ZERO,
                 approve: false,
                 irreversible: vec![],
+                status: None,
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Reload,
-    Replace, Restart, Schedule, SecretRef, Stop, Track, Trigger, Watch, numbered,
+    Replace, Restart, Schedule, SecretRef, Status, Stop, Track, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -85,9 +85,11 @@ fn app(app: &App, now: At) -> Vec<String> {
         return vec![format!("{name}: cannot run: {problem}")];
     }
     let deployed = app.deploy.as_ref().map(|how| format!("{name}: {}", deploys(how)));
+    let status = app.deploy.as_ref().and_then(|how| how.status.as_ref());
+    let status = status.map(|status| format!("{name}: {}", statuses(status)));
     let Some(command) = &app.command else {
         let only = format!("{name}: only deployed, as {}", user(app));
-        return [Some(only), deployed].into_iter().flatten().collect();
+        return [Some(only), deployed, status].into_iter().flatten().collect();
     };
     let command = shown(command, app.instances);
     let copies = if app.instances == 1 { String::new() } else { format!(", {} instances", app.instances) };
@@ -105,7 +107,8 @@ fn app(app: &App, now: At) -> Vec<String> {
     let logs = logs(&app.logs).map(|logs| format!("{name}: {logs}"));
     let watched = app.watch.as_ref().map(|watch| format!("{name}: {}", watches(watch)));
     let told = reload(app).map(|told| format!("{name}: {told}"));
-    [Some(runs), when, watched, well, Some(ends), sockets, limits, logs, deployed, told].into_iter().flatten().collect()
+    let lines = [Some(runs), when, watched, well, Some(ends), sockets, limits, logs, deployed, status, told];
+    lines.into_iter().flatten().collect()
 }
 
 fn watches(watch: &Watch) -> String {
@@ -167,6 +170,10 @@ fn deploys(deploy: &Deploy) -> String {
         show_span(deploy.settle),
         deploy.keep,
     )
+}
+
+fn statuses(status: &Status) -> String {
+    format!("tells {} what becomes of commits of {}, at {}", status.forge.name(), status.project, status.api)
 }
 
 fn trigger(trigger: &Trigger) -> String {

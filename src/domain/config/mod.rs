@@ -26,6 +26,7 @@ mod schedule;
 mod schema;
 mod shell;
 mod socket;
+mod status;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ pub use finding::{Faults, Finding, Severity};
 pub use probe::Url;
 pub use schedule::{Missed, Schedule};
 pub use schema::*;
+pub use status::{Forge, Status};
 pub use watch::{Ignore, Watch};
 
 use crate::domain::model::Facts;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::{LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve, Track};
+use super::{Forge, LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve, Track};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -295,6 +295,15 @@ pub struct Deploy {
     pub settle: Option<Span>,
     pub approve: Option<bool>,
     pub irreversible: Option<When>,
+    pub status: Option<Status>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Status {
+    pub forge: Option<Forge>,
+    pub api: Option<String>,
+    pub token: Option<Secret>,
 }
 
 /// A condition on what a deploy changes.
@@ -472,7 +481,17 @@ impl Deploy {
             settle: self.settle.or(d.settle),
             approve: self.approve.or(d.approve),
             irreversible: self.irreversible.or(d.irreversible),
+            status: match (self.status, d.status) {
+                (Some(own), Some(default)) => Some(own.or(default)),
+                (own, default) => own.or(default),
+            },
         }
+    }
+}
+
+impl Status {
+    fn or(self, d: Self) -> Self {
+        Self { forge: self.forge.or(d.forge), api: self.api.or(d.api), token: self.token.or(d.token) }
     }
 }
 

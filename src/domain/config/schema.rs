@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Schedule, Watch};
+use super::{Schedule, Status, Watch};
 use crate::domain::model::{AppName, Capabilities, Exit, Glob, Signal, Size};
 
 /// The whole of `supervisor.ron`.
@@ -556,6 +556,8 @@ pub struct Deploy {
     pub approve: bool,
     /// Patterns over files: where one that fits differs from what is live, somebody is asked before the switch.
     pub irreversible: Vec<String>,
+    /// Whom it is told to.
+    pub status: Option<Status>,
 }
 
 /// What proves us to a remote, and a remote to us.
@@ -651,7 +653,7 @@ impl PartialEq for Deploy {
             )
         };
         let which = |d: &Self| (d.on.clone(), d.paths.clone(), d.authors.clone(), d.track, d.poll);
-        which(self) == which(other) && key(self) == key(other)
+        which(self) == which(other) && key(self) == key(other) && self.status == other.status
     }
 }
 

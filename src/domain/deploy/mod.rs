@@ -14,6 +14,7 @@ mod pipeline;
 pub mod preview;
 mod queue;
 mod record;
+mod status;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ mod tests;
 pub use freeze::Freeze;
 pub use queue::Deploys;
 pub use record::{Resumption, resume};
+pub use status::statuses;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 

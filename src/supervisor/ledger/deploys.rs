@@ -116,6 +116,11 @@ pub(super) fn find(
     deploy.map(|deploy| with_steps(connection, deploy)).transpose()
 }
 
+/// Without its steps.
+pub(super) fn row(connection: &Connection, id: DeployId) -> rusqlite::Result<Option<DeployView>> {
+    connection.prepare_cached("SELECT * FROM deploys WHERE id = ?1")?.query_row([id], read).optional()
+}
+
 /// All that have not ended, oldest first.
 pub(super) fn unfinished(connection: &Connection) -> rusqlite::Result<Vec<Unfinished>> {
     let mut statement = connection.prepare(&format!("SELECT * FROM deploys WHERE {UNFINISHED} ORDER BY id"))?;

@@ -10,6 +10,7 @@ mod deploys;
 mod hooks;
 mod journal;
 mod keep;
+mod outbox;
 mod queries;
 mod redelivery;
 mod rows;

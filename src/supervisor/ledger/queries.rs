@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::{
-    deliveries, deploys, journal,
+    deliveries, deploys, journal, outbox,
     say::{Query, Told},
     store::last_number,
 };
@@ -16,6 +16,9 @@ use crate::domain::api::{Refusal, RefusalKind, Reply};
 pub(super) fn answer(store: &Connection, ticket: u64, query: &Query) -> rusqlite::Result<Told> {
     let reply = match query {
         Query::Unfinished => return Ok(Told::Unfinished { ticket, deploys: deploys::unfinished(store)? }),
+        Query::Letters { apps, n } => {
+            return Ok(Told::Letters { ticket, letters: outbox::letters(store, apps, *n)? });
+        }
         Query::Events { apps, n, since, after, before } => {
             let between = (after.unwrap_or(0), before.unwrap_or(i64::MAX));
             Ok(Reply::Events(journal::events(store, apps.as_deref(), *n, *since, between)?))
@@ -41,8 +44,10 @@ pub(super) fn answer(store: &Connection, ticket: u64, query: &Query) -> rusqlite
 
 /// What is told when the store cannot be read.
 pub(super) fn unreadable(ticket: u64, query: &Query, why: &str) -> Told {
-    if let Query::Unfinished = query {
-        return Told::Unfinished { ticket, deploys: Vec::new() };
+    match query {
+        Query::Unfinished => return Told::Unfinished { ticket, deploys: Vec::new() },
+        Query::Letters { .. } => return Told::Letters { ticket, letters: Vec::new() },
+        _ => {}
     }
     let message = format!("the database cannot be read: {why}");
     Told::Found { ticket, reply: Err(Refusal::new(RefusalKind::Unavailable, message)) }

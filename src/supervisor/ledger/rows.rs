@@ -60,6 +60,7 @@ pub(super) fn rename(connection: &Connection, old: &AppName, new: &AppName) -> r
         "UPDATE deploys SET app = ?2 WHERE app = ?1",
         "UPDATE OR IGNORE delivery_apps SET app = ?2 WHERE app = ?1",
         "UPDATE deliveries SET app = ?2 WHERE app = ?1",
+        "UPDATE OR REPLACE outbox SET app = ?2 WHERE app = ?1",
         "UPDATE events SET app = ?2, instance = ?2 || substr(instance, length(?1) + 1) WHERE app = ?1",
     ] {
         connection.execute(change, names)?;

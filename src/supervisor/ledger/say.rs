@@ -1,6 +1,6 @@
 //! What the loop and the ledger's thread say to each other.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
     domain::{
@@ -8,6 +8,7 @@ use crate::{
         api::{AuditFilter, By, DeployView, EventKind, EventView, Refusal, Reply},
         deploy::accept::Snapshot,
         model::{AppName, At, CommitId, DeliveryId, DeployId, InstanceId, ReleaseId},
+        outbox::Letter,
     },
     os::channel::Channel,
 };
@@ -18,6 +19,8 @@ pub enum Command {
     Channel { listener: usize, channel: Channel },
     /// The config as acceptance needs it; replaces the one before.
     Snapshot(Arc<Snapshot>),
+    /// The apps whose deploys are told to a forge; replaces those before.
+    Telling(BTreeSet<AppName>),
     /// What is live of this app now: a delivery of this commit repeats.
     Live { app: AppName, commit: Option<CommitId> },
     /// An app has another name now, and its rows with it.
@@ -38,7 +41,12 @@ pub enum Command {
     NewToken { ticket: u64, token: MadeToken },
     /// Forgets one of this name. Answered in the same way.
     RevokeToken { ticket: u64, name: String },
-    /// Answered by [`Told::Found`], for [`Query::Unfinished`] by [`Told::Unfinished`].
+    /// This letter need not be sent any more.
+    Forget { letter: i64 },
+    /// All letters of these apps were put off for so long.
+    Wait { apps: Vec<AppName>, by: Duration },
+    /// Answered by [`Told::Found`], for [`Query::Letters`] by [`Told::Letters`], for [`Query::Unfinished`] by
+    /// [`Told::Unfinished`].
     Query { ticket: u64, query: Query },
     /// The loop is alive: the answer to [`Told::Health`].
     Health { ticket: u64 },
@@ -125,6 +133,11 @@ pub enum Query {
     },
     /// Oldest first.
     Audit(AuditFilter),
+    /// The oldest `n` letters of these apps.
+    Letters {
+        apps: Vec<AppName>,
+        n: usize,
+    },
     /// Every deploy that has not ended, oldest first.
     Unfinished,
 }
@@ -168,6 +181,14 @@ pub enum Told {
     },
     /// The tokens that people made, all of them: told when the store is opened and at each change.
     Tokens(Vec<MadeToken>),
+    /// There is something to tell to the forge of this app.
+    Mail {
+        app: AppName,
+    },
+    Letters {
+        ticket: u64,
+        letters: Vec<Letter>,
+    },
     /// The listener closed its end.
     ChannelClosed {
         listener: usize,

@@ -16,8 +16,12 @@ use crate::domain::model::{At, DeployId};
 const CHECKED_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Each brings the database from the version before to its own; the first makes it.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("schema.sql"), "ALTER TABLE deploys ADD COLUMN approved_by TEXT", include_str!("tokens.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("schema.sql"),
+    "ALTER TABLE deploys ADD COLUMN approved_by TEXT",
+    include_str!("tokens.sql"),
+    include_str!("outbox.sql"),
+];
 
 /// Why there is no store.
 #[derive(Debug, thiserror::Error)]

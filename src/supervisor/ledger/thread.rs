@@ -17,7 +17,7 @@ use super::{
     deliveries::{self, NewDelivery},
     deploys,
     hooks::{Arrived, Hooks},
-    journal, keep, queries, redelivery,
+    journal, keep, outbox, queries, redelivery,
     say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told},
     store::{self, Fault, StoreError},
     tokens,
@@ -51,6 +51,8 @@ enum Write {
     NewToken { ticket: u64, token: MadeToken },
     RevokeToken { ticket: u64, name: String },
     Rename { old: AppName, new: AppName },
+    Forget { letter: i64 },
+    Wait { apps: Vec<AppName>, by: Duration },
 }
 
 impl Write {
@@ -59,9 +61,14 @@ impl Write {
     fn is_waited_for(&self) -> bool {
         match self {
             Self::Update { deploy, .. } => !matches!(deploy.state, DeployState::Queued | DeployState::Superseded),
-            Self::Event(_) => false,
+            Self::Event(_) | Self::Forget { .. } | Self::Wait { .. } => false,
             _ => true,
         }
+    }
+
+    /// The letter that it removes.
+    fn forgets(&self) -> Option<i64> {
+        if let Self::Forget { letter } = self { Some(*letter) } else { None }
     }
 }
 
@@ -83,6 +90,8 @@ pub(super) struct State {
     store: Option<Connection>,
     hooks: Hooks,
     snapshot: Arc<Snapshot>,
+    /// Apps whose deploys are told to a forge.
+    telling: BTreeSet<AppName>,
     live: BTreeMap<AppName, CommitId>,
     /// New deploys get higher numbers.
     above: DeployId,
@@ -112,6 +121,7 @@ impl State {
             store: None,
             hooks: Hooks::default(),
             snapshot: Arc::default(),
+            telling: BTreeSet::new(),
             live: BTreeMap::new(),
             above: 0,
             writes: VecDeque::new(),
@@ -154,6 +164,7 @@ impl State {
         match command {
             Command::Channel { listener, channel } => self.hooks.replace(listener, channel),
             Command::Snapshot(snapshot) => self.snapshot = snapshot,
+            Command::Telling(apps) => self.telling = apps,
             Command::Live { app, commit: Some(commit) } => drop(self.live.insert(app, commit)),
             Command::Live { app, commit: None } => drop(self.live.remove(&app)),
             Command::Rename { old, new } => {
@@ -173,6 +184,8 @@ impl State {
             Command::Audit(new) => self.put_off(Write::Audit(new)),
             Command::NewToken { ticket, token } => self.put_off(Write::NewToken { ticket, token }),
             Command::RevokeToken { ticket, name } => self.put_off(Write::RevokeToken { ticket, name }),
+            Command::Forget { letter } => self.put_off(Write::Forget { letter }),
+            Command::Wait { apps, by } => self.put_off(Write::Wait { apps, by }),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
             Command::Health { ticket } => self.hooks.healthy(ticket),
             Command::Close => self.closing = true,
@@ -259,7 +272,7 @@ impl State {
     fn fill(&self, store: &Connection, incoming: &[Incoming]) -> rusqlite::Result<Done> {
         let mut done = Done::default();
         for write in &self.writes {
-            if let Some(told) = alone(store, || self.put(store, write))? {
+            if let Some(told) = alone(store, || self.post(store, self.put(store, write)?))? {
                 done.touched.insert(touched(write));
                 done.touched.extend(told.iter().filter_map(subject));
                 done.told.extend(told);
@@ -272,7 +285,11 @@ impl State {
                     answer
                 }
                 Reading::Proven(proven) => {
-                    let kept = alone(store, || webhook::keep(store, &proven, &self.snapshot, &self.live))?;
+                    let kept = alone(store, || {
+                        let mut kept = webhook::keep(store, &proven, &self.snapshot, &self.live)?;
+                        kept.told = self.post(store, kept.told)?;
+                        Ok(kept)
+                    })?;
                     kept.map_or_else(
                         || one.unavailable(),
                         |kept| {
@@ -317,6 +334,7 @@ impl State {
         if self.written >= PRUNE_EVERY {
             let touched = self.touched.union(&done.touched).cloned().collect();
             keep::prune(store, now(), &touched)?;
+            outbox::prune(store, &self.telling)?;
         }
         Ok(())
     }
@@ -333,8 +351,12 @@ impl State {
                 vec![Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) }]
             }
             Write::Update { deploy, attempts, ticket } => {
+                let tells = self.telling.contains(&deploy.app);
+                let before = if tells { deploys::row(store, deploy.id)? } else { None };
                 deploys::update(store, deploy, *attempts)?;
-                ticket.map(|ticket| Told::Committed { ticket }).into_iter().collect()
+                let mail = tells && outbox::note(store, before.as_ref(), deploy)?;
+                let mail = mail.then(|| Told::Mail { app: deploy.app.clone() });
+                ticket.map(|ticket| Told::Committed { ticket }).into_iter().chain(mail).collect()
             }
             Write::Redeliver { ticket, id } => {
                 redelivery::redeliver(store, *ticket, *id, &self.snapshot, &self.live, now())?
@@ -350,7 +372,30 @@ impl State {
                 super::rows::rename(store, old, new)?;
                 vec![Told::Tokens(tokens::all(store)?)]
             }
+            Write::Forget { letter } => {
+                outbox::forget(store, *letter)?;
+                Vec::new()
+            }
+            Write::Wait { apps, by } => {
+                outbox::wait(store, apps, *by)?;
+                Vec::new()
+            }
         })
+    }
+
+    /// Notes for their forges what was told of new deploys.
+    fn post(&self, store: &Connection, mut told: Vec<Told>) -> rusqlite::Result<Vec<Told>> {
+        if self.telling.is_empty() {
+            return Ok(told);
+        }
+        let mut mail = Vec::new();
+        for new in told.iter().flat_map(new_deploys).filter(|deploy| self.telling.contains(&deploy.app)) {
+            if outbox::note(store, None, new)? {
+                mail.push(Told::Mail { app: new.app.clone() });
+            }
+        }
+        told.append(&mut mail);
+        Ok(told)
     }
 
     /// After a commit.
@@ -474,22 +519,30 @@ impl State {
     }
 
     fn answer_queries(&mut self) {
-        for (ticket, query) in std::mem::take(&mut self.queries) {
+        // What a store that takes nothing still holds need not be sent again.
+        let gone: Vec<i64> = self.writes.iter().filter_map(Write::forgets).collect();
+        for (ticket, mut query) in std::mem::take(&mut self.queries) {
+            if let Query::Letters { n, .. } = &mut query {
+                *n += gone.len();
+            }
             let Some(store) = &self.store else {
                 match query {
-                    // What is unfinished must not be taken for nothing: it is told when it is known.
-                    Query::Unfinished => self.queries.push((ticket, query)),
+                    // These must not be taken for nothing: they are told when they are known.
+                    Query::Unfinished | Query::Letters { .. } => self.queries.push((ticket, query)),
                     _ => (self.tell)(queries::unreadable(ticket, &query, "it is not open")),
                 }
                 continue;
             };
-            let told = queries::answer(store, ticket, &query).unwrap_or_else(|error| {
+            let mut told = queries::answer(store, ticket, &query).unwrap_or_else(|error| {
                 tracing::error!("{}: {error}", self.path.display());
                 if Fault::of(&error) == Fault::Damaged {
                     self.begin_anew(&error);
                 }
                 queries::unreadable(ticket, &query, &error.to_string())
             });
+            if let Told::Letters { letters, .. } = &mut told {
+                letters.retain(|letter| !gone.contains(&letter.id));
+            }
             (self.tell)(told);
         }
     }
@@ -519,8 +572,21 @@ fn touched(write: &Write) -> Option<AppName> {
         Write::NewDeploy(new) => Some(new.app.clone()),
         Write::Update { deploy, .. } => Some(deploy.app.clone()),
         Write::Event(new) => new.app.clone(),
-        Write::Redeliver { .. } | Write::Audit(_) | Write::NewToken { .. } | Write::RevokeToken { .. } => None,
+        Write::Redeliver { .. }
+        | Write::Audit(_)
+        | Write::NewToken { .. }
+        | Write::RevokeToken { .. }
+        | Write::Forget { .. }
+        | Write::Wait { .. } => None,
         Write::Rename { new, .. } => Some(new.clone()),
+    }
+}
+
+fn new_deploys(told: &Told) -> &[DeployView] {
+    match told {
+        Told::Accepted { deploys } => deploys,
+        Told::Queued { deploy, .. } => std::slice::from_ref(deploy),
+        _ => &[],
     }
 }
 

@@ -1,0 +1,96 @@
+//! Rows of the outbox: what waits to be told to forges, one row for each app and commit, as a newer
+//! word takes the place of an older one.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use rusqlite::{Connection, Row, params};
+
+use super::rows::{filter, json, plain, word};
+use crate::domain::{
+    api::{CommitStatus, DeployView},
+    deploy,
+    model::AppName,
+    outbox::Letter,
+};
+
+/// Letters that are kept of each app, the newest.
+const MOST: u32 = 1_000;
+
+/// Writes down what is new to a forge in this record of a deploy; `before`: the one that it replaces.
+/// True where anything is.
+pub(super) fn note(connection: &Connection, before: Option<&DeployView>, after: &DeployView) -> rusqlite::Result<bool> {
+    let mut any = false;
+    for status in deploy::statuses(before, after) {
+        if !is_outdated(connection, &after.app, &status)? {
+            put(connection, &after.app, &status)?;
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
+/// Of several deploys of one commit the newest speaks.
+fn is_outdated(connection: &Connection, app: &AppName, status: &CommitStatus) -> rusqlite::Result<bool> {
+    let mut newer = connection.prepare_cached(
+        "SELECT 1 FROM deploys INDEXED BY deploys_app WHERE app = ?1 AND id > ?2 AND \"commit\" = ?3 LIMIT 1",
+    )?;
+    newer.exists(params![app.as_str(), status.deploy, status.commit.as_str()])
+}
+
+fn put(connection: &Connection, app: &AppName, status: &CommitStatus) -> rusqlite::Result<()> {
+    let about = params![app.as_str(), status.commit.as_str()];
+    connection.prepare_cached("DELETE FROM outbox WHERE app = ?1 AND \"commit\" = ?2")?.execute(about)?;
+    // A new number, so that whoever sent the old one forgets that alone.
+    let mut insert =
+        connection.prepare_cached("INSERT INTO outbox (app, \"commit\", status, waited_s) VALUES (?1, ?2, ?3, 0)")?;
+    insert.execute(params![app.as_str(), status.commit.as_str(), json(status)])?;
+    Ok(())
+}
+
+/// The oldest `n` of these apps.
+pub(super) fn letters(connection: &Connection, apps: &[AppName], n: usize) -> rusqlite::Result<Vec<Letter>> {
+    let mut statement = connection
+        .prepare_cached("SELECT * FROM outbox WHERE app IN (SELECT value FROM json_each(?1)) ORDER BY id LIMIT ?2")?;
+    let rows = statement.query_map(params![filter(Some(apps)), i64::try_from(n).unwrap_or(i64::MAX)], read)?;
+    rows.collect()
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Letter> {
+    let waited: i64 = row.get("waited_s")?;
+    Ok(Letter {
+        id: row.get("id")?,
+        app: word(row, "app")?,
+        status: plain(row, "status")?,
+        waited: Duration::from_secs(waited.unsigned_abs()),
+    })
+}
+
+pub(super) fn forget(connection: &Connection, letter: i64) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM outbox WHERE id = ?1")?.execute([letter])?;
+    Ok(())
+}
+
+/// All letters of these apps were put off for so long.
+pub(super) fn wait(connection: &Connection, apps: &[AppName], by: Duration) -> rusqlite::Result<()> {
+    let mut wait = connection
+        .prepare_cached("UPDATE outbox SET waited_s = waited_s + ?2 WHERE app IN (SELECT value FROM json_each(?1))")?;
+    wait.execute(params![filter(Some(apps)), i64::try_from(by.as_secs()).unwrap_or(i64::MAX)])?;
+    Ok(())
+}
+
+/// Removes what nobody sends any more, and of each other app what is too much. `telling`: the apps whose
+/// deploys are told.
+pub(super) fn prune(connection: &Connection, telling: &BTreeSet<AppName>) -> rusqlite::Result<()> {
+    let apps: Vec<AppName> = telling.iter().cloned().collect();
+    connection
+        .prepare_cached("DELETE FROM outbox WHERE app NOT IN (SELECT value FROM json_each(?1))")?
+        .execute([filter(Some(&apps))])?;
+    let mut oldest = connection.prepare_cached(
+        "DELETE FROM outbox WHERE app = ?1
+             AND id <= (SELECT id FROM outbox WHERE app = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+    )?;
+    for app in &apps {
+        oldest.execute(params![app.as_str(), MOST])?;
+    }
+    Ok(())
+}
