@@ -129,7 +129,10 @@ fn cut_pipes_are_told_and_the_app_runs() {
     if !geteuid().is_root() {
         return println!("not root: the pages of pipes of another user cannot be used up");
     }
-    let id = "61235";
+    // Nobody else's, so that two runs of this test do not give each other room.
+    let uid = 1_000_000 + std::process::id();
+    let id = uid.to_string();
+    let id = id.as_str();
     let soft: usize = fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").unwrap().trim().parse().unwrap();
     if soft == 0 || soft > 65_536 {
         return println!("fs.pipe-user-pages-soft is {soft}: left out");
@@ -153,7 +156,7 @@ fn cut_pipes_are_told_and_the_app_runs() {
     let folder = server.path().to_owned();
     let binary = folder.join("everhook-as-user");
     assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_everhook")).arg(&binary).status().unwrap().success());
-    chown(&folder, Some(61_235), Some(61_235)).unwrap();
+    chown(&folder, Some(uid), Some(uid)).unwrap();
     let swap = format!("shift; exec {} {} \"$@\"", as_user.join(" "), binary.display());
     server.start_as(&["sh", "-c", &swap, "sh"]);
     server.wait_state("a0", "ready");
@@ -241,7 +244,8 @@ fn an_address_that_cannot_be_had_at_the_start_stops_no_app_and_is_had_once_it_is
         let reason = listener["reason"].as_str().unwrap_or_default();
         assert_eq!((&listener["state"], &listener["pid"]), (&"failed".into(), &Value::Null), "{listener}");
         assert!(reason.contains(what) && reason.contains(&format!("supervisor.ron:{line}:8")), "{reason}");
-        assert!(s.log().contains(reason) && s.ok(&["status"]).contains(reason), "{reason}");
+        assert!(s.ok(&["status"]).contains(reason), "{reason}");
+        s.until("the log tells it too", |s| s.log().contains(reason).then_some(()));
     };
     why.into_iter().for_each(|expected| is_told(&server, expected));
     server.until("the other one runs", |s| (listener(s, 2)["state"] == "ready").then_some(()));
