@@ -11,6 +11,10 @@ mod server;
 use std::fs;
 
 use deploying::{copies, runs_once};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use server::{Server, processes};
 
 /// Tells its name and its numbers, each time that it hears USR1, and what it was started as.
@@ -76,6 +80,36 @@ fn a_reload_renames_and_touches_no_process() {
     assert!(!server.ok(&["logs", "old"]).contains("I am"));
     server.ok(&["stop", "new"]);
     assert_eq!(copies(&server), 0);
+    assert!(server.stop().success());
+}
+
+#[test]
+fn who_follows_the_output_follows_it_under_its_new_name() {
+    let mut server = world("old").started();
+    server.wait_state("old", "ready");
+    speak(&server, "old", "line 1");
+    let path = server.path().join("followed");
+    let file = fs::File::create(&path).unwrap();
+    let mut client = server.client(&["logs", "-f", "old"]).stdout(file).spawn().unwrap();
+    let told = |s: &Server, what: &str| {
+        s.until(what, |_| fs::read_to_string(&path).unwrap().contains(what).then_some(()));
+    };
+    told(&server, "line 1");
+    renamed(&server, "old", "new");
+    server.ok(&["reload"]);
+    speak(&server, "new", "line 2");
+    told(&server, "line 2");
+    // The next logger is asked by the new name for what comes next.
+    let logger = server.status()["supervisor"]["logger"]["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(i32::try_from(logger).unwrap()), Signal::SIGKILL).unwrap();
+    speak(&server, "new", "line 3");
+    told(&server, "line 3");
+    assert_eq!(client.try_wait().unwrap(), None, "it follows on");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let lines = fs::read_to_string(&path).unwrap();
+    let spoken: Vec<_> = lines.lines().filter(|line| line.starts_with("line")).collect();
+    assert_eq!(spoken, ["line 1", "line 2", "line 3"]);
     assert!(server.stop().success());
 }
 

@@ -1,5 +1,4 @@
 use std::{
-    collections::HashMap,
     io, thread,
     time::{Duration, Instant},
 };
@@ -14,8 +13,11 @@ use super::{
     words::{SomeApps, since},
 };
 use crate::domain::{
-    api::{LogFrame, LogLine, LogMark, LogPlace, LogsRequest, Reply, Request, Said, Saying, Target},
-    model::{At, DeployId},
+    api::{
+        LogFrame, LogLine, LogMark, LogPlace, LogPlaces, LogsRequest, Reply, Request, Said, Saying, Target,
+        rename_places,
+    },
+    model::{At, DeployId, InstanceId},
 };
 
 /// Lines of each stream without `-n`.
@@ -96,7 +98,7 @@ pub fn read(
     mut take: impl FnMut(&mut Screen, &LogLine) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let mut client = Client::connect(place)?;
-    let mut known = HashMap::new();
+    let mut known = LogPlaces::new();
     let mut pause = FIRST_PAUSE;
     let mut lost = Instant::now();
     loop {
@@ -109,6 +111,11 @@ pub fn read(
                     (line.instance, line.stream)
                 }
                 LogFrame::Here { instance, stream } => (instance, stream),
+                LogFrame::Renamed { was, instance } => {
+                    rename_places(&mut known, &was, &instance);
+                    rename(&mut request.apps, &was, &instance);
+                    continue;
+                }
                 LogFrame::Said(Said { what: Saying::Done(Reply::Lines(_)), .. }) => return Ok(()),
                 LogFrame::Said(Said { what: Saying::Refused(refusal), .. }) => return Err(refusal.into()),
                 LogFrame::Said(_) => return Err(strange()),
@@ -124,6 +131,18 @@ pub fn read(
         };
         request.resume = known.iter().map(mark).collect();
         client = again(place, lost, &mut pause)?;
+    }
+}
+
+/// Who is asked for, by the name that they have now.
+fn rename(targets: &mut [Target], was: &str, instance: &str) {
+    let (Ok(was), Ok(now)) = (was.parse::<InstanceId>(), instance.parse::<InstanceId>()) else { return };
+    for target in targets {
+        match target {
+            Target::App(app) if *app == was.app => app.clone_from(&now.app),
+            Target::Instance(id) if id.app == was.app => id.app.clone_from(&now.app),
+            _ => {}
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each has a socket of its own to the supervisor, which is closed when the client goes. What a client
 //! has seen stands in `id`; from there it goes on with `Last-Event-ID`.
 
-use std::{collections::BTreeMap, future::Future, io, net::IpAddr, time::Duration};
+use std::{future::Future, io, net::IpAddr, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
@@ -25,7 +25,9 @@ use super::{
 use crate::{
     domain::{
         api::Request as Question,
-        api::{EventView, LogFrame, LogMark, LogPlace, LogsRequest, Reply, Said, Saying, Target},
+        api::{
+            EventView, LogFrame, LogMark, LogPlace, LogPlaces, LogsRequest, Reply, Said, Saying, Target, rename_places,
+        },
         model::{At, InstanceId},
     },
     os::{
@@ -155,7 +157,7 @@ async fn tell_events(mut channel: Watched, past: Vec<EventView>, pieces: mpsc::S
 
 /// Lines as they come, each with the places behind all that were told.
 async fn tell_logs(mut channel: Watched, first: Frame, pieces: mpsc::Sender<Piece>) {
-    let mut known = BTreeMap::new();
+    let mut known = LogPlaces::new();
     let (mut heard, mut text) = (Some(first), RETRY.to_owned());
     let end = Instant::now() + LIFE;
     loop {
@@ -166,6 +168,10 @@ async fn tell_logs(mut channel: Watched, first: Frame, pieces: mpsc::Sender<Piec
             }
             Some((place, Ok(LogFrame::Here { instance, stream }))) => {
                 known.extend(place.map(|place| ((instance, stream), place)));
+                text.push_str(&format!("id: {}\n\n", id_of(&known)));
+            }
+            Some((_, Ok(LogFrame::Renamed { was, instance }))) => {
+                rename_places(&mut known, &was, &instance);
                 text.push_str(&format!("id: {}\n\n", id_of(&known)));
             }
             Some(_) => return,
@@ -266,10 +272,8 @@ fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     headers.get("last-event-id")?.to_str().ok()
 }
 
-type Known = BTreeMap<(String, String), LogPlace>;
-
 /// `blog.1 out 17 4096,blog.1 err 18 0`: the places behind what was told.
-fn id_of(known: &Known) -> String {
+fn id_of(known: &LogPlaces) -> String {
     let one = |((instance, stream), place): (&(String, String), &LogPlace)| {
         format!("{instance} {stream} {} {}", place.inode, place.offset)
     };
@@ -294,7 +298,7 @@ mod tests {
     #[test]
     fn a_place_is_found_again_by_its_id() {
         let places = [("blog.1", "err", 3), ("blog.1", "out", 7)];
-        let known: Known = places
+        let known: LogPlaces = places
             .iter()
             .map(|(instance, stream, offset)| {
                 let place = LogPlace { inode: 17, offset: *offset };

@@ -117,6 +117,15 @@ impl Client {
         }
     }
 
+    /// This log goes on at another path, under another name.
+    pub fn renamed(&mut self, from: &Path, to: &Path, instance: &str) {
+        for follow in self.follows.iter_mut().filter(|follow| follow.feed.path == from) {
+            to.clone_into(&mut follow.feed.path);
+            let was = std::mem::replace(&mut follow.feed.instance, instance.to_owned());
+            self.channel.queue(&LogFrame::Renamed { was, instance: instance.to_owned() }, &[], None);
+        }
+    }
+
     /// Nothing more will come into this log.
     pub fn ended(&mut self, path: &Path) {
         for follow in self.follows.iter_mut().filter(|follow| follow.feed.path == path) {

@@ -150,7 +150,7 @@ impl Logger {
             to.clone_into(&mut source.name);
             let old = std::mem::replace(&mut source.sink, sink.path.clone());
             self.leave(name, &old);
-            self.end(&old);
+            self.clients.values_mut().for_each(|client| client.renamed(&old, &sink.path, to));
         }
         if let Some(folder) = sinks.first().and_then(|(_, sink)| sink.path.parent()) {
             let aside = self.aside.clone();
@@ -162,6 +162,7 @@ impl Logger {
         for (_, sink) in sinks {
             self.sink(sink);
         }
+        self.step_clients();
     }
 
     /// Notes that a run begins where the logs end; false: there is no such source.

@@ -215,7 +215,7 @@ fn a_reader_goes_on_where_another_logger_left_it() {
                     assert_eq!(line.line, format!("line {seen}"));
                     from = place;
                 }
-                (LogFrame::Here { .. }, _) => {}
+                (LogFrame::Here { .. } | LogFrame::Renamed { .. }, _) => {}
                 (LogFrame::Said(said), _) => panic!("{said:?}"),
             }
         }

@@ -239,7 +239,7 @@ pub fn line(client: &mut Channel) -> Option<LogLine> {
     loop {
         match receive(client).expect("an answer ends with its end") {
             LogFrame::Line(line) => return Some(line),
-            LogFrame::Here { .. } => {}
+            LogFrame::Here { .. } | LogFrame::Renamed { .. } => {}
             LogFrame::Said(said) => {
                 assert!(matches!(said.what, Saying::Done(_)), "{said:?}");
                 return None;

@@ -1,6 +1,6 @@
 //! The logger's channel: supervisor to logger. Frames may carry a descriptor where it says so.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -155,8 +155,22 @@ pub enum LogFrame {
         instance: String,
         stream: String,
     },
+    /// What was followed under this name goes on under another.
+    Renamed {
+        was: String,
+        instance: String,
+    },
     /// The answer is whole, or there is none. A connection that ends without it was lost.
     Said(Said),
+}
+
+/// How far a client is in each log, by the name and the stream.
+pub type LogPlaces = BTreeMap<(String, String), LogPlace>;
+
+/// What is known of one name is known of another from now on.
+pub fn rename_places(places: &mut LogPlaces, was: &str, instance: &str) {
+    let now = |name: String| if name == was { instance.to_owned() } else { name };
+    *places = std::mem::take(places).into_iter().map(|((name, stream), at)| ((now(name), stream), at)).collect();
 }
 
 impl LogFrame {
