@@ -389,19 +389,18 @@ fn what_cannot_be_taken_back_asks_before_it_switches() {
     assert_eq!((version(&server).as_str(), built(&server)), ("2", 3));
     assert!(server.ok(&["history"]).contains("irreversible: "));
 
-    // A kill forgets nothing: it is built and asked for again.
+    // A kill forgets nothing, and what was built is kept.
     server.kill();
     server.start();
-    server.until("it is built again", |s| (built(s) == 4).then_some(()));
-    server.until("it asks again", |s| (deploy(s, third)["state"] == "awaiting_approval").then_some(()));
     server.wait_state("site", "ready");
-    assert_eq!(version(&server), "2");
+    assert_eq!(deploy(&server, third), held);
+    assert_eq!((version(&server).as_str(), built(&server)), ("2", 3));
     server.ok(&["approve", &third.to_string()]);
     let live = server.deploy_end(third);
     assert_eq!((&live["state"], &live["reason"]), (&"live".into(), &Value::Null), "{live}");
     assert_eq!(live["approved_by"]["kind"], "local");
     assert_live(&server, &live);
-    assert_eq!((version(&server).as_str(), built(&server)), ("3", 4), "what was built goes live");
+    assert_eq!((version(&server).as_str(), built(&server)), ("3", 3), "what was built goes live");
 
     // A person's own deploy asks too, and a newer push takes its place.
     repo.commit(&[("db/2.sql", "drop table y"), ("VERSION", "4")], "fourth");
@@ -423,4 +422,85 @@ fn what_cannot_be_taken_back_asks_before_it_switches() {
     server.ok(&["cancel", &newest.to_string()]);
     server.until("what was built goes", |s| (releases(s, "site").len() == 3).then_some(()));
     assert_eq!(version(&server), "3");
+}
+
+/// `site` runs a release that cannot be taken back and did not prove itself: it exits as long as there is
+/// `$DIR/broken`. The deploy's number.
+fn unproven(server: &Server, repo: &Repo, version: &str) -> i64 {
+    fs::write(server.path().join("broken"), "").unwrap();
+    let app = "[ -e $DIR/broken ] && exit 3\nexec tail -f $DIR/held\n";
+    repo.commit(&[("db/1.sql", "drop table x"), ("VERSION", version), ("app.sh", app)], version);
+    let id = push(server, repo);
+    wait_deploy(server, id, "awaiting_approval");
+    server.ok(&["approve", &id.to_string(), "--no-wait"]);
+    server.until("it asks what now", |s| {
+        let deploy = deploy(s, id);
+        (deploy["state"] == "awaiting_approval" && deploy["step"] == "verify").then_some(())
+    });
+    id
+}
+
+const KEEPS_TRYING: &str = "restart: (first: \"10ms\", max: \"50ms\", give_up: (restarts: 100000, within: \"1s\")),";
+
+#[test]
+fn what_cannot_be_taken_back_stays_when_it_proves_wrong() {
+    let (mut server, repo) = live_world(KEEPS_TRYING, "irreversible: Changed([\"db/**\"])");
+    let id = unproven(&server, &repo, "2");
+    let asked = deploy(&server, id);
+    assert_eq!(asked["reason"], "exited with 3; it cannot be taken back", "{asked}");
+    let release = asked["release"].as_str().unwrap().to_owned();
+    // Nothing goes back by itself, over a kill neither, and the usual rules go on.
+    for _ in 0..2 {
+        assert!(fs::read_to_string(home(&server, "site").join("live")).unwrap().starts_with("1-"));
+        server.until("it is tried again", |s| (s.instance("site")["restarts"].as_i64() > Some(2)).then_some(()));
+        assert_eq!((&server.app("site")["release"], deploy(&server, id)), (&release.as_str().into(), asked.clone()));
+        server.kill();
+        server.start();
+    }
+    fs::remove_file(server.path().join("broken")).unwrap();
+    server.wait_state("site", "ready");
+    assert_eq!((version(&server), deploy(&server, id)), ("2".into(), asked));
+    // It is live because somebody says so, as it runs.
+    let pid = server.main_pid("site");
+    server.ok(&["approve", &id.to_string()]);
+    let live = server.deploy_end(id);
+    assert_eq!((&live["state"], &live["reason"]), (&"live".into(), &Value::Null), "{live}");
+    assert_eq!(live["approved_by"]["kind"], "local");
+    assert_live(&server, &live);
+    assert_eq!(server.main_pid("site"), pid);
+}
+
+#[test]
+fn whoever_is_asked_may_go_back() {
+    let (mut server, repo) = live_world(KEEPS_TRYING, "irreversible: Changed([\"db/**\"])");
+    let first = server.deploy_end(1);
+    let id = unproven(&server, &repo, "2");
+    let said = server.ok(&["rollback", "site"]);
+    assert!(said.contains("is live"), "{said}");
+    let back = server.deploy_end(id);
+    assert_eq!(
+        (&back["state"], &back["reason"]),
+        (&"rolled_back".into(), &format!("deploy {} went back", id + 1).into())
+    );
+    assert_live(&server, &first);
+    server.until("its release goes", |s| (releases(s, "site").len() == 1).then_some(()));
+
+    // Or give it up; a kill right then starts the one that is live as well.
+    let id = unproven(&server, &repo, "3");
+    server.ok(&["cancel", &id.to_string()]);
+    server.kill();
+    server.start();
+    server.wait_state("site", "ready");
+    assert_eq!((version(&server).as_str(), &deploy(&server, id)["state"]), ("1", &"cancelled".into()));
+
+    // A cure takes its place once it is live.
+    let id = unproven(&server, &repo, "4");
+    repo.commit(&[("VERSION", "5"), ("app.sh", APP)], "the cure");
+    let cure = push(&server, &repo);
+    wait_deploy(&server, cure, "awaiting_approval");
+    server.until("the other one still asks", |s| (deploy(s, id)["state"] == "awaiting_approval").then_some(()));
+    server.ok(&["approve", &cure.to_string()]);
+    let ended = server.deploy_end(id);
+    assert_eq!((&ended["state"], &ended["superseded_by"]), (&"superseded".into(), &cure.into()), "{ended}");
+    assert_live(&server, &server.deploy_end(cure));
 }

@@ -14,12 +14,16 @@ mod server;
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use deploying::*;
 use forge::Forge;
 use serde_json::Value;
-use server::{Repo, Server, processes};
+use server::{Repo, Server, processes, unique};
 
 /// Stands at a gate while it starts, once it is told to end, or not at all: as its commit says.
 const GATED: &str = r#"
@@ -124,6 +128,68 @@ fn a_fetch_begins_anew_after_a_kill() {
     ends_live(&server, id);
 }
 
+/// What waits behind it comes after it, or takes its place: each of the two ends once.
+#[test]
+fn what_waits_is_in_the_line_after_a_kill() {
+    let (mut server, repo, gate) = step_at("build");
+    let runs = push(&server, &repo);
+    let held = gate.reached();
+    repo.git(&["rm", "-q", "slow"]);
+    repo.commit(&[("VERSION", "3")], "third");
+    let waits = push(&server, &repo);
+    assert_eq!(deploy(&server, waits)["state"], "queued");
+    server.kill();
+    drop(held);
+    server.start();
+    let (first, second) = (server.deploy_end(runs), server.deploy_end(waits));
+    assert_eq!((&first["state"], &first["superseded_by"]), (&"superseded".into(), &waits.into()), "{first}");
+    assert_eq!(second["state"], "live", "{second}");
+    server.wait_state("site", "ready");
+    assert_live(&server, &second);
+    assert_eq!((version(&server).as_str(), deploys(&server).len()), ("3", 3));
+}
+
+/// The answer is read, and the next thing that happens is the kill: nothing but the store knows of it.
+#[test]
+fn an_accepted_delivery_outlives_a_kill_at_once() {
+    let (mut server, repo) = world("", "");
+    server.edit_config("apps:", "deploys: (catch_up: false), apps:");
+    start_live(&mut server);
+    for n in 2..6 {
+        repo.commit(&[("VERSION", &n.to_string())], "next");
+        let id = push(&server, &repo);
+        server.kill();
+        server.start();
+        let deploy = server.deploy_end(id);
+        assert_eq!((&deploy["state"], &deploy["by"]["kind"]), (&"live".into(), &"delivery".into()), "{deploy}");
+        assert_eq!(deploys(&server).len(), n);
+    }
+    server.wait_state("site", "ready");
+    assert_eq!(version(&server), "5");
+}
+
+/// git stands at a FIFO that it reads attributes from: the folder is there, and empty.
+#[test]
+fn a_checkout_begins_anew_after_a_kill() {
+    let (mut server, repo) = live_world("", "");
+    repo.commit(&[("VERSION", "2")], "second");
+    let mirror = fs::read_dir(server.path().join("state/mirrors")).unwrap().next().unwrap().unwrap().path();
+    fs::create_dir_all(mirror.join("info")).unwrap();
+    let gate = Gate::at(mirror.join("info/attributes"));
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    let half_made = |s: &Server| releases(s, "site").iter().any(|release| release.starts_with(&format!("{id}-")));
+    server.until("its folder is there", |s| half_made(s).then_some(()));
+    assert_eq!(deploy(&server, id)["state"], "fetching");
+    server.kill();
+    drop(held);
+    server.start();
+    drop(gate.reached());
+    gate.remove();
+    ends_live(&server, id);
+    assert_eq!(releases(&server, "site").len(), 2);
+}
+
 #[test]
 fn a_terminated_supervisor_does_the_deploy_at_its_next_start() {
     let (mut server, repo, gate) = step_at("build");
@@ -206,6 +272,138 @@ fn a_terminated_supervisor_leaves_the_old_release_live_until_the_new_one_is_prov
     ends_live(&server, id);
 }
 
+/// One that drains when everhook is killed has been taken over from: it is ended, and the deploy is over.
+#[test]
+fn a_kill_while_the_old_process_drains() {
+    let app = "sleep 1000 & trap 'cat \"$DIR/gate\"; kill $!; exit 0' TERM\ntail -f \"$DIR/held\" & wait\n";
+    let (mut server, repo) = world("replace: StartFirst, stop: (timeout: \"2s\"),", "");
+    repo.commit(&[("app.sh", app)], "drains");
+    start_live(&mut server);
+    let gate = Gate::new(&server, "gate");
+    repo.commit(&[("app.sh", APP), ("VERSION", "2")], "second");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    server.kill();
+    assert!(copies(&server) >= 2, "they go on without it");
+    server.start();
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+    drop(held);
+    assert_eq!(deploys(&server).len(), 2);
+}
+
+/// What is live is what the file `live` says, whatever becomes of the link for others.
+#[test]
+fn a_link_that_cannot_be_switched_takes_nothing_back() {
+    let (mut server, repo) = live_world("", "");
+    let link = home(&server, "site").join("current");
+    fs::remove_file(&link).unwrap();
+    fs::create_dir_all(link.join("somebody's")).unwrap();
+    repo.commit(&[("VERSION", "2")], "second");
+    let deploy = server.deliver("site", &repo);
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    assert_eq!((version(&server), runs_in(&server)), ("2".into(), deploy["release"].as_str().unwrap().into()));
+    assert!(server.log().contains("/current"), "it is told: {}", server.log());
+    assert!(server.stop().success());
+    fs::remove_dir_all(&link).unwrap();
+    server.start();
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+}
+
+/// Kills at moments that nobody chose, while a forge goes on pushing: each delivery that was accepted ends
+/// once, no two deploys of the app run at a time, and what is live at the end is the newest.
+#[test]
+fn kills_under_a_stream_of_deliveries() {
+    let busy = "exec 9>>$DIR/busy; flock -n 9 || echo twice >> $DIR/twice; cp VERSION built";
+    let (mut server, repo) = world("", &format!("build: [\"{busy}\"]"));
+    for file in ["busy", "twice"] {
+        fs::write(server.path().join(file), "").unwrap();
+        fs::set_permissions(server.path().join(file), fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    // The forge knows one address.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    server.edit_config("127.0.0.1:0", &port.to_string());
+    start_live(&mut server);
+    let done = AtomicBool::new(false);
+    let sent = thread::scope(|scope| {
+        let forge = scope.spawn(|| stream(port, &repo, &done));
+        for round in 0..8_u64 {
+            // Some of them before anything was done, some amid it.
+            thread::sleep(Duration::from_millis(u64::from(fastrand(round)) % 1500));
+            server.kill();
+            server.start();
+        }
+        done.store(true, Ordering::Relaxed);
+        forge.join().unwrap()
+    });
+    assert!(sent.len() > 8, "{} deliveries", sent.len());
+    let all = server.until("every deploy has ended", |s| {
+        let all = deploys(s);
+        all.iter().all(|deploy| deploy["ended_at"].is_string()).then_some(all)
+    });
+    let deliveries = server.json(&["deliveries", "-n", "1000"]).as_array().unwrap().clone();
+    for (sender, status) in &sent {
+        let of = |state: &str| {
+            deliveries
+                .iter()
+                .filter(|row| row["sender_id"] == sender.as_str() && row["state"] == state)
+                .collect::<Vec<_>>()
+        };
+        let accepted = of("accepted");
+        assert_eq!(accepted.len(), 1, "{sender} ({status}): {accepted:?}");
+        let outcomes: Vec<_> = all.iter().filter(|deploy| deploy["by"]["id"] == accepted[0]["id"]).collect();
+        assert_eq!(outcomes.len(), 1, "{sender}: {outcomes:?}");
+        let (state, reason) = (outcomes[0]["state"].as_str().unwrap(), outcomes[0]["reason"].as_str());
+        let honest = ["live", "superseded", "skipped"].contains(&state) || reason == Some("interrupted 3 times");
+        assert!(honest, "{}", outcomes[0]);
+    }
+    assert_eq!(fs::read_to_string(server.path().join("twice")).unwrap(), "");
+    repo.commit(&[("VERSION", "last")], "last");
+    let last = server.deliver("site", &repo);
+    assert_eq!(last["state"], "live", "{last}");
+    server.wait_state("site", "ready");
+    assert_live(&server, &last);
+    assert_eq!(current(&server, "built"), "last");
+}
+
+/// A forge that pushes commit after commit, and asks again with the same id until it is answered: the ids
+/// and the answers' status.
+fn stream(at: SocketAddr, repo: &Repo, done: &AtomicBool) -> Vec<(String, u16)> {
+    let mut sent = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        repo.commit(&[("VERSION", &format!("n{}", sent.len()))], "next");
+        let (body, id) = (repo.push_body(), unique());
+        let end = Instant::now() + server::LIMIT;
+        let signature = server::sign(server::SECRET, body.as_bytes());
+        let headers = [
+            ("content-type", "application/json"),
+            ("x-github-event", "push"),
+            ("x-github-delivery", &id),
+            ("x-hub-signature-256", &signature),
+        ];
+        let status = loop {
+            match http::try_request(at, "POST", "/hooks/site", &headers, body.as_bytes()) {
+                Some(status) if status != 503 => break status,
+                _ => assert!(Instant::now() < end, "nobody answers"),
+            }
+            thread::yield_now();
+        };
+        assert!([200, 202].contains(&status), "{status}");
+        sent.push((id, status));
+        thread::sleep(Duration::from_millis(100));
+    }
+    sent
+}
+
+/// A number that is another one in each round of each run.
+fn fastrand(round: u64) -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(round) >> 32) as u32
+}
+
 /// Kills at moments that nobody chose: whatever is live then is whole, and runs once.
 #[test]
 fn kills_at_any_moment_of_a_deploy() {
@@ -257,6 +455,12 @@ fn what_became_live_before_the_kill_is_live_after_it() {
             std::thread::yield_now();
         }
         server.kill();
+        if n % 2 == 0 {
+            // As it is found where the kill came before the link was switched.
+            let link = home(&server, "site").join("current");
+            fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink(format!("releases/{}", releases(&server, "site")[0]), link).unwrap();
+        }
         server.start();
         let deploy = server.deploy_end(id);
         assert_eq!(deploy["state"], "live", "{deploy}");

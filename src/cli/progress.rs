@@ -66,7 +66,13 @@ impl Teller {
         }
         if deploy.state == DeployState::AwaitingApproval {
             let why = deploy.reason.as_ref().map(|why| format!(" ({})", visible(why))).unwrap_or_default();
-            line.push_str(&format!("{why}: `everhook approve {}` lets it go on", deploy.id));
+            let what = match deploy.step.as_deref() {
+                Some("switch" | "verify") => {
+                    format!("makes it live as it is, `everhook rollback {}` goes back", deploy.app)
+                }
+                _ => "lets it go on".to_owned(),
+            };
+            line.push_str(&format!("{why}: `everhook approve {}` {what}", deploy.id));
         }
         screen.line(&line)
     }

@@ -32,6 +32,12 @@ impl Layout {
         self.app(app).join("live")
     }
 
+    /// What runs in place of the live release.
+    #[must_use]
+    pub fn unproven(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("unproven")
+    }
+
     /// Up to when a scheduled app's runs are dealt with.
     #[must_use]
     pub fn last_run(&self, app: &AppName) -> PathBuf {

@@ -1,5 +1,6 @@
-//! The files `live` (what starts), `current` (the link for others), `down` (a person stopped it) and
-//! `frozen` (nothing is deployed) of an app: the truth about what is to run, whatever the store says. On the files thread.
+//! The files `live` (what starts), `unproven` (what starts in its place), `current` (the link for others),
+//! `down` (a person stopped it) and `frozen` (nothing is deployed) of an app: the truth about what is to
+//! run, whatever the store says. On the files thread.
 
 use std::{fs, io, path::Path, time::SystemTime};
 
@@ -13,13 +14,24 @@ use crate::{
     os::files,
 };
 
-/// What the app is to run; `None`: nothing was ever live.
+/// What is live of the app; `None`: nothing ever was.
 ///
 /// # Errors
 /// Names the file when it holds something else, or its release is not there.
 pub fn read(layout: &Layout, app: &AppName) -> Result<Option<Release>, String> {
-    let path = layout.live(app);
-    let text = match fs::read_to_string(&path) {
+    named_in(&layout.live(app), layout, app)
+}
+
+/// What the app runs in place of its live release, since it could not be taken back.
+///
+/// # Errors
+/// As [`read`].
+pub fn unproven(layout: &Layout, app: &AppName) -> Result<Option<Release>, String> {
+    named_in(&layout.unproven(app), layout, app)
+}
+
+fn named_in(path: &Path, layout: &Layout, app: &AppName) -> Result<Option<Release>, String> {
+    let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(format!("{}: {e}", path.display())),
@@ -36,15 +48,38 @@ pub fn read(layout: &Layout, app: &AppName) -> Result<Option<Release>, String> {
     Ok(Some(Release { id, commit, directory }))
 }
 
-/// Makes `live` what starts from now on, durably, then points `current` at it.
+/// Makes `live` what starts from now on, durably.
 ///
 /// # Errors
-/// Names what could not be written; `live` is then as before.
+/// Names what could not be written; what starts is then as before.
 pub fn write(layout: &Layout, app: &AppName, live: &Live) -> Result<(), String> {
-    let path = layout.live(app);
-    let text = format!("{} {}\n", live.release, live.commit);
-    files::write_durably(&path, text.as_bytes(), 0o644).map_err(|e| format!("{}: {e}", path.display()))?;
-    link(layout, app, &live.release)
+    name_in(&layout.live(app), live)?;
+    forget_unproven(layout, app)
+}
+
+/// Has a release start in place of the live one, over a crash and a restart of the machine too.
+///
+/// # Errors
+/// Names the file.
+pub fn keep_unproven(layout: &Layout, app: &AppName, release: &Live) -> Result<(), String> {
+    name_in(&layout.unproven(app), release)
+}
+
+/// What is live starts again.
+///
+/// # Errors
+/// Names the file.
+pub fn forget_unproven(layout: &Layout, app: &AppName) -> Result<(), String> {
+    let path = layout.unproven(app);
+    if !path.exists() {
+        return Ok(());
+    }
+    files::remove_durably(&path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn name_in(path: &Path, named: &Live) -> Result<(), String> {
+    let text = format!("{} {}\n", named.release, named.commit);
+    files::write_durably(path, text.as_bytes(), 0o644).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Points `current` at the live release, where it does not yet: a crash may have come in between.

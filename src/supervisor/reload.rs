@@ -48,7 +48,9 @@ pub struct Wanted {
 /// What the disk knows and has for an app that starts.
 pub struct NewApp {
     pub kits: BTreeMap<Seat, Kit>,
-    pub release: Option<Release>,
+    pub live: Option<Release>,
+    /// What runs in place of the live one.
+    pub unproven: Option<Release>,
     /// Its file `live` leads nowhere, which is its problem.
     pub lost: bool,
     /// Something could not be made for it, which is its problem until the next reload.
@@ -72,20 +74,29 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
         app.problem = Some(app.fault("", &error));
         BTreeMap::new()
     });
-    let release = if app.deploy.is_some() { live::read(&maker.layout, &app.name) } else { Ok(None) };
-    if let Ok(Some(release)) = &release
+    let read = |of: fn(&Layout, &AppName) -> Result<Option<Release>, String>| {
+        if app.deploy.is_some() { of(&maker.layout, &app.name) } else { Ok(None) }
+    };
+    let live = read(live::read);
+    let unproven = read(live::unproven).unwrap_or_else(|error| {
+        warn!(app = %app.name, "{error}");
+        None
+    });
+    // Who reads through the link reads what runs.
+    let linked = unproven.as_ref().filter(|_| app.reload != config::Reload::Restart);
+    if let Some(release) = linked.or(live.as_ref().ok().and_then(Option::as_ref))
         && let Err(error) = live::link(&maker.layout, &app.name, &release.id)
     {
         warn!(app = %app.name, "{error}");
     }
-    let lost = release.is_err() && app.problem.is_none();
-    let release = release.unwrap_or_else(|error| {
+    let lost = live.is_err() && app.problem.is_none();
+    let live = live.unwrap_or_else(|error| {
         Arc::make_mut(app).problem.get_or_insert(error);
         None
     });
     let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
     let freeze = app.deploy.as_ref().and_then(|_| live::freeze(&maker.layout, &app.name));
-    NewApp { kits, release, lost, unfit, holds: live::holds(&maker.layout, &app.name), freeze, ran }
+    NewApp { kits, live, unproven, lost, unfit, holds: live::holds(&maker.layout, &app.name), freeze, ran }
 }
 
 impl Supervisor {
@@ -241,18 +252,15 @@ impl Supervisor {
     /// Takes an app in and starts it.
     pub fn add_app(&mut self, spec: &Arc<config::App>, new: NewApp, env_file: Vec<(String, String)>) {
         let name = spec.name.clone();
-        let commit = new.release.as_ref().map(|release| release.commit.clone());
-        let live = new
-            .release
-            .as_ref()
-            .map(|release| deploy::Live { release: release.id.clone(), commit: release.commit.clone() });
+        let commit = new.live.as_ref().map(|release| release.commit.clone());
+        let live = new.live.as_ref().map(|live| deploy::Live { release: live.id.clone(), commit: live.commit.clone() });
         self.tell_cut(spec, &new.kits);
         self.shells.insert(name.clone(), Shell::new(new.kits, env_file));
         if new.lost {
             self.lost.insert(name.clone());
         }
         let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
-        let app = App::new(Arc::clone(spec), new.release, seed, crate::os::clock::now().wall);
+        let app = App::new(Arc::clone(spec), new.unproven.or(new.live), seed, crate::os::clock::now().wall);
         self.apps.insert(name.clone(), app.with_holds(new.holds));
         self.awaited.extend(spec.comes_after().cloned());
         self.capture(spec);

@@ -67,9 +67,17 @@ pub struct Gate {
 
 impl Gate {
     pub fn new(server: &Server, name: &str) -> Self {
-        let path = server.path().join(name);
+        Self::at(server.path().join(name))
+    }
+
+    pub fn at(path: PathBuf) -> Self {
         assert!(Command::new("mkfifo").args(["-m", "666"]).arg(&path).status().unwrap().success());
         Self { path }
+    }
+
+    /// There is no gate any more.
+    pub fn remove(self) {
+        fs::remove_file(self.path).unwrap();
     }
 
     /// Waits until somebody stands at the gate; they pass when what this returns is dropped.

@@ -135,6 +135,26 @@ pub fn request(address: SocketAddr, method: &str, target: &str, headers: &[(&str
     client.answer(method == "HEAD")
 }
 
+/// The same of a server that may be gone at any moment: the answer's status, where one came.
+pub fn try_request(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+    stream.write_all(&head(method, target, headers, Some(body.len()))).ok()?;
+    stream.write_all(body).ok()?;
+    let (mut read, mut piece) = (Vec::new(), [0; 1024]);
+    while !read.windows(4).any(|w| w == b"\r\n\r\n") {
+        let n = stream.read(&mut piece).ok().filter(|n| *n > 0)?;
+        read.extend_from_slice(&piece[..n]);
+    }
+    String::from_utf8_lossy(&read).split(' ').nth(1)?.parse().ok()
+}
+
 pub fn head(method: &str, target: &str, headers: &[(&str, &str)], length: Option<usize>) -> Vec<u8> {
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n");
     for (name, value) in headers {

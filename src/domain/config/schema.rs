@@ -204,6 +204,12 @@ pub struct App {
 }
 
 impl App {
+    /// Does a new release leave the one before running until it is proven?
+    #[must_use]
+    pub fn keeps_the_old_one(&self) -> bool {
+        self.replace == Replace::StartFirst && self.reload == Reload::Restart
+    }
+
     /// The apps that must be up before it starts.
     pub fn comes_after(&self) -> impl Iterator<Item = &AppName> {
         self.after.iter().chain(&self.requires)

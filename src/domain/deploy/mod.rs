@@ -114,6 +114,9 @@ pub struct Live {
 pub enum Event {
     /// A deploy was stored as queued.
     Queue(Box<Queued>),
+    /// The deploys that the last supervisor left unfinished, oldest first: all of them are in the line
+    /// before one starts.
+    Resume(Vec<Queued>),
     /// What is live of this app; told at the start, later known from [`Event::LiveWritten`].
     Live { app: AppName, live: Option<Live> },
     /// May this app's deploys start? Until told, those of an app with `after` may not.
@@ -175,12 +178,14 @@ pub enum Action {
     /// is as good. Answered by [`Event::ReleaseMade`].
     MakeRelease { deploy: DeployId, app: AppName, release: ReleaseId, tree_bytes: Option<u64> },
     /// Replace the app's instances by ones of this release and prove them, `settle` included.
+    /// `stands`: it cannot be taken back, so nothing goes back where it fails, over a crash of ours too.
     /// Answered by [`Event::Trial`], at once where nothing is to run.
-    StartTrial { deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId, settle: Duration },
+    StartTrial { deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId, settle: Duration, stands: bool },
     /// Write the file `live` durably, then switch `current`; answered by [`Event::LiveWritten`].
     WriteLive { deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId },
-    /// `live` could not be written for a proven release: run what it names.
-    GoBack { deploy: DeployId, app: AppName },
+    /// Run what `live` names: it could not be written for a proven release, or somebody decided about one
+    /// that was not.
+    RunLive { deploy: DeployId, app: AppName },
     /// Remove a release that never was live, once nothing runs from it.
     RemoveRelease { app: AppName, release: ReleaseId },
     /// Remove releases that were live, but the newest `keep` and whatever runs.

@@ -2,7 +2,8 @@
 //!
 //! The law of coalescing: a newer deploy takes the place of every waiting one of its app and ref. A
 //! rollback takes the place of all that wait, and only another rollback takes its own. What awaits
-//! approval takes the place of its like alone, and holds nothing else up.
+//! approval takes the place of its like alone, and holds nothing else up. What has switched and was not
+//! proven gives way to what is live after it, and to nothing before.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -14,7 +15,7 @@ use super::{
 use crate::domain::{
     api::{By, DeployState, DeployView},
     config,
-    model::{AppName, CommitId, DeployId, Now},
+    model::{AppName, CommitId, DeployId, Now, ReleaseId},
 };
 
 /// So often a deploy is started; then it is given up.
@@ -79,6 +80,7 @@ impl Deploys {
     pub fn on(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
         match event {
             Event::Queue(queued) => self.queue(*queued, now, out),
+            Event::Resume(all) => all.into_iter().for_each(|queued| self.queue(queued, now, out)),
             Event::Live { app, live } => self.lanes.entry(app).or_default().live = live,
             Event::Gate { app, open } => self.lanes.entry(app).or_default().gate = Some(open),
             Event::Freeze { app, freeze } => self.lanes.entry(app).or_default().freeze = freeze,
@@ -141,6 +143,19 @@ impl Deploys {
         self.lanes.get(app)?.freeze.as_ref()
     }
 
+    /// What to go back to from a deploy of this app that has switched and was not proven.
+    #[must_use]
+    pub fn before_unproven(&self, app: &AppName) -> Option<&ReleaseId> {
+        let lane = self.lanes.get(app).filter(|lane| lane.waiting.iter().any(Waiting::is_unproven))?;
+        lane.live.as_ref().map(|live| &live.release)
+    }
+
+    /// What is live of this app, whatever runs.
+    #[must_use]
+    pub fn live(&self, app: &AppName) -> Option<&Live> {
+        self.lanes.get(app)?.live.as_ref()
+    }
+
     /// Does this one run, and past the point where it can be cancelled?
     #[must_use]
     pub fn switches(&self, deploy: DeployId) -> bool {
@@ -161,13 +176,16 @@ impl Deploys {
         let Some(deploy) = queued.app.deploy.clone() else {
             return end(queued, DeployState::Failed, "the app has no repository any more".into(), now, out);
         };
-        if queued.attempts >= MOST_ATTEMPTS {
+        let held = queued.view.state == DeployState::AwaitingApproval || record::is_unproven(&queued.view);
+        let held = held && !queued.view.steps.is_empty();
+        if queued.attempts >= MOST_ATTEMPTS && !held {
             let why = format!("interrupted {} times", queued.attempts);
             return end(queued, DeployState::Failed, why, now, out);
         }
         let lane = self.lanes.entry(queued.view.app.clone()).or_default();
-        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, also: Vec::new(), unsaved: 0, built: None };
-        waiting.line_up(false, out);
+        let built = held.then(|| Pipeline::built(queued.clone(), (*deploy).clone(), lane.live.clone(), now));
+        let mut waiting = Waiting { queued, deploy: *deploy, tip: false, also: Vec::new(), unsaved: 0, built };
+        waiting.line_up(held, out);
         lane.join(waiting, now, out);
     }
 
@@ -189,7 +207,7 @@ impl Deploys {
         let other = "its repository is another one in the config now";
         for Waiting { mut queued, tip, also, unsaved, built, .. } in std::mem::take(&mut lane.waiting) {
             match app.deploy.clone().filter(|_| repo(&queued.app) == repo(app)) {
-                None => end(queued, DeployState::Cancelled, other.into(), now, out),
+                None => give_up(queued, other.into(), now, out),
                 Some(deploy) => {
                     (queued.app, queued.places) = (Arc::clone(app), places.clone());
                     let mut waiting = Waiting { queued, deploy: *deploy, tip, also, unsaved, built };
@@ -212,7 +230,7 @@ impl Deploys {
         let Some(lane) = self.lanes.get_mut(app) else { return };
         let why = "the app was removed from the config";
         for waiting in lane.waiting.drain(..) {
-            end(waiting.queued, DeployState::Cancelled, why.into(), now, out);
+            give_up(waiting.queued, why.into(), now, out);
         }
         match lane.running.as_ref().map(|pipeline| pipeline.queued().view.id) {
             Some(deploy) => self.tell(deploy, Event::Cancel { deploy, why: why.into() }, now, out),
@@ -223,7 +241,7 @@ impl Deploys {
     fn cancel_waiting(&mut self, deploy: DeployId, why: &str, now: Now, out: &mut Vec<Action>) {
         for lane in self.lanes.values_mut() {
             for waiting in lane.waiting.extract_if(.., |waiting| waiting.queued.view.id == deploy) {
-                end(waiting.queued, DeployState::Cancelled, why.to_owned(), now, out);
+                give_up(waiting.queued, why.to_owned(), now, out);
             }
         }
     }
@@ -261,7 +279,7 @@ impl Lane {
     /// finds a bad release live in the night needs it.
     fn next(&self) -> Option<usize> {
         let open = |waiting: &Waiting| self.gate.unwrap_or(waiting.queued.app.comes_after().next().is_none());
-        let thawed = |waiting: &Waiting| self.freeze.is_none() || waiting.queued.is_rollback();
+        let thawed = |waiting: &Waiting| self.freeze.is_none() || waiting.queued.is_rollback() || waiting.is_unproven();
         let may_start = |waiting: &Waiting| !waiting.awaits_approval() && thawed(waiting) && open(waiting);
         self.waiting.iter().position(may_start).filter(|_| self.running.is_none())
     }
@@ -287,8 +305,10 @@ impl Lane {
             Course::Goes => return,
             Course::Ended => {}
             Course::Live(live) => {
+                let (by, back) = (pipeline.queued().view.id, pipeline.queued().is_rollback());
                 self.live = Some(live);
                 self.forget_built(out);
+                self.end_unproven(by, back, now, out);
             }
             Course::Requeued(waiting) => self.waiting.insert(0, *waiting),
             Course::Held => {
@@ -300,6 +320,17 @@ impl Lane {
         self.running = None;
     }
 
+    /// Another release is live now: what was not proven is decided.
+    fn end_unproven(&mut self, by: DeployId, back: bool, now: Now, out: &mut Vec<Action>) {
+        for waiting in self.waiting.extract_if(.., |waiting| waiting.is_unproven()).collect::<Vec<_>>() {
+            if back {
+                end(waiting.queued, DeployState::RolledBack, format!("deploy {by} went back"), now, out);
+            } else {
+                supersede(waiting.queued, by, now, out);
+            }
+        }
+    }
+
     /// What was built and held was judged beside another release: it begins anew, and asks again.
     fn forget_built(&mut self, out: &mut Vec<Action>) {
         self.waiting.iter_mut().for_each(|waiting| waiting.forget_built(out));
@@ -309,8 +340,11 @@ impl Lane {
 impl Waiting {
     /// Records how it waits, where that is new. `held`: somebody is to be asked before it switches.
     fn line_up(&mut self, held: bool, out: &mut Vec<Action>) {
-        let state =
-            if held || self.queued.needs_approval() { DeployState::AwaitingApproval } else { DeployState::Queued };
+        let asks = match self.is_unproven() {
+            true => self.queued.view.approved_by.is_none(),
+            false => held || self.queued.needs_approval(),
+        };
+        let state = if asks { DeployState::AwaitingApproval } else { DeployState::Queued };
         if self.queued.view.state != state {
             self.queued.view.state = state;
             self.unsaved += 1;
@@ -321,7 +355,7 @@ impl Waiting {
 
     /// As if its release had never been built, nor been asked for.
     fn forget_built(&mut self, out: &mut Vec<Action>) {
-        if self.built.take().is_none() {
+        if self.is_unproven() || self.built.take().is_none() {
             return;
         }
         let state = self.queued.view.state;
@@ -335,6 +369,10 @@ impl Waiting {
 
     fn awaits_approval(&self) -> bool {
         self.queued.view.state == DeployState::AwaitingApproval
+    }
+
+    fn is_unproven(&self) -> bool {
+        record::is_unproven(&self.queued.view)
     }
 
     /// A push that took the place of another must not lose it, should it be the older commit that
@@ -351,6 +389,9 @@ impl Waiting {
 }
 
 fn supersedes(new: &Queued, old: &Queued) -> bool {
+    if record::is_unproven(&new.view) || record::is_unproven(&old.view) {
+        return record::is_unproven(&new.view) && record::is_unproven(&old.view) && new.rank() > old.rank();
+    }
     let same_ref = match (&new.view.ref_name, &old.view.ref_name) {
         (Some(new), Some(old)) => new == old,
         _ => true,
@@ -368,6 +409,14 @@ fn supersedes(new: &Queued, old: &Queued) -> bool {
 fn supersede(mut queued: Queued, by: DeployId, now: Now, out: &mut Vec<Action>) {
     queued.view.superseded_by = Some(by);
     end(queued, DeployState::Superseded, format!("deploy {by} is newer"), now, out);
+}
+
+/// Ends one that nobody wants any more; what it has switched goes back.
+fn give_up(queued: Queued, why: String, now: Now, out: &mut Vec<Action>) {
+    if record::is_unproven(&queued.view) {
+        out.push(Action::RunLive { deploy: queued.view.id, app: queued.view.app.clone() });
+    }
+    end(queued, DeployState::Cancelled, why, now, out);
 }
 
 /// Ends one that does not run.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Action;
+use super::Live;
 use crate::domain::{
     api::{DeployState, DeployView, StepExit, StepState, StepView},
     model::{At, ReleaseId},
@@ -15,21 +16,45 @@ pub enum Resumption {
     Live(Box<DeployView>),
     /// Queue it again; the queue itself ends what was interrupted too often.
     Requeue(Box<DeployView>),
+    /// It waits for somebody's word, as it did: what it has built is kept.
+    Held(Box<DeployView>),
 }
 
-/// Judges an unfinished deploy by the file `live`, which alone says what was reached.
+/// Judges an unfinished deploy by the file `live`, which alone says what was reached, and by what runs in
+/// its place (`stands`), since it could not be taken back.
 #[must_use]
-pub fn resume(mut view: DeployView, live: Option<&ReleaseId>, at: At) -> Resumption {
-    let switched = matches!(view.state, DeployState::Switching | DeployState::Verifying);
-    if switched && view.release.is_some() && view.release.as_ref() == live {
+pub fn resume(mut view: DeployView, live: Option<&Live>, stands: Option<&ReleaseId>, at: At) -> Resumption {
+    let switched = matches!(view.state, DeployState::Switching | DeployState::Verifying) || is_unproven(&view);
+    if switched && view.release.is_some() && view.release.as_ref() == live.map(|live| &live.release) {
         end_step(&mut view, StepState::Done, None, None);
         view.state = DeployState::Live;
         view.step = None;
         view.ended_at = Some(at);
         return Resumption::Live(Box::new(view));
     }
+    let waits = view.state == DeployState::AwaitingApproval && !view.steps.is_empty();
+    let beside = view.previous_commit.as_ref() == live.map(|live| &live.commit);
+    if waits && beside {
+        return Resumption::Held(Box::new(view));
+    }
+    if switched && view.release.is_some() && view.release.as_ref() == stands {
+        end_step(&mut view, StepState::Failed, None, None);
+        stand(&mut view, "everhook ended before it was proven");
+        return Resumption::Held(Box::new(view));
+    }
     requeue(&mut view);
     Resumption::Requeue(Box::new(view))
+}
+
+/// Has it switched, and was neither proven nor taken back?
+pub(super) fn is_unproven(view: &DeployView) -> bool {
+    matches!(view.step.as_deref(), Some("switch" | "verify"))
+}
+
+/// What it did cannot be taken back, and somebody is to be asked what now.
+pub(super) fn stand(view: &mut DeployView, why: &str) {
+    view.approved_by = None;
+    view.reason = Some(format!("{why}; it cannot be taken back"));
 }
 
 /// As if it had never started. It remembers the folder it made, so that the next try clears it.

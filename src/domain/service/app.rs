@@ -53,9 +53,11 @@ pub enum Event {
     /// Something of `requires` is not up (`Some`: in a sentence), or all of it is.
     Lack(Option<String>),
     /// Run this release from now on and judge it: every copy must become ready and stay so for `settle`.
+    /// `stands`: where it does not, nothing goes back to the one before that was ended for it.
     Try {
         release: Release,
         settle: Duration,
+        stands: bool,
     },
     /// This release is live; nothing runs it on trial (apps without a command, stopped ones).
     Adopt(Release),
@@ -289,7 +291,7 @@ impl App {
             }
             Event::Block(reason) => self.blocked = reason,
             Event::Lack(what) => self.lack(what, now, out),
-            Event::Try { release, settle } => self.begin_trial(release, settle, out),
+            Event::Try { release, settle, stands } => self.begin_trial(release, settle, stands, out),
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
                 self.release = release;
@@ -393,8 +395,7 @@ impl App {
         }
         if self.trial.is_some() {
             let why = if several { format!("{name}.{}: {why}", seat.number) } else { why };
-            self.fail_trial(&why, now, out);
-            self.all_back("back to the release before", now, out);
+            self.take_back(&why, now, out);
         }
     }
 

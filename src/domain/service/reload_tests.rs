@@ -18,7 +18,7 @@ fn notify() -> Ready {
 
 impl World {
     fn trial(&mut self, number: i64) {
-        self.feed(Event::Try { release: release(number), settle: seconds(3) });
+        self.feed(Event::Try { release: release(number), settle: seconds(3), stands: false });
     }
 
     fn told(&mut self, number: u32, result: Result<u64, String>) {

@@ -17,6 +17,8 @@ use crate::domain::{
 pub(super) struct Trial {
     previous: Option<Release>,
     settle: Duration,
+    /// Where it fails, nothing is started in the release before.
+    stands: bool,
     /// It has settled then; `None` until every copy is ready.
     pub until: Option<Instant>,
 }
@@ -179,8 +181,7 @@ impl App {
     /// A copy did not come up: those after it run on as they are.
     fn stop_rolling(&mut self, number: u32, why: &str, now: Now, out: &mut Vec<Task>) {
         if self.trial.is_some() {
-            self.fail_trial(&format!("{}.{number}: {why}", self.name()), now, out);
-            return self.all_back("back to the release before", now, out);
+            return self.take_back(&format!("{}.{number}: {why}", self.name()), now, out);
         }
         let Some(roll) = self.roll.take() else { return };
         let name = |number| format!("{}.{number}", self.name());
@@ -210,11 +211,12 @@ impl App {
         }
     }
 
-    pub(super) fn begin_trial(&mut self, release: Release, settle: Duration, out: &mut Vec<Task>) {
+    pub(super) fn begin_trial(&mut self, release: Release, settle: Duration, stands: bool, out: &mut Vec<Task>) {
         let cause = format!("release {}", release.id);
         self.call_off(&cause, out);
         let previous = self.release.replace(release);
-        self.trial = Some(Trial { previous, settle, until: None });
+        let stands = stands && !self.spec.keeps_the_old_one();
+        self.trial = Some(Trial { previous, settle, stands, until: None });
         let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(super::Copy::number).collect();
         self.roll_to_release(numbers, &cause);
     }
@@ -230,10 +232,23 @@ impl App {
         out.push(Task::TrialEnded(Ok(())));
     }
 
-    /// Goes back to the release before; whether anything is started in it is the caller's.
+    /// The release is not proven: all of it goes back, or what had its turn goes on by the usual rules and
+    /// the rest as it is.
+    pub(super) fn take_back(&mut self, reason: &str, now: Now, out: &mut Vec<Task>) {
+        let stands = self.trial.as_ref().is_some_and(|trial| trial.stands);
+        self.fail_trial(reason, now, out);
+        if !stands {
+            self.all_back("back to the release before", now, out);
+        }
+    }
+
+    /// Goes back to the release before, where it does not stand; whether anything is started in it is the
+    /// caller's.
     pub(super) fn fail_trial(&mut self, reason: &str, now: Now, out: &mut Vec<Task>) {
         let Some(trial) = self.trial.take() else { return };
-        self.release = trial.previous;
+        if !trial.stands {
+            self.release = trial.previous;
+        }
         for copy in 0..self.copies.len() {
             if self.copies[copy].new_seat().is_some() {
                 self.send_off(copy, reason, now, out);

@@ -73,7 +73,7 @@ fn a_failure_of_one_copy_on_trial_takes_all_back() {
     world.feed(Event::Adopt(release(1)));
     world.feed(start(true));
     world.settle();
-    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
     world.settle();
     assert!(world.app.runs().all(|run| run.release == Some(release(2))));
     world.exit_in(Seat::first(2), Exit::Code(1));
@@ -84,9 +84,36 @@ fn a_failure_of_one_copy_on_trial_takes_all_back() {
 }
 
 #[test]
+fn what_cannot_be_taken_back_stands_and_the_rest_stays_as_it_is() {
+    let mut world = several(3);
+    world.feed(Event::Adopt(release(1)));
+    world.feed(start(true));
+    world.settle();
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: true });
+    world.exit_in(Seat::first(1), Exit::Signal(15));
+    world.spawned_in(Seat::first(1), false);
+    world.exit_in(Seat::first(1), Exit::Code(1));
+    assert_eq!(world.trial_ends(), [false]);
+    world.settle();
+    let releases: Vec<_> = world.app.runs().map(|run| run.release.clone().unwrap().id.deploy).collect();
+    assert_eq!(releases, [2, 2, 1], "who had a turn is started again by `restart`, and the others run on");
+    assert_eq!(world.app.release(), Some(&release(2)));
+    world.feed(Event::GoBack(Some(release(1))));
+    world.settle();
+    assert!(world.app.runs().all(|run| run.release == Some(release(1))));
+    // The one before that was kept beside it serves on.
+    let mut world = beside();
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: true });
+    world.settle();
+    world.exit_in(SECOND, Exit::Code(1));
+    assert_eq!((world.trial_ends(), world.all_words()), (vec![false], vec![(FIRST, "ready")]));
+    assert_ne!(world.app.release(), Some(&release(2)));
+}
+
+#[test]
 fn a_crash_during_a_trial_restarts_in_the_release_that_it_ran() {
     let mut world = several(2);
-    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
     world.exit_in(Seat::first(2), Exit::Code(1));
     world.pass(seconds(1));
     world.spawned_in(Seat::first(2), false);
@@ -155,14 +182,14 @@ fn a_new_one_that_fails_leaves_the_old_one_alone() {
 fn a_release_on_trial_runs_beside_the_old_one_until_it_has_settled() {
     let mut world = beside();
     let old = world.app.run(FIRST).unwrap().instance.pid();
-    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
     world.settle();
     assert_eq!(world.all_words(), [(FIRST, "ready"), (SECOND, "ready")]);
     world.exit_in(SECOND, Exit::Code(1));
     assert_eq!(world.trial_ends(), [false]);
     assert_eq!(world.all_words(), [(FIRST, "ready")]);
     assert_eq!(world.app.run(FIRST).unwrap().instance.pid(), old, "it was not touched");
-    world.feed(Event::Try { release: release(3), settle: seconds(3) });
+    world.feed(Event::Try { release: release(3), settle: seconds(3), stands: false });
     world.settle();
     world.pass(seconds(3));
     assert_eq!(world.trial_ends(), [false, true]);

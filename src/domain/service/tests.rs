@@ -292,7 +292,7 @@ fn a_release_that_crashes_on_trial_gives_way_to_the_one_before() {
     let mut world = World::new(spec(Ready::Immediate, Policy::Always));
     world.feed(Event::Adopt(release(1)));
     world.spawned(false);
-    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
     world.exit(Exit::Signal(15));
     world.spawned(false);
     world.pass(seconds(1));
@@ -308,7 +308,7 @@ fn a_release_that_crashes_on_trial_gives_way_to_the_one_before() {
 fn a_release_that_stays_ready_passes_its_trial() {
     let mut world = World::new(spec(Ready::Immediate, Policy::Always));
     world.spawned(false);
-    world.feed(Event::Try { release: release(2), settle: seconds(3) });
+    world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
     world.exit(Exit::Signal(15));
     world.spawned(false);
     world.pass(seconds(3));
@@ -399,7 +399,7 @@ fn on_trial_one_failed_live_probe_is_enough() {
     };
     fail(&mut world);
     assert!(matches!(world.state(), State::Ready { .. }));
-    world.feed(Event::Try { release: release(1), settle: seconds(3) });
+    world.feed(Event::Try { release: release(1), settle: seconds(3), stands: false });
     world.settle();
     fail(&mut world);
     world.settle();
@@ -533,7 +533,7 @@ proptest! {
                 Step::Pass(millis) => world.pass(Duration::from_millis(millis)),
                 Step::Try => if world.app.would_run() && !world.app.is_on_trial() {
                     tries += 1;
-                    world.feed(Event::Try { release: release(tries), settle: seconds(2) });
+                    world.feed(Event::Try { release: release(tries), settle: seconds(2), stands: false });
                 },
                 Step::Changed => world.feed(Event::Changed { cause: "watch: x".into() }),
                 Step::Lack(lacks) => world.feed(Event::Lack(lacks.then(|| "b".into()))),

@@ -42,6 +42,7 @@ impl Supervisor {
     pub fn roll_app_back(&mut self, wish: Wish, to: Option<ReleaseId>, dry_run: bool) -> Result<(), Refusal> {
         let app = wish.apps[0].clone();
         self.deployable(&app)?;
+        let to = to.or_else(|| self.deploys.before_unproven(&app).cloned());
         let ticket = self.ticket();
         if !dry_run {
             self.queued.insert(ticket, (wish.reply.clone(), wish.wait, wish.deadline));

@@ -8,7 +8,7 @@ mod releases;
 mod rollback;
 mod tidy;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
@@ -78,11 +78,12 @@ impl Supervisor {
             Action::MakeRelease { deploy, app, release, tree_bytes } => {
                 self.make_release(deploy, &app, &release, tree_bytes);
             }
-            Action::StartTrial { deploy, app, release, commit, settle } => {
-                self.start_trial(deploy, &app, release, commit, settle);
+            Action::StartTrial { deploy, app, release, commit, settle, stands } => {
+                let live = Live { release, commit };
+                self.start_trial(deploy, app, live, settle, stands);
             }
             Action::WriteLive { deploy, app, release, commit } => self.write_live(deploy, app, release, commit),
-            Action::GoBack { app, .. } => self.go_back(app),
+            Action::RunLive { app, .. } => self.run_live(app),
             Action::RemoveRelease { app, release } => self.remove_releases(&app, vec![release]),
             Action::Prune { app, keep } => self.prune(&app, keep),
             Action::Anew(queued) => self.queue_anew(*queued),
@@ -93,11 +94,21 @@ impl Supervisor {
 
     /// Puts a stored deploy into the line; `attempts`: how often it was started before.
     pub fn queue_deploy(&mut self, view: DeployView, attempts: u32, order: Order) {
+        if let Some(queued) = self.housed(view, attempts, order) {
+            self.deploy_event(Event::Queue(Box::new(queued)));
+        }
+    }
+
+    /// A stored deploy with its app as it is configured now; where there is none any more, it ends.
+    fn housed(&mut self, view: DeployView, attempts: u32, order: Order) -> Option<Queued> {
         let Order { rev, since } = order;
         let found = self.apps.get(&view.app).filter(|app| !app.is_removed()).map(|app| Arc::clone(app.spec()));
-        let Some(app) = found else { return self.end_homeless(view, attempts) };
+        let Some(app) = found else {
+            self.end_homeless(view, attempts);
+            return None;
+        };
         let places = self.places(&app);
-        self.deploy_event(Event::Queue(Box::new(Queued { view, attempts, rev, since, app, places })));
+        Some(Queued { view, attempts, rev, since, app, places })
     }
 
     /// Whatever was accepted ends, though its app is gone.
@@ -129,19 +140,36 @@ impl Supervisor {
 
     /// What the last supervisor left unfinished.
     pub fn resume_deploys(&mut self, unfinished: Vec<Unfinished>) {
+        let mut resumed = Vec::new();
+        let mut unproven = self.all_unproven();
         for Unfinished { deploy, attempts, rev } in unfinished {
-            let live = self.apps.get(&deploy.app).and_then(|app| app.release().map(|release| release.id.clone()));
-            match resume(deploy, live.as_ref(), crate::os::clock::now().wall) {
+            let (live, stands) = (self.deploys.live(&deploy.app), unproven.get(&deploy.app));
+            match resume(deploy, live, stands, crate::os::clock::now().wall) {
                 Resumption::Live(view) => {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }
                 Resumption::Requeue(view) => {
                     // That it stood for other pushes, one of them newer perhaps, nobody knows any more.
                     self.news_due.insert(view.app.clone());
-                    self.queue_deploy(*view, attempts, Order { rev, since: None });
+                    resumed.extend(self.housed(*view, attempts, Order { rev, since: None }));
+                }
+                Resumption::Held(view) => {
+                    unproven.retain(|_, stands| view.release.as_ref() != Some(stands));
+                    resumed.extend(self.housed(*view, attempts, Order { rev, since: None }));
                 }
             }
         }
+        self.deploy_event(Event::Resume(resumed));
+        // Somebody had decided about these, and no more than that was done.
+        for app in unproven.into_keys() {
+            self.run_live(app);
+        }
+    }
+
+    /// What runs in place of what is live.
+    fn all_unproven(&self) -> BTreeMap<AppName, ReleaseId> {
+        let runs = self.apps.iter().filter_map(|(name, app)| Some((name.clone(), app.release()?.id.clone())));
+        runs.filter(|(name, runs)| self.deploys.live(name).is_some_and(|live| live.release != *runs)).collect()
     }
 
     fn persist(&mut self, view: Box<DeployView>, attempts: u32) {
@@ -369,14 +397,23 @@ impl Supervisor {
         );
     }
 
-    fn start_trial(
-        &mut self,
-        deploy: DeployId,
-        name: &AppName,
-        id: ReleaseId,
-        commit: CommitId,
-        settle: std::time::Duration,
-    ) {
+    /// What cannot be taken back and replaces what runs before it is proven starts again after a crash.
+    fn start_trial(&mut self, deploy: DeployId, name: AppName, live: Live, settle: Duration, stands: bool) {
+        if !stands || self.apps.get(&name).is_none_or(|app| app.spec().keeps_the_old_one() || !app.would_run()) {
+            return self.try_release(deploy, &name, live, settle, stands);
+        }
+        let (layout, app, kept) = (self.layout.clone(), name.clone(), live.clone());
+        self.files.run(
+            move || live::keep_unproven(&layout, &app, &kept),
+            move |supervisor, result| match result {
+                Ok(()) => supervisor.try_release(deploy, &name, live, settle, stands),
+                Err(error) => supervisor.deploy_event(Event::Trial { deploy, result: Err(error) }),
+            },
+        );
+    }
+
+    fn try_release(&mut self, deploy: DeployId, name: &AppName, live: Live, settle: Duration, stands: bool) {
+        let Live { release: id, commit } = live;
         let release = Release { directory: self.layout.release(name, &id), id, commit };
         if self.lost.remove(name) {
             self.forget_loss(name);
@@ -387,7 +424,7 @@ impl Supervisor {
         };
         if app.would_run() {
             self.trials.insert(name.clone(), deploy);
-            self.feed(name, service::Event::Try { release, settle });
+            self.feed(name, service::Event::Try { release, settle, stands });
         } else {
             let note = app.spec().command.is_some().then(|| "not running".to_owned());
             self.deploy_event(Event::Trial { deploy, result: Ok(note) });
@@ -421,8 +458,13 @@ impl Supervisor {
         let (layout, name) = (self.layout.clone(), app.clone());
         let live = Live { release: release.clone(), commit: commit.clone() };
         self.files.run(
-            move || live::write(&layout, &name, &live),
+            // What is live is live, whatever becomes of the link for others.
+            move || live::write(&layout, &name, &live).map(|()| live::link(&layout, &name, &live.release)),
             move |supervisor, result| {
+                if let Ok(Err(error)) = &result {
+                    supervisor.trouble(error);
+                }
+                let result = result.map(drop);
                 if result.is_ok() {
                     supervisor.doomed.remove(&(app.clone(), release.clone()));
                     let directory = supervisor.layout.release(&app, &release);
@@ -438,10 +480,10 @@ impl Supervisor {
         );
     }
 
-    fn go_back(&mut self, app: AppName) {
+    fn run_live(&mut self, app: AppName) {
         let (layout, name) = (self.layout.clone(), app.clone());
         self.files.run(
-            move || live::read(&layout, &name),
+            move || live::forget_unproven(&layout, &name).and_then(|()| live::read(&layout, &name)),
             move |supervisor, found| match found {
                 Ok(release) => supervisor.feed(&app, service::Event::GoBack(release)),
                 Err(error) => supervisor.trouble(&error),

@@ -16,7 +16,7 @@ impl Supervisor {
     /// What a deploy by hand would do. The fetch is that of a deploy, by the same user.
     pub fn preview_deploy(&mut self, wish: Wish, rev: Option<String>) {
         let Some(spec) = self.apps.get(&wish.apps[0]).map(|app| Arc::clone(app.spec())) else { return };
-        let live = self.live_of(&spec.name);
+        let live = self.deploys.live(&spec.name).cloned();
         let fetch = preview::fetch(&spec, self.places(&spec), wish.by, rev, live.as_ref());
         let Some(fetch) = fetch else { return };
         let reply = wish.reply;
@@ -57,7 +57,7 @@ impl Supervisor {
     /// What going back to this release would do.
     pub(super) fn preview_rollback(&mut self, app: &AppName, to: (ReleaseId, CommitId), reply: ReplyTo) {
         let Some(spec) = self.apps.get(app).map(|app| Arc::clone(app.spec())) else { return };
-        let (live, instances, told) = (self.live_of(app), self.would_run(app), reply.clone());
+        let (live, instances, told) = (self.deploys.live(app).cloned(), self.would_run(app), reply.clone());
         let commit = to.1.clone();
         let from = live.as_ref().map(|live| live.commit.clone());
         self.compare(&Arc::clone(&spec), from, commit, reply, move |_, compared| {
@@ -102,11 +102,6 @@ impl Supervisor {
             }
         });
         self.later(limit, move |supervisor| supervisor.end_job(job));
-    }
-
-    fn live_of(&self, app: &AppName) -> Option<Live> {
-        let release = self.apps.get(app)?.release()?;
-        Some(Live { release: release.id.clone(), commit: release.commit.clone() })
     }
 
     /// The instances that would run a new release.

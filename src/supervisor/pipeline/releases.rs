@@ -16,9 +16,10 @@ impl Supervisor {
     pub(super) fn remove_releases(&mut self, name: &AppName, releases: Vec<ReleaseId>) {
         let Some(app) = self.apps.get(name) else { return };
         let (who, live) = (app.spec().work_as.clone(), app.release().map(|release| release.id.clone()));
-        let (used, unused): (Vec<_>, Vec<_>) = releases.into_iter().partition(|release| app.uses(release));
+        let wanted = |release: &ReleaseId| app.uses(release) || Some(release) == live.as_ref();
+        let (used, unused): (Vec<_>, Vec<_>) = releases.into_iter().partition(wanted);
         self.doomed.extend(used.into_iter().map(|release| (name.clone(), release)));
-        for release in unused.into_iter().filter(|release| Some(release) != live.as_ref()) {
+        for release in unused {
             let path = self.layout.release(name, &release);
             self.empty_folder(name, &who, path);
         }
@@ -49,8 +50,7 @@ impl Supervisor {
     }
 
     fn prune_all_but(&mut self, name: AppName, keep: u32, never_live: BTreeSet<DeployId>) {
-        let Some(app) = self.apps.get(&name) else { return };
-        let live = app.release().map(|release| release.id.clone());
+        let live = self.deploys.live(&name).map(|live| live.release.clone());
         let folder = self.layout.releases(&name);
         self.files.run(
             move || {

@@ -1,6 +1,6 @@
 //! How a deploy ends before it is live: by its time, by somebody's word, by a failure.
 
-use super::{Course, Phase, Pipeline, Stop};
+use super::{Course, Next, Phase, Pipeline, Stop};
 use crate::domain::{
     api::{By, DeployState, StepState},
     deploy::{Action, Queued, queue::Waiting, record, task},
@@ -27,6 +27,9 @@ impl Pipeline {
         match (self.phase, &stop) {
             // It switches at once: there is nothing to begin anew.
             (Phase::Saving(_), Stop::Anew) if self.queued.is_rollback() => {}
+            (Phase::Saving(Next::Keep), _) => {}
+            // The service ends what is tried, and what cannot be taken back then stands.
+            (Phase::Trying, Stop::Requeued) if self.irreversible => {}
             (Phase::Saving(_), _) | (Phase::Trying, Stop::Requeued) => return self.stopped(stop, now, out),
             (Phase::Trying | Phase::Flushing | Phase::Writing, _) => {}
             (Phase::Making, _) => self.stop_then(stop),
@@ -36,7 +39,8 @@ impl Pipeline {
                 | Phase::CheckingOut
                 | Phase::Sharing
                 | Phase::Stepping
-                | Phase::Weighing,
+                | Phase::Weighing
+                | Phase::Securing,
                 _,
             ) => {
                 if self.stop.is_none() {

@@ -5,8 +5,9 @@
 //! fetch:  Fetching ─► (Clearing) ─► Making ─► CheckingOut ─► (Sharing)     ended by time, cancel,
 //! check:  Stepping …                                                       shutdown
 //! build:  Stepping …
-//!         (Weighing) ─► held, until somebody approves it
+//!         (Weighing) ─► (Securing) ─► held, until somebody approves it
 //! switch, verify:  Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
+//!                    └─► held where it cannot be taken back; approved: Flushing
 //! ```
 //! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
 //! first. A rollback begins at switch. An event that a phase does not wait for is ignored: it answers
@@ -45,6 +46,10 @@ pub(super) struct Pipeline {
     step_limit: Option<(Instant, Duration)>,
     stop: Option<Stop>,
     tree_bytes: Option<u64>,
+    /// Once it has switched it cannot be taken back.
+    irreversible: bool,
+    /// Somebody wants it live though it was not proven.
+    kept: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,7 @@ enum Phase {
     Sharing,
     Stepping,
     Weighing,
+    Securing,
     Trying,
     Flushing,
     Writing,
@@ -70,6 +76,8 @@ enum Next {
     Make,
     Step(usize),
     Trial,
+    /// Somebody wants it live as it is.
+    Keep,
 }
 
 /// Why it is ended before the switch.
@@ -89,7 +97,7 @@ pub(super) enum Course {
     Ended,
     Live(Live),
     Requeued(Box<Waiting>),
-    /// It cannot be taken back once it switches: it waits until somebody lets it go on.
+    /// It cannot be taken back once it switches, or now that it has: it waits until somebody lets it go on.
     Held,
 }
 
@@ -104,21 +112,7 @@ impl Pipeline {
         queued.attempts += 1;
         queued.view.started_at = Some(now.wall);
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
-        let mut pipeline = Self {
-            steps: task::steps(&deploy),
-            limit: now.mono + deploy.timeout,
-            phase: Phase::Saving(Next::Fetch),
-            unsaved,
-            step_began: now.mono,
-            step_limit: None,
-            stop: None,
-            tree_bytes: None,
-            queued,
-            deploy,
-            live,
-            tip,
-            also,
-        };
+        let mut pipeline = Self { tip, also, unsaved, ..Self::new(queued, deploy, live, now) };
         if pipeline.queued.is_rollback() {
             pipeline.save_step(Next::Trial, DeployState::Switching, None, now, out);
         } else {
@@ -127,12 +121,40 @@ impl Pipeline {
         Box::new(pipeline)
     }
 
-    /// What was held may switch.
+    fn new(queued: Queued, deploy: config::Deploy, live: Option<Live>, now: Now) -> Self {
+        Self {
+            steps: task::steps(&deploy),
+            limit: now.mono + deploy.timeout,
+            phase: Phase::Saving(Next::Fetch),
+            unsaved: 0,
+            step_began: now.mono,
+            step_limit: None,
+            stop: None,
+            tree_bytes: None,
+            irreversible: false,
+            kept: false,
+            queued,
+            deploy,
+            live,
+            tip: false,
+            also: Vec::new(),
+        }
+    }
+
+    /// As it was held before a crash.
+    pub(super) fn built(queued: Queued, deploy: config::Deploy, live: Option<Live>, now: Now) -> Box<Self> {
+        let phase = Phase::Saving(Next::Trial);
+        Box::new(Self { phase, irreversible: true, ..Self::new(queued, deploy, live, now) })
+    }
+
+    /// What was held may switch, or is to stay as it is.
     fn go_on(&mut self, queued: Queued, unsaved: u32, now: Now, out: &mut Vec<Action>) {
+        let next = if record::is_unproven(&queued.view) { Next::Keep } else { Next::Trial };
         (self.queued, self.unsaved) = (queued, unsaved);
         self.queued.attempts += 1;
+        self.kept = next == Next::Keep;
         self.limit = now.mono + self.deploy.timeout;
-        self.save_step(Next::Trial, DeployState::Switching, None, now, out);
+        self.save_step(next, DeployState::Switching, None, now, out);
     }
 
     /// As it waits for somebody's word; that takes no try from it.
@@ -180,7 +202,7 @@ impl Pipeline {
             }
             (Event::Trial { result: Err(why), .. }, Phase::Trying) => self.unproven(why, now, out),
             (Event::LiveWritten { result: Ok(()), .. }, Phase::Writing) => self.is_live(now, out),
-            (Event::LiveWritten { result: Err(why), .. }, Phase::Writing) => self.go_back(why, now, out),
+            (Event::LiveWritten { result: Err(why), .. }, Phase::Writing) => self.unwritten(why, now, out),
             (Event::Cancel { why, .. }, _) => self.stop(Stop::Cancelled(why), now, out),
             (Event::Reconfigure { .. }, _) => self.stop(Stop::Anew, now, out),
             (Event::Shutdown, _) => self.stop(Stop::Requeued, now, out),
@@ -191,6 +213,7 @@ impl Pipeline {
                 | Event::Trial { .. }
                 | Event::LiveWritten { .. }
                 | Event::Queue(_)
+                | Event::Resume(_)
                 | Event::Live { .. }
                 | Event::Gate { .. }
                 | Event::Freeze { .. }
@@ -202,7 +225,7 @@ impl Pipeline {
     }
 
     pub(super) fn before_switch(&self) -> bool {
-        !matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing)
+        !matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing | Phase::Saving(Next::Keep))
     }
 
     fn id(&self) -> DeployId {
@@ -248,6 +271,7 @@ impl Pipeline {
             Next::Make => self.make(out),
             Next::Step(index) => self.run_step(index, now, out),
             Next::Trial => self.try_release(now, out),
+            Next::Keep => self.flush(out),
         }
     }
 
@@ -267,7 +291,7 @@ impl Pipeline {
         if self.phase == Phase::Flushing {
             return match end.failure() {
                 None => self.write_live(out),
-                Some(why) => self.go_back(why, now, out),
+                Some(why) => self.unwritten(why, now, out),
             };
         }
         if let Some(stop) = self.stop.take() {
@@ -280,9 +304,16 @@ impl Pipeline {
             (Phase::Sharing, None) => self.next_step(0, now, out),
             (Phase::Stepping, _) => self.step_ended(end, now, out),
             (Phase::Weighing, None) => self.weighed(&end.answer, now, out),
-            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Weighing, Some(why)) => {
-                self.failed(why, now, out)
-            }
+            (Phase::Securing, None) => self.secured(now, out),
+            (
+                Phase::Fetching
+                | Phase::Clearing
+                | Phase::CheckingOut
+                | Phase::Sharing
+                | Phase::Weighing
+                | Phase::Securing,
+                Some(why),
+            ) => self.failed(why, now, out),
             (Phase::Saving(_) | Phase::Making | Phase::Trying | Phase::Flushing | Phase::Writing, _) => Course::Goes,
         }
     }

@@ -61,8 +61,7 @@ impl Pipeline {
     /// Before the switch: does somebody have to be asked?
     fn weigh(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
         let (from, to) = (self.live.as_ref().map(|live| live.commit.clone()), self.queued.view.commit.clone());
-        let asks = !self.deploy.irreversible.is_empty() && !self.queued.may_switch();
-        let Some((from, to)) = from.zip(to).filter(|_| asks) else {
+        let Some((from, to)) = from.zip(to).filter(|_| !self.deploy.irreversible.is_empty()) else {
             self.save_step(Next::Trial, DeployState::Switching, None, now, out);
             return Course::Goes;
         };
@@ -78,10 +77,28 @@ impl Pipeline {
                 Course::Goes
             }
             Ok(Weighed { irreversible: Some(why) }) => {
+                self.irreversible = true;
                 self.queued.view.reason = Some(format!("irreversible: {why}"));
-                Course::Held
+                self.secure(out)
             }
             Err(_) => self.failed("the tree helper gave no answer that can be read".into(), now, out),
         }
+    }
+
+    /// What is held, or may have to stay without being proven, outlives the machine too.
+    fn secure(&mut self, out: &mut Vec<Action>) -> Course {
+        match self.release_dir() {
+            Some(release) => self.run_tree(Phase::Securing, TreeTask::Sync { release }, out),
+            None => Course::Held,
+        }
+    }
+
+    pub(super) fn secured(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        if !self.queued.may_switch() {
+            return Course::Held;
+        }
+        self.queued.view.reason = None;
+        self.save_step(Next::Trial, DeployState::Switching, None, now, out);
+        Course::Goes
     }
 }

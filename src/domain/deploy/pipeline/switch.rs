@@ -3,7 +3,7 @@
 use super::{Course, Phase, Pipeline};
 use crate::domain::{
     api::{DeployState, StepState, TreeTask},
-    deploy::{Action, Live},
+    deploy::{Action, Live, record},
     model::Now,
 };
 
@@ -13,7 +13,7 @@ impl Pipeline {
             return self.failed("the commit of the release is not known".into(), now, out);
         };
         let (deploy, app, settle) = (self.id(), self.queued.view.app.clone(), self.deploy.settle);
-        out.push(Action::StartTrial { deploy, app, release, commit, settle });
+        out.push(Action::StartTrial { deploy, app, release, commit, settle, stands: self.irreversible });
         self.phase = Phase::Trying;
         Course::Goes
     }
@@ -33,20 +33,33 @@ impl Pipeline {
         Course::Goes
     }
 
-    /// Without a release to go back to it just failed.
+    /// Without a release to go back to it just failed. What cannot be taken back is not.
     pub(super) fn unproven(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        if self.irreversible {
+            let lasted = now.mono.saturating_duration_since(self.step_began);
+            record::end_step(&mut self.queued.view, StepState::Failed, Some(lasted), None);
+            record::stand(&mut self.queued.view, &why);
+            return Course::Held;
+        }
         let state = if self.live.is_some() { DeployState::RolledBack } else { DeployState::Failed };
         self.end(state, StepState::Failed, Some(why), now, out)
     }
 
-    pub(super) fn go_back(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
-        out.push(Action::GoBack { deploy: self.id(), app: self.queued.view.app.clone() });
+    /// A proven release that cannot be made the live one.
+    pub(super) fn unwritten(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        if !self.irreversible {
+            out.push(Action::RunLive { deploy: self.id(), app: self.queued.view.app.clone() });
+        }
         self.unproven(why, now, out)
     }
 
     pub(super) fn is_live(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
         let Some((release, commit)) = self.target() else { return Course::Ended };
         let reason = self.queued.view.reason.take();
+        if self.kept {
+            // In place of whatever still runs of the release before.
+            out.push(Action::RunLive { deploy: self.id(), app: self.queued.view.app.clone() });
+        }
         let _ = self.end(DeployState::Live, StepState::Done, reason, now, out);
         out.push(Action::Prune { app: self.queued.view.app.clone(), keep: self.deploy.keep });
         Course::Live(Live { release, commit })

@@ -262,7 +262,7 @@ pub(super) fn brief(action: &Action) -> String {
         Action::MakeRelease { deploy, .. } => format!("make {deploy}"),
         Action::StartTrial { deploy, .. } => format!("trial {deploy}"),
         Action::WriteLive { deploy, .. } => format!("write live {deploy}"),
-        Action::GoBack { deploy, .. } => format!("go back {deploy}"),
+        Action::RunLive { deploy, .. } => format!("run live {deploy}"),
         Action::RemoveRelease { release, .. } => format!("remove {}", release.deploy),
         Action::Prune { app, .. } => format!("prune {app}"),
         Action::Behind { app, .. } => format!("behind {app}"),

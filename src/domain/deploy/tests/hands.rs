@@ -301,3 +301,130 @@ fn who_let_it_start_has_not_let_it_switch() {
     bench.run_to("");
     assert_eq!(bench.end(2).0, DeployState::Live);
 }
+
+/// Deploy 4 of it was approved, has switched, and did not prove itself.
+fn unproven() -> (Arc<App>, Bench) {
+    let (site, mut bench) = migrating(false);
+    bench.queue(queued(4, &site));
+    bench.run_to("");
+    bench.approve(4);
+    bench.run_to("trial 4");
+    let Some(Action::StartTrial { stands: true, .. }) = bench.open.front() else { panic!("{:?}", bench.open) };
+    bench.on(Event::Switched { deploy: 4 });
+    bench.instead(Event::Trial { deploy: 4, result: Err("it exited with 1".into()) });
+    bench.run_to("");
+    (site, bench)
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_not_when_it_proves_wrong() {
+    let (site, mut bench) = unproven();
+    assert_eq!(awaiting(&bench, &site), [(4, DeployState::AwaitingApproval)]);
+    let view = bench.deploys.waiting(&site.name).next().unwrap();
+    assert_eq!(view.reason.as_deref(), Some("it exited with 1; it cannot be taken back"));
+    assert_eq!((view.step.as_deref(), &view.approved_by), (Some("verify"), &None));
+    assert!(bench.deploys.is_idle() && !bench.said.contains(&"remove 4".into()));
+    assert_eq!(bench.deploys.before_unproven(&site.name), Some(&ReleaseId::new(1, &commit(1))));
+    // In a freeze too: it is there already.
+    bench.freeze(&site, true);
+    bench.said.clear();
+    bench.approve(4);
+    bench.run_to("");
+    assert_eq!(bench.end(4), (DeployState::Live, ""));
+    let done: Vec<_> = bench.said.iter().filter(|said| !said.starts_with("persist")).collect();
+    assert_eq!(done, ["run 4 Sync", "write live 4", "run live 4", "ended 4 live", "prune a"]);
+}
+
+#[test]
+fn what_was_not_proven_is_decided_by_what_is_live_next() {
+    // A newer push takes its place once it is live, and not before.
+    let (site, mut bench) = unproven();
+    bench.queue(queued(5, &site));
+    bench.run_to("run 5 `x`");
+    bench.instead(Event::JobEnded { deploy: 5, end: bad(1, "") });
+    assert_eq!((bench.end(5).0, awaiting(&bench, &site).len()), (DeployState::Failed, 1));
+    bench.queue(queued(7, &site));
+    bench.run_to("");
+    assert_eq!((bench.end(4).0, bench.ended[&4].superseded_by), (DeployState::Superseded, Some(7)));
+    // Another one that cannot be taken back and did not prove itself takes it too.
+    let (site, mut bench) = unproven();
+    bench.queue(queued(6, &site));
+    bench.run_to("");
+    bench.approve(6);
+    bench.run_to("trial 6");
+    bench.instead(Event::Trial { deploy: 6, result: Err("no".into()) });
+    bench.run_to("");
+    assert_eq!(bench.end(4).0, DeployState::Superseded);
+    assert_eq!(awaiting(&bench, &site), [(6, DeployState::AwaitingApproval)]);
+    // Somebody goes back.
+    let mut back = queued(8, &site);
+    (back.view.commit, back.view.release, back.view.by) = (Some(commit(1)), Some(ReleaseId::new(1, &commit(1))), ann());
+    bench.queue(back);
+    assert_eq!(awaiting(&bench, &site).len(), 1, "it is not so yet");
+    bench.run_to("");
+    assert_eq!((bench.end(8).0, bench.end(6)), (DeployState::Live, (DeployState::RolledBack, "deploy 8 went back")));
+    assert!(bench.said.contains(&"remove 6".into()));
+}
+
+#[test]
+fn giving_up_what_was_not_proven_runs_what_is_live() {
+    let cancel = |bench: &mut Bench, _: &Arc<App>| bench.on(Event::Cancel { deploy: 4, why: "by ann".into() });
+    let forget = |bench: &mut Bench, site: &Arc<App>| bench.on(Event::Forget { app: site.name.clone() });
+    for give_up in [cancel as fn(&mut Bench, &Arc<App>), forget] {
+        let (site, mut bench) = unproven();
+        bench.said.clear();
+        give_up(&mut bench, &site);
+        assert_eq!(bench.end(4).0, DeployState::Cancelled);
+        assert_eq!(bench.said, ["run live 4", "persist 4 cancelled", "ended 4 cancelled", "remove 4"]);
+    }
+    // A reload changes nothing about it.
+    let (site, mut bench) = unproven();
+    bench.reconfigure(&with(&site, |deploy| deploy.check[0].run = "y".into()));
+    bench.run_to("");
+    assert_eq!(awaiting(&bench, &site), [(4, DeployState::AwaitingApproval)]);
+}
+
+#[test]
+fn a_hold_outlives_a_crash_with_what_was_built() {
+    let after = |view: DeployView, stands: bool| {
+        let (site, mut bench) = migrating(false);
+        let live = bench.deploys.live(&site.name).cloned();
+        let release = view.release.clone().filter(|_| stands);
+        let view = match resume(view, live.as_ref(), release.as_ref(), At(5)) {
+            Resumption::Held(view) | Resumption::Requeue(view) => *view,
+            Resumption::Live(view) => panic!("{view:?}"),
+        };
+        bench.on(Event::Resume(vec![Queued { view, attempts: 3, ..queued(4, &site) }]));
+        bench.run_to("");
+        (site, bench)
+    };
+    // Before the switch: the approval is for what was built.
+    let (site, mut bench) = migrating(false);
+    bench.queue(queued(4, &site));
+    bench.run_to("");
+    let held = bench.deploys.waiting(&site.name).next().unwrap().clone();
+    let (site, mut bench) = after(held.clone(), false);
+    assert_eq!(bench.deploys.waiting(&site.name).next(), Some(&held));
+    bench.approve(4);
+    bench.run_to("");
+    assert_eq!(bench.end(4).0, DeployState::Live);
+    assert!(!bench.said.contains(&"run 4 `x`".into()), "{:?}", bench.said);
+    // Beside another release it begins anew; it was tried three times already.
+    let elsewhere = DeployView { previous_commit: Some(commit(9)), ..held };
+    let (_, bench) = after(elsewhere, false);
+    assert_eq!(bench.end(4), (DeployState::Failed, "interrupted 3 times"));
+    // After the switch: as it was asked, or amid the proof.
+    let (site, bench) = unproven();
+    let asked = bench.deploys.waiting(&site.name).next().unwrap().clone();
+    let proving = DeployView { state: DeployState::Verifying, approved_by: Some(ann()), ..asked.clone() };
+    let kept = DeployView { state: DeployState::Queued, approved_by: Some(ann()), ..asked.clone() };
+    for (view, stands) in [(asked.clone(), true), (asked, false), (proving, true), (kept, true)] {
+        let (site, mut bench) = after(view, stands);
+        assert_eq!(awaiting(&bench, &site), [(4, DeployState::AwaitingApproval)]);
+        bench.said.clear();
+        bench.approve(4);
+        bench.run_to("");
+        assert_eq!(bench.end(4).0, DeployState::Live);
+        assert!(bench.said.contains(&"run live 4".into()) && !bench.said.contains(&"trial 4".into()));
+    }
+}

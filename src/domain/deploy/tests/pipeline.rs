@@ -117,7 +117,7 @@ fn a_live_file_that_cannot_be_written_brings_the_old_release_back() {
     bench.run_to("write live 7");
     bench.instead(Event::LiveWritten { deploy: 7, result: Err("no space".into()) });
     assert_eq!(bench.end(7), (DeployState::RolledBack, "no space"));
-    assert!(bench.said.contains(&"go back 7".into()));
+    assert!(bench.said.contains(&"run live 7".into()));
 }
 
 #[test]

@@ -176,15 +176,16 @@ fn the_live_file_decides_what_a_crash_left() {
     let name: AppName = "a".parse().unwrap();
     let release = ReleaseId::new(7, &commit(7));
     let with = |state| DeployView { state, release: Some(release.clone()), ..view(7, &name) };
-    let Resumption::Live(live) = resume(with(DeployState::Verifying), Some(&release), At(5)) else { panic!() };
+    let is_live = |n| Live { release: ReleaseId::new(n, &commit(n)), commit: commit(n) };
+    let resumed = |view, live: Option<&Live>| resume(view, live, None, At(5));
+    let Resumption::Live(live) = resumed(with(DeployState::Verifying), Some(&is_live(7))) else { panic!() };
     assert_eq!((live.state, live.ended_at), (DeployState::Live, Some(At(5))));
-    for (state, live) in [(DeployState::Verifying, None), (DeployState::Switching, Some(ReleaseId::new(3, &commit(3))))]
-    {
-        let Resumption::Requeue(back) = resume(with(state), live.as_ref(), At(5)) else { panic!() };
+    for (state, live) in [(DeployState::Verifying, None), (DeployState::Switching, Some(is_live(3)))] {
+        let Resumption::Requeue(back) = resumed(with(state), live.as_ref()) else { panic!() };
         assert_eq!((back.state, &back.release), (DeployState::Queued, &Some(release.clone())));
     }
     // A rollback that waits to go back to what is live anyway has not happened.
     let mut back = with(DeployState::Queued);
     back.id = 9;
-    assert!(matches!(resume(back, Some(&release), At(5)), Resumption::Requeue(_)));
+    assert!(matches!(resumed(back, Some(&is_live(7))), Resumption::Requeue(_)));
 }
