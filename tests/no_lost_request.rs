@@ -1,6 +1,7 @@
 //! Ten restarts in a row under load lose no request, for apps that know nothing of everhook: gunicorn,
-//! a Node app that listens on a descriptor, and one that calls `listen(port)`. DESIGN: none unanswered or
-//! cut, after one retry on a fresh connection where a reused idle one was closed before a byte of answer.
+//! a Node app that listens on a descriptor, and one that calls `listen(port)`; nor do deploys, whatever is
+//! wrong with what they bring. DESIGN: none unanswered or cut, after one retry on a fresh connection where
+//! a reused idle one was closed before a byte of answer.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/http.rs"]
@@ -22,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use server::{Server, text};
+use server::{Repo, Server, text};
 
 const RESTARTS: usize = 10;
 /// Clients that keep their connection, and ask once a second each.
@@ -34,12 +35,12 @@ const RATE: u64 = 200;
 /// The app of this entry, whose socket is on a port that is free now.
 fn app(name: &str, entry: &str) -> (Server, SocketAddr) {
     let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let preload = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/node/everhook.cjs");
-    let entry = entry.replace("@PORT@", &at.port().to_string()).replace("@PRELOAD@", preload);
-    let server = Server::with_apps(&format!(
-        "\"{name}\": (sockets: {{\"http\": \"{at}\"}}, directory: \"@DIR@\", stop: (drain: \"20s\"), {entry})"
-    ));
+    let entry = entry.replace("@PORT@", &at.port().to_string()).replace("@PRELOAD@", "@DIR@/everhook.cjs");
+    let server = Server::with_apps(&format!("\"{name}\": (sockets: {{\"http\": \"{at}\"}}, {entry})"));
+    let release = include_str!("support/apps/release.cjs");
+    Repo::new(server.path().join("repo"), &[("kind", "good"), ("release.cjs", release)]);
     for (file, content) in [
+        ("everhook.cjs", include_str!("../contrib/node/everhook.cjs")),
         ("plain.cjs", include_str!("support/apps/plain.cjs")),
         ("on_fd.cjs", include_str!("support/apps/on_fd.cjs")),
         ("wsgi.py", include_str!("support/apps/wsgi.py")),
@@ -153,15 +154,23 @@ fn wrk(at: SocketAddr) -> Child {
 
 /// `foreign`: `wrk` counts as well.
 fn loses_nothing(server: &Server, name: &str, at: SocketAddr, foreign: bool) {
+    let answered = under_load(server, name, at, foreign, || {
+        let mut pids = BTreeSet::from([server.main_pid(name)]);
+        for _ in 0..RESTARTS {
+            server.ok(&["restart", name]);
+            pids.insert(server.main_pid(name));
+        }
+        assert_eq!(pids.len(), RESTARTS + 1, "each restart had a process of its own");
+    });
+    assert!(answered > RESTARTS / 2, "answers of {answered} processes");
+}
+
+/// Does something while clients ask, none of whom may lose a request; how many processes answered.
+fn under_load(server: &Server, name: &str, at: SocketAddr, foreign: bool, work: impl FnOnce()) -> usize {
     let end = Arc::new(AtomicBool::new(false));
     let clients = load(at, &end);
     let wrk = foreign.then(|| wrk(at));
-    let mut pids = BTreeSet::from([server.main_pid(name)]);
-    for _ in 0..RESTARTS {
-        server.ok(&["restart", name]);
-        pids.insert(server.main_pid(name));
-    }
-    assert_eq!(pids.len(), RESTARTS + 1, "each restart had a process of its own");
+    work();
     end.store(true, Ordering::Relaxed);
     let seen: Vec<Seen> = clients.into_iter().map(|client| client.join().unwrap()).collect();
     let lost: Vec<_> = seen.iter().flat_map(|seen| &seen.lost).collect();
@@ -170,7 +179,7 @@ fn loses_nothing(server: &Server, name: &str, at: SocketAddr, foreign: bool) {
     let answered: BTreeSet<_> = seen.iter().flat_map(|seen| seen.pids.clone()).collect();
     println!("{name}: {answers} answers of {} processes, {retries} retries", answered.len());
     assert!(lost.is_empty(), "{} of {answers} lost: {:?}\n{}", lost.len(), &lost[..lost.len().min(5)], server.log());
-    assert!(answered.len() > RESTARTS / 2 && answers > 1000, "{answers} answers of {answered:?}");
+    assert!(answers > 1000, "{answers} answers of {answered:?}");
     if let Some(wrk) = wrk {
         // It tells what it counted when it is interrupted.
         Command::new("kill").args(["-INT", &wrk.id().to_string()]).status().unwrap();
@@ -178,20 +187,21 @@ fn loses_nothing(server: &Server, name: &str, at: SocketAddr, foreign: bool) {
         println!("{said}");
         assert!(said.contains("requests in") && !said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
     }
+    answered.len()
 }
 
 #[test]
 fn a_python_app_under_gunicorn() {
     let (server, at) = app(
         "web",
-        r#"command: ["/usr/bin/gunicorn", "--workers", "2", "--graceful-timeout", "20", "wsgi:app"], ready: Notify"#,
+        r#"directory: "@DIR@", stop: (drain: "20s"), command: ["/usr/bin/gunicorn", "--workers", "2", "--graceful-timeout", "20", "wsgi:app"], ready: Notify"#,
     );
     loses_nothing(&server, "web", at, true);
 }
 
 #[test]
 fn a_node_app_on_a_descriptor() {
-    let (server, at) = app("web", r#"command: ["node", "on_fd.cjs"], ready: After("500ms")"#);
+    let (server, at) = app("web", r#"directory: "@DIR@", stop: (drain: "20s"), command: ["node", "on_fd.cjs"], ready: After("500ms")"#);
     loses_nothing(&server, "web", at, false);
 }
 
@@ -199,9 +209,42 @@ fn a_node_app_on_a_descriptor() {
 fn an_unmodified_node_app() {
     let (server, at) = app(
         "web",
-        r#"command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: Http(url: "http://127.0.0.1:@PORT@/")"#,
+        r#"directory: "@DIR@", stop: (drain: "20s"), command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: Http(url: "http://127.0.0.1:@PORT@/")"#,
     );
     loses_nothing(&server, "web", at, true);
+}
+
+/// Good ones, one that its check refuses, one that exits at once, one that never answers, and one that
+/// becomes unwell while it is proven: whatever becomes of a deploy, everybody is answered.
+#[test]
+fn deploys_whatever_they_bring() {
+    let (server, at) = app(
+        "web",
+        r#"command: ["node", "release.cjs"], port: @PORT@, stop: (timeout: "8s", drain: "20s"),
+           env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: Http(url: "http://127.0.0.1:@PORT@/healthz", within: "10s"),
+           live: (probe: Http(url: "http://127.0.0.1:@PORT@/healthz"), every: "100ms", timeout: "10s"),
+           deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], check: ["! grep -q refused kind"], settle: "1s")"#,
+    );
+    let repo = Repo { path: server.path().join("repo") };
+    let answered = under_load(&server, "web", at, true, || {
+        for (kind, state, reason) in [
+            ("good", "live", ""),
+            ("refused", "failed", "`! grep -q refused kind` exited with 1"),
+            ("exits", "rolled_back", "exited with 3"),
+            ("sickens", "rolled_back", "500"),
+            ("hangs", "rolled_back", "not ready within 10s"),
+            ("good", "live", ""),
+        ] {
+            let before = server.main_pid("web");
+            repo.commit(&[("kind", kind)], kind);
+            server.cli(&["deploy", "web"]);
+            let deploy = server.json(&["history", "-n", "1"])[0].clone();
+            let said = deploy["reason"].as_str().unwrap_or_default();
+            assert!(deploy["state"] == state && said.contains(reason), "{kind}: {deploy}");
+            assert_eq!(server.main_pid("web") == before, state != "live", "{kind}");
+        }
+    });
+    assert!(answered >= 3, "answers of {answered} processes");
 }
 
 /// What is under way is answered, and a connection that stayed open is good for one request more.
@@ -209,7 +252,7 @@ fn an_unmodified_node_app() {
 fn the_preload_answers_what_was_begun() {
     let (server, at) = app(
         "web",
-        r#"command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: After("500ms")"#,
+        r#"directory: "@DIR@", stop: (drain: "20s"), command: ["node", "plain.cjs"], port: @PORT@, env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: After("500ms")"#,
     );
     let old = format!("ok {}", server.main_pid("web"));
     let mut idle = connect(at).unwrap();
