@@ -3,7 +3,6 @@
 use std::{io, net::IpAddr, os::fd::RawFd, rc::Rc};
 
 use hyper::{Request, Response, StatusCode, body::Incoming};
-use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{
@@ -16,7 +15,10 @@ use super::{
     routes::Route,
     signals::told_to_end,
 };
-use crate::os::inherited::inherited;
+use crate::os::{
+    inherited::inherited,
+    sandbox::{self, Calls, Keeps},
+};
 
 /// The listening socket.
 const SOCKET: RawFd = 3;
@@ -51,8 +53,9 @@ struct House {
 
 /// Serves until the supervisor is gone or says so.
 pub(super) async fn open(served: Served) -> io::Result<()> {
-    set_dumpable(false)?;
-    set_no_new_privs()?;
+    for lack in sandbox::enter(&Keeps { calls: Calls::Listener, writes: &[], reads: &[] })? {
+        eprintln!("everhook: listener: {lack}");
+    }
     let told = told_to_end()?;
     let socket = std::net::TcpListener::from(inherited(SOCKET)?);
     socket.set_nonblocking(true)?;

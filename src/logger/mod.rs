@@ -26,7 +26,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use run::Logger;
 
-use crate::os::capture::inherited;
+use crate::os::{
+    capture::inherited,
+    sandbox::{self, Calls, Keeps},
+};
 
 /// The descriptor on which the logger finds its channel to the supervisor.
 pub const CHANNEL_FD: i32 = 3;
@@ -68,5 +71,9 @@ fn start(args: &[String]) -> Result<Logger, StartError> {
     let (Some(buffer), Some(logs)) = (buffer, logs) else { return Err(StartError::Usage) };
     let channel = inherited(CHANNEL_FD).map_err(StartError::Channel)?;
     let open = crate::os::capture::Buffer::open(&buffer).map_err(|e| StartError::Buffer(buffer, e))?;
+    let keeps = Keeps { calls: Calls::Logger, writes: &[&logs], reads: &[] };
+    for lack in sandbox::enter(&keeps)? {
+        eprintln!("everhook: logger: {lack}");
+    }
     Ok(Logger::new(channel, open, logs)?)
 }
