@@ -47,7 +47,7 @@ fn logger(server: &Server) -> Option<i64> {
 }
 
 /// A million lines of one width, the number in front.
-const WRITER: &str = r#""a": (ready: Immediate, restart: (policy: Never), stop: (timeout: "5s"), logs: (rotate: "1MiB", keep: 1000),
+const WRITER: &str = r#""a": (ready: Immediate, restart: (policy: Never), stop: (timeout: "5s"), logs: (rotate: "1MiB", keep: 1000, compress: false),
     command: ["awk", "BEGIN { for (i = 0; i < 1000000; i++) printf \"%07d abcdefghijklmnopqrstuvwxyz\\n\", i }"])"#;
 const WIDTH: u64 = 35;
 
