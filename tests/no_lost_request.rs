@@ -201,7 +201,10 @@ fn a_python_app_under_gunicorn() {
 
 #[test]
 fn a_node_app_on_a_descriptor() {
-    let (server, at) = app("web", r#"directory: "@DIR@", stop: (drain: "20s"), command: ["node", "on_fd.cjs"], ready: After("500ms")"#);
+    let (server, at) = app(
+        "web",
+        r#"directory: "@DIR@", stop: (drain: "20s"), command: ["node", "on_fd.cjs"], ready: After("500ms")"#,
+    );
     loses_nothing(&server, "web", at, false);
 }
 
