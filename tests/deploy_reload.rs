@@ -16,7 +16,7 @@ use std::{
     path::Path,
 };
 
-use deploying::{current, home, releases, runs_in};
+use deploying::{current, home, releases, runs_in, site};
 use serde_json::Value;
 use server::{Repo, Server};
 
@@ -198,4 +198,64 @@ fn nginx_takes_its_config_from_a_release() {
     server.ok(&["rollback", "site"]);
     server.until("the first one is back", |_| (ask(&socket)? == "one").then_some(()));
     assert_eq!(server.main_pid("site"), pid);
+}
+
+#[test]
+fn what_is_left_of_apps_that_are_gone_is_pruned_once_it_was_shown() {
+    let build = "build: [\"ln -s $DIR/outside out; mkdir -m 0 closed; head -c 300000 /dev/zero > big\"]";
+    let deaf = "trap '' TERM; echo up; while :; do read -r _ < \"$DIR/deaf\"; done\n";
+    let twin = site("", "").replace("\"site\"", "\"twin\"");
+    let apps = format!("{}, {twin}", site("stop: (timeout: \"10m\"),", build));
+    let (mut server, repo) = deploying::world_with(&apps);
+    let _deaf = deploying::Gate::new(&server, "deaf");
+    fs::create_dir(server.path().join("outside")).unwrap();
+    fs::write(server.path().join("outside/kept"), "").unwrap();
+    deploying::start_live(&mut server);
+    server.wait_state("twin", "ready");
+    repo.commit(&[("app.sh", deaf)], "hears nothing");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+    assert!(server.ok(&["prune", "-y"]).contains("nothing is left"));
+
+    // As long as it runs it is somebody's.
+    let pid = server.main_pid("site");
+    server.write_config(&format!(
+        "(state_dir: \"@DIR@/state\", http: [(bind: \"127.0.0.1:0\", serve: [Hooks, Api])], apps: {{ {twin} }})"
+    ));
+    server.ok(&["reload"]);
+    assert!(server.ok(&["prune", "-y"]).contains("nothing is left"));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let (apps, logs) = (home(&server, "site"), server.path().join("state/logs/site"));
+    let said = server.until("it is nobody's", |s| {
+        let output = s.cli(&["prune"]);
+        (output.status.code() == Some(2)).then(|| server::text(&output))
+    });
+    for words in [&apps.display().to_string(), &logs.display().to_string(), "K  ", "nothing was removed", "-y"] {
+        assert!(said.contains(words), "no {words} in {said}");
+    }
+    assert!(!said.contains("twin") && !said.contains("mirrors"), "{said}");
+    assert!(apps.join("live").exists() && logs.exists());
+    if deploying::is_root() {
+        let output = server.cli_as(1234, &["prune", "-y"]);
+        assert_eq!(output.status.code(), Some(5), "{}", server::text(&output));
+    }
+
+    let said = server.ok(&["prune", "-y"]);
+    assert!(said.contains("removed 2 folders"), "{said}");
+    assert!(!apps.exists() && !logs.exists());
+    assert!(server.path().join("outside/kept").exists());
+    assert!(fs::read_dir(server.path().join("state/mirrors")).unwrap().count() > 0, "the twin's");
+    assert_eq!(server.app("twin")["state"], "ready");
+    let audit = server.json(&["audit"]);
+    let row = audit.as_array().unwrap().iter().find(|row| row["action"] == "prune" && row["outcome"] == "done");
+    let row = row.filter(|row| row["reason"].as_str().unwrap().contains("apps/site"));
+    assert!(row.is_some(), "{audit}");
+
+    server.write_config("(state_dir: \"@DIR@/state\", http: [(bind: \"127.0.0.1:0\", serve: [Hooks, Api])], apps: {})");
+    server.ok(&["reload"]);
+    let mirrors = server.path().join("state/mirrors");
+    server.until("nothing is left", |s| {
+        s.ok(&["prune", "-y"]);
+        (!home(s, "twin").exists() && fs::read_dir(&mirrors).unwrap().count() == 0).then_some(())
+    });
+    assert!(server.path().join("state/logs/deploys").is_dir());
 }

@@ -27,6 +27,7 @@ Server
   run                          be the supervisor
   shutdown [--now]             stop the apps, then the supervisor
   token create NAME --role R   a token for the API; also token list, token revoke NAME
+  prune [-y]                   remove what is left of apps that are gone, after showing it
   serve DIR [--bind ADDR]      a small static file server
 
 Options for all: -c, --config PATH · --socket PATH · -h, --help · -V, --version

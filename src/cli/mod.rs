@@ -24,6 +24,7 @@ mod history;
 mod logs;
 mod preview;
 mod progress;
+mod prune;
 mod reload;
 mod restart;
 mod rollback;
@@ -88,6 +89,7 @@ enum Verb {
     Run,
     Shutdown(shutdown::Shutdown),
     Token(token::Token),
+    Prune(prune::Prune),
     #[command(hide = true)]
     CgroupRelease(cgroup_release::CgroupRelease),
     /// Serve a folder's files over HTTP
@@ -163,6 +165,7 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Reload(reload) => reload.run(place),
         Verb::Shutdown(shutdown) => shutdown.run(place),
         Verb::Token(token) => token.run(place),
+        Verb::Prune(prune) => prune.run(place),
         Verb::CgroupRelease(_) => cgroup_release::CgroupRelease::run(),
         Verb::Run | Verb::Serve { .. } => Ok(()),
     }

@@ -27,7 +27,7 @@ impl Stop {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
         match self.ask(place, self.yes) {
             Err(failure) if failure.code == Code::Unconfirmed => {
-                if confirmed(&failure.message)? {
+                if agreed(&format!("{}\nStop all the same?", failure.message))? {
                     self.ask(place, true)
                 } else {
                     Err(Failure::usage(format!("{}; nothing was stopped, -y stops all the same", failure.message)))
@@ -46,13 +46,13 @@ impl Stop {
     }
 }
 
-/// Shows whom it hurts and asks whoever sits at the terminal; without one nobody agrees.
-fn confirmed(whom: &str) -> io::Result<bool> {
+/// Asks whoever sits at the terminal; without one nobody agrees.
+pub fn agreed(question: &str) -> io::Result<bool> {
     let (stdin, mut stderr) = (io::stdin(), io::stderr());
     if !stdin.is_terminal() || !stderr.is_terminal() {
         return Ok(false);
     }
-    write!(stderr, "{}\nStop all the same? [y/N] ", visible_lines(whom))?;
+    write!(stderr, "{} [y/N] ", visible_lines(question))?;
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

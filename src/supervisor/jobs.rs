@@ -91,6 +91,13 @@ pub struct Job {
     then: Then,
 }
 
+impl Job {
+    #[must_use]
+    pub fn app(&self) -> &AppName {
+        &self.app
+    }
+}
+
 impl std::fmt::Display for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} main {:?} exit {:?} unwanted {}", self.name, self.main, self.exit, self.unwanted)
@@ -126,12 +133,25 @@ impl Supervisor {
         keys: Keys,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
     ) -> JobId {
+        self.start_errand_in(self.layout.app(app), app, who, task, keys, then)
+    }
+
+    /// The same in another folder than the app's.
+    pub fn start_errand_in(
+        &mut self,
+        directory: PathBuf,
+        app: &AppName,
+        who: &Arc<Identity>,
+        task: &TreeTask,
+        keys: Keys,
+        then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
+    ) -> JobId {
         let job = JobSpec {
             deploy: None,
             app: app.clone(),
             args: pipeline::tree_args(task),
             env: launch::base_env(who),
-            directory: self.layout.app(app),
+            directory,
             who: who.clone(),
             is_step: false,
             cgroup: None,

@@ -29,6 +29,7 @@ mod logs;
 mod pipeline;
 mod prepare;
 mod probe;
+mod prune;
 mod reload;
 mod rename;
 mod requests;

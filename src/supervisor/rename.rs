@@ -209,7 +209,12 @@ impl Supervisor {
 impl Shell {
     /// Does a process bear the name of this app, which is another's now?
     fn bears(&self, name: &AppName) -> bool {
-        self.seats().any(|(_, seat)| seat.renamed.as_ref().is_some_and(|renamed| renamed.bears.app == *name))
+        self.borne().any(|borne| borne == name)
+    }
+
+    /// The names of apps that its processes bear, other than its own.
+    pub fn borne(&self) -> impl Iterator<Item = &AppName> {
+        self.seats().filter_map(|(_, seat)| Some(&seat.renamed.as_ref()?.bears.app))
     }
 
     /// Seats with a process keep what that was started with; the others get what is new at once.

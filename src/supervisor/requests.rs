@@ -323,6 +323,7 @@ impl Supervisor {
             Request::Freeze { why, .. } => return self.freeze_app(wish, &why),
             Request::Unfreeze { .. } => return self.unfreeze_app(wish),
             Request::Redeliver { id } => return self.redeliver(wish, id),
+            Request::Prune { paths } => self.prune_remains(wish, paths),
             Request::Plan => self.say_plan(wish.reply),
             Request::Reload => {
                 let who = wish.who.to_string();
@@ -505,12 +506,13 @@ impl Supervisor {
 
 /// Does it note in the audit by itself how it went?
 fn told_later(request: &Request) -> bool {
-    use Request::{Freeze, Redeliver, Reload, Rollback, TokenCreate, TokenRevoke, Unfreeze};
+    use Request::{Freeze, Prune, Redeliver, Reload, Rollback, TokenCreate, TokenRevoke, Unfreeze};
     matches!(
         request,
         Reload
             | Rollback { .. }
             | Freeze { .. }
+            | Prune { .. }
             | Unfreeze { .. }
             | Redeliver { .. }
             | TokenCreate { .. }

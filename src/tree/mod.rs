@@ -19,6 +19,7 @@ mod filter;
 mod git;
 mod host_key;
 mod judge;
+mod measure;
 mod mirror;
 mod refs;
 mod share;
@@ -110,6 +111,10 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
             share::share(&release, &shared, previous.as_deref(), &paths)
         }
         TreeTask::Sync { release } => sync(&release),
+        TreeTask::Measure { paths } => {
+            let answer = result_descriptor()?;
+            tell(answer, &measure::measure(&paths)?)
+        }
         TreeTask::Empty { path } => empty::empty(&path),
     }
 }

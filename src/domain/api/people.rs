@@ -5,7 +5,7 @@
 //! many questions at once; beside one whose answer is a stream comes a socket, on which it is answered.
 //! Followed events begin with one `Done`, of the past.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,10 @@ pub enum Request {
     Redeliver {
         id: DeliveryId,
     },
+    /// Removes these of the folders that belong to no app of the config; `None`: tells which there are.
+    Prune {
+        paths: Option<Vec<PathBuf>>,
+    },
     /// What a reload of this config text would do. The text is the client's reading of the file.
     Plan,
     Reload,
@@ -193,6 +197,7 @@ impl Request {
             Self::Freeze { .. } => "freeze",
             Self::Unfreeze { .. } => "unfreeze",
             Self::Redeliver { .. } => "redeliver",
+            Self::Prune { .. } => "prune",
             Self::Plan => "check",
             Self::Reload => "reload",
             Self::Shutdown { .. } => "shutdown",
@@ -230,6 +235,7 @@ impl Request {
             | Self::Tokens
             | Self::TokenRevoke { .. }
             | Self::DeployLog { .. }
+            | Self::Prune { .. }
             | Self::Plan
             | Self::Reload
             | Self::Shutdown { .. } => Vec::new(),
@@ -253,6 +259,9 @@ impl Request {
                 Some(format!("{name}: {role:?} for {scope}{until}"))
             }
             Self::TokenRevoke { name } => Some(name.clone()),
+            Self::Prune { paths: Some(paths) } => {
+                Some(paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))
+            }
             _ => None,
         }
     }
@@ -269,7 +278,8 @@ impl Request {
             | Self::Freeze { .. }
             | Self::Unfreeze { .. }
             | Self::Redeliver { .. } => Role::Deployer,
-            Self::Plan
+            Self::Prune { .. }
+            | Self::Plan
             | Self::Reload
             | Self::Shutdown { .. }
             | Self::Audit(_)
@@ -291,7 +301,7 @@ impl Request {
     #[must_use]
     pub fn changes(&self) -> bool {
         let looks = match self {
-            Self::Plan | Self::Audit(_) | Self::Tokens => true,
+            Self::Plan | Self::Audit(_) | Self::Tokens | Self::Prune { paths: None } => true,
             Self::DeployApp { dry_run, .. } | Self::Rollback { dry_run, .. } => *dry_run,
             _ => false,
         };
@@ -347,6 +357,13 @@ pub struct LogMark {
     pub instance: String,
     pub stream: String,
     pub place: LogPlace,
+}
+
+/// A folder of an app that the config has no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remains {
+    pub path: PathBuf,
+    pub size_bytes: u64,
 }
 
 /// From the supervisor.
@@ -411,6 +428,8 @@ pub enum Reply {
         message: String,
     },
     Redelivered(Redelivered),
+    /// What belongs to no app of the config any more.
+    Remains(Vec<Remains>),
     /// What a deploy or a rollback would do.
     Preview(Box<Preview>),
     /// What a reload would do, or did, a line each.

@@ -42,6 +42,8 @@ pub enum TreeTask {
     Share { release: PathBuf, shared: PathBuf, previous: Option<PathBuf>, paths: Vec<PathBuf> },
     /// As the app's user: flush the file system below `release`. Answer: none.
     Sync { release: PathBuf },
+    /// As their owner: how much is below these folders. Answer: [`Measured`].
+    Measure { paths: Vec<PathBuf> },
     /// As the app's user: remove everything in this folder (the folder itself is root's to remove). Answer: none.
     Empty { path: PathBuf },
 }
@@ -72,6 +74,12 @@ pub struct Fetch {
 pub struct Filters {
     pub paths: Vec<String>,
     pub authors: Vec<String>,
+}
+
+/// What folders hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    pub size_bytes: u64,
 }
 
 /// Which refs are fetched and which one is meant.
