@@ -295,7 +295,7 @@ fn a_dry_run_tells_and_changes_nothing() {
         "COMMITS: 2\n",
         " adds a file (Ann <ann@example.org>)\n",
         "FILES: 2\n  VERSION\n  a b/new\n",
-        "STEPS\n  check    true\n  build    make it\n",
+        "STEPS\n  check         true\n  build         make it\n",
         "INSTANCES\n  site.1\n  site.2\n",
         "nothing was changed",
     ] {

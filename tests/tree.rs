@@ -125,6 +125,7 @@ impl World {
             also: vec![],
             rev: None,
             live: None,
+            changes: vec![],
             filters: None,
         }
     }

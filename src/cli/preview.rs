@@ -25,7 +25,8 @@ pub fn preview(place: &Place, request: Request, timeout: Option<Duration>) -> Re
     if !preview.steps.is_empty() {
         screen.line(&screen.paint(HEADER, "STEPS"))?;
         for step in &preview.steps {
-            screen.line(&format!("  {:<8} {}", step.name, visible(&step.command)))?;
+            let why = if step.left_out { "  (left out: nothing that its `when` names differs)" } else { "" };
+            screen.line(&format!("  {:<13} {}{why}", step.name, visible(&step.command)))?;
         }
     }
     screen.line(&screen.paint(HEADER, "INSTANCES"))?;

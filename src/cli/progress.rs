@@ -98,7 +98,7 @@ pub fn transition(event: &EventView) -> String {
 
 fn tell_step(screen: &mut Screen, step: &StepView) -> io::Result<()> {
     let command = step.command.as_deref().map(|command| format!("  {}", visible(command))).unwrap_or_default();
-    let name = format!("  {:<8}", step.name);
+    let name = format!("  {:<13}", step.name);
     match step.state {
         StepState::Running => screen.line(&screen.paint(DIM, &format!("{name} running{command}"))),
         StepState::Done => screen.line(&format!("{name} {}{command}", outcome(step))),

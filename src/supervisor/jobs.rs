@@ -11,24 +11,17 @@ use std::{
 
 use tracing::warn;
 
-use super::{
-    Supervisor,
-    children::Owner,
-    keys::Keys,
-    launch,
-    ledger::{Command, NewEvent},
-    pipeline,
-};
+use super::{Supervisor, children::Owner, keys::Keys, launch, pipeline};
 use crate::{
     domain::{
-        api::{EventKind, KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
+        api::{KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
         config::Identity,
         deploy::{self, JobEnd},
         model::{AppName, DeployId, Exit, Signal},
     },
     os::{
         cgroup::Cgroup,
-        clock, fifo, memfd, pidfd,
+        fifo, memfd, pidfd,
         spawn::{RecordFile, SpawnError, SpawnSpec, Spawned, Tuning},
         tree::{self, TreeQuery},
     },
@@ -395,21 +388,12 @@ impl Supervisor {
         let cause = format!("left running and ended: {}{}", names.join(", "), more.unwrap_or_default());
         warn!(app = %job.app, job = job.name, "{cause}");
         let Some(deploy) = job.deploy else { return cause };
-        self.ledger.send(Command::Event(NewEvent {
-            at: clock::now().wall,
-            app: Some(job.app.clone()),
-            instance: None,
-            kind: EventKind::Deploy,
-            from: None,
-            to: None,
-            cause: Some(cause.clone()),
-            detail: Some(format!("deploy {deploy}")),
-        }));
+        self.tell_of_deploy(&job.app, deploy, &cause);
         cause
     }
 
     /// Adds a line of ours to the log of this app's deploy.
-    fn add_to_deploy_log(&self, app: &AppName, line: &str) {
+    pub fn add_to_deploy_log(&self, app: &AppName, line: &str) {
         let fifo = self.layout.fifo(&stream_name(app), Stream::Out);
         if let Err(error) = fifo::add_line(&fifo, &format!("everhook: {line}")) {
             warn!(%app, %error, "the deploy's log does not take a line");

@@ -33,7 +33,7 @@ impl Supervisor {
     ) {
         self.ask_ledger(Query::Deploy { id, apps }, move |supervisor, found| match found {
             Ok(Reply::Deploy { deploy, .. }) => {
-                logs.follow &= !deploy.state.is_end();
+                logs.follow &= deploy.ended_at.is_none();
                 let instance = format!("deploy {id}");
                 let from = resumed(&logs, &instance, Stream::Out);
                 let path = supervisor.layout.deploy_log(id);

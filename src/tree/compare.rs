@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{TreeError, judge, mirror::Mirror};
 use crate::domain::{
     api::{CommitView, Compared},
-    model::CommitId,
+    model::{CommitId, Globs},
 };
 
 /// Commits and paths that are named; the rest is counted.
@@ -75,6 +75,28 @@ fn files(mirror: &Mirror, from: Option<&CommitId>, to: &CommitId) -> Result<(Vec
 pub(super) fn changed(mirror: &Mirror, from: &CommitId, to: &CommitId) -> Result<Vec<String>, TreeError> {
     let args = ["diff-tree", "-r", "-z", "--name-only", "--no-renames", "--end-of-options"];
     Ok(listed(&mirror.git.must(&[&args[..], &[from.as_str(), to.as_str()]].concat())?))
+}
+
+/// Of each list of patterns, whether a file that fits differs from what is live, and which; where that
+/// cannot be compared any more, all has changed.
+pub(super) fn changes(
+    mirror: &Mirror,
+    live: Option<&CommitId>,
+    commit: &CommitId,
+    lists: &[Vec<String>],
+) -> Result<Vec<Option<String>>, TreeError> {
+    let Some(live) = live.filter(|_| !lists.is_empty()) else { return Ok(Vec::new()) };
+    if !judge::is_there(mirror, live)? {
+        let why = format!("{}, which is live, is not in the repository any more", live.short());
+        return Ok(vec![Some(why); lists.len()]);
+    }
+    let changed = changed(mirror, live, commit)?;
+    let differs = |patterns: &Vec<String>| {
+        let patterns = Globs::of_paths(patterns).map_err(|bad| TreeError::Refused(bad.why))?;
+        let found = changed.iter().find(|path| patterns.take(path));
+        Ok(found.map(|path| format!("{path:?} differs from what is live")))
+    };
+    lists.iter().map(differs).collect()
 }
 
 fn listed(output: &[u8]) -> Vec<String> {

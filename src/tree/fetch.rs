@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    TreeError, content,
+    TreeError, compare, content,
     explain::explain,
     filter, git,
     git::is_ref_name,
@@ -108,6 +108,7 @@ fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) 
         fetched.verdict = Verdict::NotWanted { reason };
     } else {
         fetched.tree_bytes = Some(content::measure(mirror, &commit)?);
+        fetched.changes = compare::changes(mirror, live, &commit, &task.changes)?;
     }
     (fetched.subject, fetched.author) = (Some(said.subject), Some(said.author));
     Ok(fetched)
@@ -125,7 +126,16 @@ fn behind<'a>(
 }
 
 fn unjudged(verdict: Verdict, ref_name: String, commit: Option<CommitId>) -> Fetched {
-    Fetched { verdict, ref_name, commit, subject: None, author: None, tree_bytes: None, behind: BTreeMap::new() }
+    Fetched {
+        verdict,
+        ref_name,
+        commit,
+        subject: None,
+        author: None,
+        tree_bytes: None,
+        behind: BTreeMap::new(),
+        changes: Vec::new(),
+    }
 }
 
 fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), TreeError> {

@@ -24,7 +24,6 @@ mod mirror;
 mod refs;
 mod share;
 mod tidy;
-mod weigh;
 
 use std::{fs::File, io::Write, os::fd::OwnedFd, path::Path, process::ExitCode};
 
@@ -81,11 +80,7 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
     // The app's group reads a mirror and nobody else does; a release may be served by anybody.
     let fetches = matches!(
         task,
-        TreeTask::Fetch(_)
-            | TreeTask::LsRemote { .. }
-            | TreeTask::Compare { .. }
-            | TreeTask::Weigh { .. }
-            | TreeTask::Tidy { .. }
+        TreeTask::Fetch(_) | TreeTask::LsRemote { .. } | TreeTask::Compare { .. } | TreeTask::Tidy { .. }
     );
     umask(Mode::from_raw_mode(if fetches { 0o027 } else { 0o022 }));
     match task {
@@ -100,10 +95,6 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
         TreeTask::Compare { mirror, repo, from, to } => {
             let answer = result_descriptor()?;
             tell(answer, &compare::compare(&mirror, &repo, from.as_ref(), &to)?)
-        }
-        TreeTask::Weigh { mirror, repo, from, to, paths } => {
-            let answer = result_descriptor()?;
-            tell(answer, &weigh::weigh(&mirror, &repo, &from, &to, &paths)?)
         }
         TreeTask::Tidy { mirror } => tidy::tidy(&mirror),
         TreeTask::Checkout { mirror, release, commit } => checkout::checkout(&mirror, &release, &commit),

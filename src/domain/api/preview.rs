@@ -35,4 +35,6 @@ pub struct PlannedStep {
     /// As in a deploy's steps.
     pub name: String,
     pub command: String,
+    /// It would not run, since no file that its `when` names differs.
+    pub left_out: bool,
 }

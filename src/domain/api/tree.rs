@@ -30,8 +30,6 @@ pub enum TreeTask {
     LsRemote { repo: String, mirror: PathBuf, wanted: Wanted, live: Option<CommitId> },
     /// As the fetch user: what lies between two commits of a mirror. Answer: [`Compared`].
     Compare { mirror: PathBuf, repo: String, from: Option<CommitId>, to: CommitId },
-    /// As the fetch user: does a file that these patterns name differ between two commits? Answer: [`Weighed`].
-    Weigh { mirror: PathBuf, repo: String, from: CommitId, to: CommitId, paths: Vec<String> },
     /// As the fetch user: put together what many fetches brought, where that is due and nobody else
     /// works in the mirror. Answer: none.
     Tidy { mirror: PathBuf },
@@ -66,6 +64,8 @@ pub struct Fetch {
     pub live: Option<CommitId>,
     /// `None`: nothing keeps it from being deployed, since somebody asked for it or nothing is live.
     pub filters: Option<Filters>,
+    /// Lists of patterns: of each, does a file that fits differ between what is live and the commit?
+    pub changes: Vec<Vec<String>>,
 }
 
 /// What else must hold of a commit that nobody asked for: `paths` and `authors` of the config, none:
@@ -106,6 +106,9 @@ pub struct Fetched {
     pub tree_bytes: Option<u64>,
     /// How many commits this one, and what is live, are behind the tip of the ref, where that is known.
     pub behind: BTreeMap<CommitId, u64>,
+    /// Answers [`Fetch::changes`], in their order: what differs, in a sentence; `None`: nothing. Empty where
+    /// nothing is live, or the commit is not to be deployed.
+    pub changes: Vec<Option<String>>,
 }
 
 /// DESIGN.md section 7, "what is deployed".
@@ -144,13 +147,6 @@ pub struct CommitView {
     pub subject: String,
     /// `Name <mail>`.
     pub author: String,
-}
-
-/// Whether a release can be taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Weighed {
-    /// Why not, in a sentence.
-    pub irreversible: Option<String>,
 }
 
 /// A ref and where it points.

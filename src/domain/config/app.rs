@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     App, Command, Form, GiveUp, Identity, Limits, Logs, OnFailed, Place, Policy, Ready, Reload, Replace, Restart,
     Severity, Stop, StopStage, deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell,
-    socket, watch,
+    socket, steps, watch,
 };
 use crate::domain::model::{AppName, Signal};
 
@@ -129,6 +129,7 @@ impl Entry<'_> {
             places: self.places(judge),
         };
         probe::of_one(judge, &app);
+        steps::env_from(judge, self.name, raw);
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
         app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
         app

@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    Deploy, Step, Track, Trigger, access,
+    Deploy, Track, Trigger, access,
     judge::{Judge, absolute},
     raw, status,
+    steps::{changed, steps},
 };
 use crate::domain::model::{BadGlob, Glob, Globs};
 
@@ -47,9 +48,13 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         poll: raw.poll.map(|span| span.0),
         secret: raw.secret.as_ref().map(|secret| judge.secret(&keys("secret"), secret)),
         previous_secret: raw.previous_secret.as_ref().map(|secret| judge.secret(&keys("previous_secret"), secret)),
-        check: steps(judge, &keys("check"), raw.check.as_deref().unwrap_or_default()),
-        build: steps(judge, &keys("build"), raw.build.as_deref().unwrap_or_default()),
+        check: steps(judge, &keys("check"), raw.check.as_deref()),
+        build: steps(judge, &keys("build"), raw.build.as_deref()),
+        before_switch: steps(judge, &keys("before_switch"), raw.before_switch.as_deref()),
+        after_live: steps(judge, &keys("after_live"), raw.after_live.as_deref()),
+        on_failure: steps(judge, &keys("on_failure"), raw.on_failure.as_deref()),
         env: raw.env.clone(),
+        env_from: raw.env_from.clone().unwrap_or_default(),
         shared: shared(judge, &keys("shared"), raw.shared.as_deref().unwrap_or_default()),
         timeout,
         settle: raw.settle.map_or(Duration::from_secs(5), |span| span.0),
@@ -152,29 +157,6 @@ fn tag_glob(text: &str) -> Result<Glob, String> {
         return Err(format!("{text:?} is no tag; expected its name alone, such as \"v*\""));
     }
     Glob::new(text)
-}
-
-/// Patterns over the files that a deploy changes.
-fn changed(judge: &mut Judge<'_>, keys: &[&str], raw: Option<&raw::When>) -> Vec<String> {
-    let Some(raw::When::Changed(patterns)) = raw else { return Vec::new() };
-    judge.require(!patterns.is_empty(), keys, "no pattern of files is named");
-    if let Err(BadGlob { why, .. }) = Globs::of_paths(patterns) {
-        judge.error(keys, why);
-    }
-    patterns.clone()
-}
-
-fn steps(judge: &mut Judge<'_>, keys: &[&str], raw: &[raw::Step]) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (i, step) in raw.iter().enumerate() {
-        let i = i.to_string();
-        let keys = [keys, &[&i]].concat();
-        let run = step.run.clone().unwrap_or_default();
-        judge.require(!run.trim().is_empty() && !run.contains('\0'), &keys, "the step has no command");
-        judge.require(step.timeout.is_none_or(|span| !span.0.is_zero()), &keys, "a step needs some time");
-        steps.push(Step { run, name: step.name.clone(), timeout: step.timeout.map(|span| span.0) });
-    }
-    steps
 }
 
 /// Paths that are links into `shared/`: inside the release, none inside another. The slash at the end
@@ -293,7 +275,11 @@ mod tests {
                 previous_secret: None,
                 check: vec![],
                 build: vec![],
+                before_switch: vec![],
+                after_live: vec![],
+                on_failure: vec![],
                 env: std::collections::BTreeMap::new(),
+                env_from: vec![],
                 shared: vec![],
                 timeout: Duration::from_secs(900),
                 settle: Duration::ZERO,

@@ -160,8 +160,18 @@ fn deploys(deploy: &Deploy) -> String {
     let on = if on.is_empty() { "a push to the default branch".into() } else { on.join(" or ") };
     let asks = if deploy.irreversible.is_empty() { "" } else { ", asks before what cannot be taken back" };
     let approved = if deploy.approve { ", once it is approved" } else { "" };
+    let more = [
+        (&deploy.before_switch, "before the switch"),
+        (&deploy.after_live, "once it is live"),
+        (&deploy.on_failure, "on failure"),
+    ];
+    let more: String = more
+        .into_iter()
+        .filter(|(steps, _)| !steps.is_empty())
+        .map(|(steps, when)| format!(", {} {when}", steps.len()))
+        .collect();
     format!(
-        "deploys {} on {on}{}{approved} ({} to check, {} to build, at most {}, settled after {}){asks}, keeps {}",
+        "deploys {} on {on}{}{approved} ({} to check, {} to build{more}, at most {}, settled after {}){asks}, keeps {}",
         deploy.repo,
         only(deploy),
         deploy.check.len(),

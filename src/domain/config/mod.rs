@@ -27,6 +27,7 @@ mod schema;
 mod shell;
 mod socket;
 mod status;
+mod steps;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -289,7 +289,11 @@ pub struct Deploy {
     pub https_token: Option<HttpsToken>,
     pub check: Option<Vec<Step>>,
     pub build: Option<Vec<Step>>,
+    pub before_switch: Option<Vec<Step>>,
+    pub after_live: Option<Vec<Step>>,
+    pub on_failure: Option<Vec<Step>>,
     pub env: BTreeMap<String, String>,
+    pub env_from: Option<Vec<String>>,
     pub shared: Option<Vec<String>>,
     pub timeout: Option<Span>,
     pub settle: Option<Span>,
@@ -339,6 +343,7 @@ pub enum Trigger {
 pub struct Step {
     pub run: Option<String>,
     pub name: Option<String>,
+    pub when: Option<When>,
     pub timeout: Option<Span>,
 }
 
@@ -475,7 +480,11 @@ impl Deploy {
             https_token: self.https_token.or(d.https_token),
             check: self.check.or(d.check),
             build: self.build.or(d.build),
+            before_switch: self.before_switch.or(d.before_switch),
+            after_live: self.after_live.or(d.after_live),
+            on_failure: self.on_failure.or(d.on_failure),
             env: merged(self.env, d.env),
+            env_from: self.env_from.or(d.env_from),
             shared: self.shared.or(d.shared),
             timeout: self.timeout.or(d.timeout),
             settle: self.settle.or(d.settle),

@@ -549,8 +549,16 @@ pub struct Deploy {
     pub previous_secret: Option<SecretRef>,
     pub check: Vec<Step>,
     pub build: Vec<Step>,
+    /// The last ones before the release's instances are started.
+    pub before_switch: Vec<Step>,
+    /// Once the release is live, which their failure does not change.
+    pub after_live: Vec<Step>,
+    /// Once a deploy has failed or was rolled back.
+    pub on_failure: Vec<Step>,
     /// The steps' own variables.
     pub env: BTreeMap<String, String>,
+    /// Names of the app's variables that its steps have as well.
+    pub env_from: Vec<String>,
     /// Paths inside a release, relative, no `..`, that are links into `shared/`; a folder where one
     /// ends in a slash.
     pub shared: Vec<PathBuf>,
@@ -647,9 +655,8 @@ impl PartialEq for Deploy {
             (
                 (d.repo.clone(), d.access.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
                 (
-                    d.check.clone(),
-                    d.build.clone(),
-                    d.env.clone(),
+                    [&d.check, &d.build, &d.before_switch, &d.after_live, &d.on_failure].map(Clone::clone),
+                    (d.env.clone(), d.env_from.clone()),
                     shared,
                     d.timeout,
                     d.settle,
@@ -663,12 +670,22 @@ impl PartialEq for Deploy {
     }
 }
 
-/// One command of the gate or the build.
+/// One command of a team in its deploy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// For `/bin/sh -e -c`.
     pub run: String,
     /// Shown instead of the command; `None`: the command.
     pub name: Option<String>,
+    /// Patterns of [`Globs::of_paths`]: only where such a file differs from what is live; empty: always.
+    pub changed: Vec<String>,
     pub timeout: Option<Duration>,
+}
+
+impl Step {
+    /// What it is called.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.run)
+    }
 }

@@ -174,6 +174,8 @@ pub enum Action {
     Run { deploy: DeployId, job: Job },
     /// End the tree of the job that runs; its end is told as ever.
     EndJob { deploy: DeployId },
+    /// Add a line to the deploy's log; a trouble is told where its team looks as well.
+    Note { deploy: DeployId, app: AppName, line: String, trouble: bool },
     /// Look for free space and make the release's folder, the app's user's; an empty one of that name
     /// is as good. Answered by [`Event::ReleaseMade`].
     MakeRelease { deploy: DeployId, app: AppName, release: ReleaseId, tree_bytes: Option<u64> },
@@ -219,4 +221,21 @@ pub enum Who {
 pub enum StepKind {
     Check,
     Build,
+    BeforeSwitch,
+    AfterLive,
+    OnFailure,
+}
+
+impl StepKind {
+    /// As in a deploy's steps, and in the config.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Build => "build",
+            Self::BeforeSwitch => "before_switch",
+            Self::AfterLive => "after_live",
+            Self::OnFailure => "on_failure",
+        }
+    }
 }

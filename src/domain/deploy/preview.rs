@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Live, Places, Queued, StepKind, task};
+use super::{
+    Live, Places, Queued, StepKind,
+    task::{self, Planned},
+};
 use crate::domain::{
     api::{By, Compared, DeployView, Fetch, Fetched, PlannedStep, Preview, Verdict},
     config,
@@ -33,10 +36,11 @@ pub fn deploy(
     compared: Compared,
     instances: Vec<InstanceId>,
 ) -> Preview {
-    let Fetched { verdict, ref_name, commit, subject, author, .. } = fetched;
+    let Fetched { verdict, ref_name, commit, subject, author, changes, .. } = fetched;
     let short = commit.as_ref().map_or("it", CommitId::short);
     let reason = (verdict != Verdict::Deploy).then(|| task::passed_over(verdict, short, &ref_name).1);
-    let steps = app.deploy.iter().flat_map(|deploy| task::steps(deploy)).map(|(kind, step)| planned(kind, step));
+    let steps = app.deploy.iter().flat_map(|deploy| task::steps(deploy, &changes));
+    let steps = steps.filter(|planned| planned.kind != StepKind::OnFailure).map(planned);
     Preview {
         ref_name: Some(ref_name),
         subject,
@@ -47,7 +51,7 @@ pub fn deploy(
     }
 }
 
-/// What going back to a release on disk would do: nothing is fetched, checked or built.
+/// What going back to a release on disk would do: nothing is fetched, checked or built again.
 #[must_use]
 pub fn rollback(
     app: &config::App,
@@ -56,7 +60,9 @@ pub fn rollback(
     compared: Compared,
     instances: Vec<InstanceId>,
 ) -> Preview {
-    Preview { release: Some(to.0), ..preview(app, live, Some(to.1), compared, instances) }
+    let steps = app.deploy.iter().flat_map(|deploy| task::steps(deploy, &[]));
+    let steps = steps.filter(|planned| planned.kind == StepKind::AfterLive).map(planned).collect();
+    Preview { release: Some(to.0), steps, ..preview(app, live, Some(to.1), compared, instances) }
 }
 
 fn preview(
@@ -82,10 +88,6 @@ fn preview(
     }
 }
 
-fn planned(kind: StepKind, step: config::Step) -> PlannedStep {
-    let name = match kind {
-        StepKind::Check => "check",
-        StepKind::Build => "build",
-    };
-    PlannedStep { name: name.to_owned(), command: step.name.unwrap_or(step.run) }
+fn planned(Planned { kind, step, left_out }: Planned) -> PlannedStep {
+    PlannedStep { name: kind.name().to_owned(), command: step.label().to_owned(), left_out }
 }

@@ -163,6 +163,13 @@ impl Deploys {
         running.any(|pipeline| pipeline.queued().view.id == deploy && !pipeline.before_switch())
     }
 
+    /// Does this one run steps that follow its end, and can be cancelled alone?
+    #[must_use]
+    pub fn is_over(&self, deploy: DeployId) -> bool {
+        let mut running = self.lanes.values().filter_map(|lane| lane.running.as_ref());
+        running.any(|pipeline| pipeline.queued().view.id == deploy && pipeline.is_over())
+    }
+
     /// Does none run?
     #[must_use]
     pub fn is_idle(&self) -> bool {

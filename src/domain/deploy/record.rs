@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use super::Action;
-use super::Live;
+use super::{Action, Live, StepKind};
 use crate::domain::{
     api::{DeployState, DeployView, StepExit, StepState, StepView},
     model::{At, ReleaseId},
 };
 
 /// What becomes of a deploy that the last supervisor left unfinished.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Resumption {
     /// It had made it: store it as live.
     Live(Box<DeployView>),
@@ -18,12 +17,17 @@ pub enum Resumption {
     Requeue(Box<DeployView>),
     /// It waits for somebody's word, as it did: what it has built is kept.
     Held(Box<DeployView>),
+    /// It had ended, and what follows an end was interrupted: store it and tell that.
+    Ended { view: Box<DeployView>, removal: Option<Action>, told: String },
 }
 
 /// Judges an unfinished deploy by the file `live`, which alone says what was reached, and by what runs in
 /// its place (`stands`), since it could not be taken back.
 #[must_use]
 pub fn resume(mut view: DeployView, live: Option<&Live>, stands: Option<&ReleaseId>, at: At) -> Resumption {
+    if view.state.is_end() {
+        return interrupted(view, at);
+    }
     let switched = matches!(view.state, DeployState::Switching | DeployState::Verifying) || is_unproven(&view);
     if switched && view.release.is_some() && view.release.as_ref() == live.map(|live| &live.release) {
         end_step(&mut view, StepState::Done, None, None);
@@ -57,6 +61,20 @@ pub(super) fn stand(view: &mut DeployView, why: &str) {
     view.reason = Some(format!("{why}; it cannot be taken back"));
 }
 
+/// Steps that follow an end are not run again: nobody knows how far they came.
+fn interrupted(mut view: DeployView, at: At) -> Resumption {
+    let kind = if view.state == DeployState::Live { StepKind::AfterLive } else { StepKind::OnFailure };
+    let told = format!("its `{}` was interrupted, and is not run again", kind.name());
+    end_step(&mut view, StepState::Cancelled, None, None);
+    if view.state == DeployState::Live {
+        view.reason = Some(view.reason.map_or_else(|| told.clone(), |reason| format!("{reason}; {told}")));
+        view.step = None;
+    }
+    view.ended_at = Some(at);
+    let removal = take_release(&mut view);
+    Resumption::Ended { view: Box::new(view), removal, told }
+}
+
 /// As if it had never started. It remembers the folder it made, so that the next try clears it.
 pub(super) fn requeue(view: &mut DeployView) {
     view.state = DeployState::Queued;
@@ -66,17 +84,11 @@ pub(super) fn requeue(view: &mut DeployView) {
     view.steps.clear();
 }
 
-/// Begins the step that this state stands for.
-pub(super) fn begin_step(view: &mut DeployView, state: DeployState, command: Option<String>) {
-    let name = match state {
-        DeployState::Fetching => "fetch",
-        DeployState::Checking => "check",
-        DeployState::Building => "build",
-        DeployState::Verifying => "verify",
-        _ => "switch",
-    };
-    view.state = state;
-    view.step = Some(name.to_owned());
+/// Begins a step; of one that comes after a failure, the failed one stays the deploy's step.
+pub(super) fn begin_step(view: &mut DeployView, name: &str, command: Option<String>) {
+    if name != StepKind::OnFailure.name() {
+        view.step = Some(name.to_owned());
+    }
     let running = StepState::Running;
     view.steps.push(StepView { name: name.to_owned(), command, state: running, duration_s: None, exit: None });
 }
@@ -90,6 +102,12 @@ pub(super) fn end_step(view: &mut DeployView, state: StepState, lasted: Option<D
     }
 }
 
+/// The removal of a release that it made and that is not live.
+pub(super) fn take_release(view: &mut DeployView) -> Option<Action> {
+    let own = view.release.take_if(|release| view.state != DeployState::Live && release.deploy == view.id);
+    own.map(|release| Action::RemoveRelease { app: view.app.clone(), release })
+}
+
 /// Ends a deploy: records it, tells whoever waits, and removes the release that it made, unless that
 /// is live now.
 pub(super) fn end(mut view: DeployView, attempts: u32, state: DeployState, at: At, out: &mut Vec<Action>) {
@@ -99,8 +117,7 @@ pub(super) fn end(mut view: DeployView, attempts: u32, state: DeployState, at: A
     }
     view.state = state;
     view.ended_at = Some(at);
-    let own = view.release.take_if(|release| state != DeployState::Live && release.deploy == view.id);
-    let removal = own.map(|release| Action::RemoveRelease { app: view.app.clone(), release });
+    let removal = take_release(&mut view);
     let view = Box::new(view);
     out.push(Action::Persist { view: view.clone(), attempts });
     out.push(Action::Ended(view));

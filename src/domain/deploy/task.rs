@@ -7,11 +7,46 @@ use crate::domain::{
     model::CommitId,
 };
 
-/// The steps of a deploy, in their order.
-pub(super) fn steps(deploy: &config::Deploy) -> Vec<(StepKind, config::Step)> {
-    let check = deploy.check.iter().map(|step| (StepKind::Check, step.clone()));
-    let build = deploy.build.iter().map(|step| (StepKind::Build, step.clone()));
-    check.chain(build).collect()
+/// A step that may be to be run.
+#[derive(Debug, Clone)]
+pub(super) struct Planned {
+    pub kind: StepKind,
+    pub step: config::Step,
+    /// Nothing of what it is for differs from what is live.
+    pub left_out: bool,
+}
+
+/// All steps of a deploy, in the order of their kinds. `changes`: what the fetch answered to [`changes`].
+pub(super) fn steps(deploy: &config::Deploy, changes: &[Option<String>]) -> Vec<Planned> {
+    let mut answers = changes.iter();
+    let all = written(deploy).map(|(kind, step)| {
+        let asked = !step.changed.is_empty();
+        let left_out = asked && answers.next().is_some_and(Option::is_none);
+        Planned { kind, step: step.clone(), left_out }
+    });
+    all.collect()
+}
+
+/// What the fetch is asked: of each step with a condition, at last whether it can be taken back.
+fn changes(deploy: &config::Deploy) -> Vec<Vec<String>> {
+    let lists = written(deploy).map(|(_, step)| &step.changed).chain([&deploy.irreversible]);
+    lists.filter(|patterns| !patterns.is_empty()).cloned().collect()
+}
+
+/// Why a release cannot be taken back, as the fetch answered.
+pub(super) fn irreversible(deploy: &config::Deploy, changes: &[Option<String>]) -> Option<String> {
+    if deploy.irreversible.is_empty() { None } else { changes.last().cloned().flatten() }
+}
+
+fn written(deploy: &config::Deploy) -> impl Iterator<Item = (StepKind, &config::Step)> {
+    let lists = [
+        (StepKind::Check, &deploy.check),
+        (StepKind::Build, &deploy.build),
+        (StepKind::BeforeSwitch, &deploy.before_switch),
+        (StepKind::AfterLive, &deploy.after_live),
+        (StepKind::OnFailure, &deploy.on_failure),
+    ];
+    lists.into_iter().flat_map(|(kind, steps)| steps.iter().map(move |step| (kind, step)))
 }
 
 /// What is to be fetched and judged. `merged`: whether it stands for several pushes, and the commits of
@@ -36,6 +71,7 @@ pub(super) fn fetch(
         rev: queued.rev.clone(),
         live: live.map(|live| live.commit.clone()),
         filters: (!asked).then_some(filters),
+        changes: changes(deploy),
     }
 }
 

@@ -5,6 +5,7 @@ mod hands;
 mod laws;
 mod pipeline;
 mod queue;
+mod steps;
 
 use std::{
     cell::Cell,
@@ -18,7 +19,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    api::{By, DeployState, Fetch, Fetched, StepState, Verdict, Weighed},
+    api::{By, DeployState, Fetch, Fetched, StepState, Verdict},
     config::{
         App, Deploy, GiveUp, Identity, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop, StopStage,
         Track,

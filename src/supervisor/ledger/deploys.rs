@@ -121,9 +121,10 @@ pub(super) fn row(connection: &Connection, id: DeployId) -> rusqlite::Result<Opt
     connection.prepare_cached("SELECT * FROM deploys WHERE id = ?1")?.query_row([id], read).optional()
 }
 
-/// All that have not ended, oldest first.
+/// All that have not ended, or whose end something follows that has not, oldest first.
 pub(super) fn unfinished(connection: &Connection) -> rusqlite::Result<Vec<Unfinished>> {
-    let mut statement = connection.prepare(&format!("SELECT * FROM deploys WHERE {UNFINISHED} ORDER BY id"))?;
+    let mut statement =
+        connection.prepare(&format!("SELECT * FROM deploys WHERE {UNFINISHED} OR ended_at IS NULL ORDER BY id"))?;
     let rows = statement
         .query_map([], |row| {
             Ok(Unfinished { deploy: read(row)?, attempts: row.get("attempts")?, rev: row.get("rev")? })

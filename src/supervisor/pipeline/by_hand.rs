@@ -73,6 +73,11 @@ impl Supervisor {
             return is_over(&wish, stored, DeployState::Cancelled);
         };
         let DeployView { id, app, state, .. } = &view;
+        if self.deploys.is_over(*id) {
+            self.deploy_event(Event::Cancel { deploy: *id, why: format!("cancelled by {}", wish.who) });
+            wish.reply.say(begun(&view, format!("what follows deploy {id} of {app} is being ended; it stays {state}")));
+            return Ok(());
+        }
         if self.deploys.switches(*id) {
             let message = format!(
                 "deploy {id} of {app} is {state}: from the switch on it cannot be cancelled; \

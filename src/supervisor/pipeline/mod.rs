@@ -6,6 +6,7 @@ mod catch_up;
 mod preview;
 mod releases;
 mod rollback;
+mod steps;
 mod tidy;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use super::{
     control::ReplyTo,
     jobs::JobSpec,
     keys::Keys,
-    launch::{self, PATH},
+    launch,
     ledger::{Command, NewDeploy, NewEvent, Unfinished},
     live,
 };
@@ -75,6 +76,7 @@ impl Supervisor {
             Action::Persist { view, attempts } => self.persist(view, attempts),
             Action::Run { deploy, job } => self.run_job(deploy, job),
             Action::EndJob { deploy } => self.end_job_of(deploy),
+            Action::Note { deploy, app, line, trouble } => self.note_deploy(&app, deploy, &line, trouble),
             Action::MakeRelease { deploy, app, release, tree_bytes } => {
                 self.make_release(deploy, &app, &release, tree_bytes);
             }
@@ -148,6 +150,11 @@ impl Supervisor {
                 Resumption::Live(view) => {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }
+                Resumption::Ended { view, removal, told } => {
+                    self.tell_of_deploy(&view.app, view.id, &told);
+                    self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
+                    removal.into_iter().for_each(|action| self.deploy_action(action));
+                }
                 Resumption::Requeue(view) => {
                     // That it stood for other pushes, one of them newer perhaps, nobody knows any more.
                     self.news_due.insert(view.app.clone());
@@ -190,7 +197,7 @@ impl Supervisor {
             }));
         }
         self.tell_deploy_waiters(&view);
-        if view.state.is_end() {
+        if view.ended_at.is_some() {
             self.end_deploy_log(view.id);
         }
         self.ledger.send(Command::Update { deploy: view, attempts, ticket: Some(ticket) });
@@ -336,42 +343,6 @@ impl Supervisor {
             }
         };
         self.start_job(spec);
-    }
-
-    /// SURFACE.md section 6, "Steps".
-    fn step_env(&self, view: &DeployView, app: &config::App) -> BTreeMap<String, String> {
-        let cache = self.layout.cache(&app.name);
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let short = |prefix: &str| {
-            let name = view.ref_name.as_deref().and_then(|name| name.strip_prefix(prefix));
-            name.unwrap_or_default().to_owned()
-        };
-        let folder = |release: Option<&ReleaseId>| {
-            release.map(|release| self.layout.release(&app.name, release).display().to_string()).unwrap_or_default()
-        };
-        let live = self.apps.get(&app.name).and_then(|app| app.release()).map(|release| &release.id);
-        let mut env: BTreeMap<String, String> = [
-            ("PATH", PATH.to_owned()),
-            ("HOME", cache.join("home").display().to_string()),
-            ("USER", app.work_as.name.clone().unwrap_or_else(|| app.work_as.uid.to_string())),
-            ("LANG", "C.UTF-8".to_owned()),
-            ("CI", "true".to_owned()),
-            ("EVERHOOK_APP", app.name.to_string()),
-            ("EVERHOOK_DEPLOY", view.id.to_string()),
-            ("EVERHOOK_COMMIT", view.commit.as_ref().map(ToString::to_string).unwrap_or_default()),
-            ("EVERHOOK_PREVIOUS_COMMIT", view.previous_commit.as_ref().map(ToString::to_string).unwrap_or_default()),
-            ("EVERHOOK_REF", text(&view.ref_name)),
-            ("EVERHOOK_BRANCH", short("refs/heads/")),
-            ("EVERHOOK_TAG", short("refs/tags/")),
-            ("EVERHOOK_AUTHOR", text(&view.author)),
-            ("EVERHOOK_CACHE", cache.display().to_string()),
-            ("EVERHOOK_RELEASE_DIR", folder(view.release.as_ref())),
-            ("EVERHOOK_PREVIOUS_DIR", folder(live)),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
-        env.extend(app.deploy.iter().flat_map(|deploy| deploy.env.clone()));
-        env
     }
 
     fn make_release(&mut self, deploy: DeployId, app: &AppName, release: &ReleaseId, tree_bytes: Option<u64>) {

@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{Account, Missed, Schedule, Socket, Span, Stage, Step, Stop, Watch, Words};
+use super::{Account, Missed, Schedule, Socket, Span, Stage, Step, Stop, Watch, When, Words};
 
 /// A value that has a short form beside its full one.
 trait Forms: Sized {
@@ -119,7 +119,7 @@ impl Forms for Socket {
 }
 
 impl Forms for Step {
-    const EXPECTED: &'static str = "a shell command or `(run: …, name: …, timeout: …)`";
+    const EXPECTED: &'static str = "a shell command or `(run: …, name: …, when: …, timeout: …)`";
 
     fn text(text: String) -> Option<Self> {
         Some(Self { run: Some(text), ..Self::default() })
@@ -130,10 +130,11 @@ impl Forms for Step {
         struct Full {
             run: Option<String>,
             name: Option<String>,
+            when: Option<When>,
             timeout: Option<Span>,
         }
-        let Full { run, name, timeout } = Full::deserialize(MapAccessDeserializer::new(fields))?;
-        Ok(Some(Self { run, name, timeout }))
+        let Full { run, name, when, timeout } = Full::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Some(Self { run, name, when, timeout }))
     }
 }
 

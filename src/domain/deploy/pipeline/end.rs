@@ -1,9 +1,9 @@
-//! How a deploy ends before it is live: by its time, by somebody's word, by a failure.
+//! How a deploy ends: by its time, by somebody's word, by a failure, or live; then the steps that follow.
 
-use super::{Course, Next, Phase, Pipeline, Stop};
+use super::{Course, Next, Over, Phase, Pipeline, Stop};
 use crate::domain::{
     api::{By, DeployState, StepState},
-    deploy::{Action, Queued, queue::Waiting, record, task},
+    deploy::{Action, Live, Queued, queue::Waiting, record, task},
     model::{Now, show_span},
 };
 
@@ -25,6 +25,7 @@ impl Pipeline {
     /// Ends it where that is still possible: at once, or when what runs has ended.
     pub(super) fn stop(&mut self, stop: Stop, now: Now, out: &mut Vec<Action>) -> Course {
         match (self.phase, &stop) {
+            (_, Stop::Anew) if self.is_over() => {}
             // It switches at once: there is nothing to begin anew.
             (Phase::Saving(_), Stop::Anew) if self.queued.is_rollback() => {}
             (Phase::Saving(Next::Keep), _) => {}
@@ -39,7 +40,6 @@ impl Pipeline {
                 | Phase::CheckingOut
                 | Phase::Sharing
                 | Phase::Stepping
-                | Phase::Weighing
                 | Phase::Securing,
                 _,
             ) => {
@@ -75,6 +75,16 @@ impl Pipeline {
     }
 
     pub(super) fn stopped(&mut self, stop: Stop, now: Now, out: &mut Vec<Action>) -> Course {
+        if self.is_over() {
+            let (step, why) = match stop {
+                Stop::TimedOut(why) => (StepState::TimedOut, why),
+                Stop::Cancelled(why) => (StepState::Cancelled, format!("{} was {why}", self.label())),
+                Stop::Anew | Stop::Requeued => {
+                    (StepState::Cancelled, format!("{} was ended by a shutdown", self.label()))
+                }
+            };
+            return self.give_up(step, why, now, out);
+        }
         let (state, step, why) = match stop {
             Stop::TimedOut(why) => (DeployState::Failed, StepState::TimedOut, why),
             Stop::Cancelled(why) => (DeployState::Cancelled, StepState::Cancelled, why),
@@ -97,6 +107,9 @@ impl Pipeline {
     }
 
     pub(super) fn failed(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        if self.is_over() {
+            return self.give_up(StepState::Failed, why, now, out);
+        }
         self.end(DeployState::Failed, StepState::Failed, Some(why), now, out)
     }
 
@@ -104,6 +117,7 @@ impl Pipeline {
         self.end(state, StepState::Done, Some(why), now, out)
     }
 
+    /// From here on nothing changes how it ended; steps may follow.
     pub(super) fn end(
         &mut self,
         state: DeployState,
@@ -112,10 +126,51 @@ impl Pipeline {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Course {
+        self.end_step(step, now);
+        self.queued.view.reason = why;
+        self.queued.view.state = state;
+        self.over = match state {
+            DeployState::Live => self.target().map(|(release, commit)| Over::Live(Live { release, commit })),
+            DeployState::Failed | DeployState::RolledBack => Some(Over::Failed),
+            _ => None,
+        };
+        if self.over.is_none() {
+            return self.close(now, out);
+        }
+        if !self.made {
+            // There is no folder for a step to work in.
+            out.extend(record::take_release(&mut self.queued.view));
+        }
+        self.limit = now.mono + self.deploy.timeout;
+        self.next_step(now, out)
+    }
+
+    /// Ends what follows the end: the rest of it does not run.
+    fn give_up(&mut self, step: StepState, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        self.end_step(step, now);
+        self.steps.clear();
+        let view = &mut self.queued.view;
+        let line = format!("{why}; the deploy stays {}", view.state);
+        if view.state == DeployState::Live {
+            view.reason = Some(view.reason.take().map_or_else(|| why.clone(), |reason| format!("{reason}; {why}")));
+        }
+        let (deploy, app) = (view.id, view.app.clone());
+        out.push(Action::Note { deploy, app, line, trouble: true });
+        self.close(now, out)
+    }
+
+    fn end_step(&mut self, step: StepState, now: Now) {
         let lasted = now.mono.saturating_duration_since(self.step_began);
         record::end_step(&mut self.queued.view, step, Some(lasted), None);
-        self.queued.view.reason = why;
-        record::end(self.queued.view.clone(), self.queued.attempts, state, now.wall, out);
-        Course::Ended
+    }
+
+    /// Nothing follows any more.
+    pub(super) fn close(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let view = self.queued.view.clone();
+        let state = view.state;
+        record::end(view, self.queued.attempts, state, now.wall, out);
+        let Some(Over::Live(live)) = self.over.take() else { return Course::Ended };
+        out.push(Action::Prune { app: self.queued.view.app.clone(), keep: self.deploy.keep });
+        Course::Live(live)
     }
 }

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //! fetch:  Fetching ─► (Clearing) ─► Making ─► CheckingOut ─► (Sharing)     ended by time, cancel,
-//! check:  Stepping …                                                       shutdown
-//! build:  Stepping …
-//!         (Weighing) ─► (Securing) ─► held, until somebody approves it
+//! check, build:  Stepping …                                               shutdown
+//!         (Securing) ─► held, until somebody approves it
+//! before_switch:  Stepping … ─► (Securing)
 //! switch, verify:  Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
 //!                    └─► held where it cannot be taken back; approved: Flushing
+//! after_live, on_failure:  Stepping …                                      changes that end no more
 //! ```
 //! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
 //! first. A rollback begins at switch. An event that a phase does not wait for is ignored: it answers
@@ -18,9 +19,17 @@ mod release;
 mod steps;
 mod switch;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use super::{Action, Event, Job, JobEnd, Live, Queued, StepKind, Who, queue::Waiting, record, task};
+use super::{
+    Action, Event, Job, JobEnd, Live, Queued, StepKind, Who,
+    queue::Waiting,
+    record,
+    task::{self, Planned},
+};
 use crate::domain::{
     api::{DeployState, StepState, TreeTask},
     config,
@@ -36,7 +45,18 @@ pub(super) struct Pipeline {
     /// Several pushes became this one: the tip of the ref holds them all, its commit may not.
     tip: bool,
     also: Vec<CommitId>,
-    steps: Vec<(StepKind, config::Step)>,
+    /// The one that runs, and those to come of all kinds.
+    steps: VecDeque<Planned>,
+    /// Why it cannot be taken back once it has switched, until that is looked at.
+    asks: Option<String>,
+    /// It is held next.
+    holds: bool,
+    /// The release is on disk as it is.
+    secured: bool,
+    /// The release's folder is there.
+    made: bool,
+    /// It has ended, and what runs now follows that.
+    over: Option<Over>,
     phase: Phase,
     /// Records that are not durable yet.
     unsaved: u32,
@@ -61,7 +81,6 @@ enum Phase {
     CheckingOut,
     Sharing,
     Stepping,
-    Weighing,
     Securing,
     Trying,
     Flushing,
@@ -74,7 +93,7 @@ enum Next {
     Fetch,
     Clear,
     Make,
-    Step(usize),
+    Step,
     Trial,
     /// Somebody wants it live as it is.
     Keep,
@@ -88,6 +107,13 @@ pub(super) enum Stop {
     /// The config changed: another deploy does the same by the new one.
     Anew,
     Requeued,
+}
+
+/// How it ended, before the steps that follow an end.
+#[derive(Debug)]
+enum Over {
+    Live(Live),
+    Failed,
 }
 
 /// What a deploy is after an event.
@@ -114,16 +140,21 @@ impl Pipeline {
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
         let mut pipeline = Self { tip, also, unsaved, ..Self::new(queued, deploy, live, now) };
         if pipeline.queued.is_rollback() {
-            pipeline.save_step(Next::Trial, DeployState::Switching, None, now, out);
+            pipeline.save_step(Next::Trial, DeployState::Switching, now, out);
         } else {
-            pipeline.save_step(Next::Fetch, DeployState::Fetching, None, now, out);
+            pipeline.save_step(Next::Fetch, DeployState::Fetching, now, out);
         }
         Box::new(pipeline)
     }
 
     fn new(queued: Queued, deploy: config::Deploy, live: Option<Live>, now: Now) -> Self {
         Self {
-            steps: task::steps(&deploy),
+            steps: task::steps(&deploy, &[]).into(),
+            asks: None,
+            holds: false,
+            secured: false,
+            made: false,
+            over: None,
             limit: now.mono + deploy.timeout,
             phase: Phase::Saving(Next::Fetch),
             unsaved: 0,
@@ -143,8 +174,11 @@ impl Pipeline {
 
     /// As it was held before a crash.
     pub(super) fn built(queued: Queued, deploy: config::Deploy, live: Option<Live>, now: Now) -> Box<Self> {
-        let phase = Phase::Saving(Next::Trial);
-        Box::new(Self { phase, irreversible: true, ..Self::new(queued, deploy, live, now) })
+        let mut held = Self::new(queued, deploy, live, now);
+        held.steps.retain(|planned| !matches!(planned.kind, StepKind::Check | StepKind::Build));
+        (held.irreversible, held.secured, held.made) = (true, true, true);
+        held.phase = Phase::Saving(Next::Trial);
+        Box::new(held)
     }
 
     /// What was held may switch, or is to stay as it is.
@@ -154,7 +188,12 @@ impl Pipeline {
         self.queued.attempts += 1;
         self.kept = next == Next::Keep;
         self.limit = now.mono + self.deploy.timeout;
-        self.save_step(next, DeployState::Switching, None, now, out);
+        if next == Next::Keep {
+            self.save_step(next, DeployState::Switching, now, out);
+        } else {
+            // Those that are left lead to the switch: nobody is asked twice.
+            let _ = self.next_step(now, out);
+        }
     }
 
     /// As it waits for somebody's word; that takes no try from it.
@@ -171,7 +210,7 @@ impl Pipeline {
 
     /// When [`Event::Timer`] is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let limited = self.before_switch() && self.stop.is_none();
+        let limited = (self.before_switch() || self.is_over()) && self.stop.is_none();
         limited.then(|| self.step_limit.map_or(self.limit, |(at, _)| at.min(self.limit)))
     }
 
@@ -188,12 +227,15 @@ impl Pipeline {
             (Event::JobEnded { end, .. }, _) => self.job_ended(&end, now, out),
             (Event::ReleaseMade { result, .. }, Phase::Making) => match (self.stop.take(), result) {
                 (Some(stop), _) => self.stopped(stop, now, out),
-                (None, Ok(_)) => self.check_out(out),
+                (None, Ok(_)) => {
+                    self.made = true;
+                    self.check_out(out)
+                }
                 (None, Err(why)) => self.failed(why, now, out),
             },
             (Event::Switched { .. }, Phase::Trying) => {
                 self.step_done(now);
-                self.begin(DeployState::Verifying, None, now, out);
+                self.begin(DeployState::Verifying, now, out);
                 Course::Goes
             }
             (Event::Trial { result: Ok(note), .. }, Phase::Trying) => {
@@ -225,7 +267,14 @@ impl Pipeline {
     }
 
     pub(super) fn before_switch(&self) -> bool {
-        !matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing | Phase::Saving(Next::Keep))
+        let switches =
+            matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing | Phase::Saving(Next::Keep));
+        !self.is_over() && !switches
+    }
+
+    /// Do steps run that follow its end?
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_some()
     }
 
     fn id(&self) -> DeployId {
@@ -239,15 +288,26 @@ impl Pipeline {
         out.push(Action::Persist { view: Box::new(self.queued.view.clone()), attempts: self.queued.attempts });
     }
 
-    fn begin(&mut self, state: DeployState, command: Option<String>, now: Now, out: &mut Vec<Action>) {
-        record::begin_step(&mut self.queued.view, state, command);
+    /// Begins what this state stands for.
+    fn begin(&mut self, state: DeployState, now: Now, out: &mut Vec<Action>) {
+        let name = match state {
+            DeployState::Fetching => "fetch",
+            DeployState::Verifying => "verify",
+            _ => "switch",
+        };
+        self.queued.view.state = state;
+        self.begin_step(name, None, now, out);
+    }
+
+    fn begin_step(&mut self, name: &str, command: Option<String>, now: Now, out: &mut Vec<Action>) {
+        record::begin_step(&mut self.queued.view, name, command);
         self.step_began = now.mono;
         self.step_limit = None;
         self.persist(out);
     }
 
-    fn save_step(&mut self, next: Next, state: DeployState, command: Option<String>, now: Now, out: &mut Vec<Action>) {
-        self.begin(state, command, now, out);
+    fn save_step(&mut self, next: Next, state: DeployState, now: Now, out: &mut Vec<Action>) {
+        self.begin(state, now, out);
         self.phase = Phase::Saving(next);
     }
 
@@ -269,7 +329,7 @@ impl Pipeline {
                 None => self.make(out),
             },
             Next::Make => self.make(out),
-            Next::Step(index) => self.run_step(index, now, out),
+            Next::Step => self.run_step(now, out),
             Next::Trial => self.try_release(now, out),
             Next::Keep => self.flush(out),
         }
@@ -301,19 +361,12 @@ impl Pipeline {
             (Phase::Fetching, None) => self.fetched(&end.answer, now, out),
             (Phase::Clearing, None) => self.make(out),
             (Phase::CheckingOut, None) => self.share(now, out),
-            (Phase::Sharing, None) => self.next_step(0, now, out),
+            (Phase::Sharing, None) => self.next_step(now, out),
             (Phase::Stepping, _) => self.step_ended(end, now, out),
-            (Phase::Weighing, None) => self.weighed(&end.answer, now, out),
             (Phase::Securing, None) => self.secured(now, out),
-            (
-                Phase::Fetching
-                | Phase::Clearing
-                | Phase::CheckingOut
-                | Phase::Sharing
-                | Phase::Weighing
-                | Phase::Securing,
-                Some(why),
-            ) => self.failed(why, now, out),
+            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Securing, Some(why)) => {
+                self.failed(why, now, out)
+            }
             (Phase::Saving(_) | Phase::Making | Phase::Trying | Phase::Flushing | Phase::Writing, _) => Course::Goes,
         }
     }

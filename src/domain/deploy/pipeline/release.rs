@@ -43,7 +43,7 @@ impl Pipeline {
 
     pub(super) fn share(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
         let Some(release) = self.release_dir().filter(|_| !self.deploy.shared.is_empty()) else {
-            return self.next_step(0, now, out);
+            return self.next_step(now, out);
         };
         let previous = self.live.as_ref().map(|live| self.dir_of(&live.release));
         let (shared, paths) = (self.queued.places.app.join("shared"), self.deploy.shared.clone());
@@ -60,6 +60,8 @@ impl Pipeline {
         view.author = fetched.author.or(view.author.take());
         view.ref_name = Some(fetched.ref_name.clone());
         self.tree_bytes = fetched.tree_bytes;
+        self.steps = task::steps(&self.deploy, &fetched.changes).into();
+        self.asks = task::irreversible(&self.deploy, &fetched.changes);
         if !fetched.behind.is_empty() {
             out.push(Action::Behind { app: view.app.clone(), behind: fetched.behind });
         }

@@ -1,33 +1,92 @@
-//! The team's own commands, and the question behind them: may it switch?
+//! The team's own commands: before the switch, where the first that fails ends the deploy, and after its
+//! end, which they change no more.
 
-use super::{Course, Next, Phase, Pipeline};
+use super::{Course, Next, Over, Phase, Pipeline};
 use crate::domain::{
-    api::{DeployState, StepState, TreeTask, Weighed},
-    deploy::{Action, Job, JobEnd, StepKind, Who, record},
+    api::{DeployState, StepState, TreeTask},
+    deploy::{Action, Job, JobEnd, StepKind, record, task::Planned},
     model::Now,
 };
 
+/// Of a command that a note names, in characters: the note is written at once or not at all.
+const LONGEST_LABEL: usize = 200;
+
 impl Pipeline {
-    /// The step at `index`; behind the last one the switch.
-    pub(super) fn next_step(&mut self, index: usize, now: Now, out: &mut Vec<Action>) -> Course {
+    /// The step that is next; behind the last one before the switch the switch.
+    pub(super) fn next_step(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
         self.step_done(now);
-        match self.steps.get(index) {
-            None => return self.weigh(now, out),
-            Some((kind, step)) => {
-                let state = match kind {
-                    StepKind::Check => DeployState::Checking,
-                    StepKind::Build => DeployState::Building,
-                };
-                let command = step.name.clone().unwrap_or_else(|| step.run.clone());
-                self.save_step(Next::Step(index), state, Some(command), now, out);
+        self.pass_over(out);
+        let kind = self.steps.front().map(|planned| planned.kind);
+        let state = match kind {
+            Some(StepKind::Check) => DeployState::Checking,
+            Some(StepKind::Build) => DeployState::Building,
+            _ if self.is_over() => self.queued.view.state,
+            _ if self.must_ask() => return self.secure(now, out),
+            Some(StepKind::BeforeSwitch) => DeployState::Building,
+            _ if self.irreversible && !self.secured => return self.secure(now, out),
+            _ => {
+                self.save_step(Next::Trial, DeployState::Switching, now, out);
+                return Course::Goes;
             }
-        }
+        };
+        self.queued.view.state = state;
+        let Some(Planned { kind, step, .. }) = self.steps.front() else { return self.close(now, out) };
+        let (name, command) = (kind.name(), step.label().to_owned());
+        self.begin_step(name, Some(command), now, out);
+        self.phase = Phase::Saving(Next::Step);
         Course::Goes
     }
 
-    pub(super) fn run_step(&mut self, index: usize, now: Now, out: &mut Vec<Action>) -> Course {
-        let Some((kind, step)) = self.steps.get(index).cloned() else { return Course::Goes };
+    /// Leaves out what stands before the next step that is to run.
+    fn pass_over(&mut self, out: &mut Vec<Action>) {
+        while let Some(next) = self.steps.front() {
+            let now = match (&self.over, next.kind) {
+                (None, StepKind::AfterLive | StepKind::OnFailure) => return,
+                (None, _) => true,
+                (Some(Over::Live(_)), kind) => kind == StepKind::AfterLive,
+                (Some(Over::Failed), kind) => kind == StepKind::OnFailure,
+            };
+            if now && !next.left_out {
+                return;
+            }
+            if now {
+                let label: String = next.step.label().chars().take(LONGEST_LABEL).collect();
+                let line = format!("`{label}` is left out: nothing that its `when` names differs from what is live");
+                let (deploy, app) = (self.id(), self.queued.view.app.clone());
+                out.push(Action::Note { deploy, app, line, trouble: false });
+            }
+            self.steps.pop_front();
+        }
+    }
+
+    /// Does somebody have to be asked before it goes on to the switch? Once.
+    fn must_ask(&mut self) -> bool {
+        let Some(why) = self.asks.take() else { return false };
+        self.irreversible = true;
+        self.holds = !self.queued.may_switch();
+        if self.holds {
+            self.queued.view.reason = Some(format!("irreversible: {why}"));
+        }
+        self.holds
+    }
+
+    /// What is held, or may have to stay without being proven, outlives the machine too.
+    fn secure(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        match self.release_dir() {
+            Some(release) => self.run_tree(Phase::Securing, TreeTask::Sync { release }, out),
+            None => self.secured(now, out),
+        }
+    }
+
+    pub(super) fn secured(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        self.secured = true;
+        if std::mem::take(&mut self.holds) { Course::Held } else { self.next_step(now, out) }
+    }
+
+    pub(super) fn run_step(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let Some(Planned { kind, step, .. }) = self.steps.pop_front() else { return Course::Goes };
         let timeout = step.timeout.unwrap_or(self.deploy.timeout);
+        self.secured = false;
         self.step_began = now.mono;
         self.step_limit = Some((now.mono + timeout, timeout));
         self.run(Phase::Stepping, Job::Step { kind, run: step.run }, out)
@@ -43,10 +102,7 @@ impl Pipeline {
         match &end.error {
             Some(error) => self.failed(format!("{label} could not be started: {error}"), now, out),
             None if !good => self.failed(format!("{label} {}", end.exit), now, out),
-            None => {
-                let ended = self.queued.view.steps.iter().filter(|step| step.command.is_some()).count();
-                self.next_step(ended, now, out)
-            }
+            None => self.next_step(now, out),
         }
     }
 
@@ -56,49 +112,5 @@ impl Pipeline {
             Some(step) => step.command.as_ref().map_or(format!("the {}", step.name), |command| format!("`{command}`")),
             None => "the deploy".into(),
         }
-    }
-
-    /// Before the switch: does somebody have to be asked?
-    fn weigh(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
-        let (from, to) = (self.live.as_ref().map(|live| live.commit.clone()), self.queued.view.commit.clone());
-        let Some((from, to)) = from.zip(to).filter(|_| !self.deploy.irreversible.is_empty()) else {
-            self.save_step(Next::Trial, DeployState::Switching, None, now, out);
-            return Course::Goes;
-        };
-        let (mirror, repo) = (self.queued.places.mirror.clone(), self.deploy.repo.clone());
-        let task = TreeTask::Weigh { mirror, repo, from, to, paths: self.deploy.irreversible.clone() };
-        self.run(Phase::Weighing, Job::Tree { task, who: Who::FetchUser }, out)
-    }
-
-    pub(super) fn weighed(&mut self, answer: &[u8], now: Now, out: &mut Vec<Action>) -> Course {
-        match serde_json::from_slice::<Weighed>(answer) {
-            Ok(Weighed { irreversible: None }) => {
-                self.save_step(Next::Trial, DeployState::Switching, None, now, out);
-                Course::Goes
-            }
-            Ok(Weighed { irreversible: Some(why) }) => {
-                self.irreversible = true;
-                self.queued.view.reason = Some(format!("irreversible: {why}"));
-                self.secure(out)
-            }
-            Err(_) => self.failed("the tree helper gave no answer that can be read".into(), now, out),
-        }
-    }
-
-    /// What is held, or may have to stay without being proven, outlives the machine too.
-    fn secure(&mut self, out: &mut Vec<Action>) -> Course {
-        match self.release_dir() {
-            Some(release) => self.run_tree(Phase::Securing, TreeTask::Sync { release }, out),
-            None => Course::Held,
-        }
-    }
-
-    pub(super) fn secured(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
-        if !self.queued.may_switch() {
-            return Course::Held;
-        }
-        self.queued.view.reason = None;
-        self.save_step(Next::Trial, DeployState::Switching, None, now, out);
-        Course::Goes
     }
 }

@@ -3,7 +3,7 @@
 use super::{Course, Phase, Pipeline};
 use crate::domain::{
     api::{DeployState, StepState, TreeTask},
-    deploy::{Action, Live, record},
+    deploy::{Action, record},
     model::Now,
 };
 
@@ -54,14 +54,11 @@ impl Pipeline {
     }
 
     pub(super) fn is_live(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
-        let Some((release, commit)) = self.target() else { return Course::Ended };
         let reason = self.queued.view.reason.take();
         if self.kept {
             // In place of whatever still runs of the release before.
             out.push(Action::RunLive { deploy: self.id(), app: self.queued.view.app.clone() });
         }
-        let _ = self.end(DeployState::Live, StepState::Done, reason, now, out);
-        out.push(Action::Prune { app: self.queued.view.app.clone(), keep: self.deploy.keep });
-        Course::Live(Live { release, commit })
+        self.end(DeployState::Live, StepState::Done, reason, now, out)
     }
 }

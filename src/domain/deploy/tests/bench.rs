@@ -4,9 +4,8 @@ use super::*;
 pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
     let who = Identity { uid: 1, gid: 1, groups: vec![], name: None, home: "/".into(), shell: "/bin/sh".into() };
     let who = std::sync::Arc::new(who);
-    let step = |run: &&str| Step { run: (*run).into(), name: None, timeout: Some(Duration::from_secs(60)) };
     let deploy = Deploy {
-        check: check.iter().map(step).collect(),
+        check: check.iter().map(|run| step(run)).collect(),
         shared: vec![PathBuf::from("db")],
         settle: Duration::from_secs(5),
         ..Deploy::plain("/repo")
@@ -55,6 +54,15 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         problem: None,
         places: Default::default(),
     })
+}
+
+pub(super) fn step(run: &str) -> Step {
+    Step { run: run.into(), name: None, changed: vec![], timeout: Some(Duration::from_secs(60)) }
+}
+
+/// One that runs only where its files differ.
+pub(super) fn when(run: &str) -> Step {
+    Step { changed: vec!["lock".into()], ..step(run) }
 }
 
 /// The same app, but for what its deploys need.
@@ -109,9 +117,14 @@ pub(super) fn bad(code: i32, words: &str) -> JobEnd {
 }
 
 pub(super) fn fetched(verdict: Verdict, commit: Option<CommitId>) -> JobEnd {
+    fetched_with(verdict, commit, vec![])
+}
+
+/// The same with answers to what was asked about its changes.
+pub(super) fn fetched_with(verdict: Verdict, commit: Option<CommitId>, changes: Vec<Option<String>>) -> JobEnd {
     let ref_name = "refs/heads/master".to_owned();
     let (subject, tree_bytes, behind) = (Some("s".into()), Some(9), BTreeMap::new());
-    let fetched = Fetched { verdict, ref_name, commit, subject, author: None, tree_bytes, behind };
+    let fetched = Fetched { verdict, ref_name, commit, subject, author: None, tree_bytes, behind, changes };
     JobEnd { answer: serde_json::to_vec(&fetched).unwrap(), ..good() }
 }
 
@@ -184,13 +197,10 @@ impl Bench {
             Action::Persist { view, .. } => Event::Committed { deploy: view.id },
             Action::Run { deploy, job: Job::Tree { task: TreeTask::Fetch(task), .. } } => {
                 let commit = task.commit.clone().or_else(|| Some(commit(*deploy)));
-                Event::JobEnded { deploy: *deploy, end: fetched(Verdict::Deploy, commit) }
-            }
-            // Every other commit cannot be taken back.
-            Action::Run { deploy, job: Job::Tree { task: TreeTask::Weigh { .. }, .. } } => {
-                let irreversible = (deploy % 2 == 0).then(|| "it drops a table".to_owned());
-                let answer = serde_json::to_vec(&Weighed { irreversible }).unwrap();
-                Event::JobEnded { deploy: *deploy, end: JobEnd { answer, ..good() } }
+                // Every other commit changes what is asked about, such as what cannot be taken back.
+                let change = (deploy % 2 == 0).then(|| "it drops a table".to_owned());
+                let changes = task.live.iter().flat_map(|_| vec![change.clone(); task.changes.len()]).collect();
+                Event::JobEnded { deploy: *deploy, end: fetched_with(Verdict::Deploy, commit, changes) }
             }
             Action::Run { deploy, .. } => Event::JobEnded { deploy: *deploy, end: good() },
             Action::MakeRelease { deploy, .. } => Event::ReleaseMade { deploy: *deploy, result: Ok("/r".into()) },
@@ -259,6 +269,7 @@ pub(super) fn brief(action: &Action) -> String {
         }
         Action::Run { deploy, job: Job::Step { run, .. } } => format!("run {deploy} `{run}`"),
         Action::EndJob { deploy } => format!("end job {deploy}"),
+        Action::Note { line, .. } => format!("note {line}"),
         Action::MakeRelease { deploy, .. } => format!("make {deploy}"),
         Action::StartTrial { deploy, .. } => format!("trial {deploy}"),
         Action::WriteLive { deploy, .. } => format!("write live {deploy}"),

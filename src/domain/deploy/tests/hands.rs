@@ -392,7 +392,7 @@ fn a_hold_outlives_a_crash_with_what_was_built() {
         let release = view.release.clone().filter(|_| stands);
         let view = match resume(view, live.as_ref(), release.as_ref(), At(5)) {
             Resumption::Held(view) | Resumption::Requeue(view) => *view,
-            Resumption::Live(view) => panic!("{view:?}"),
+            Resumption::Live(view) | Resumption::Ended { view, .. } => panic!("{view:?}"),
         };
         bench.on(Event::Resume(vec![Queued { view, attempts: 3, ..queued(4, &site) }]));
         bench.run_to("");

@@ -82,7 +82,9 @@ impl Law {
                 let approve = app.deploy.as_ref().unwrap().approve;
                 assert!(!approve || view.approved_by.is_some() || view.by.is_person(), "not approved: {view:?}");
             }
-            assert!(!view.state.is_end() && view.state != DeployState::Queued, "{view:?}");
+            assert!(view.state != DeployState::Queued && view.ended_at.is_none(), "{view:?}");
+            assert!(!view.state.is_end() || bench.deploys.is_over(view.id), "{view:?}");
+            assert!(view.state != DeployState::Cancelled, "nothing follows: {view:?}");
         }
         self.running = running.iter().map(|view| view.id).collect();
         for app in apps {
@@ -103,7 +105,13 @@ proptest! {
         parallel in 1..3u32,
     ) {
         let mut apps = [app("a", &["x"], &[]), app("b", &[], &[]), app("c", &["x", "y"], &["b"])];
-        apps[1] = with(&apps[1], |deploy| deploy.irreversible = vec!["db/**".into()]);
+        apps[1] = with(&apps[1], |deploy| {
+            deploy.irreversible = vec!["db/**".into()];
+            (deploy.build, deploy.before_switch) = (vec![when("make")], vec![when("migrate")]);
+        });
+        apps[2] = with(&apps[2], |deploy| {
+            (deploy.after_live, deploy.on_failure) = (vec![step("tell"), when("purge")], vec![step("alarm"), step("mail")]);
+        });
         let mut bench = Bench::new(parallel);
         bench.set_live(&apps[0], 0);
         bench.set_live(&apps[1], 0);
