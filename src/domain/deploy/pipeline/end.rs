@@ -83,7 +83,7 @@ impl Pipeline {
                     (StepState::Cancelled, format!("{} was ended by a shutdown", self.label()))
                 }
             };
-            return self.give_up(step, why, now, out);
+            return self.give_up(step, &why, now, out);
         }
         let (state, step, why) = match stop {
             Stop::TimedOut(why) => (DeployState::Failed, StepState::TimedOut, why),
@@ -108,7 +108,7 @@ impl Pipeline {
 
     pub(super) fn failed(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
         if self.is_over() {
-            return self.give_up(StepState::Failed, why, now, out);
+            return self.give_up(StepState::Failed, &why, now, out);
         }
         self.end(DeployState::Failed, StepState::Failed, Some(why), now, out)
     }
@@ -146,13 +146,13 @@ impl Pipeline {
     }
 
     /// Ends what follows the end: the rest of it does not run.
-    fn give_up(&mut self, step: StepState, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+    fn give_up(&mut self, step: StepState, why: &str, now: Now, out: &mut Vec<Action>) -> Course {
         self.end_step(step, now);
         self.steps.clear();
         let view = &mut self.queued.view;
         let line = format!("{why}; the deploy stays {}", view.state);
         if view.state == DeployState::Live {
-            view.reason = Some(view.reason.take().map_or_else(|| why.clone(), |reason| format!("{reason}; {why}")));
+            view.reason = Some(view.reason.take().map_or_else(|| why.to_owned(), |reason| format!("{reason}; {why}")));
         }
         let (deploy, app) = (view.id, view.app.clone());
         out.push(Action::Note { deploy, app, line, trouble: true });
