@@ -230,6 +230,12 @@ impl Logger {
         self.sources.contains_key(&(source.to_owned(), stream))
     }
 
+    /// Is this the file that a captured FIFO was last told to go to?
+    #[must_use]
+    pub fn writes_to(&self, source: &str, stream: Stream, sink: &Sink) -> bool {
+        self.sources.get(&(source.to_owned(), stream)).is_some_and(|known| known.sink == *sink)
+    }
+
     /// Captures it no more.
     pub fn close(&mut self, source: &str) {
         self.sources.retain(|(name, _), _| name != source);

@@ -139,6 +139,7 @@ impl Supervisor {
         keys: Keys,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
     ) -> JobId {
+        let name = format!("{app}.errand-{}", self.ticket());
         let job = JobSpec {
             deploy: None,
             app: app.clone(),
@@ -147,15 +148,22 @@ impl Supervisor {
             directory,
             who: who.clone(),
             is_step: false,
-            cgroup: None,
+            cgroup: self.job_cgroup(app, &name),
             keys,
         };
-        let name = format!("{app}.errand-{}", self.ticket());
         let id = self.run(job, name, None, Box::new(then));
         if let Some(job) = self.jobs.get_mut(&id) {
             job.dispensable = !matches!(task, TreeTask::Empty { .. });
         }
         id
+    }
+
+    /// A group for the tree of a job: without one every process of the machine is looked at for it.
+    pub fn job_cgroup(&self, app: &AppName, name: &str) -> Option<Arc<Cgroup>> {
+        self.maker.cgroup(name).unwrap_or_else(|error| {
+            warn!(%app, %error, "a job runs without a cgroup");
+            None
+        })
     }
 
     /// Runs what is described already, with streams of its own, outside of any deploy.
@@ -423,6 +431,12 @@ impl Supervisor {
         let then = job.then;
         let end = move |last_lines| JobEnd { exit, error: None, answer, last_lines };
         match (job.deploy, job.output) {
+            (Some(_), _) if exit.success() => {
+                if let Some(left) = job.left {
+                    self.add_to_deploy_log(&job.app, &left);
+                }
+                then(self, end(Vec::new()));
+            }
             (Some(deploy), _) => {
                 let path = self.layout.deploy_log(deploy);
                 let (app, left) = (job.app, job.left);

@@ -161,7 +161,7 @@ pub struct JobEnd {
     pub error: Option<String>,
     /// What the tree helper wrote to its result descriptor; empty for steps.
     pub answer: Vec<u8>,
-    /// The last lines of what it wrote to stderr; the last one is the reason when the helper fails.
+    /// Of what did not succeed, the last lines that it wrote to stderr: of the helper, the last one is why.
     pub last_lines: Vec<String>,
 }
 

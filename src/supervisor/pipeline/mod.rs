@@ -11,7 +11,7 @@ mod tidy;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     Supervisor,
@@ -295,6 +295,9 @@ impl Supervisor {
             self.logger.open(source, Stream::Out, fifo, sink);
             return then(self);
         }
+        if self.logger.writes_to(source, Stream::Out, &sink) {
+            return then(self);
+        }
         let ticket = self.ticket();
         if self.logger.retarget(ticket, source, Stream::Out, &sink) {
             self.retargets.insert(ticket, Box::new(then));
@@ -317,10 +320,7 @@ impl Supervisor {
     fn begin_job(&mut self, view: &DeployView, job: Job, keys: Keys) {
         let Some((_, app)) = self.spec_of(view.id) else { return };
         let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
-        let cgroup = self.maker.cgroup(&format!("{}.job", app.name)).unwrap_or_else(|error| {
-            warn!(app = %app.name, %error, "a job runs without a cgroup");
-            None
-        });
+        let cgroup = self.job_cgroup(&app.name, &format!("{}.job", app.name));
         let home = self.layout.app(&app.name);
         let spec = match job {
             Job::Tree { task, who } => {
