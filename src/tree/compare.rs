@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{TreeError, judge, mirror::Mirror};
+use super::{TreeError, commit::shortened, judge, mirror::Mirror};
 use crate::domain::{
     api::{CommitView, Compared},
     model::{CommitId, Globs},
@@ -51,7 +51,7 @@ fn commits(mirror: &Mirror, range: &str) -> Result<Vec<CommitView>, TreeError> {
     // Each entry ends with a NUL of the format's and one of `-z`.
     let entries = words.chunks_exact(4).map(|words| {
         let commit = words[0].trim().parse().map_err(|_| TreeError::Mirror(format!("{:?} is no commit", words[0])))?;
-        Ok(CommitView { commit, subject: judge::shortened(words[1]), author: judge::shortened(words[2]) })
+        Ok(CommitView { commit, subject: shortened(words[1]), author: shortened(words[2]) })
     });
     entries.collect()
 }

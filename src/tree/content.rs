@@ -49,8 +49,9 @@ fn refusal(commit: &CommitId, path: &str, what: &str) -> TreeError {
 
 fn uses_lfs(mirror: &Mirror, attributes: &[String]) -> Result<bool, TreeError> {
     for id in attributes {
-        let text = mirror.git.must(&["cat-file", "blob", id])?;
-        let text = String::from_utf8_lossy(&text);
+        let missing = || TreeError::Mirror(format!("{id} is not there"));
+        let file = mirror.object(id)?.ok_or_else(missing)?;
+        let text = String::from_utf8_lossy(&file.bytes);
         let rules = text.lines().filter(|line| !line.trim_start().starts_with('#'));
         if rules.flat_map(str::split_ascii_whitespace).any(|word| word == "filter=lfs") {
             return Ok(true);

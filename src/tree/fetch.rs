@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    TreeError, compare, content,
+    TreeError, commit, compare, content,
     explain::explain,
     filter, git,
     git::is_ref_name,
@@ -100,7 +100,8 @@ fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) 
         return Ok(fetched);
     }
     fetched.behind = behind(mirror, live.into_iter().chain([&commit]), &tip)?;
-    let said = if commit == tip { said } else { judge::said(mirror, commit.as_str())? };
+    let missing = || TreeError::Mirror(format!("commit {} is not there", commit.short()));
+    let said = if commit == tip { said } else { commit::look_up(mirror, commit.as_str())?.ok_or_else(missing)? };
     if let Some(filters) = &task.filters
         && live != Some(&commit)
         && let Some(reason) = filter::objection(mirror, filters, live, &commit, &said.message)?
@@ -139,6 +140,7 @@ fn unjudged(verdict: Verdict, ref_name: String, commit: Option<CommitId>) -> Fet
 }
 
 fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), TreeError> {
+    mirror.begin_to_tell()?;
     let fixed = ["fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", "--", repo];
     let args: Vec<&str> = fixed.into_iter().chain(refspecs.iter().map(String::as_str)).collect();
     remote(mirror, repo, &args).map(drop)

@@ -108,7 +108,8 @@ impl Git {
         }
     }
 
-    fn command(&self) -> Result<Command, TreeError> {
+    /// A git that says what it has to say into pipes.
+    pub(super) fn command(&self) -> Result<Command, TreeError> {
         // By its path: a program that has to be looked for is started by fork, which copies all of us.
         let program = PATH.split(':').map(|folder| Path::new(folder).join("git")).find(|path| path.is_file());
         let missing = || TreeError::Refused("git is not installed: no `git` in the usual folders".into());

@@ -2,6 +2,7 @@
 
 use super::{
     TreeError,
+    commit::{self, Said, commit_of},
     git::is_ref_name,
     mirror::Mirror,
     refs::{HEADS, MIRRORED, Refs, TAGS, mirrored, remote_name},
@@ -34,22 +35,11 @@ pub(super) fn verdict(mirror: &Mirror, question: &Question<'_>) -> Result<Verdic
     Ok(if older { Verdict::Older } else { Verdict::Deploy })
 }
 
-/// A commit and what it says of itself.
-pub(super) struct Said {
-    pub commit: CommitId,
-    pub subject: String,
-    /// `Name <mail>`.
-    pub author: String,
-    /// The whole message.
-    pub message: String,
-}
-
 /// The commit that a ref of the mirror leads to: a tag may be an object of its own.
 pub(super) fn tip(mirror: &Mirror, full: &str) -> Result<Said, TreeError> {
-    let name = mirrored(full);
-    said(mirror, &name).or_else(|error| match peeled(mirror, &name)? {
-        None if full.starts_with(TAGS) => Err(TreeError::Refused(format!("{full} leads to no commit"))),
-        _ => Err(error),
+    commit::look_up(mirror, &mirrored(full))?.ok_or_else(|| match full.strip_prefix(TAGS) {
+        Some(_) => TreeError::Refused(format!("{full} leads to no commit")),
+        None => TreeError::Mirror(format!("{full} is not there")),
     })
 }
 
@@ -80,6 +70,12 @@ pub(super) fn behind(mirror: &Mirror, commit: &CommitId, tip: &CommitId) -> Resu
     if commit == tip {
         return Ok(Some(0));
     }
+    // Most pushes are one commit on top of what is live: nothing need be counted.
+    match commit::look_up(mirror, tip.as_str())? {
+        None => return Ok(None),
+        Some(tip) if tip.parents[..] == [commit.clone()] => return Ok(Some(1)),
+        Some(_) => {}
+    }
     let range = format!("{commit}..{tip}");
     let done = mirror.git.run(&["rev-list", "--count", "--end-of-options", &range], b"")?;
     let count = String::from_utf8_lossy(&done.stdout).trim().parse().ok();
@@ -87,9 +83,7 @@ pub(super) fn behind(mirror: &Mirror, commit: &CommitId, tip: &CommitId) -> Resu
 }
 
 fn peeled(mirror: &Mirror, name: &str) -> Result<Option<CommitId>, TreeError> {
-    let wish = format!("{name}^{{commit}}");
-    let done = mirror.git.run(&["rev-parse", "--verify", "--quiet", "--end-of-options", &wish], b"")?;
-    if done.code == Some(0) { commit_of(&done.stdout).map(Some) } else { Ok(None) }
+    Ok(commit::look_up(mirror, name)?.map(|said| said.commit))
 }
 
 /// The ref and the commit that a person named.
@@ -148,22 +142,6 @@ fn named_commit(mirror: &Mirror, rev: &str, tag: &str) -> Result<CommitId, TreeE
     }
 }
 
-/// What the commit says that this names: one process of git tells all of it.
-pub(super) fn said(mirror: &Mirror, name: &str) -> Result<Said, TreeError> {
-    let form = "--format=%H%x00%s%x00%an <%ae>%x00%B";
-    let text = mirror.git.must(&["log", "-1", "--no-show-signature", "--no-color", form, name, "--"])?;
-    let text = String::from_utf8_lossy(&text);
-    let mut parts = text.splitn(4, '\0');
-    let commit = commit_of(parts.next().unwrap_or_default().as_bytes())?;
-    let mut next = || parts.next().unwrap_or_default();
-    Ok(Said { commit, subject: shortened(next()), author: shortened(next()), message: next().to_owned() })
-}
-
-/// A commit may call itself anything, at any length.
-pub(super) fn shortened(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(500).collect()
-}
-
 fn has_ref(mirror: &Mirror, full: &str) -> Result<bool, TreeError> {
     Ok(mirror.git.run(&["show-ref", "--verify", "--quiet", "--", &mirrored(full)], b"")?.code == Some(0))
 }
@@ -173,11 +151,7 @@ fn is_reached(mirror: &Mirror, commit: &CommitId, tip: &CommitId) -> Result<bool
 }
 
 pub(super) fn is_there(mirror: &Mirror, commit: &CommitId) -> Result<bool, TreeError> {
-    let done = mirror.git.run(&["cat-file", "--batch-check"], format!("{commit}\n").as_bytes())?;
-    match done.code {
-        Some(0) => Ok(String::from_utf8_lossy(&done.stdout).contains(" commit ")),
-        _ => Err(TreeError::Mirror(done.last_words())),
-    }
+    Ok(mirror.object(commit.as_str())?.is_some_and(|object| object.kind == "commit"))
 }
 
 fn is_ancestor(mirror: &Mirror, commit: &CommitId, of: &CommitId) -> Result<bool, TreeError> {
@@ -187,9 +161,4 @@ fn is_ancestor(mirror: &Mirror, commit: &CommitId, of: &CommitId) -> Result<bool
         Some(1) => Ok(false),
         _ => Err(TreeError::Mirror(done.last_words())),
     }
-}
-
-fn commit_of(text: &[u8]) -> Result<CommitId, TreeError> {
-    let text = String::from_utf8_lossy(text);
-    text.trim().parse().map_err(|_| TreeError::Mirror(format!("{text:?} is no commit")))
 }

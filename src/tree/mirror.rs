@@ -15,6 +15,7 @@ use rustix::{
 use super::{
     TreeError, empty,
     git::{self, CONFIG, Git},
+    objects::{Object, Objects},
 };
 
 /// Not `.lock`, which are git's. What git starts inherits it: it is held as long as any of them lives.
@@ -25,6 +26,7 @@ pub(super) struct Mirror {
     pub path: PathBuf,
     repo: String,
     pub git: Git,
+    objects: Objects,
     _lock: File,
 }
 
@@ -35,8 +37,13 @@ impl Mirror {
         let lock = File::options().create(true).append(true).open(path.join(LOCK)).map_err(failed)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
         fcntl_setfd(&lock, FdFlags::empty()).map_err(|e| failed(e.into()))?;
-        let mirror =
-            Self { path: path.to_owned(), repo: repo.to_owned(), git: Git::new(path).reaching(repo), _lock: lock };
+        let mirror = Self {
+            path: path.to_owned(),
+            repo: repo.to_owned(),
+            git: Git::new(path).reaching(repo),
+            objects: Objects::default(),
+            _lock: lock,
+        };
         mirror.prepare()?;
         Ok(mirror)
     }
@@ -52,12 +59,24 @@ impl Mirror {
             return Ok(None);
         }
         fcntl_setfd(&lock, FdFlags::empty()).map_err(|e| failed(e.into()))?;
-        clear_leftovers(path).map_err(failed)?;
-        Ok(Some(Self { path: path.to_owned(), repo: String::new(), git: Git::new(path), _lock: lock }))
+        clear_leftovers(path).and_then(|()| clear_halves(path)).map_err(failed)?;
+        let git = Git::new(path);
+        Ok(Some(Self { path: path.to_owned(), repo: String::new(), git, objects: Objects::default(), _lock: lock }))
+    }
+
+    /// Has the git start that tells of objects, for whoever will ask it while another works.
+    pub(super) fn begin_to_tell(&self) -> Result<(), TreeError> {
+        self.objects.begin(&self.git)
+    }
+
+    /// The object that a name or an expression leads to, of those that are there.
+    pub(super) fn object(&self, name: &str) -> Result<Option<Object>, TreeError> {
+        self.objects.find(&self.git, name)
     }
 
     /// Throws away what is there and begins anew.
     pub(super) fn renew(&self) -> Result<(), TreeError> {
+        self.objects.end();
         empty::empty_but(&self.path, &[LOCK])?;
         self.prepare()
     }
@@ -65,10 +84,13 @@ impl Mirror {
     fn prepare(&self) -> Result<(), TreeError> {
         let failed = |e| TreeError::io(format!("the mirror {}", self.path.display()), e);
         clear_leftovers(&self.path).map_err(failed)?;
-        // At once: an app's user may read it for a checkout meanwhile.
-        let (config, new) = (self.path.join(CONFIG), self.path.join("everhook.new"));
-        fs::write(&new, git::config(&self.path, &self.repo, &self.git.access)).map_err(failed)?;
-        fs::rename(new, config).map_err(failed)?;
+        let (config, text) = (self.path.join(CONFIG), git::config(&self.path, &self.repo, &self.git.access));
+        if fs::read_to_string(&config).ok().as_ref() != Some(&text) {
+            // At once: an app's user may read it for a checkout meanwhile.
+            let new = self.path.join("everhook.new");
+            fs::write(&new, text).map_err(failed)?;
+            fs::rename(new, config).map_err(failed)?;
+        }
         if !self.path.join("HEAD").exists() || !self.path.join("objects").is_dir() {
             let done = self.git.run(&["init", "--bare", "--quiet", "--template="], b"")?;
             if done.code != Some(0) {
@@ -79,18 +101,23 @@ impl Mirror {
     }
 }
 
-/// Locks and half-written objects of gits that were killed.
+/// Locks and half-written packs of gits that were killed.
 fn clear_leftovers(path: &Path) -> io::Result<()> {
     for folder in [path.to_owned(), path.join("objects"), path.join("objects/pack"), path.join("objects/info")] {
         remove_leftovers(&folder, false)?;
     }
+    remove_leftovers(&path.join("refs"), true)
+}
+
+/// Half-written objects, which are in nobody's way.
+fn clear_halves(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path.join("objects")).into_iter().flatten() {
         let entry = entry?;
         if entry.file_name().len() == 2 && entry.file_type()?.is_dir() {
             remove_leftovers(&entry.path(), false)?;
         }
     }
-    remove_leftovers(&path.join("refs"), true)
+    Ok(())
 }
 
 fn remove_leftovers(folder: &Path, deep: bool) -> io::Result<()> {

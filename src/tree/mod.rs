@@ -10,6 +10,7 @@
 mod access;
 mod beneath;
 mod checkout;
+mod commit;
 mod compare;
 mod content;
 mod empty;
@@ -21,6 +22,7 @@ mod host_key;
 mod judge;
 mod measure;
 mod mirror;
+mod objects;
 mod refs;
 mod share;
 mod tidy;
