@@ -38,21 +38,55 @@ const REFUSED_WAIT: Duration = Duration::from_secs(1);
 const UNHURRIED_WAIT: Duration = Duration::from_millis(20);
 /// Writes that may wait for a store that takes nothing; then events are dropped and counted.
 const MOST_WAITING: usize = 10_000;
+/// An update of a deploy takes the place of one of the same among so many writes before it: under many
+/// pushes each deploy is queued and superseded in one commit.
+const NEAR: usize = 512;
 /// Rows are pruned after this many commits' worth of new ones.
 const PRUNE_EVERY: u32 = 500;
 
 /// A command that changes the store.
 enum Write {
     NewDeploy(NewDeploy),
-    Redeliver { ticket: u64, id: DeliveryId },
-    Update { deploy: Box<DeployView>, attempts: u32, ticket: Option<u64> },
+    Redeliver {
+        ticket: u64,
+        id: DeliveryId,
+    },
+    /// The tickets of all that it stands for.
+    Update {
+        deploy: Box<DeployView>,
+        attempts: u32,
+        tickets: Vec<u64>,
+    },
     Event(NewEvent),
     Audit(NewAudit),
-    NewToken { ticket: u64, token: MadeToken },
-    RevokeToken { ticket: u64, name: String },
-    Rename { old: AppName, new: AppName },
-    Forget { letter: i64 },
-    Wait { apps: Vec<AppName>, by: Duration },
+    NewToken {
+        ticket: u64,
+        token: MadeToken,
+    },
+    RevokeToken {
+        ticket: u64,
+        name: String,
+    },
+    Rename {
+        old: AppName,
+        new: AppName,
+    },
+    Forget {
+        letter: i64,
+    },
+    Wait {
+        apps: Vec<AppName>,
+        by: Duration,
+    },
+}
+
+/// How the writes of a transaction stand to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// What SQLite refuses undoes the others with it.
+    Together,
+    /// What SQLite refuses is left out; each has a savepoint, which costs about as much as the write itself.
+    Alone,
 }
 
 impl Write {
@@ -177,7 +211,7 @@ impl State {
             Command::NewDeploy(new) => self.put_off(Write::NewDeploy(new)),
             Command::Redeliver { ticket, id } => self.put_off(Write::Redeliver { ticket, id }),
             Command::Update { deploy, attempts, ticket } => {
-                self.put_off(Write::Update { deploy, attempts, ticket });
+                self.put_off(Write::Update { deploy, attempts, tickets: ticket.into_iter().collect() });
             }
             Command::Event(_) if self.writes.len() >= MOST_WAITING && self.trouble.is_some() => self.dropped += 1,
             Command::Event(new) => self.put_off(Write::Event(new)),
@@ -198,7 +232,24 @@ impl State {
         } else {
             self.wait_at_most(UNHURRIED_WAIT);
         }
-        self.writes.push_back(write);
+        if let Some(write) = self.merged(write) {
+            self.writes.push_back(write);
+        }
+    }
+
+    /// Puts an update of a deploy in the place of an older one that waits; whatever else comes back.
+    fn merged(&mut self, write: Write) -> Option<Write> {
+        let Write::Update { deploy: new, attempts: newer, tickets: mut more } = write else { return Some(write) };
+        for waiting in self.writes.iter_mut().rev().take(NEAR) {
+            if let Write::Update { deploy, attempts, tickets } = waiting
+                && deploy.id == new.id
+            {
+                (*deploy, *attempts) = (new, newer);
+                tickets.append(&mut more);
+                return None;
+            }
+        }
+        Some(Write::Update { deploy: new, attempts: newer, tickets: more })
     }
 
     fn wait_at_most(&mut self, wait: Duration) {
@@ -253,8 +304,15 @@ impl State {
     }
 
     fn transact(&self, store: &Connection, incoming: &[Incoming]) -> rusqlite::Result<Done> {
+        match self.try_to_transact(store, incoming, Care::Together) {
+            Err(error) if Fault::of(&error) == Fault::Statement => self.try_to_transact(store, incoming, Care::Alone),
+            other => other,
+        }
+    }
+
+    fn try_to_transact(&self, store: &Connection, incoming: &[Incoming], care: Care) -> rusqlite::Result<Done> {
         store.prepare_cached("BEGIN")?.execute([])?;
-        let done = self.fill(store, incoming).and_then(|done| {
+        let done = self.fill(store, incoming, care).and_then(|done| {
             store.prepare_cached("COMMIT")?.execute([])?;
             Ok(done)
         });
@@ -269,10 +327,10 @@ impl State {
 
     /// Everything inside the transaction. A single command that SQLite refuses is left out and logged,
     /// so that it never stands in the way of the others.
-    fn fill(&self, store: &Connection, incoming: &[Incoming]) -> rusqlite::Result<Done> {
+    fn fill(&self, store: &Connection, incoming: &[Incoming], care: Care) -> rusqlite::Result<Done> {
         let mut done = Done::default();
         for write in &self.writes {
-            if let Some(told) = alone(store, || self.post(store, self.put(store, write)?))? {
+            if let Some(told) = guarded(store, care, || self.post(store, self.put(store, write)?))? {
                 done.touched.insert(touched(write));
                 done.touched.extend(told.iter().filter_map(subject));
                 done.told.extend(told);
@@ -285,7 +343,7 @@ impl State {
                     answer
                 }
                 Reading::Proven(proven) => {
-                    let kept = alone(store, || {
+                    let kept = guarded(store, care, || {
                         let mut kept = webhook::keep(store, &proven, &self.snapshot, &self.live)?;
                         kept.told = self.post(store, kept.told)?;
                         Ok(kept)
@@ -302,17 +360,17 @@ impl State {
             };
             done.answers.push((one.listener, answer));
         }
-        self.fill_in_passing(store, &done)?;
+        self.fill_in_passing(store, &done, care)?;
         Ok(done)
     }
 
     /// What goes with a commit that is made anyhow: refused deliveries, and the removal of old rows.
-    fn fill_in_passing(&self, store: &Connection, done: &Done) -> rusqlite::Result<()> {
+    fn fill_in_passing(&self, store: &Connection, done: &Done, care: Care) -> rusqlite::Result<()> {
         if self.trouble.is_some() {
             store::try_to_write(store)?;
         }
         for row in &self.refused {
-            alone(store, || deliveries::append(store, row))?;
+            guarded(store, care, || deliveries::append(store, row))?;
         }
         if !self.refused.is_empty() {
             keep::refused(store, keep::REFUSED)?;
@@ -350,13 +408,13 @@ impl State {
                 deploys::append(store, &mut deploy, new.rev.as_deref())?;
                 vec![Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) }]
             }
-            Write::Update { deploy, attempts, ticket } => {
+            Write::Update { deploy, attempts, tickets } => {
                 let tells = self.telling.contains(&deploy.app);
                 let before = if tells { deploys::row(store, deploy.id)? } else { None };
                 deploys::update(store, deploy, *attempts)?;
                 let mail = tells && outbox::note(store, before.as_ref(), deploy)?;
                 let mail = mail.then(|| Told::Mail { app: deploy.app.clone() });
-                ticket.map(|ticket| Told::Committed { ticket }).into_iter().chain(mail).collect()
+                tickets.iter().map(|ticket| Told::Committed { ticket: *ticket }).chain(mail).collect()
             }
             Write::Redeliver { ticket, id } => {
                 redelivery::redeliver(store, *ticket, *id, &self.snapshot, &self.live, now())?
@@ -548,9 +606,16 @@ impl State {
     }
 }
 
-/// Does one command's work so that all of it or nothing is in the transaction. `None`: SQLite refuses
-/// it, which is logged.
-fn alone<T>(store: &Connection, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+/// Does one command's work, with care so that all of it or nothing is in the transaction. `None`: SQLite
+/// refuses it, which is logged.
+fn guarded<T>(
+    store: &Connection,
+    care: Care,
+    work: impl FnOnce() -> rusqlite::Result<T>,
+) -> rusqlite::Result<Option<T>> {
+    if care == Care::Together {
+        return work().map(Some);
+    }
     let run = |sql| store.prepare_cached(sql)?.execute([]);
     run("SAVEPOINT one")?;
     let done = match work() {
