@@ -54,6 +54,8 @@ pub struct JobSpec {
     pub cgroup: Option<Arc<Cgroup>>,
     /// Of the tree helper that speaks to a remote; gone with it.
     pub keys: Keys,
+    /// Where a tree helper that waits for its task reads it.
+    pub order: Option<Arc<OwnedFd>>,
 }
 
 /// After KILL, KILL again until the tree is empty: it may fork faster than it is read.
@@ -110,11 +112,23 @@ impl Supervisor {
     /// Runs a job of a deploy; the deploy hears of its end.
     pub fn start_job(&mut self, job: JobSpec) {
         let Some(deploy) = job.deploy else { return };
-        let then: Then = Box::new(move |supervisor, end| {
-            supervisor.deploy_event(deploy::Event::JobEnded { deploy, end });
-        });
         let name = format!("{}.job", job.app);
-        self.run(job, name, None, then);
+        self.run(job, name, None, of_deploy(deploy));
+    }
+
+    /// Starts one that nothing hangs on until it is [employed](Self::employ), unless one of this name is there.
+    pub fn start_reserve(&mut self, job: JobSpec, name: String, out: Arc<OwnedFd>) -> Option<JobId> {
+        let unused = !self.jobs.values().any(|job| job.name == name);
+        unused.then(|| self.run(job, name, Some(out), Box::new(|_, _| ())))
+    }
+
+    /// Makes it the job that this deploy runs; false: it has ended.
+    pub fn employ(&mut self, id: JobId, deploy: DeployId) -> bool {
+        let Some(job) = self.jobs.get_mut(&id).filter(|job| job.exit.is_none() && !job.unwanted) else { return false };
+        job.deploy = Some(deploy);
+        job.dispensable = false;
+        job.then = of_deploy(deploy);
+        true
     }
 
     /// Runs the tree helper outside of any deploy.
@@ -150,6 +164,7 @@ impl Supervisor {
             is_step: false,
             cgroup: self.job_cgroup(app, &name),
             keys,
+            order: None,
         };
         let id = self.run(job, name, None, Box::new(then));
         if let Some(job) = self.jobs.get_mut(&id) {
@@ -266,7 +281,8 @@ impl Supervisor {
             None => self.deploy_stream(&job.app, &job.who).ok_or("the deploy's log is not there")?,
         };
         spec.directory.clone_from(&job.directory);
-        spec.fds = vec![(Arc::clone(&self.me.null), 0), (Arc::clone(&to), 1), (to, 2)];
+        let input = job.order.as_ref().unwrap_or(&self.me.null);
+        spec.fds = vec![(Arc::clone(input), 0), (Arc::clone(&to), 1), (to, 2)];
         if job.is_step {
             spec.nice = Tuning::at_best(10);
             spec.oom_score_adj = Tuning::at_best(500);
@@ -474,6 +490,11 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// The deploy hears of the end.
+fn of_deploy(deploy: DeployId) -> Then {
+    Box::new(move |supervisor, end| supervisor.deploy_event(deploy::Event::JobEnded { deploy, end }))
 }
 
 fn never_was(error: String) -> JobEnd {

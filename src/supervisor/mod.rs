@@ -159,6 +159,8 @@ pub struct Supervisor {
     asking: BTreeSet<AppName>,
     /// How often an app's branch is looked at, and the ticket of the timer that does.
     polls: BTreeMap<AppName, (Duration, u64)>,
+    /// Helpers that wait for what a deploy does after its fetch.
+    reserves: HashMap<DeployId, pipeline::Reserve>,
     /// Mirrors that are tidied, and the jobs that do it.
     tidying: BTreeMap<PathBuf, jobs::JobId>,
     /// How many commits some of an app are behind the tip of their ref, as it was seen last.

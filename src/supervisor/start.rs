@@ -184,6 +184,7 @@ fn build(
         news_due: BTreeSet::new(),
         asking: BTreeSet::new(),
         polls: BTreeMap::new(),
+        reserves: HashMap::new(),
         tidying: BTreeMap::new(),
         behind: BTreeMap::new(),
         trials: HashMap::new(),

@@ -27,13 +27,19 @@ mod refs;
 mod share;
 mod tidy;
 
-use std::{fs::File, io::Write, os::fd::OwnedFd, path::Path, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::OwnedFd,
+    path::Path,
+    process::ExitCode,
+};
 
 use rustix::{fs::Mode, process::umask};
 use serde::Serialize;
 
 use crate::{
-    domain::api::{RESULT_FD, TreeTask},
+    domain::api::{READS_TASK, RESULT_FD, TreeTask},
     os::inherited::inherited,
 };
 
@@ -56,23 +62,30 @@ impl TreeError {
     }
 }
 
-/// Does the task that the first argument names.
+/// Does the task that the first argument is, or that standard input holds where it says so.
 #[must_use]
 pub fn main(args: &[String]) -> ExitCode {
-    match args.first().map(|text| serde_json::from_str(text)) {
-        Some(Ok(task)) => match run(task) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{}", error.to_string().replace(['\n', '\r'], " "));
-                ExitCode::FAILURE
-            }
-        },
-        Some(Err(error)) => {
-            eprintln!("everhook tree: the task cannot be read: {error}");
-            ExitCode::from(2)
-        }
-        None => {
+    let text = match args {
+        [word] if word == READS_TASK => io::read_to_string(io::stdin()),
+        [text] => Ok(text.clone()),
+        _ => {
             eprintln!("everhook tree: a part of everhook that is not called by hand");
+            return ExitCode::from(2);
+        }
+    };
+    let task = text.and_then(|text| match &text[..] {
+        // It waited, and was not needed.
+        "" => Ok(None),
+        text => Ok(Some(serde_json::from_str(text)?)),
+    });
+    match task.map(|task| task.map_or(Ok(()), run)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("{}", error.to_string().replace(['\n', '\r'], " "));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("everhook tree: the task cannot be read: {error}");
             ExitCode::from(2)
         }
     }

@@ -11,6 +11,9 @@ use crate::domain::model::{CommitId, DeployId};
 /// Where the helper writes its answer.
 pub const RESULT_FD: i32 = 3;
 
+/// `everhook tree -`: it reads its task from standard input, and does nothing where that is empty.
+pub const READS_TASK: &str = "-";
+
 /// Names the folder, if any, that proves the helper to a remote and the remote to it, in these files.
 pub const KEYS_VARIABLE: &str = "EVERHOOK_KEYS";
 /// A private key for ssh.

@@ -5,6 +5,7 @@ mod by_hand;
 mod catch_up;
 mod preview;
 mod releases;
+mod reserve;
 mod rollback;
 mod steps;
 mod tidy;
@@ -34,6 +35,7 @@ use crate::{
     },
     os::files,
 };
+pub use reserve::Reserve;
 pub use rollback::Rollback;
 
 /// Free space that a release needs at least, in bytes.
@@ -319,6 +321,11 @@ impl Supervisor {
 
     fn begin_job(&mut self, view: &DeployView, job: Job, keys: Keys) {
         let Some((_, app)) = self.spec_of(view.id) else { return };
+        match &job {
+            Job::Tree { task: TreeTask::Fetch(_), .. } => self.have_helper_wait(view, &app),
+            Job::Tree { task, who: Who::AppUser } if self.give_to_waiting(view.id, task) => return,
+            _ => {}
+        }
         let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
         let cgroup = self.job_cgroup(&app.name, &format!("{}.job", app.name));
         let home = self.layout.app(&app.name);
@@ -339,6 +346,7 @@ impl Supervisor {
                     is_step: true,
                     cgroup,
                     keys,
+                    order: None,
                 }
             }
         };
@@ -464,6 +472,7 @@ impl Supervisor {
 
     fn deploy_ended(&mut self, view: &DeployView) {
         self.deploy_states.remove(&view.id);
+        self.reserves.remove(&view.id);
         self.tidy(view);
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in waiters {
@@ -515,6 +524,7 @@ fn tree_job(
         is_step: false,
         cgroup,
         keys,
+        order: None,
     }
 }
 

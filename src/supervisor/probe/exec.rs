@@ -132,6 +132,7 @@ impl Supervisor {
             is_step: false,
             cgroup,
             keys: Keys::default(),
+            order: None,
         };
         let job = self.start_probe_job(job, name, out, move |_, end| {
             // Nobody waits any more when its time was over.
