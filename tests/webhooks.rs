@@ -269,26 +269,13 @@ fn what_is_not_proven_gets_one_answer_whatever_is_wrong() {
         gitlab(&server, "/deploy/site", "Push Hook", &format!("{SECRET}x"), "{}"),
         post(&server, "/hooks/site", &[push, ("x-hub-signature-256", &wrong)], b"no json"),
     ];
-    for (forge, header) in [
-        ("gitea", "x-gitea-event"),
-        ("gogs", "x-gogs-event"),
-        ("bitbucket", "x-event-key"),
-        ("bitbucket-server", "x-event-key"),
-        ("azuredevops", "x-vss-activityid"),
-    ] {
-        for name in fixtures(forge) {
-            let body = fixture(&format!("{forge}/{name}"));
-            let signature = sign(SECRET, body.as_bytes());
-            // Gitea and Gogs send GitHub's headers beside their own.
-            let alike = ["gitea", "gogs"].contains(&forge).then_some(push);
-            let headers: Vec<_> = [("content-type", "application/json"), (header, "push")]
-                .into_iter()
-                .chain([("x-hub-signature-256", signature.as_str()), ("x-hub-signature", &signature)])
-                .chain(alike)
-                .collect();
-            answers.push(post(&server, "/hooks/site", &headers, body.as_bytes()));
-        }
+    // GitHub's signature under another forge's name, or under two, proves nothing.
+    for other in ["x-gitea-event", "x-gogs-event", "x-gitee-event", "x-gitlab-event", "x-event-key", "x-vss-activityid"]
+    {
+        let headers = [push, (other, "push"), ("x-hub-signature-256", good.as_str())];
+        answers.push(post(&server, "/hooks/site", &headers, body.as_bytes()));
     }
+    answers.push(post(&server, "/hooks/site", &[push, ("x-hub-signature", &good)], body.as_bytes()));
     let first = problem(&answers[0], 401);
     for (i, answer) in answers.iter().enumerate() {
         assert_eq!(problem(answer, 401), first, "number {i}");

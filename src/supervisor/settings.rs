@@ -140,7 +140,13 @@ fn hooks(config: &Config, secrets: &Secrets) -> Result<accept::Snapshot, String>
             wanted.map(|secret| secrets.get(secret).cloned().unwrap_or_else(|| Err("it was not read".to_owned())));
         let secrets =
             found.collect::<Result<_, _>>().map_err(|error| format!("app {:?}: {error}", app.name.as_str()))?;
-        apps.push(accept::App { name: app.name.clone(), repo: deploy.repo.clone(), on: deploy.on.clone(), secrets });
+        apps.push(accept::App {
+            name: app.name.clone(),
+            repo: deploy.repo.clone(),
+            on: deploy.on.clone(),
+            secrets,
+            dialect: deploy.dialect.clone(),
+        });
     }
     Ok(accept::Snapshot::new(apps))
 }

@@ -25,7 +25,7 @@ pub struct RawDelivery {
     pub ticket: u64,
     /// The name in the path, not checked.
     pub app: Option<String>,
-    /// Lower-case names; only those the dialects look at, plus `content-type` and `user-agent`.
+    /// Lower-case names; all but those that no dialect looks at.
     pub headers: Vec<(String, String)>,
     /// The peer's address, IPv4-mapped ones as IPv4.
     pub address: String,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Deploy, Track, Trigger, access,
+    Deploy, Track, Trigger, access, dialect,
     judge::{Judge, absolute},
     raw, status,
     steps::{changed, steps},
@@ -48,6 +48,7 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         poll: raw.poll.map(|span| span.0),
         secret: raw.secret.as_ref().map(|secret| judge.secret(&keys("secret"), secret)),
         previous_secret: raw.previous_secret.as_ref().map(|secret| judge.secret(&keys("previous_secret"), secret)),
+        dialect: dialect::dialect(judge, &keys("dialect"), raw.dialect.as_ref()),
         check: steps(judge, &keys("check"), raw.check.as_deref()),
         build: steps(judge, &keys("build"), raw.build.as_deref()),
         before_switch: steps(judge, &keys("before_switch"), raw.before_switch.as_deref()),
@@ -273,6 +274,7 @@ mod tests {
                 poll: None,
                 secret: None,
                 previous_secret: None,
+                dialect: None,
                 check: vec![],
                 build: vec![],
                 before_switch: vec![],

@@ -202,6 +202,7 @@ fn only(deploy: &Deploy) -> String {
         (!deploy.paths.is_empty()).then(|| format!(", if {} changed", deploy.paths.join(", "))),
         (!deploy.authors.is_empty()).then(|| format!(", if by {}", deploy.authors.join(", "))),
         (deploy.track == Track::Head).then(|| ", always the newest commit".to_owned()),
+        deploy.dialect.as_ref().map(|dialect| format!(", told by {}", dialect.name())),
     ];
     told.into_iter().flatten().collect()
 }

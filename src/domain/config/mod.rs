@@ -10,6 +10,7 @@ mod access;
 mod app;
 mod deploy;
 mod describe;
+mod dialect;
 mod diff;
 mod env_file;
 mod finding;
@@ -34,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 pub use access::deploy_key;
 pub use describe::describe;
+pub use dialect::{Dialect, Encoding, Generic, Hash, Pointer, Shown};
 pub use diff::{Plan, diff, is_changed};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::{Forge, LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve, Track};
+use super::{Encoding, Forge, Hash, LogFormat, Missed, OnFailed, Policy, Replace, Role, Serve, Track};
 use crate::domain::model::{Signal, Size, span};
 
 #[derive(Debug, Default, Deserialize)]
@@ -284,6 +284,7 @@ pub struct Deploy {
     pub poll: Option<Span>,
     pub secret: Option<Secret>,
     pub previous_secret: Option<Secret>,
+    pub dialect: Option<Dialect>,
     pub ssh_key: Option<Secret>,
     pub host_key: Option<String>,
     pub https_token: Option<HttpsToken>,
@@ -308,6 +309,40 @@ pub struct Status {
     pub forge: Option<Forge>,
     pub api: Option<String>,
     pub token: Option<Secret>,
+}
+
+/// Whose webhooks an app takes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Dialect {
+    Auto,
+    GitHub,
+    GitLab,
+    Gitea,
+    Forgejo,
+    Gogs,
+    BitbucketCloud,
+    BitbucketDataCenter,
+    Gitee,
+    AzureDevOps,
+    StandardWebhooks,
+    Generic {
+        proof: Option<Proof>,
+        event: Option<String>,
+        id: Option<String>,
+        #[serde(rename = "ref")]
+        ref_at: Option<String>,
+        commit: Option<String>,
+        repository: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Proof {
+    Hmac { header: Option<String>, prefix: Option<String>, hash: Option<Hash>, encoding: Option<Encoding> },
+    Bearer,
+    Standard,
 }
 
 /// A condition on what a deploy changes.
@@ -475,6 +510,7 @@ impl Deploy {
             poll: self.poll.or(d.poll),
             secret: self.secret.or(d.secret),
             previous_secret: self.previous_secret.or(d.previous_secret),
+            dialect: self.dialect.or(d.dialect),
             ssh_key: self.ssh_key.or(d.ssh_key),
             host_key: self.host_key.or(d.host_key),
             https_token: self.https_token.or(d.https_token),

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Schedule, Status, Watch};
+use super::{Dialect, Schedule, Status, Watch};
 use crate::domain::model::{AppName, Capabilities, Exit, Glob, Signal, Size};
 
 /// The whole of `supervisor.ron`.
@@ -547,6 +547,8 @@ pub struct Deploy {
     pub poll: Option<Duration>,
     pub secret: Option<SecretRef>,
     pub previous_secret: Option<SecretRef>,
+    /// Whose webhooks are taken; `None`: of whoever is known by its headers.
+    pub dialect: Option<Dialect>,
     pub check: Vec<Step>,
     pub build: Vec<Step>,
     /// The last ones before the release's instances are started.
@@ -653,7 +655,8 @@ impl PartialEq for Deploy {
             // As they are written: a slash at the end makes a difference here, and none to a path.
             let shared: Vec<_> = d.shared.iter().map(|path| path.clone().into_os_string()).collect();
             (
-                (d.repo.clone(), d.access.clone(), d.keep, d.secret.clone(), d.previous_secret.clone()),
+                (d.repo.clone(), d.access.clone(), d.keep),
+                (d.secret.clone(), d.previous_secret.clone(), d.dialect.clone()),
                 (
                     [&d.check, &d.build, &d.before_switch, &d.after_live, &d.on_failure].map(Clone::clone),
                     (d.env.clone(), d.env_from.clone()),

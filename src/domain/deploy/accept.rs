@@ -4,7 +4,7 @@
 use crate::domain::{
     api::DeployState,
     config::Trigger,
-    hook::{Change, Repository, What, same_repository},
+    hook::{Change, Dialect, Repository, What, same_repository},
     model::{AppName, CommitId, DeliveryId, Secret, nearest},
 };
 
@@ -18,6 +18,15 @@ pub struct App {
     pub on: Vec<Trigger>,
     /// `secret`, then `previous_secret`; empty: no hook is accepted for it.
     pub secrets: Vec<Secret>,
+    /// `None`: of whoever is known by its headers.
+    pub dialect: Option<Dialect>,
+}
+
+impl App {
+    /// How a request is read that is known by its headers as `recognised`.
+    fn reads<'a>(&'a self, recognised: Option<&'a Dialect>) -> Option<&'a Dialect> {
+        self.dialect.as_ref().or(recognised)
+    }
 }
 
 /// No more distinct secrets are tried for a delivery that names no app.
@@ -30,8 +39,16 @@ const SECRETS_OF_AN_APP: usize = 2;
 #[derive(Debug, Default)]
 pub struct Snapshot {
     apps: Vec<App>,
-    /// The distinct secrets of all apps, at most [`MOST_SECRETS`].
-    secrets: Vec<Secret>,
+    /// The distinct secrets of all apps, each with the dialect it is for; at most [`MOST_SECRETS`].
+    secrets: Vec<(Option<Dialect>, Secret)>,
+}
+
+/// A sender that proved itself.
+#[derive(Debug)]
+pub struct Sender<'a> {
+    pub dialect: Dialect,
+    /// The apps that it may speak for.
+    pub apps: Vec<&'a App>,
 }
 
 /// Why a delivery proves nothing; for the record, never for its sender.
@@ -41,6 +58,8 @@ pub enum Unproven {
     NoSuchApp,
     #[error("the app has no secret")]
     NoSecret,
+    #[error("no header tells whose webhook it is: say it in the config (`dialect`)")]
+    Unrecognised,
     #[error("no secret fits")]
     NoneFits,
 }
@@ -63,13 +82,13 @@ impl Unmatched {
 impl Snapshot {
     #[must_use]
     pub fn new(apps: Vec<App>) -> Self {
-        let mut secrets: Vec<Secret> = Vec::new();
-        for secret in apps.iter().flat_map(|app| &app.secrets) {
+        let mut secrets: Vec<(Option<Dialect>, Secret)> = Vec::new();
+        for (app, secret) in apps.iter().flat_map(|app| app.secrets.iter().map(move |secret| (app, secret))) {
             if secrets.len() == MOST_SECRETS {
                 break;
             }
-            if !secrets.contains(secret) {
-                secrets.push(secret.clone());
+            if !secrets.iter().any(|(dialect, known)| (dialect, known) == (&app.dialect, secret)) {
+                secrets.push((app.dialect.clone(), secret.clone()));
             }
         }
         Self { apps, secrets }
@@ -81,32 +100,59 @@ impl Snapshot {
         self.apps.iter().find(|app| app.name.as_str() == name)
     }
 
-    /// The apps that the sender may speak for: the one it names, or else all that have the first
-    /// secret for which `proves` holds. For a name, known or not, as many secrets are tried as an
-    /// app can have, so that the time tells nothing.
+    /// Whether the app of this name reads a request so, or whoever may get it where it names none.
+    #[must_use]
+    pub fn dialect<'a>(&'a self, name: Option<&str>, recognised: Option<&'a Dialect>) -> Option<&'a Dialect> {
+        name.and_then(|name| self.app(name)).map_or(recognised, |app| app.reads(recognised))
+    }
+
+    /// The sender of a request that is `recognised` by its headers: it may speak for the app it names,
+    /// or else for all that have the first secret for which `proves` holds. For a name, known or not,
+    /// as many secrets are tried as an app can have, so that the time tells nothing.
     ///
     /// # Errors
     /// When no secret of theirs fits.
-    pub fn proven(&self, name: Option<&str>, mut proves: impl FnMut(&Secret) -> bool) -> Result<Vec<&App>, Unproven> {
-        let Some(name) = name else {
-            let fits = self.secrets.iter().find(|secret| proves(secret)).ok_or(Unproven::NoneFits)?;
-            return Ok(self.apps.iter().filter(|app| app.secrets.contains(fits)).collect());
-        };
+    pub fn proven<'a>(
+        &'a self,
+        name: Option<&str>,
+        recognised: Option<&Dialect>,
+        mut proves: impl FnMut(Option<&Dialect>, &Secret) -> bool,
+    ) -> Result<Sender<'a>, Unproven> {
+        let Some(name) = name else { return self.proven_unnamed(recognised, proves) };
         let app = self.app(name);
+        let dialect = self.dialect(Some(name), recognised);
         let secrets = app.map_or(&[][..], |app| &app.secrets);
-        let fits = secrets.iter().any(&mut proves);
+        let fits = secrets.iter().any(|secret| proves(dialect, secret));
         if !fits {
             let nobodys = Secret::new(b"a secret that nobody has".to_vec());
             for _ in secrets.len()..SECRETS_OF_AN_APP {
-                proves(&nobodys);
+                proves(dialect, &nobodys);
             }
         }
-        match app {
-            None => Err(Unproven::NoSuchApp),
-            Some(_) if secrets.is_empty() => Err(Unproven::NoSecret),
-            Some(app) if fits => Ok(vec![app]),
-            Some(_) => Err(Unproven::NoneFits),
+        match (app, dialect) {
+            (None, _) => Err(Unproven::NoSuchApp),
+            (Some(_), _) if secrets.is_empty() => Err(Unproven::NoSecret),
+            (Some(_), None) => Err(Unproven::Unrecognised),
+            (Some(app), Some(dialect)) if fits => Ok(Sender { dialect: dialect.clone(), apps: vec![app] }),
+            (Some(_), Some(_)) => Err(Unproven::NoneFits),
         }
+    }
+
+    fn proven_unnamed<'a>(
+        &'a self,
+        recognised: Option<&Dialect>,
+        mut proves: impl FnMut(Option<&Dialect>, &Secret) -> bool,
+    ) -> Result<Sender<'a>, Unproven> {
+        let mut why = Unproven::Unrecognised;
+        for (dialect, secret) in &self.secrets {
+            let Some(dialect) = dialect.as_ref().or(recognised) else { continue };
+            if proves(Some(dialect), secret) {
+                let knows = |app: &&App| app.secrets.contains(secret) && app.reads(recognised) == Some(dialect);
+                return Ok(Sender { dialect: dialect.clone(), apps: self.apps.iter().filter(knows).collect() });
+            }
+            why = Unproven::NoneFits;
+        }
+        Err(if recognised.is_some() { Unproven::NoneFits } else { why })
     }
 
     /// The apps among `proven` that the delivery is about. With a name in the path it is that app,
@@ -186,20 +232,23 @@ pub enum Judgement {
     Skip(String),
 }
 
-/// Is the change deployed to `app`?
-#[must_use]
-pub fn judge(app: &App, change: &Change, known: &Known) -> Judgement {
+/// Is the change deployed to `app`? The store is asked only where it may be.
+///
+/// # Errors
+/// Those of `known`.
+pub fn judge<E>(app: &App, change: &Change, known: impl FnOnce() -> Result<Known, E>) -> Result<Judgement, E> {
     if let Some(reason) = unwanted(app, change) {
-        return Judgement::Skip(reason);
+        return Ok(Judgement::Skip(reason));
     }
+    let known = known()?;
     match known.same_id {
-        Some((delivery, state)) if stands(state) => return Judgement::Duplicate(Some(delivery)),
+        Some((delivery, state)) if stands(state) => return Ok(Judgement::Duplicate(Some(delivery))),
         _ => {}
     }
     if change.after.is_some() && change.after == known.live && !known.under_way {
-        return Judgement::Duplicate(known.live_by);
+        return Ok(Judgement::Duplicate(known.live_by));
     }
-    Judgement::Deploy
+    Ok(Judgement::Deploy)
 }
 
 /// Why a change is not deployed to `app`, if it is not. Only the whole name of a ref counts.
@@ -231,35 +280,46 @@ fn unwanted(app: &App, change: &Change) -> Option<String> {
     })
 }
 
-/// What becomes of a whole delivery.
+/// What becomes of a whole delivery. `T`: one change for one app.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Each of these apps gets one deploy.
-    Accepted(Vec<AppName>),
+pub enum Outcome<T> {
+    /// Each of these is one deploy.
+    Accepted(Vec<T>),
     Duplicate(Option<DeliveryId>),
     Skipped(String),
 }
 
-/// Sums up what the change means to each app: it is accepted where one app deploys it, a duplicate where
-/// at least one has had it, and skipped otherwise, for the first app's reason.
+/// Reasons for a delivery that are told; a push of many tags has many.
+const MOST_REASONS: usize = 3;
+
+/// Sums up what the changes mean to the apps: it is accepted where one is deployed, a duplicate where
+/// at least one has been, and skipped otherwise, for the reasons that there are.
 #[must_use]
-pub fn outcome(judged: Vec<(AppName, Judgement)>) -> Outcome {
+pub fn outcome<T>(judged: Vec<(T, Judgement)>) -> Outcome<T> {
     let mut accepted = Vec::new();
     let mut duplicate = None;
-    let mut skipped = None;
-    for (app, judgement) in judged {
+    let mut reasons: Vec<String> = Vec::new();
+    for (one, judgement) in judged {
         match judgement {
-            Judgement::Deploy => accepted.push(app),
+            Judgement::Deploy => accepted.push(one),
             Judgement::Duplicate(of) => duplicate = Some(duplicate.flatten().or(of)),
-            Judgement::Skip(reason) => {
-                skipped.get_or_insert(reason);
-            }
+            Judgement::Skip(reason) if reasons.contains(&reason) => {}
+            Judgement::Skip(reason) => reasons.push(reason),
         }
     }
     match (accepted.is_empty(), duplicate) {
         (false, _) => Outcome::Accepted(accepted),
         (true, Some(of)) => Outcome::Duplicate(of),
-        (true, None) => Outcome::Skipped(skipped.unwrap_or_else(|| "no app deploys it".to_owned())),
+        (true, None) => Outcome::Skipped(summed_up(&reasons)),
+    }
+}
+
+fn summed_up(reasons: &[String]) -> String {
+    let told = reasons[..reasons.len().min(MOST_REASONS)].join("; ");
+    match reasons.len().saturating_sub(MOST_REASONS) {
+        0 if told.is_empty() => "no app deploys it".to_owned(),
+        0 => told,
+        more => format!("{told}; and {more} more"),
     }
 }
 

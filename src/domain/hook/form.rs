@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::NotUnderstood;
+
 /// A `%` without two hex digits after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a % that two hex digits do not follow")]
@@ -31,6 +33,18 @@ pub fn decode(text: &[u8], form: bool) -> Result<Cow<'_, [u8]>, BadEncoding> {
         });
     }
     Ok(Cow::Owned(decoded))
+}
+
+/// The JSON of a delivery: the body, or the field `payload` of the form that it is.
+pub(super) fn payload(is_form: bool, body: &[u8]) -> Result<Cow<'_, [u8]>, NotUnderstood> {
+    if !is_form {
+        return Ok(Cow::Borrowed(body));
+    }
+    match field(body, "payload") {
+        Ok(Some(json)) => Ok(json),
+        Ok(None) => Err(NotUnderstood("the form has no field `payload`".into())),
+        Err(broken) => Err(NotUnderstood(format!("the form is broken: {broken}"))),
+    }
 }
 
 /// The first field of this name, decoded.

@@ -3,36 +3,25 @@
 
 use std::borrow::Cow;
 
-use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
-use sha2::Sha256;
 
 use super::{
-    Change, Headers, Kind, NotUnderstood, Repository, What, branch_ref, commit, field, full_ref, not_deployed, tag_ref,
-    text,
+    Change, Flaw, Forge, Head, Kind, NotUnderstood, Proof, Repository, Request, Said, What, branch_ref, commit, form,
+    full_ref, not_deployed, proof, tag_ref, text,
 };
-use crate::domain::model::Secret;
 
-pub(super) const EVENT: &str = "x-github-event";
+pub(super) const FORGE: Forge = Forge { event: "x-github-event", ids: &["x-github-delivery"], proof: prove, parse };
 
-pub(super) fn prove(headers: &Headers, body: &[u8], secret: &Secret) -> bool {
-    let Some(signature) = headers.get("x-hub-signature-256").and_then(signature) else { return false };
-    let Ok(mac) = Hmac::<Sha256>::new_from_slice(secret.expose()) else { return false };
-    mac.chain_update(body).verify_slice(&signature).is_ok()
-}
+const SIGNATURE: &str = "x-hub-signature-256";
+/// By SHA-1, which GitHub sends beside the other for old receivers.
+const WEAK: &str = "x-hub-signature";
 
-/// `sha256=` and 64 hex digits.
-fn signature(header: &str) -> Option<[u8; 32]> {
-    let hex = header.strip_prefix("sha256=")?.as_bytes();
-    let mut bytes = [0; 32];
-    if hex.len() != 64 {
-        return None;
+fn prove<'a>(request: &Request<'a>) -> Result<Proof<'a>, Flaw> {
+    if request.headers.has(WEAK) && !request.headers.has(SIGNATURE) {
+        let fix = "have X-Hub-Signature-256 sent too, as GitHub does, and look whether a proxy drops it";
+        return Err(Flaw(format!("it is signed by SHA-1 alone (X-Hub-Signature), which proves nothing: {fix}")));
     }
-    for (byte, digits) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-        let digit = |b: u8| char::from(b).to_digit(16);
-        *byte = u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()?;
-    }
-    Some(bytes)
+    proof::sha256_of(request, SIGNATURE, "sha256=", request.body)
 }
 
 /// What every event has. Nothing else of a body is kept: most of it is never needed.
@@ -136,38 +125,25 @@ struct RepositoryField {
     html_url: Option<String>,
 }
 
-pub(super) fn parse(
-    event: &str,
-    headers: &Headers,
-    body: &[u8],
-) -> Result<(Kind, Option<String>, Repository), NotUnderstood> {
-    let json = payload(headers, body)?;
-    let any: Any = serde_json::from_slice(&json)?;
+fn parse(head: &Head, body: &[u8]) -> Result<Said, NotUnderstood> {
+    read(&head.event, &form::payload(head.form, body)?)
+}
+
+/// The bodies are those of other forges too.
+pub(super) fn read(event: &str, json: &[u8]) -> Result<Said, NotUnderstood> {
+    let any: Any = serde_json::from_slice(json)?;
     let kind = match event {
         "ping" => Kind::Ping,
-        "push" => Kind::Change(push(&serde_json::from_slice(&json)?)?),
-        "release" => release(&serde_json::from_slice(&json)?)?,
-        "workflow_run" => workflow_run(serde_json::from_slice(&json)?)?,
+        "push" => Kind::Changes(vec![push(&serde_json::from_slice(json)?)?]),
+        "release" => release(&serde_json::from_slice(json)?)?,
+        "workflow_run" => workflow_run(serde_json::from_slice(json)?)?,
         other => not_deployed(other),
     };
     let sender = any.sender.and_then(|s| s.login).and_then(|login| text::some_line(&login, 100));
     let repository = any.repository.map_or_else(Repository::default, |r| {
         Repository::new(r.full_name, [r.clone_url, r.ssh_url, r.git_url, r.html_url])
     });
-    Ok((kind, sender, repository))
-}
-
-fn payload<'a>(headers: &Headers, body: &'a [u8]) -> Result<Cow<'a, [u8]>, NotUnderstood> {
-    let kind = headers.get("content-type").unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
-        return Ok(Cow::Borrowed(body));
-    }
-    match field(body, "payload") {
-        Ok(Some(json)) => Ok(json),
-        Ok(None) => Err(NotUnderstood("the form has no field `payload`".into())),
-        Err(broken) => Err(NotUnderstood(format!("the form is broken: {broken}"))),
-    }
+    Ok(Said { sender, repository, ..Said::of(kind) })
 }
 
 fn push(body: &PushBody) -> Result<Change, NotUnderstood> {
@@ -199,7 +175,8 @@ fn release(body: &ReleaseBody) -> Result<Kind, NotUnderstood> {
     let ref_name = tag_ref(&body.release.tag_name)?;
     let subject = body.release.name.as_deref().and_then(|name| text::some_line(name, 200));
     let what = What::Release;
-    Ok(Kind::Change(Change { what, ref_name, before: None, after: None, deleted: false, subject, author: None }))
+    let change = Change { what, ref_name, before: None, after: None, deleted: false, subject, author: None };
+    Ok(Kind::Changes(vec![change]))
 }
 
 /// Each workflow of a commit has a run of its own, and each that succeeds counts.
@@ -219,7 +196,7 @@ fn workflow_run(body: WorkflowBody) -> Result<Kind, NotUnderstood> {
         return why("the workflow ran for another repository, a fork".to_owned());
     }
     let Some(branch) = &run.head_branch else { return why("the workflow ran for no branch".to_owned()) };
-    Ok(Kind::Change(Change {
+    Ok(Kind::Changes(vec![Change {
         what: What::Pipeline,
         ref_name: branch_ref(branch)?,
         before: None,
@@ -227,7 +204,7 @@ fn workflow_run(body: WorkflowBody) -> Result<Kind, NotUnderstood> {
         deleted: false,
         subject: subject(run.head_commit.as_ref()),
         author: author(run.head_commit.as_ref()),
-    }))
+    }]))
 }
 
 #[cfg(test)]
@@ -235,14 +212,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::hook::{Dialect, prove};
+    use crate::domain::{
+        hook::{Dialect, Headers, proves, why_unproven},
+        model::{At, Secret},
+    };
+
+    fn shows(headers: &Headers, body: &[u8], secret: &Secret) -> bool {
+        proves(Some(&Dialect::GitHub), &Request { headers, body, at: At(0) }, secret, false)
+    }
+
+    fn said(event: &str, form: bool, body: &[u8]) -> Result<Said, NotUnderstood> {
+        parse(&Head { event: event.to_owned(), sender_id: None, form }, body)
+    }
+
+    fn change(kind: Kind) -> Change {
+        match kind {
+            Kind::Changes(mut changes) if changes.len() == 1 => changes.remove(0),
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn headers(pairs: &[(&str, &str)]) -> Headers {
         pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into()
     }
 
     fn sign(body: &[u8], secret: &[u8]) -> String {
-        let mac = Hmac::<Sha256>::new_from_slice(secret).unwrap().chain_update(body).finalize().into_bytes();
+        use hmac::{Hmac, KeyInit, Mac};
+        let mac = Hmac::<sha2::Sha256>::new_from_slice(secret).unwrap().chain_update(body).finalize().into_bytes();
         format!("sha256={}", mac.iter().map(|b| format!("{b:02x}")).collect::<String>())
     }
 
@@ -251,15 +247,14 @@ mod tests {
     fn the_documented_signature_proves() {
         let secret = Secret::new(b"It's a Secret to Everybody".to_vec());
         let good = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
-        let proves =
-            |name: &str, value: &str| prove(Dialect::GitHub, &headers(&[(name, value)]), b"Hello, World!", &secret);
+        let proves = |name: &str, value: &str| shows(&headers(&[(name, value)]), b"Hello, World!", &secret);
         assert!(proves("x-hub-signature-256", good));
         assert!(proves("x-hub-signature-256", &good.replace('a', "A").replace("shA", "sha")));
         for bad in ["", "sha256=", &good[..70], &good[7..], &format!("{good}0"), &good.replace('e', "f")] {
             assert!(!proves("x-hub-signature-256", bad), "{bad}");
         }
         assert!(!proves("x-hub-signature", good));
-        assert!(!prove(Dialect::GitHub, &headers(&[]), b"Hello, World!", &secret));
+        assert!(!shows(&headers(&[]), b"Hello, World!", &secret));
     }
 
     proptest! {
@@ -270,21 +265,34 @@ mod tests {
             prop_assume!(secret.last() != Some(&b'\n'));
             let signed = headers(&[("x-hub-signature-256", &sign(&body, &secret))]);
             let right = Secret::new(secret.clone());
-            prop_assert!(prove(Dialect::GitHub, &signed, &body, &right));
+            prop_assert!(shows(&signed, &body, &right));
             let mut longer = body.clone();
             longer.push(0);
-            prop_assert!(!prove(Dialect::GitHub, &signed, &longer, &right));
+            prop_assert!(!shows(&signed, &longer, &right));
             if !body.is_empty() {
                 let mut other = body.clone();
                 other[at.index(body.len())] ^= 1 << bit;
-                prop_assert!(!prove(Dialect::GitHub, &signed, &other, &right));
+                prop_assert!(!shows(&signed, &other, &right));
             }
             let mut wrong = secret.clone();
             wrong[at.index(secret.len())] ^= 1 << bit;
             // Trailing zeros are HMAC's own padding, a trailing newline is not part of a secret.
             prop_assume!(wrong.last() != Some(&0) && secret.last() != Some(&0) && wrong.last() != Some(&b'\n'));
-            prop_assert!(!prove(Dialect::GitHub, &signed, &body, &Secret::new(wrong)));
+            prop_assert!(!shows(&signed, &body, &Secret::new(wrong)));
         }
+    }
+
+    #[test]
+    fn why_nothing_fits_is_said_with_its_fix() {
+        let why = |pairs: &[(&str, &str)]| {
+            let headers = headers(pairs);
+            why_unproven(Some(&Dialect::GitHub), &Request { headers: &headers, body: b"", at: At(0) })
+        };
+        assert!(why(&[("x-hub-signature", "sha1=aa")]).contains("SHA-1 alone"));
+        assert!(why(&[]).contains("no X-Hub-Signature-256: give the webhook"));
+        assert!(why(&[(SIGNATURE, "")]).contains("empty or comes twice"));
+        assert!(why(&[(SIGNATURE, "abc")]).contains("is not `sha256=` and 64 hex digits"));
+        assert_eq!(why(&[(SIGNATURE, &format!("sha256={}", "a".repeat(64)))]), "no secret fits");
     }
 
     #[test]
@@ -292,10 +300,7 @@ mod tests {
         let body = |after: &str, deleted: bool| {
             format!(r#"{{"ref": "refs/heads/a", "after": "{after}", "deleted": {deleted}, "head_commit": null}}"#)
         };
-        let push = |body: &str| match parse("push", &headers(&[]), body.as_bytes()) {
-            Ok((Kind::Change(change), ..)) => change,
-            other => panic!("{other:?}"),
-        };
+        let push = |body: &str| change(said("push", false, body.as_bytes()).unwrap().kind);
         assert_eq!(push(&body(&"a".repeat(40), false)).after.unwrap().as_str(), "a".repeat(40));
         assert_eq!(push(&body(&"a".repeat(40), true)).after, None);
         assert_eq!(push(&body(&"0".repeat(40), false)).after, None);
@@ -305,9 +310,9 @@ mod tests {
     fn a_published_release_is_of_its_tag() {
         let release = |action: &str| {
             let body = format!(r#"{{"action": "{action}", "release": {{"tag_name": "v1/x", "name": "One"}}}}"#);
-            parse("release", &headers(&[]), body.as_bytes()).unwrap().0
+            said("release", false, body.as_bytes()).unwrap().kind
         };
-        let Kind::Change(change) = release("published") else { panic!() };
+        let change = change(release("published"));
         assert_eq!((change.what, change.ref_name.as_str()), (What::Release, "refs/tags/v1/x"));
         assert_eq!((change.after, change.deleted, change.subject.as_deref()), (None, false, Some("One")));
         for action in ["created", "edited", "deleted", "released", "unpublished"] {
@@ -323,10 +328,10 @@ mod tests {
             let body = format!(
                 r#"{{"action": "{action}", "repository": {{"id": 7}}, "workflow_run": {{"head_sha": "{sha}", {run}}}}}"#
             );
-            parse("workflow_run", &headers(&[]), body.as_bytes()).unwrap().0
+            said("workflow_run", false, body.as_bytes()).unwrap().kind
         };
         let good = r#""conclusion": "success", "head_branch": "main", "head_repository": {"id": 7}"#;
-        let Kind::Change(change) = run("completed", good) else { panic!() };
+        let change = change(run("completed", good));
         assert_eq!((change.what, change.ref_name.as_str()), (What::Pipeline, "refs/heads/main"));
         assert_eq!(change.after.unwrap().as_str(), "a".repeat(40));
         for (action, bad) in [
@@ -353,11 +358,10 @@ mod tests {
             ("ping", ""),
             ("issues", "5"),
         ] {
-            let why = parse(event, &headers(&[]), body.as_bytes()).unwrap_err().to_string();
+            let why = said(event, false, body.as_bytes()).err().unwrap().to_string();
             assert!(!why.contains('\n') && why.len() < 300, "{why}");
         }
-        let form = headers(&[("content-type", "application/x-www-form-urlencoded; charset=utf-8")]);
-        assert!(parse("ping", &form, b"{}").unwrap_err().to_string().contains("payload"));
-        assert!(matches!(parse("ping", &form, b"payload=%7B%7D"), Ok((Kind::Ping, ..))));
+        assert!(said("ping", true, b"{}").err().unwrap().to_string().contains("payload"));
+        assert_eq!(said("ping", true, b"payload=%7B%7D").unwrap().kind, Kind::Ping);
     }
 }

@@ -1,19 +1,41 @@
-//! GitLab: `X-Gitlab-Event`, and the secret itself in `X-Gitlab-Token`. A system hook names its event
-//! in the body.
+//! GitLab: `X-Gitlab-Event`, and the secret itself in `X-Gitlab-Token`; or, where the secret is a
+//! signing token (`whsec_…`), a signature as Standard Webhooks has it, and then the other counts for
+//! nothing. A system hook names its event in the body.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    Change, Headers, Kind, NotUnderstood, Repository, What, branch_ref, commit, full_ref, not_deployed, tag_ref, text,
+    Change, Flaw, Forge, Head, Kind, NotUnderstood, Proof, Repository, Request, Said, What, branch_ref, commit,
+    full_ref, not_deployed, proof,
+    standard::{self, Signed},
+    tag_ref, text,
 };
 use crate::domain::model::Secret;
 
-pub(super) const EVENT: &str = "x-gitlab-event";
+pub(super) const FORGE: Forge = Forge {
+    event: "x-gitlab-event",
+    ids: &["idempotency-key", standard::ID, "x-gitlab-event-uuid"],
+    proof: prove,
+    parse,
+};
 
-pub(super) fn prove(headers: &Headers, secret: &Secret) -> bool {
-    headers.get("x-gitlab-token").is_some_and(|token| secret.matches(token.as_bytes()))
+const TOKEN: &str = "x-gitlab-token";
+
+fn prove<'a>(request: &Request<'a>) -> Result<Proof<'a>, Flaw> {
+    let claims = request.headers.has(standard::SIGNATURE);
+    let (token, signed, doubt) = match (proof::required(request, TOKEN), Signed::of(request)) {
+        (Err(unnamed), Err(unsigned)) => return Err(if claims { unsigned } else { unnamed }),
+        (token, Ok(signed)) => (token.ok(), Some(signed), None),
+        (token, Err(unsigned)) => (token.ok(), None, claims.then_some(unsigned)),
+    };
+    let fits = move |secret: &Secret| match &signed {
+        _ if !standard::is_signing(secret) => token.is_some_and(|token| secret.matches(token.as_bytes())),
+        Some(signed) => standard::keys(secret).iter().any(|key| signed.fits(key)),
+        None => false,
+    };
+    Ok(Proof::new(fits).doubted(doubt))
 }
 
 /// What every event has. Nothing else of a body is kept: most of it is never needed.
@@ -111,12 +133,12 @@ struct Author {
     name: Option<String>,
 }
 
-pub(super) fn parse(event: &str, body: &[u8]) -> Result<(Kind, Option<String>, Repository), NotUnderstood> {
+fn parse(head: &Head, body: &[u8]) -> Result<Said, NotUnderstood> {
     let any: Any = serde_json::from_slice(body)?;
     let said = any.object_kind.as_deref().or(any.event_name.as_deref()).unwrap_or_default();
-    let kind = match (event, said) {
+    let kind = match (head.event.as_str(), said) {
         ("Push Hook" | "Tag Push Hook", _) | ("System Hook", "push" | "tag_push") => {
-            Kind::Change(push(&serde_json::from_slice(body)?)?)
+            Kind::Changes(vec![push(&serde_json::from_slice(body)?)?])
         }
         ("Release Hook", _) => release(&serde_json::from_slice(body)?)?,
         ("Pipeline Hook", _) => pipeline(&serde_json::from_slice(body)?)?,
@@ -127,7 +149,7 @@ pub(super) fn parse(event: &str, body: &[u8]) -> Result<(Kind, Option<String>, R
     let repository = any.project.map_or_else(Repository::default, |p| {
         Repository::new(p.path_with_namespace, [p.git_http_url, p.git_ssh_url, p.web_url])
     });
-    Ok((kind, sender, repository))
+    Ok(Said { sender, repository, ..Said::of(kind) })
 }
 
 fn push(body: &PushBody) -> Result<Change, NotUnderstood> {
@@ -157,7 +179,7 @@ fn release(body: &ReleaseBody) -> Result<Kind, NotUnderstood> {
         return Ok(not_deployed(&format!("Release Hook {}", text::line(&body.action, 100))));
     }
     let head = body.commit.as_ref();
-    Ok(Kind::Change(Change {
+    Ok(Kind::Changes(vec![Change {
         what: What::Release,
         ref_name: tag_ref(&body.tag)?,
         before: None,
@@ -165,7 +187,7 @@ fn release(body: &ReleaseBody) -> Result<Kind, NotUnderstood> {
         deleted: false,
         subject: subject(head),
         author: author(head),
-    }))
+    }]))
 }
 
 /// A pipeline of a merge request is of what may come of it, one that another started a part of that.
@@ -182,7 +204,7 @@ fn pipeline(body: &PipelineBody) -> Result<Kind, NotUnderstood> {
         return why(format!("the pipeline is one of `{source}`"));
     }
     let head = body.commit.as_ref();
-    Ok(Kind::Change(Change {
+    Ok(Kind::Changes(vec![Change {
         what: What::Pipeline,
         ref_name: if run.tag { tag_ref(&run.ref_name)? } else { branch_ref(&run.ref_name)? },
         before: None,
@@ -190,39 +212,88 @@ fn pipeline(body: &PipelineBody) -> Result<Kind, NotUnderstood> {
         deleted: false,
         subject: subject(head),
         author: author(head),
-    }))
+    }]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::hook::{Dialect, prove};
+    use crate::domain::{
+        hook::{Dialect, Headers, proves, why_unproven},
+        model::At,
+    };
+
+    fn headers(pairs: &[(&str, &str)]) -> Headers {
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into()
+    }
+
+    fn shows(pairs: &[(&str, &str)], body: &str, at: i64, secret: &str) -> bool {
+        let headers = headers(pairs);
+        let request = Request { headers: &headers, body: body.as_bytes(), at: At(at) };
+        proves(Some(&Dialect::GitLab), &request, &Secret::new(secret.as_bytes().to_vec()), true)
+    }
 
     #[test]
     fn the_token_is_the_secret() {
-        let secret = Secret::new("s3cret mit Ümlaut".as_bytes().to_vec());
-        let proves = |token: &str| {
-            let headers = vec![("x-gitlab-token".to_owned(), token.to_owned())].into();
-            prove(Dialect::GitLab, &headers, b"anything", &secret)
-        };
+        let secret = "s3cret mit Ümlaut";
+        let proves = |token: &str| shows(&[(TOKEN, token)], "anything", 0, secret);
         assert!(proves("s3cret mit Ümlaut"));
         for bad in ["", "s3cret", "s3cret mit Ümlaut ", "S3cret mit Ümlaut"] {
             assert!(!proves(bad), "{bad}");
         }
-        assert!(!prove(Dialect::GitLab, &Headers::default(), b"anything", &secret));
+        assert!(!shows(&[], "anything", 0, secret));
+    }
+
+    #[test]
+    fn a_signing_token_decides_where_it_is_the_secret() {
+        // Of the specification of Standard Webhooks.
+        let (secret, body, at) =
+            ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "{\"test\": 2432232314}", 1_614_265_330_000);
+        let good = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        let signed = [
+            ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+            ("webhook-timestamp", "1614265330"),
+            ("webhook-signature", good),
+        ];
+        let with_token = |token: &'static str| [signed[0], signed[1], signed[2], (TOKEN, token)];
+        assert!(shows(&signed, body, at, secret));
+        assert!(shows(&with_token("other"), body, at, secret));
+        assert!(!shows(&[(TOKEN, secret)], body, at, secret));
+        assert!(!shows(&with_token("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), "{}", at, secret));
+        // While it is rotated to, the token is good for the secret that it is.
+        assert!(shows(&with_token("plain"), body, at, "plain"));
+        let late = at + 301_000;
+        assert!(!shows(&with_token("other"), body, late, secret));
+        let headers = headers(&with_token("other"));
+        let request = Request { headers: &headers, body: body.as_bytes(), at: At(late) };
+        assert!(why_unproven(Some(&Dialect::GitLab), &request).contains("at most 5m"));
+        let why = |pairs: &[(&str, &str)]| {
+            let headers = self::headers(pairs);
+            why_unproven(Some(&Dialect::GitLab), &Request { headers: &headers, body: b"", at: At(0) })
+        };
+        assert!(why(&[]).contains("no X-Gitlab-Token"));
+        assert!(why(&[("webhook-signature", "v1,x")]).contains("no Webhook-Id"));
+    }
+
+    fn read(event: &str, body: &str) -> Kind {
+        parse(&Head { event: event.to_owned(), sender_id: None, form: false }, body.as_bytes()).unwrap().kind
+    }
+
+    fn change(kind: Kind) -> Option<Change> {
+        match kind {
+            Kind::Changes(mut changes) if changes.len() == 1 => changes.pop(),
+            _ => None,
+        }
     }
 
     fn pushed(event: &str, rest: &str) -> Kind {
         let body = format!(r#"{{"ref": "refs/heads/a", "after": "{}"{rest}}}"#, "a".repeat(40));
-        parse(event, body.as_bytes()).unwrap().0
+        read(event, &body)
     }
 
     #[test]
     fn a_null_checkout_is_a_deletion() {
-        let after = |rest: &str| match pushed("Push Hook", rest) {
-            Kind::Change(push) => push.after.map(|c| c.to_string()),
-            other => panic!("{other:?}"),
-        };
+        let after = |rest: &str| change(pushed("Push Hook", rest)).unwrap().after.map(|c| c.to_string());
         assert_eq!(after(""), Some("a".repeat(40)));
         assert_eq!(after(&format!(r#", "checkout_sha": "{}""#, "b".repeat(40))), Some("a".repeat(40)));
         assert_eq!(after(r#", "checkout_sha": null"#), None);
@@ -230,8 +301,8 @@ mod tests {
 
     #[test]
     fn a_system_hook_names_its_event_in_the_body() {
-        assert!(matches!(pushed("System Hook", r#", "event_name": "push""#), Kind::Change(_)));
-        assert!(matches!(pushed("System Hook", r#", "object_kind": "tag_push""#), Kind::Change(_)));
+        assert!(matches!(pushed("System Hook", r#", "event_name": "push""#), Kind::Changes(_)));
+        assert!(matches!(pushed("System Hook", r#", "object_kind": "tag_push""#), Kind::Changes(_)));
         let why = "event `repository_update` is not deployed".to_owned();
         assert_eq!(pushed("System Hook", r#", "event_name": "repository_update""#), Kind::Other { why });
         let why = "event `Merge Request Hook` is not deployed".to_owned();
@@ -243,9 +314,9 @@ mod tests {
         let release = |action: &str| {
             let commit = format!(r#"{{"id": "{}", "message": "One", "author": {{"name": "Ann"}}}}"#, "a".repeat(40));
             let body = format!(r#"{{"action": "{action}", "tag": "v1", "commit": {commit}}}"#);
-            parse("Release Hook", body.as_bytes()).unwrap().0
+            read("Release Hook", &body)
         };
-        let Kind::Change(change) = release("create") else { panic!() };
+        let change = change(release("create")).unwrap();
         assert_eq!((change.what, change.ref_name.as_str()), (What::Release, "refs/tags/v1"));
         assert_eq!(change.after.unwrap().as_str(), "a".repeat(40));
         for action in ["update", "delete"] {
@@ -258,12 +329,9 @@ mod tests {
         let pipeline = |rest: &str| {
             let sha = "b".repeat(40);
             let body = format!(r#"{{"object_attributes": {{"ref": "main", "sha": "{sha}", {rest}}}}}"#);
-            parse("Pipeline Hook", body.as_bytes()).unwrap().0
+            read("Pipeline Hook", &body)
         };
-        let ref_name = |rest: &str| match pipeline(rest) {
-            Kind::Change(change) => Some((change.what, change.ref_name)),
-            _ => None,
-        };
+        let ref_name = |rest: &str| change(pipeline(rest)).map(|change| (change.what, change.ref_name));
         let good = r#""status": "success", "source": "push", "tag": false"#;
         assert_eq!(ref_name(good), Some((What::Pipeline, "refs/heads/main".to_owned())));
         assert_eq!(ref_name(&good.replace("false", "true")), Some((What::Pipeline, "refs/tags/main".to_owned())));

@@ -5,39 +5,58 @@
 //! comparison takes the same time whether it fits or not. This room never decides what is deployed,
 //! and never says why a proof failed.
 
+mod azure_devops;
+mod bitbucket_cloud;
+mod bitbucket_data_center;
+mod forgejo;
 mod form;
+mod generic;
+mod gitea;
+mod gitee;
 mod github;
 mod gitlab;
+mod gogs;
+mod pick;
+mod proof;
 mod repository;
+mod standard;
 mod text;
 
-use crate::domain::model::{CommitId, Secret};
+use crate::domain::{
+    config::Generic,
+    model::{At, CommitId, Secret},
+};
 
+pub use crate::domain::config::Dialect;
 pub use form::{BadEncoding, decode as percent_decode, field};
+pub use proof::{Flaw, Proof};
 pub use repository::{Repository, same_repository};
 
-/// The forges that are understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    GitHub,
-    GitLab,
+/// What a dialect is; each is told in its own file.
+struct Forge {
+    /// The header that names the event; empty: the body does.
+    event: &'static str,
+    /// The headers that may hold the sender's own id of a delivery; the first that came counts.
+    ids: &'static [&'static str],
+    proof: for<'a> fn(&Request<'a>) -> Result<Proof<'a>, Flaw>,
+    parse: fn(&Head, &[u8]) -> Result<Said, NotUnderstood>,
 }
 
-impl Dialect {
-    /// As deliveries show it: `github`, `gitlab`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::GitHub => "github",
-            Self::GitLab => "gitlab",
-        }
-    }
-
-    /// The dialect of this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::GitHub, Self::GitLab].into_iter().find(|dialect| dialect.name() == name)
-    }
+/// `Err`: what the config says of one that it describes.
+fn forge(dialect: &Dialect) -> Result<&'static Forge, &Generic> {
+    Ok(match dialect {
+        Dialect::GitHub => &github::FORGE,
+        Dialect::GitLab => &gitlab::FORGE,
+        Dialect::Gitea => &gitea::FORGE,
+        Dialect::Forgejo => &forgejo::FORGE,
+        Dialect::Gogs => &gogs::FORGE,
+        Dialect::BitbucketCloud => &bitbucket_cloud::FORGE,
+        Dialect::BitbucketDataCenter => &bitbucket_data_center::FORGE,
+        Dialect::Gitee => &gitee::FORGE,
+        Dialect::AzureDevOps => &azure_devops::FORGE,
+        Dialect::StandardWebhooks => &standard::FORGE,
+        Dialect::Generic(generic) => return Err(generic),
+    })
 }
 
 /// A request's headers, names in lower case.
@@ -65,76 +84,151 @@ impl Headers {
     }
 }
 
-/// Event headers of forges whose deliveries are not understood. They come first: Gitea, Forgejo and
-/// Gogs send GitHub's header beside their own.
-const OTHER_FORGES: [&str; 5] = ["x-gitea-event", "x-forgejo-event", "x-gogs-event", "x-gitee-event", "x-event-key"];
+/// A request that is to prove itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    pub headers: &'a Headers,
+    /// What came over the wire, byte for byte.
+    pub body: &'a [u8],
+    /// When it came.
+    pub at: At,
+}
 
-/// Which forge sent this, by its event header; `None` for any other sender, and for a request that
-/// claims two forges at once.
+impl Request<'_> {
+    fn is_form(&self) -> bool {
+        is_form(self.headers)
+    }
+}
+
+fn is_form(headers: &Headers) -> bool {
+    let kind = headers.get("content-type").unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// Which forge sent this, by its own headers; `None` for any other sender, and for a request that
+/// claims two at once. Forgejo, Gitea and Gogs send the headers of those that they stem from too.
 #[must_use]
 pub fn recognise(headers: &Headers) -> Option<Dialect> {
-    if OTHER_FORGES.iter().any(|name| headers.has(name)) {
-        return None;
-    }
-    match (headers.has(github::EVENT), headers.has(gitlab::EVENT)) {
-        (true, false) => Some(Dialect::GitHub),
-        (false, true) => Some(Dialect::GitLab),
-        _ => None,
-    }
-}
-
-/// Does the request prove that its sender knows the secret? `body` is what came over the wire, byte
-/// for byte. An empty secret proves nothing.
-#[must_use]
-pub fn prove(dialect: Dialect, headers: &Headers, body: &[u8], secret: &Secret) -> bool {
-    if secret.is_empty() {
-        return false;
-    }
-    match dialect {
-        Dialect::GitHub => github::prove(headers, body, secret),
-        Dialect::GitLab => gitlab::prove(headers, secret),
-    }
-}
-
-/// The event's name as the forge spells it, fit to be shown: `push`, `Merge Request Hook`.
-#[must_use]
-pub fn event(dialect: Dialect, headers: &Headers) -> String {
-    let name = match dialect {
-        Dialect::GitHub => github::EVENT,
-        Dialect::GitLab => gitlab::EVENT,
+    let has = |name: &&str| headers.has(name);
+    let of_github = [
+        (&forgejo::FORGE, Dialect::Forgejo),
+        (&gitea::FORGE, Dialect::Gitea),
+        (&gogs::FORGE, Dialect::Gogs),
+        (&github::FORGE, Dialect::GitHub),
+    ];
+    let bitbucket = || {
+        let cloud = bitbucket_cloud::OWN.iter().any(has);
+        if cloud { Dialect::BitbucketCloud } else { Dialect::BitbucketDataCenter }
     };
-    text::line(headers.get(name).unwrap_or_default(), 100)
+    let claims = [
+        of_github.into_iter().find(|(forge, _)| has(&forge.event)).map(|(_, dialect)| dialect),
+        has(&gitlab::FORGE.event).then_some(Dialect::GitLab),
+        has(&gitee::FORGE.event).then_some(Dialect::Gitee),
+        has(&bitbucket_cloud::EVENT).then(bitbucket),
+        azure_devops::OWN.iter().any(has).then_some(Dialect::AzureDevOps),
+    ];
+    let mut claims = claims.into_iter().flatten();
+    match (claims.next(), claims.next()) {
+        (Some(dialect), None) => Some(dialect),
+        (Some(_), Some(_)) => None,
+        (None, _) => {
+            let standard = [standard::ID, standard::SIGNATURE].iter().all(has);
+            standard.then_some(Dialect::StandardWebhooks)
+        }
+    }
 }
 
-/// The sender's own id of the delivery, the same when it is sent again. `None` where there is none,
-/// or none that can be one: over 128 bytes, or other than visible ASCII.
-#[must_use]
-pub fn sender_id(dialect: Dialect, headers: &Headers) -> Option<String> {
-    let id = match dialect {
-        Dialect::GitHub => headers.get("x-github-delivery"),
-        Dialect::GitLab => headers.get("idempotency-key").or_else(|| headers.get("x-gitlab-event-uuid")),
-    }?;
-    let good = id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic());
-    good.then(|| id.to_owned())
+/// What the request shows for its proof.
+///
+/// # Errors
+/// Why no secret can fit it.
+pub fn proof<'a>(dialect: &Dialect, request: &Request<'a>) -> Result<Proof<'a>, Flaw> {
+    match forge(dialect) {
+        Ok(forge) => (forge.proof)(request),
+        Err(generic) => generic::prove(generic, request),
+    }
 }
 
-/// The headers of a delivery of which only this is kept, as far as [`parse`] reads them.
+/// Does the sender know this secret? `even`: a failure takes the time of a hash of the body, whatever
+/// the dialect, so that it tells nothing of an app that is named.
 #[must_use]
-pub fn headers_again(
-    dialect: Dialect,
-    event: Option<&str>,
-    sender_id: Option<&str>,
-    body: &[u8],
-) -> Vec<(String, String)> {
-    let (event_name, id_name) = match dialect {
-        Dialect::GitHub => (github::EVENT, "x-github-delivery"),
-        Dialect::GitLab => (gitlab::EVENT, "idempotency-key"),
+pub fn proves(dialect: Option<&Dialect>, request: &Request<'_>, secret: &Secret, even: bool) -> bool {
+    let shown = dialect.and_then(|dialect| proof(dialect, request).ok());
+    let fits = shown.as_ref().is_some_and(|proof| proof.fits(secret));
+    if !fits && even && !shown.is_some_and(|proof| proof.hashes()) {
+        proof::spend(request, secret);
+    }
+    fits
+}
+
+/// Why no secret fits a request, for the app's people.
+#[must_use]
+pub fn why_unproven(dialect: Option<&Dialect>, request: &Request<'_>) -> String {
+    let flaw = dialect.and_then(|dialect| match proof(dialect, request) {
+        Ok(proof) => proof.doubt().cloned(),
+        Err(flaw) => Some(flaw),
+    });
+    flaw.map_or_else(|| "no secret fits".to_owned(), |flaw| flaw.to_string())
+}
+
+/// What the headers say of a delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The event's name as the forge spells it, fit to be shown: `push`, `Merge Request Hook`. Empty
+    /// where the body names it.
+    pub event: String,
+    /// The sender's own id of the delivery, the same when it is sent again. `None` where there is
+    /// none, or none that can be one: over 128 bytes, or other than visible ASCII.
+    pub sender_id: Option<String>,
+    /// The body is a form.
+    pub form: bool,
+}
+
+impl Head {
+    /// Of a delivery that came before, of which only this is kept.
+    #[must_use]
+    pub fn again(event: Option<String>, sender_id: Option<String>, body: &[u8]) -> Self {
+        // JSON begins with a bracket, and no form does.
+        let first = body.iter().find(|b| !b.is_ascii_whitespace());
+        Self { event: event.unwrap_or_default(), sender_id, form: !matches!(first, Some(b'{' | b'[')) }
+    }
+}
+
+/// Reads the headers.
+#[must_use]
+pub fn head(dialect: &Dialect, headers: &Headers) -> Head {
+    let (event, id) = match forge(dialect) {
+        Ok(forge) => (forge.event, forge.ids.iter().find_map(|name| headers.get(name))),
+        Err(generic) => (generic.event.as_deref().unwrap_or_default(), generic::id(generic, headers)),
     };
-    // JSON begins with a brace, and no form does.
-    let is_json = body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
-    let kind = if is_json { "application/json" } else { "application/x-www-form-urlencoded" };
-    let known = [(event_name, event), (id_name, sender_id), ("content-type", Some(kind))];
-    known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect()
+    let ping = *dialect == Dialect::Gitee && headers.get(gitee::PING) == Some("true");
+    let event = if ping { "ping" } else { headers.get(event).unwrap_or_default() };
+    Head {
+        event: text::line(event, 100),
+        sender_id: id.filter(|id| sound_id(id)).map(str::to_owned),
+        form: is_form(headers),
+    }
+}
+
+fn sound_id(id: &str) -> bool {
+    (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// What a dialect makes of a body.
+struct Said {
+    kind: Kind,
+    sender: Option<String>,
+    repository: Repository,
+    /// The event and the sender's id where the body names them.
+    event: Option<String>,
+    id: Option<String>,
+}
+
+impl Said {
+    fn of(kind: Kind) -> Self {
+        Self { kind, sender: None, repository: Repository::default(), event: None, id: None }
+    }
 }
 
 /// What a delivery says. Every text is one line without control characters, and of bounded length.
@@ -153,11 +247,16 @@ pub struct Parsed {
 pub enum Kind {
     /// The hook was set up.
     Ping,
-    Change(Change),
+    /// At least one; several where one push tells of several refs.
+    Changes(Vec<Change>),
     /// Nothing that is ever deployed; `why` is a sentence for the sender.
-    Other {
-        why: String,
-    },
+    Other { why: String },
+}
+
+impl Kind {
+    fn of(changes: Vec<Change>) -> Self {
+        if changes.is_empty() { Self::Other { why: "it changes no ref".to_owned() } } else { Self::Changes(changes) }
+    }
 }
 
 /// What a deploy may follow.
@@ -203,13 +302,18 @@ impl From<serde_json::Error> for NotUnderstood {
 ///
 /// # Errors
 /// When the body is broken, or a field that everything hangs on is missing.
-pub fn parse(dialect: Dialect, headers: &Headers, body: &[u8]) -> Result<Parsed, NotUnderstood> {
-    let event = event(dialect, headers);
-    let (kind, sender, repository) = match dialect {
-        Dialect::GitHub => github::parse(&event, headers, body)?,
-        Dialect::GitLab => gitlab::parse(&event, body)?,
+pub fn parse(dialect: &Dialect, head: Head, body: &[u8]) -> Result<Parsed, NotUnderstood> {
+    let said = match forge(dialect) {
+        Ok(forge) => (forge.parse)(&head, body)?,
+        Err(generic) => generic::parse(generic, &head, body)?,
     };
-    Ok(Parsed { event, sender_id: sender_id(dialect, headers), kind, sender, repository })
+    Ok(Parsed {
+        event: said.event.unwrap_or(head.event),
+        sender_id: head.sender_id.or(said.id),
+        kind: said.kind,
+        sender: said.sender,
+        repository: said.repository,
+    })
 }
 
 /// `refs/tags/…` of a tag's name.
@@ -252,16 +356,33 @@ mod tests {
     }
 
     #[test]
-    fn a_forge_is_known_by_its_own_header_alone() {
+    fn a_forge_is_known_by_its_own_headers() {
         let github = ("x-github-event", "push");
-        let gitlab = ("x-gitlab-event", "Push Hook");
-        assert_eq!(recognise(&headers(&[github])), Some(Dialect::GitHub));
-        assert_eq!(recognise(&headers(&[gitlab])), Some(Dialect::GitLab));
-        assert_eq!(recognise(&headers(&[])), None);
-        assert_eq!(recognise(&headers(&[github, gitlab])), None);
-        for other in OTHER_FORGES {
-            assert_eq!(recognise(&headers(&[github, (other, "push")])), None, "{other}");
-        }
+        let gogs = ("x-gogs-event", "push");
+        let gitea = ("x-gitea-event", "push");
+        let key = ("x-event-key", "repo:push");
+        let (id, signature) = ((standard::ID, "1"), (standard::SIGNATURE, "v1,x"));
+        let is = |pairs: &[(&str, &str)], name: &str| {
+            assert_eq!(recognise(&headers(pairs)).map_or("", |dialect| dialect.name()), name, "{pairs:?}");
+        };
+        is(&[github], "github");
+        is(&[("x-gitlab-event", "Push Hook")], "gitlab");
+        is(&[("x-gitlab-event", "Push Hook"), id, signature], "gitlab");
+        is(&[github, gogs], "gogs");
+        is(&[github, gogs, gitea], "gitea");
+        is(&[github, gogs, gitea, ("x-forgejo-event", "push")], "forgejo");
+        is(&[("x-gitee-event", "Push Hook")], "gitee");
+        is(&[key, ("x-hook-uuid", "{1}")], "bitbucket_cloud");
+        is(&[key, ("x-request-id", "1")], "bitbucket_data_center");
+        is(&[("x-vss-activityid", "1"), ("authorization", "Basic eDp5")], "azure_devops");
+        is(&[id, signature], "standard_webhooks");
+        is(&[], "");
+        is(&[id], "");
+        is(&[("authorization", "Bearer x")], "");
+        // Nobody is two at once.
+        is(&[github, ("x-gitlab-event", "Push Hook")], "");
+        is(&[gitea, ("x-gitee-event", "Push Hook")], "");
+        is(&[github, key], "");
     }
 
     #[test]
@@ -273,33 +394,31 @@ mod tests {
 
     #[test]
     fn an_id_is_short_and_visible_or_none() {
-        let id = |value: &str| sender_id(Dialect::GitHub, &headers(&[("x-github-delivery", value)]));
+        let id = |value: &str| head(&Dialect::GitHub, &headers(&[("x-github-delivery", value)])).sender_id;
         assert_eq!(id("72d3162e-cc78-11e3-81ab-4c9367dc0958").as_deref(), Some("72d3162e-cc78-11e3-81ab-4c9367dc0958"));
         assert_eq!(id(&"a".repeat(129)), None);
         assert_eq!(id("a\u{1b}[2J"), None);
-        let gitlab = headers(&[("idempotency-key", "k"), ("x-gitlab-event-uuid", "u")]);
-        assert_eq!(sender_id(Dialect::GitLab, &gitlab).as_deref(), Some("k"));
+        let gitlab = headers(&[("x-gitlab-event-uuid", "u"), ("webhook-id", "w"), ("idempotency-key", "k")]);
+        assert_eq!(head(&Dialect::GitLab, &gitlab).sender_id.as_deref(), Some("k"));
         let older = headers(&[("x-gitlab-event-uuid", "u")]);
-        assert_eq!(sender_id(Dialect::GitLab, &older).as_deref(), Some("u"));
+        assert_eq!(head(&Dialect::GitLab, &older).sender_id.as_deref(), Some("u"));
     }
 
     #[test]
     fn what_is_kept_is_enough_to_read_a_delivery_again() {
-        let again = |dialect, event, body: &[u8]| {
-            let headers = Headers::from(headers_again(dialect, Some(event), Some("id-1"), body));
-            let parsed = parse(dialect, &headers, body).unwrap();
+        let again = |dialect: Dialect, event: &str, body: &[u8]| {
+            let head = Head::again(Some(event.to_owned()), Some("id-1".to_owned()), body);
+            let parsed = parse(&dialect, head, body).unwrap();
             assert_eq!((parsed.event.as_str(), parsed.sender_id.as_deref()), (event, Some("id-1")));
-            assert_eq!(recognise(&headers), Some(dialect));
             parsed.kind
         };
         let json = format!("{{\"ref\": \"refs/heads/x\", \"after\": \"{}\"}}", "a".repeat(40));
         let form = format!("payload={}", json.replace('"', "%22").replace(' ', "+"));
         let kind = again(Dialect::GitHub, "push", json.as_bytes());
-        assert!(matches!(&kind, Kind::Change(push) if push.ref_name == "refs/heads/x"), "{kind:?}");
+        assert!(matches!(&kind, Kind::Changes(of) if of[0].ref_name == "refs/heads/x"), "{kind:?}");
         assert_eq!(again(Dialect::GitHub, "push", form.as_bytes()), kind);
         let gitlab = json.replacen('{', "{\"object_kind\": \"push\", ", 1);
-        assert!(matches!(again(Dialect::GitLab, "Push Hook", gitlab.as_bytes()), Kind::Change(_)));
-        assert_eq!(Dialect::from_name("gitlab"), Some(Dialect::GitLab));
+        assert!(matches!(again(Dialect::GitLab, "Push Hook", gitlab.as_bytes()), Kind::Changes(_)));
     }
 
     #[test]
@@ -320,7 +439,8 @@ mod tests {
 
     #[test]
     fn an_empty_secret_proves_nothing() {
-        let token = headers(&[("x-gitlab-event", "Push Hook"), ("x-gitlab-token", "")]);
-        assert!(!prove(Dialect::GitLab, &token, b"", &Secret::new(Vec::new())));
+        let headers = headers(&[("x-gitlab-event", "Push Hook"), ("x-gitlab-token", "")]);
+        let request = Request { headers: &headers, body: b"", at: At(0) };
+        assert!(!proves(Some(&Dialect::GitLab), &request, &Secret::new(Vec::new()), true));
     }
 }

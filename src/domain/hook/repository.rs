@@ -12,7 +12,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    pub(super) fn new<const N: usize>(full_name: Option<String>, urls: [Option<String>; N]) -> Self {
+    pub(super) fn new(full_name: Option<String>, urls: impl IntoIterator<Item = Option<String>>) -> Self {
         Self {
             full_name: text::line(&full_name.unwrap_or_default(), 300),
             urls: urls.into_iter().flatten().filter_map(|url| text::some_line(&url, 1024)).collect(),

@@ -9,6 +9,7 @@ use super::{
 use crate::domain::{
     api::{By, DeployView, StepExit, StepView},
     deploy::accept::Known,
+    hook::Change,
     model::{AppName, CommitId, DeliveryId, DeployId},
 };
 
@@ -140,12 +141,12 @@ pub(super) enum Same<'a> {
     Delivery(DeliveryId),
 }
 
-/// What the rule of repeats asks of the store for one app and a push of `commit`. `same`: as what the
-/// delivery is known.
+/// What the rule of repeats asks of the store for one app and a change. `same`: as what the delivery
+/// is known, which may tell of several refs.
 pub(super) fn known(
     connection: &Connection,
     app: &AppName,
-    commit: Option<&CommitId>,
+    change: &Change,
     live: Option<&CommitId>,
     same: Option<Same<'_>>,
 ) -> rusqlite::Result<Known> {
@@ -156,18 +157,18 @@ pub(super) fn known(
             // From the delivery to its deploys; the other way leads over all that the app ever deployed.
             "SELECT v.id, d.state FROM deliveries v INDEXED BY deliveries_sender
              CROSS JOIN deploys d INDEXED BY deploys_delivery ON d.delivery = v.id
-             WHERE v.sender_id = ?1 AND v.state = 'accepted' AND v.dialect = ?2 AND d.app = ?3
+             WHERE v.sender_id = ?1 AND v.state = 'accepted' AND v.dialect = ?2 AND d.app = ?3 AND d.ref = ?4
              ORDER BY d.id DESC LIMIT 1",
         )?;
-        known.same_id = same.query_row(params![id, dialect, app.as_str()], pair).optional()?;
+        known.same_id = same.query_row(params![id, dialect, app.as_str(), change.ref_name], pair).optional()?;
     }
     if let Some(Same::Delivery(id)) = same {
         let mut same = connection.prepare_cached(
-            "SELECT delivery, state FROM deploys WHERE delivery = ?1 AND app = ?2 ORDER BY id DESC LIMIT 1",
+            "SELECT delivery, state FROM deploys WHERE delivery = ?1 AND app = ?2 AND ref = ?3 ORDER BY id DESC LIMIT 1",
         )?;
-        known.same_id = same.query_row(params![id, app.as_str()], pair).optional()?;
+        known.same_id = same.query_row(params![id, app.as_str(), change.ref_name], pair).optional()?;
     }
-    if let Some(live) = live.filter(|live| Some(*live) == commit) {
+    if let Some(live) = live.filter(|live| Some(*live) == change.after.as_ref()) {
         let mut brought = connection.prepare_cached(
             "SELECT delivery FROM deploys WHERE app = ?1 AND \"commit\" = ?2 AND state = 'live'
              AND delivery IS NOT NULL ORDER BY id DESC LIMIT 1",

@@ -8,12 +8,12 @@ use rusqlite::Connection;
 use super::{
     deliveries,
     say::Told,
-    webhook::{Incoming, Proven, judge_change},
+    webhook::{Incoming, Proven, judge_changes},
 };
 use crate::domain::{
     api::{DeliveryState, DeliveryView, DeployOf, RawDelivery, Redelivered, Refusal, RefusalKind, Reply},
     deploy::accept::{App, Snapshot},
-    hook::{self, Dialect, Headers, Kind},
+    hook::{self, Dialect, Head, Kind},
     model::{AppName, At, CommitId, DeliveryId},
 };
 
@@ -35,37 +35,41 @@ pub(super) fn redeliver(
     };
     let body = deliveries::body(connection, id)?;
     let apps: Vec<&App> = first.about.iter().filter_map(|name| snapshot.app(name.as_str())).collect();
-    let (Some(body), Some(dialect)) = (body, first.dialect.as_deref().and_then(Dialect::from_name)) else {
+    let dialect = first.dialect.as_deref().and_then(|name| {
+        let own = apps.iter().filter_map(|app| app.dialect.clone()).find(|dialect| dialect.name() == name);
+        own.or_else(|| Dialect::from_name(name))
+    });
+    let (Some(body), Some(dialect)) = (body, dialect) else {
         return refused(RefusalKind::Failed, not_kept(&first));
     };
     if apps.is_empty() {
         let message = format!("no app that delivery {id} is about has a repository in the config any more");
         return refused(RefusalKind::Failed, message);
     }
-    let headers = hook::headers_again(dialect, first.event.as_deref(), first.sender_id.as_deref(), &body);
+    let head = Head::again(first.event, first.sender_id, &body);
     let incoming = Incoming {
         listener: 0,
         at,
         raw: RawDelivery {
             ticket: 0,
             app: None,
-            headers: headers.clone(),
+            headers: Vec::new(),
             address: format!("redelivery of {id}"),
             memfd: None,
         },
         inline: body,
         memfd: None,
     };
-    let (body, headers) = (Cow::Borrowed(incoming.inline.as_slice()), Headers::from(headers));
-    let parsed = match hook::parse(dialect, &headers, &body) {
+    let body = Cow::Borrowed(incoming.inline.as_slice());
+    let parsed = match hook::parse(&dialect, head, &body) {
         Ok(parsed) => parsed,
         Err(why) => return refused(RefusalKind::Failed, format!("delivery {id}: {why}")),
     };
     let proven = Proven { incoming: &incoming, body, dialect, parsed, apps: apps.clone() };
-    let Kind::Change(change) = &proven.parsed.kind else {
+    let Kind::Changes(changes) = &proven.parsed.kind else {
         return refused(RefusalKind::Failed, format!("delivery {id} asks for no deploy"));
     };
-    let mut kept = judge_change(connection, &proven, change, &apps, live, Some(id))?;
+    let mut kept = judge_changes(connection, &proven, changes, &apps, live, Some(id))?;
     let view = deliveries::find(connection, kept.id, None)?;
     let queued =
         kept.told.iter().filter_map(|told| if let Told::Accepted { deploys } = told { Some(deploys) } else { None });

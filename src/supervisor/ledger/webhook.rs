@@ -15,9 +15,9 @@ use super::{
 };
 use crate::domain::{
     api::{Answer, By, DeliveryState, DeployView, EventKind, MAX_BODY, RawDelivery},
-    deploy::accept::{App, Outcome, Snapshot, judge, outcome},
+    deploy::accept::{App, Outcome, Sender, Snapshot, Unproven, judge, outcome},
     hook::{self, Change, Dialect, Headers, Kind, Parsed, What},
-    model::{AppName, At, CommitId, DeliveryId},
+    model::{AppName, At, CommitId, DeliveryId, Secret},
 };
 
 /// Seconds after which a sender may try again while the store takes nothing.
@@ -87,14 +87,16 @@ pub(super) struct Proven<'a> {
 pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Reading<'a> {
     let raw = &incoming.raw;
     let headers = Headers::from(raw.headers.clone());
-    let dialect = hook::recognise(&headers);
+    let recognised = hook::recognise(&headers);
     let name = raw.app.as_deref();
+    let dialect = snapshot.dialect(name, recognised.as_ref());
     let refused = |status: u16, title: &str, detail: &str, reason: String| {
         let known = name.and_then(|name| snapshot.app(name));
+        let head = dialect.map(|dialect| hook::head(dialect, &headers));
         let row = NewDelivery {
-            sender_id: dialect.and_then(|dialect| hook::sender_id(dialect, &headers)),
+            sender_id: head.as_ref().and_then(|head| head.sender_id.clone()),
             dialect: dialect.map(|dialect| dialect.name().to_owned()),
-            event: dialect.map(|dialect| hook::event(dialect, &headers)),
+            event: head.map(|head| head.event),
             state: DeliveryState::Refused,
             reason: Some(reason),
             apps: known.map(|app| app.name.clone()).into_iter().collect(),
@@ -103,16 +105,18 @@ pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Readin
         Reading::Refused { answer: problem(raw.ticket, status, title, detail, None), row }
     };
     let unproven = |reason: String| refused(401, "Unauthorized", "the delivery does not prove itself", reason);
-    let Some(dialect) = dialect else { return unproven("of no forge that is understood".to_owned()) };
     let body = match incoming.body() {
         Ok(body) => body,
         Err(error) => return unproven(format!("the body did not arrive whole: {error}")),
     };
-    let apps = match snapshot.proven(name, |secret| hook::prove(dialect, &headers, &body, secret)) {
-        Ok(apps) => apps,
+    let request = hook::Request { headers: &headers, body: &body, at: incoming.at };
+    let proves = |dialect: Option<&Dialect>, secret: &Secret| hook::proves(dialect, &request, secret, name.is_some());
+    let Sender { dialect, apps } = match snapshot.proven(name, recognised.as_ref(), proves) {
+        Ok(sender) => sender,
+        Err(Unproven::NoneFits) => return unproven(hook::why_unproven(dialect, &request)),
         Err(why) => return unproven(why.to_string()),
     };
-    match hook::parse(dialect, &headers, &body) {
+    match hook::parse(&dialect, hook::head(&dialect, &headers), &body) {
         Ok(parsed) => Reading::Proven(Proven { incoming, body, dialect, parsed, apps }),
         Err(why) => {
             let why = why.to_string();
@@ -148,23 +152,23 @@ pub(super) fn keep(
     live: &BTreeMap<AppName, CommitId>,
 ) -> rusqlite::Result<Kept> {
     let named = proven.incoming.raw.app.is_some();
-    let change = match &proven.parsed.kind {
+    let changes = match &proven.parsed.kind {
         Kind::Ping => return fruitless(connection, proven, &[], Fruitless::Pong),
         Kind::Other { why } => return fruitless(connection, proven, &[], Fruitless::Skipped(why.clone())),
-        Kind::Change(change) => change,
+        Kind::Changes(changes) => changes,
     };
     let apps = match snapshot.matching(&proven.apps, named, &proven.parsed.repository) {
         Ok(apps) => apps,
         Err(why) => return fruitless(connection, proven, &[], Fruitless::Unmatched(format!("unmatched: {why}"))),
     };
-    judge_change(connection, proven, change, &apps, live, None)
+    judge_changes(connection, proven, changes, &apps, live, None)
 }
 
-/// Judges a change for these apps. `again`: the delivery that it repeats by hand.
-pub(super) fn judge_change(
+/// Judges each change for each of these apps. `again`: the delivery that they repeat by hand.
+pub(super) fn judge_changes(
     connection: &Connection,
     proven: &Proven<'_>,
-    change: &Change,
+    changes: &[Change],
     apps: &[&App],
     live: &BTreeMap<AppName, CommitId>,
     again: Option<DeliveryId>,
@@ -175,19 +179,19 @@ pub(super) fn judge_change(
         None => again.map(Same::Delivery),
     };
     let mut judged = Vec::with_capacity(apps.len());
-    for app in apps {
-        let known = deploys::known(connection, &app.name, change.after.as_ref(), live.get(&app.name), same)?;
-        judged.push((app.name.clone(), judge(app, change, &known)));
+    for (change, app) in changes.iter().flat_map(|change| apps.iter().map(move |app| (change, app))) {
+        let known = || deploys::known(connection, &app.name, change, live.get(&app.name), same);
+        judged.push(((change, &app.name), judge(app, change, known)?));
     }
     let names: Vec<AppName> = apps.iter().map(|app| app.name.clone()).collect();
     match outcome(judged) {
-        Outcome::Accepted(accepted) => accept(connection, proven, change, &names, &accepted),
+        Outcome::Accepted(accepted) => accept(connection, proven, &names, &accepted),
         Outcome::Skipped(reason) => fruitless(connection, proven, &names, Fruitless::Skipped(reason)),
         Outcome::Duplicate(of) => {
-            let reason = match (of, &change.after) {
+            let reason = match (of, changes) {
                 (Some(of), _) => format!("repeats delivery {of}"),
-                (None, Some(commit)) => format!("commit {} is live", commit.short()),
-                (None, None) => "repeats an earlier one".to_owned(),
+                (None, [Change { after: Some(commit), .. }]) => format!("commit {} is live", commit.short()),
+                (None, _) => "repeats an earlier one".to_owned(),
             };
             fruitless(connection, proven, &names, Fruitless::Duplicate(of, reason))
         }
@@ -197,16 +201,16 @@ pub(super) fn judge_change(
 fn accept(
     connection: &Connection,
     proven: &Proven<'_>,
-    change: &Change,
     about: &[AppName],
-    accepted: &[AppName],
+    accepted: &[(&Change, &AppName)],
 ) -> rusqlite::Result<Kept> {
     let at = proven.incoming.at;
-    let id = deliveries::append(connection, &row(proven, DeliveryState::Accepted, None, None, about))?;
-    deliveries::keep_body(connection, id, &proven.body)?;
+    let shown = accepted.first().map(|(change, _)| *change);
+    let id = deliveries::append(connection, &row(proven, shown, DeliveryState::Accepted, None, None, about))?;
+    deliveries::keep_body(connection, id, &without_secrets(&proven.body, &proven.apps))?;
     let mut queued = Vec::with_capacity(accepted.len());
     let mut told = Vec::with_capacity(accepted.len() + 1);
-    for app in accepted {
+    for (change, app) in accepted {
         let mut deploy = DeployView {
             commit: change.after.clone(),
             ref_name: Some(change.ref_name.clone()),
@@ -216,7 +220,7 @@ fn accept(
         };
         deploys::append(connection, &mut deploy, None)?;
         queued.push(deploy);
-        told.push(event(connection, proven, id, Some(app), DeliveryState::Accepted, None)?);
+        told.push(event(connection, proven, Some(change), id, Some(app), DeliveryState::Accepted, None)?);
     }
     let listed: Vec<Value> = queued.iter().map(|deploy| json!({"app": deploy.app, "id": deploy.id})).collect();
     let answer = success(proven, 202, &json!({"delivery": id, "deploys": listed}));
@@ -239,13 +243,14 @@ fn fruitless(
     let named = if proven.incoming.raw.app.is_some() { proven.apps.first() } else { None };
     let names: Vec<AppName> =
         if about.is_empty() { named.iter().map(|app| app.name.clone()).collect() } else { about.to_vec() };
-    let id = deliveries::append(connection, &row(proven, state, Some(reason.to_owned()), of, &names))?;
+    let shown = if let Kind::Changes(changes) = &proven.parsed.kind { changes.first() } else { None };
+    let id = deliveries::append(connection, &row(proven, shown, state, Some(reason.to_owned()), of, &names))?;
     let mut told = Vec::new();
     if names.is_empty() {
-        told.push(event(connection, proven, id, None, state, Some(reason))?);
+        told.push(event(connection, proven, shown, id, None, state, Some(reason))?);
     }
     for app in &names {
-        told.push(event(connection, proven, id, Some(app), state, Some(reason))?);
+        told.push(event(connection, proven, shown, id, Some(app), state, Some(reason))?);
     }
     let body = match what {
         Fruitless::Pong => json!({"pong": true}),
@@ -256,18 +261,34 @@ fn fruitless(
     Ok(Kept { id, answer: success(proven, 200, &body), told })
 }
 
+/// A shorter secret may stand in a body by chance: only where it is a whole text is it meant.
+const SURELY_MEANT: usize = 16;
+
+/// The exact bytes but for the apps' secrets, which Gitee puts into the body too.
+fn without_secrets<'a>(body: &'a [u8], apps: &[&App]) -> Cow<'a, [u8]> {
+    let mut body = Cow::Borrowed(body);
+    for secret in apps.iter().flat_map(|app| &app.secrets).map(Secret::expose).filter(|secret| !secret.is_empty()) {
+        let found: Vec<usize> = memchr::memmem::find_iter(&body, secret).collect();
+        for (start, end) in found.into_iter().map(|start| (start, start + secret.len())) {
+            let quoted = start > 0 && body[start - 1] == b'"' && body.get(end) == Some(&b'"');
+            if quoted || secret.len() >= SURELY_MEANT {
+                body.to_mut()[start..end].fill(b'*');
+            }
+        }
+    }
+    body
+}
+
 fn event(
     connection: &Connection,
     proven: &Proven<'_>,
+    change: Option<&Change>,
     id: DeliveryId,
     app: Option<&AppName>,
     state: DeliveryState,
     reason: Option<&str>,
 ) -> rusqlite::Result<Told> {
-    let what = match &proven.parsed.kind {
-        Kind::Change(change) => said(change),
-        Kind::Ping | Kind::Other { .. } => format!("event {:?}", proven.parsed.event),
-    };
+    let what = change.map_or_else(|| format!("event {:?}", proven.parsed.event), said);
     let new = NewEvent {
         at: proven.incoming.at,
         app: app.cloned(),
@@ -294,15 +315,12 @@ fn said(change: &Change) -> String {
 
 fn row(
     proven: &Proven<'_>,
+    change: Option<&Change>,
     state: DeliveryState,
     reason: Option<String>,
     duplicate_of: Option<DeliveryId>,
     apps: &[AppName],
 ) -> NewDelivery {
-    let (ref_name, commit) = match &proven.parsed.kind {
-        Kind::Change(change) => (Some(change.ref_name.clone()), change.after.clone()),
-        Kind::Ping | Kind::Other { .. } => (None, None),
-    };
     let blank = blank(proven.incoming);
     let only = if let [only] = apps { Some(only.to_string()) } else { None };
     NewDelivery {
@@ -310,8 +328,8 @@ fn row(
         app: blank.app.or(only),
         dialect: Some(proven.dialect.name().to_owned()),
         event: Some(proven.parsed.event.clone()),
-        ref_name,
-        commit,
+        ref_name: change.map(|change| change.ref_name.clone()),
+        commit: change.and_then(|change| change.after.clone()),
         sender: proven.parsed.sender.clone(),
         state,
         reason,

@@ -13,6 +13,7 @@ fn app(name: &str, repo: &str, on: &[&str], secrets: &[&str]) -> App {
         repo: repo.to_owned(),
         on: on.iter().map(|glob| branch(glob)).collect(),
         secrets: secrets.iter().map(|text| Secret::new(text.as_bytes().to_vec())).collect(),
+        dialect: None,
     }
 }
 
@@ -37,6 +38,13 @@ fn at(full_name: &str, url: &str) -> Repository {
     Repository { full_name: full_name.to_owned(), urls: vec![url.to_owned()] }
 }
 
+/// As [`super::judge`] does with what is known already.
+fn judge(app: &App, change: &Change, known: &Known) -> Judgement {
+    super::judge(app, change, || Ok::<_, ()>(known.clone())).unwrap()
+}
+
+const GITHUB: Option<&Dialect> = Some(&Dialect::GitHub);
+
 fn three() -> Snapshot {
     Snapshot::new(vec![
         app("blog", "git@host.example:foo/bar.git", &[], &["one", "old"]),
@@ -50,7 +58,8 @@ fn three() -> Snapshot {
 fn a_named_app_is_proven_by_its_own_secrets_alone() {
     let snapshot = three();
     let with = |name, secret: &str| {
-        snapshot.proven(Some(name), |tried| tried.matches(secret.as_bytes())).map(|apps| names(&apps))
+        let fits = |_: Option<&Dialect>, tried: &Secret| tried.matches(secret.as_bytes());
+        snapshot.proven(Some(name), GITHUB, fits).map(|sender| names(&sender.apps))
     };
     assert_eq!(with("blog", "one"), Ok(vec!["blog".to_owned()]));
     assert_eq!(with("blog", "old"), Ok(vec!["blog".to_owned()]));
@@ -64,7 +73,7 @@ fn a_failure_costs_the_same_whether_the_app_exists_or_not() {
     let snapshot = three();
     for name in ["blog", "docs", "closed", "nobody"] {
         let mut tries = 0;
-        let outcome = snapshot.proven(Some(name), |_| {
+        let outcome = snapshot.proven(Some(name), GITHUB, |_, _| {
             tries += 1;
             false
         });
@@ -75,17 +84,42 @@ fn a_failure_costs_the_same_whether_the_app_exists_or_not() {
 
 #[test]
 fn nobodys_secret_opens_nothing() {
-    assert!(three().proven(Some("nobody"), |_| true).is_err());
-    assert!(three().proven(Some("closed"), |_| true).is_err());
+    assert!(three().proven(Some("nobody"), GITHUB, |_, _| true).is_err());
+    assert!(three().proven(Some("closed"), GITHUB, |_, _| true).is_err());
 }
 
 #[test]
 fn without_a_name_the_first_fitting_secret_says_which_apps() {
     let snapshot = three();
-    let with = |secret: &str| snapshot.proven(None, |tried| tried.matches(secret.as_bytes())).map(|a| names(&a));
+    let with = |secret: &str| {
+        let fits = |_: Option<&Dialect>, tried: &Secret| tried.matches(secret.as_bytes());
+        snapshot.proven(None, GITHUB, fits).map(|sender| names(&sender.apps))
+    };
     assert_eq!(with("one"), Ok(vec!["blog".to_owned(), "docs".to_owned()]));
     assert_eq!(with("two"), Ok(vec!["api".to_owned()]));
     assert_eq!(with("three"), Err(Unproven::NoneFits));
+}
+
+#[test]
+fn a_dialect_that_the_config_fixes_decides() {
+    let fixed = |name: &str, dialect: Option<Dialect>| App { dialect, ..app(name, "/r", &[], &["one"]) };
+    let snapshot = Snapshot::new(vec![fixed("any", None), fixed("lab", Some(Dialect::GitLab))]);
+    let with = |name, recognised: Option<Dialect>, spoken: Dialect| {
+        let fits = |tried: Option<&Dialect>, _: &Secret| tried == Some(&spoken);
+        let sender = snapshot.proven(name, recognised.as_ref(), fits);
+        sender.map(|sender| (names(&sender.apps).join(" "), sender.dialect.name())).map_err(|why| why.to_string())
+    };
+    use Dialect::{GitHub, GitLab};
+    assert_eq!(with(Some("lab"), Some(GitHub), GitLab), Ok(("lab".into(), "gitlab")));
+    assert_eq!(with(Some("lab"), None, GitLab), Ok(("lab".into(), "gitlab")));
+    assert_eq!(with(Some("lab"), Some(GitHub), GitHub), Err("no secret fits".into()));
+    assert_eq!(with(Some("any"), Some(GitHub), GitHub), Ok(("any".into(), "github")));
+    assert!(with(Some("any"), None, GitHub).unwrap_err().contains("no header tells"));
+    assert_eq!(with(None, Some(GitHub), GitHub), Ok(("any".into(), "github")));
+    assert_eq!(with(None, Some(GitHub), GitLab), Ok(("lab".into(), "gitlab")));
+    assert_eq!(with(None, Some(GitLab), GitLab), Ok(("any lab".into(), "gitlab")));
+    assert_eq!(with(None, None, GitLab), Ok(("lab".into(), "gitlab")));
+    assert_eq!(with(None, None, GitHub), Err("no secret fits".into()));
 }
 
 #[test]
@@ -93,7 +127,7 @@ fn no_more_than_64_distinct_secrets_are_tried() {
     let apps = (0..100).map(|i| app(&format!("a{i}"), "/srv/x", &[], &[&format!("secret {}", i % 80)])).collect();
     let mut tries = 0;
     let snapshot = Snapshot::new(apps);
-    let outcome = snapshot.proven(None, |_| {
+    let outcome = snapshot.proven(None, GITHUB, |_, _| {
         tries += 1;
         false
     });
@@ -252,7 +286,10 @@ proptest! {
 #[test]
 fn of_no_app_it_is_skipped() {
     assert_eq!(outcome(vec![(name("a"), Judgement::Deploy)]), Outcome::Accepted(vec![name("a")]));
-    assert_eq!(outcome(Vec::new()), Outcome::Skipped("no app deploys it".to_owned()));
+    assert_eq!(outcome(Vec::<((), _)>::new()), Outcome::Skipped("no app deploys it".to_owned()));
+    let skip = |why: &str| ((), Judgement::Skip(why.to_owned()));
+    let several = ["a", "b", "a", "c", "d", "e"].map(skip);
+    assert_eq!(outcome(several.into()), Outcome::Skipped("a; b; c; and 2 more".to_owned()));
 }
 
 #[test]

@@ -57,6 +57,7 @@ fn app(name: &str, repo: &str, secrets: &[&str]) -> App {
         repo: repo.to_owned(),
         on: Vec::new(),
         secrets: secrets.iter().map(|text| Secret::new(text.as_bytes().to_vec())).collect(),
+        dialect: None,
     }
 }
 
