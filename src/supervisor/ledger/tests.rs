@@ -254,6 +254,39 @@ fn a_listener_that_ends_is_told() {
 }
 
 #[test]
+fn a_listener_that_was_taken_over_gets_nothing() {
+    let ask = |request: Value| json!({"ticket": 1, "token": "t", "address": "::1", "wait": false, "timeout": null, "request": request});
+    for message in [
+        ask(json!({"shutdown": {"now": true}})),
+        ask(json!({"deploy_app": {"app": "blog", "rev": null}})),
+        json!({"shutdown": {"now": true}}),
+        json!({"delivery": {"ticket": 1, "proven": true}}),
+        json!({"update": {}}),
+        json!("health"),
+        json!(null),
+    ] {
+        let mut desk = Desk::open();
+        desk.listener.queue(&message, b"body", None);
+        desk.listener.flush().unwrap();
+        desk.told(|told| matches!(told, Told::ChannelClosed { listener: 0 }).then_some(()));
+        assert_eq!((desk.deliveries(None), desk.deploys()), (vec![], vec![]), "{message}");
+    }
+    // Of deliveries only their own bytes count, whatever the listener says about them.
+    let mut desk = Desk::open();
+    let mut forged = master('a', "one");
+    forged.secret = "guessed";
+    assert_eq!(desk.post(&forged).0, 401);
+    let mut replayed = master('a', "two");
+    desk.send_with(&replayed, None, &master('b', "two").body);
+    assert_eq!(desk.answer().status, 401, "a proof of other bytes");
+    replayed.app = Some("api");
+    assert_eq!(desk.post(&replayed).0, 401, "a proof of another app's secret");
+    let told = desk.deliveries(None);
+    assert_eq!(told.iter().map(|one| one.state).collect::<Vec<_>>(), [DeliveryState::Refused; 3]);
+    assert_eq!(desk.deploys(), []);
+}
+
+#[test]
 fn what_the_loop_stores_is_read_back_as_it_was() {
     let desk = Desk::open();
     let new = NewDeploy {
