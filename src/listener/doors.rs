@@ -53,8 +53,12 @@ pub(super) trait Desk {
 }
 
 /// Serves until `end` is ready, then closes: nothing new, what is under way within [`GRACE`].
-pub(super) async fn open<D: Desk + 'static>(listener: TcpListener, desk: Rc<D>, end: impl Future<Output = ()>) {
-    let guests = Guests::new();
+pub(super) async fn open<D: Desk + 'static>(
+    listener: TcpListener,
+    guests: Guests,
+    desk: Rc<D>,
+    end: impl Future<Output = ()>,
+) {
     let (closing, closed) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut end = pin!(end);

@@ -2,14 +2,15 @@
 
 use std::{cell::RefCell, collections::HashMap, net::IpAddr, rc::Rc, sync::Arc};
 
+use ipnet::IpNet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::domain::access::sender;
+use crate::domain::access::{is_among, sender};
 
 /// Connections at a time; more wait in the socket's backlog.
 const IN_TOTAL: usize = 1024;
-/// Connections at a time from one IPv4 address or IPv6 /64; more are told so and closed. Loopback is
-/// exempt: a proxy on this machine stands for the whole world.
+/// Connections at a time from one IPv4 address or IPv6 /64; more are told so and closed. Loopback and trusted
+/// proxies are exempt, as each stands for the whole world.
 const FROM_ONE: u32 = 64;
 
 type Crowd = Rc<RefCell<HashMap<IpAddr, u32>>>;
@@ -18,6 +19,7 @@ type Crowd = Rc<RefCell<HashMap<IpAddr, u32>>>;
 pub(super) struct Guests {
     free: Arc<Semaphore>,
     crowd: Crowd,
+    proxies: Vec<IpNet>,
 }
 
 /// A place in the house; free again when dropped.
@@ -28,8 +30,8 @@ pub(super) struct Seat {
 }
 
 impl Guests {
-    pub(super) fn new() -> Self {
-        Self { free: Arc::new(Semaphore::new(IN_TOTAL)), crowd: Rc::default() }
+    pub(super) fn new(proxies: Vec<IpNet>) -> Self {
+        Self { free: Arc::new(Semaphore::new(IN_TOTAL)), crowd: Rc::default(), proxies }
     }
 
     /// Waits for a free place.
@@ -42,7 +44,7 @@ impl Guests {
         let from = sender(address);
         let mut crowd = self.crowd.borrow_mut();
         let here = crowd.entry(from).or_default();
-        if *here >= FROM_ONE && !address.is_loopback() {
+        if *here >= FROM_ONE && !address.is_loopback() && !is_among(address, &self.proxies) {
             return None;
         }
         *here += 1;
@@ -73,7 +75,7 @@ mod tests {
 
     #[test]
     fn one_address_takes_its_share_and_no_more() {
-        let guests = Guests::new();
+        let guests = Guests::new(vec!["198.51.100.0/24".parse().unwrap()]);
         let mut seats: Vec<Seat> = (0..FROM_ONE).map(|_| sit(&guests, "192.0.2.1").unwrap()).collect();
         assert!(sit(&guests, "192.0.2.1").is_none());
         assert!(sit(&guests, "192.0.2.2").is_some());
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_host_is_its_64_bits() {
-        let guests = Guests::new();
+        let guests = Guests::new(vec!["198.51.100.0/24".parse().unwrap()]);
         let seats: Vec<Seat> = (0..FROM_ONE).map(|i| sit(&guests, &format!("2001:db8::{i:x}")).unwrap()).collect();
         assert!(sit(&guests, "2001:db8::ffff:ffff:ffff:ffff").is_none());
         assert!(sit(&guests, "2001:db8:0:1::1").is_some());
@@ -96,9 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_on_this_machine_is_not_held_back() {
-        let guests = Guests::new();
-        let seats: Vec<Seat> = (0..FROM_ONE * 2).map(|_| sit(&guests, "127.0.0.1").unwrap()).collect();
-        assert_eq!(seats.len(), 128);
+    fn a_proxy_is_not_held_back() {
+        let guests = Guests::new(vec!["198.51.100.0/24".parse().unwrap()]);
+        for proxy in ["127.0.0.1", "198.51.100.7"] {
+            let seats: Vec<Seat> = (0..FROM_ONE * 2).map(|_| sit(&guests, proxy).unwrap()).collect();
+            assert_eq!(seats.len(), 128);
+        }
     }
 }

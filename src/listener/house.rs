@@ -2,7 +2,12 @@
 
 use std::{io, net::IpAddr, os::fd::RawFd, rc::Rc};
 
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::Incoming,
+    header::{FORWARDED, HeaderName},
+};
+use ipnet::IpNet;
 use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{
@@ -10,45 +15,68 @@ use super::{
     api::People,
     body::Cellar,
     doors::{self, Desk},
+    guests::Guests,
     hooks::Hooks,
     link::Link,
     routes::Route,
     signals::told_to_end,
 };
-use crate::os::{
-    inherited::inherited,
-    sandbox::{self, Calls, Keeps},
+use crate::{
+    domain::access::{client, is_among},
+    os::{
+        inherited::inherited,
+        sandbox::{self, Calls, Keeps},
+    },
 };
 
 /// The listening socket.
 const SOCKET: RawFd = 3;
 
-/// What a listener is asked to serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a listener is asked to serve, and for whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Served {
     hooks: bool,
     api: bool,
+    /// Proxies whose word counts on whom they ask for.
+    trusted: Vec<IpNet>,
+    /// Who may ask; `None`: everybody.
+    allow: Option<Vec<IpNet>>,
 }
 
 impl Served {
-    /// Reads `--serve hooks,api`.
+    /// Reads `--serve hooks,api [--trust NET,…] [--allow NET,…]`.
     pub(super) fn from_args(args: &[String]) -> Option<Self> {
-        let [flag, list] = args else { return None };
-        let mut served = Self { hooks: false, api: false };
-        for word in list.split(',') {
-            match word {
-                "hooks" => served.hooks = true,
-                "api" => served.api = true,
+        let mut served = Self::default();
+        for pair in args.chunks(2) {
+            let [flag, list] = pair else { return None };
+            match flag.as_str() {
+                "--serve" => {
+                    for word in list.split(',') {
+                        match word {
+                            "hooks" => served.hooks = true,
+                            "api" => served.api = true,
+                            _ => return None,
+                        }
+                    }
+                }
+                "--trust" => served.trusted = networks(list)?,
+                "--allow" => served.allow = Some(networks(list)?),
                 _ => return None,
             }
         }
-        (flag == "--serve").then_some(served)
+        (served.hooks || served.api).then_some(served)
     }
+}
+
+fn networks(list: &str) -> Option<Vec<IpNet>> {
+    list.split(',').filter(|one| !one.is_empty()).map(|one| one.parse().ok()).collect()
 }
 
 struct House {
     hooks: Option<Hooks>,
     people: Option<People>,
+    trusted: Vec<IpNet>,
+    allow: Option<Vec<IpNet>>,
 }
 
 /// Serves until the supervisor is gone or says so.
@@ -65,7 +93,7 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         next += 1;
         inherited(next - 1)
     };
-    let mut house = House { hooks: None, people: None };
+    let mut house = House { hooks: None, people: None, trusted: served.trusted, allow: served.allow };
     let mut carriers = JoinSet::new();
     if served.hooks {
         let (link, carry) = Link::new(channel()?)?;
@@ -84,17 +112,30 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
             _ = carriers.join_next() => {}
         }
     };
-    doors::open(listener, Rc::new(house), end).await;
+    let guests = Guests::new(house.trusted.clone());
+    doors::open(listener, guests, Rc::new(house), end).await;
     Ok(())
 }
 
 impl Desk for House {
-    async fn answer(&self, request: Request<Incoming>, from: IpAddr) -> Response<Content> {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Content> {
+        let from = self.client(request.headers(), peer);
+        if self.allow.as_ref().is_some_and(|allow| !is_among(from, allow)) {
+            let detail = format!("nothing is answered to {from}: `allow` of this listener names others");
+            return Problem::new(StatusCode::FORBIDDEN, detail).hang_up().into();
+        }
         self.handle(request, from).await.unwrap_or_else(Response::from)
     }
 }
 
 impl House {
+    /// Who asks, where a proxy may stand between.
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+        // A header that is no text ends what can be believed, as an address that is none.
+        let values = |name: HeaderName| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
+        client(peer, values(HeaderName::from_static("x-forwarded-for")), values(FORWARDED), &self.trusted)
+    }
+
     async fn handle(&self, request: Request<Incoming>, from: IpAddr) -> Result<Response<Content>, Problem> {
         let not_here = || Problem::new(StatusCode::NOT_FOUND, "nothing is served under this path");
         let route = Route::find(request.uri().path()).ok_or_else(not_here)?;

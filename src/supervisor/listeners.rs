@@ -4,6 +4,7 @@
 
 use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
+use ipnet::IpNet;
 use tracing::{error, info, warn};
 
 use super::{
@@ -145,7 +146,12 @@ impl Supervisor {
     fn listener_spec(&self, number: usize) -> Result<SpawnSpec, String> {
         let listener = self.listeners.iter().find(|l| l.number == number);
         let (listener, (socket, _)) = listener.and_then(|l| Some((l, l.socket.as_ref()?))).ok_or("it has no socket")?;
-        let args = ["listener".to_owned(), "--serve".to_owned(), listener.serve().join(",")];
+        let networks = |list: &[IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let mut args = vec!["listener".to_owned(), "--serve".to_owned(), listener.serve().join(",")];
+        args.extend(["--trust".to_owned(), networks(&listener.entry.trusted)]);
+        if let Some(allow) = &listener.entry.allow {
+            args.extend(["--allow".to_owned(), networks(allow)]);
+        }
         let mut spec = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string())?;
         spec.die_with_parent = true;
         spec.rlimits = vec![

@@ -4,6 +4,7 @@
 //! was recognised (peer credentials, a token's bytes) is the shells' business; nothing here reads a
 //! secret. DESIGN.md section 9.
 
+mod client;
 mod guard;
 mod keyring;
 
@@ -14,6 +15,7 @@ use super::{
     model::AppName,
 };
 
+pub use client::{client, is_among};
 pub use guard::{Guard, sender};
 pub use keyring::{Keyring, Locked, MadeToken, TokenHash};
 

@@ -53,7 +53,7 @@ impl Plan {
         lines.extend(self.applied.iter().map(|change| fields(change, "changed without a restart")));
         lines.extend(listeners(&self.listeners_removed, "closed"));
         lines.extend(listeners(&self.listeners_added, "opened"));
-        lines.extend(listeners(&self.listeners_changed, "serves something else"));
+        lines.extend(listeners(&self.listeners_changed, "serves anew, as its entry says now"));
         lines.extend(self.other.iter().map(|field| format!("{field}: changed")));
         lines
     }
@@ -170,7 +170,7 @@ fn listeners(old: &[Http], new: &[Http], plan: &mut Plan) {
     for entry in new {
         match left.iter().position(|other| other.bind == entry.bind) {
             Some(i) => {
-                if left.remove(i).serve != entry.serve {
+                if left.remove(i) != entry {
                     plan.listeners_changed.push(entry.clone());
                 }
             }

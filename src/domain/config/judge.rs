@@ -2,15 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    Config, Deploys, Finding, Http, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, app,
+    Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, app,
     finding::{Mark, Source},
-    identity,
+    http, identity,
     include::File,
     parse::{meant, of},
     probe, raw,
@@ -185,7 +184,7 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
         None if judge.as_root() && state_dir == root_default => "/run/everhook".into(),
         None => state_dir.join("run"),
     };
-    let http = http(judge, &raw.http);
+    let http = http::http(judge, &raw.http);
     let hooks = http.iter().any(|entry| entry.serve.contains(&Serve::Hooks));
     let fetch_as = identity::fetch_as(judge, raw);
     let apps = app::apps(judge, raw, hooks);
@@ -212,42 +211,6 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
 fn parallel(judge: &mut Judge<'_>, wanted: Option<u32>) -> u32 {
     judge.require(wanted != Some(0), &["deploys", "parallel"], "at least one deploy must be able to run");
     wanted.unwrap_or(1)
-}
-
-fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
-    let mut listeners: Vec<Http> = Vec::new();
-    for (i, entry) in entries.iter().enumerate() {
-        let i = i.to_string();
-        let keys = ["http", i.as_str()];
-        let bind_keys = ["http", &i, "bind"];
-        let Some(text) = &entry.bind else {
-            judge.error(&keys, "`bind` is missing: the address to listen on, such as \"127.0.0.1:9988\"");
-            continue;
-        };
-        let Ok(bind) = text.parse::<SocketAddr>() else {
-            let message = format!(
-                "{text:?} is no address to listen on; expected one such as \"127.0.0.1:9988\" or \"[::]:9988\""
-            );
-            judge.error(&bind_keys, message);
-            continue;
-        };
-        judge.require(!entry.serve.is_empty(), &keys, "`serve` is missing: what to serve here, such as [Hooks]");
-        let mut serve = entry.serve.clone();
-        serve.sort_unstable();
-        serve.dedup();
-        if serve.len() > 1 && !bind.ip().is_loopback() {
-            let serve_keys = ["http", &i, "serve"];
-            let message =
-                format!("{bind} serves Hooks and Api from one process that others can reach: give each its entry");
-            judge.warn(&serve_keys, message);
-        }
-        if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
-            judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));
-        }
-        let place = judge.place(&bind_keys);
-        listeners.push(Http { bind, serve, place });
-    }
-    listeners
 }
 
 fn tokens(judge: &mut Judge<'_>, raw: &raw::Root) -> Vec<Token> {

@@ -14,6 +14,7 @@ mod dialect;
 mod diff;
 mod env_file;
 mod finding;
+mod http;
 mod identity;
 mod include;
 mod judge;

@@ -37,6 +37,9 @@ pub struct Included {
 pub struct Http {
     pub bind: Option<String>,
     pub serve: Vec<Serve>,
+    pub trusted_proxies: Vec<String>,
+    pub allow: Option<Vec<String>>,
+    pub insecure: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]

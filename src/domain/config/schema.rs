@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Dialect, Schedule, Status, Watch};
@@ -50,6 +51,10 @@ pub struct Include {
 pub struct Http {
     pub bind: SocketAddr,
     pub serve: Vec<Serve>,
+    /// Proxies whose word counts on whom they ask for.
+    pub trusted: Vec<IpNet>,
+    /// Who may ask at all; `None`: everybody.
+    pub allow: Option<Vec<IpNet>>,
     /// Of `bind`, for what is found out later.
     pub place: Option<Place>,
 }
@@ -57,7 +62,7 @@ pub struct Http {
 /// It is the same wherever it stands.
 impl PartialEq for Http {
     fn eq(&self, other: &Self) -> bool {
-        (self.bind, &self.serve) == (other.bind, &other.serve)
+        (self.bind, &self.serve, &self.trusted, &self.allow) == (other.bind, &other.serve, &other.trusted, &other.allow)
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) use file::FileBody;
 use super::{
     answer::{Content, reply},
     doors::{self, Desk},
+    guests::Guests,
     signals::told_to_end,
 };
 use file::{Found, Page};
@@ -66,7 +67,7 @@ async fn open(dir: &Path, bind: SocketAddr) -> io::Result<()> {
     let at = listener.local_addr()?;
     // Nobody reading is no reason not to serve.
     let _ = writeln!(io::stdout(), "serving {} on http://{at}", dir.display());
-    doors::open(listener, Rc::new(Site { folder }), told).await;
+    doors::open(listener, Guests::new(Vec::new()), Rc::new(Site { folder }), told).await;
     Ok(())
 }
 
