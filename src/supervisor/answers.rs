@@ -134,8 +134,11 @@ impl Supervisor {
                 }
             }
             Told::Unfinished { deploys, .. } => {
+                let known = deploys.iter().map(|one| one.deploy.id).collect();
                 self.resume_deploys(deploys);
-                for caller in self.early.take().into_iter().flatten() {
+                let callers = self.early.take();
+                self.queue_early(&known);
+                for caller in callers.into_iter().flatten() {
                     self.look_for_subject(caller);
                 }
                 for app in self.apps.keys().cloned().collect::<Vec<_>>() {

@@ -63,7 +63,7 @@ use tokio::task::AbortHandle;
 use crate::{
     domain::{
         access::{Guard, Keyring},
-        api::{DeployState, Saying},
+        api::{DeployState, DeployView, Saying},
         config::Config,
         deploy::{self, Deploys},
         model::{AppName, At, CommitId, DeployId, ReleaseId},
@@ -148,6 +148,8 @@ pub struct Supervisor {
     /// Whoever wants something of a deploy before it is known what the last supervisor left unfinished;
     /// `None` once it is.
     early: Option<Vec<requests::Caller>>,
+    /// Deploys that were queued until then.
+    early_deploys: Vec<(DeployView, u32, pipeline::Order)>,
     deploy_streams: HashMap<AppName, Arc<OwnedFd>>,
     /// Apps whose file `live` leads nowhere, until a deploy has something to run.
     lost: BTreeSet<AppName>,

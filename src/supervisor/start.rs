@@ -189,6 +189,7 @@ fn build(
         behind: BTreeMap::new(),
         trials: HashMap::new(),
         early: Some(Vec::new()),
+        early_deploys: Vec::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
         schedules: schedule::Schedules::default(),

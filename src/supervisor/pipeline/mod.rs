@@ -10,7 +10,11 @@ mod rollback;
 mod steps;
 mod tidy;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tracing::info;
 
@@ -98,8 +102,20 @@ impl Supervisor {
 
     /// Puts a stored deploy into the line; `attempts`: how often it was started before.
     pub fn queue_deploy(&mut self, view: DeployView, attempts: u32, order: Order) {
-        if let Some(queued) = self.housed(view, attempts, order) {
+        if self.early.is_some() {
+            // What the last supervisor left may still be working in the same folders and groups, and is ended there.
+            self.early_deploys.push((view, attempts, order));
+        } else if let Some(queued) = self.housed(view, attempts, order) {
             self.deploy_event(Event::Queue(Box::new(queued)));
+        }
+    }
+
+    /// What came before everything that is unfinished was known. Of it that is most, as it was stored by then.
+    pub fn queue_early(&mut self, known: &BTreeSet<DeployId>) {
+        for (view, attempts, order) in std::mem::take(&mut self.early_deploys) {
+            if !known.contains(&view.id) {
+                self.queue_deploy(view, attempts, order);
+            }
         }
     }
 
