@@ -242,8 +242,11 @@ impl Supervisor {
 
     fn courier_is_gone(&mut self, run: u64, why: String) {
         // One that was let go has told everything.
-        if run == self.courier.run && self.courier.to.take().is_some() {
-            self.outbox_event(Event::Lost { why });
+        if run == self.courier.run {
+            self.courier.pidfd = None;
+            if self.courier.to.take().is_some() {
+                self.outbox_event(Event::Lost { why });
+            }
         }
     }
 

@@ -78,18 +78,22 @@ pub(super) fn wait(connection: &Connection, apps: &[AppName], by: Duration) -> r
     Ok(())
 }
 
-/// Removes what nobody sends any more, and of each other app what is too much. `telling`: the apps whose
-/// deploys are told.
-pub(super) fn prune(connection: &Connection, telling: &BTreeSet<AppName>) -> rusqlite::Result<()> {
+/// Removes the letters of all other apps: nobody sends them any more.
+pub(super) fn keep_of(connection: &Connection, telling: &BTreeSet<AppName>) -> rusqlite::Result<()> {
     let apps: Vec<AppName> = telling.iter().cloned().collect();
-    connection
-        .prepare_cached("DELETE FROM outbox WHERE app NOT IN (SELECT value FROM json_each(?1))")?
-        .execute([filter(Some(&apps))])?;
+    let mut others =
+        connection.prepare_cached("DELETE FROM outbox WHERE app NOT IN (SELECT value FROM json_each(?1))")?;
+    others.execute([filter(Some(&apps))])?;
+    Ok(())
+}
+
+/// Removes the oldest letters where these apps have too many.
+pub(super) fn prune<'a>(connection: &Connection, apps: impl Iterator<Item = &'a AppName>) -> rusqlite::Result<()> {
     let mut oldest = connection.prepare_cached(
         "DELETE FROM outbox WHERE app = ?1
              AND id <= (SELECT id FROM outbox WHERE app = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
     )?;
-    for app in &apps {
+    for app in apps {
         oldest.execute(params![app.as_str(), MOST])?;
     }
     Ok(())

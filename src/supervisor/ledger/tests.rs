@@ -1,6 +1,7 @@
 //! The thread with a real database and a real channel; the test is the listener and the loop.
 
 mod desk;
+mod outbox;
 
 use std::{
     fs,
@@ -435,6 +436,7 @@ fn a_full_disk_turns_deliveries_away_and_keeps_none_by_half() {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
     mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some("size=4m")).unwrap();
     let mut desk = Desk::at(Arc::clone(&folder), "everhook.db");
+    desk.tell_of(&["blog"]);
     let mut accepted = 0;
     let mut next = |desk: &mut Desk| {
         let mut post = master('a', &format!("n{accepted}"));
@@ -448,6 +450,11 @@ fn a_full_disk_turns_deliveries_away_and_keeps_none_by_half() {
     desk.told(|told| matches!(told, Told::Trouble { .. }).then_some(()));
     desk.ledger().send(Command::Event(desk.event("blog", "ready")));
     let kept = i64::try_from(desk.deploys().len()).unwrap();
+    // What was sent is not sent again and again while the disk does not forget it.
+    let sent = desk.letters();
+    assert_eq!(sent.len(), 1);
+    desk.ledger().send(Command::Forget { letter: sent[0].id });
+    assert_eq!(desk.letters(), []);
     mount(none, folder.path(), none, MsFlags::MS_REMOUNT, Some("size=64m")).unwrap();
     desk.told(|told| matches!(told, Told::Recovered).then_some(()));
     desk.told(|told| matches!(told, Told::Event(e) if e.kind == EventKind::Instance).then_some(()));

@@ -71,6 +71,7 @@ enum Write {
         old: AppName,
         new: AppName,
     },
+    Telling(BTreeSet<AppName>),
     Forget {
         letter: i64,
     },
@@ -95,7 +96,7 @@ impl Write {
     fn is_waited_for(&self) -> bool {
         match self {
             Self::Update { deploy, .. } => !matches!(deploy.state, DeployState::Queued | DeployState::Superseded),
-            Self::Event(_) | Self::Forget { .. } | Self::Wait { .. } => false,
+            Self::Event(_) | Self::Telling(_) | Self::Forget { .. } | Self::Wait { .. } => false,
             _ => true,
         }
     }
@@ -198,7 +199,11 @@ impl State {
         match command {
             Command::Channel { listener, channel } => self.hooks.replace(listener, channel),
             Command::Snapshot(snapshot) => self.snapshot = snapshot,
-            Command::Telling(apps) => self.telling = apps,
+            Command::Telling(apps) => {
+                self.telling.clone_from(&apps);
+                // After the renames that were ordered before.
+                self.put_off(Write::Telling(apps));
+            }
             Command::Live { app, commit: Some(commit) } => drop(self.live.insert(app, commit)),
             Command::Live { app, commit: None } => drop(self.live.remove(&app)),
             Command::Rename { old, new } => {
@@ -392,7 +397,7 @@ impl State {
         if self.written >= PRUNE_EVERY {
             let touched = self.touched.union(&done.touched).cloned().collect();
             keep::prune(store, now(), &touched)?;
-            outbox::prune(store, &self.telling)?;
+            outbox::prune(store, touched.iter().flatten())?;
         }
         Ok(())
     }
@@ -429,6 +434,10 @@ impl State {
             Write::Rename { old, new } => {
                 super::rows::rename(store, old, new)?;
                 vec![Told::Tokens(tokens::all(store)?)]
+            }
+            Write::Telling(apps) => {
+                outbox::keep_of(store, apps)?;
+                Vec::new()
             }
             Write::Forget { letter } => {
                 outbox::forget(store, *letter)?;
@@ -641,6 +650,7 @@ fn touched(write: &Write) -> Option<AppName> {
         | Write::Audit(_)
         | Write::NewToken { .. }
         | Write::RevokeToken { .. }
+        | Write::Telling(_)
         | Write::Forget { .. }
         | Write::Wait { .. } => None,
         Write::Rename { new, .. } => Some(new.clone()),
