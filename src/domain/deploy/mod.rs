@@ -22,7 +22,7 @@ mod tests;
 pub use freeze::Freeze;
 pub use queue::Deploys;
 pub use record::{Resumption, resume};
-pub use status::statuses;
+pub use status::{status, statuses};
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 

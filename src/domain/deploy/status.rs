@@ -9,6 +9,8 @@
 //! | failed elsewhere, rolled back | error |
 //! | cancelled, superseded | cancelled |
 //!
+//! Of several deploys of one commit the newest speaks that was neither cancelled nor superseded.
+//!
 //! A commit is told of once it is certain that it is the one: what a tag names is known only after the
 //! fetch.
 
@@ -34,7 +36,9 @@ fn is_certain(view: &DeployView) -> bool {
     view.release.is_some() || view.ref_name.as_ref().is_some_and(|name| name.starts_with("refs/heads/"))
 }
 
-fn status(view: &DeployView) -> Option<CommitStatus> {
+/// What there is to say of its commit.
+#[must_use]
+pub fn status(view: &DeployView) -> Option<CommitStatus> {
     use DeployState as D;
     let (id, why) = (view.id, view.reason.as_deref().unwrap_or_default());
     let because = |what: &str| if why.is_empty() { what.to_owned() } else { format!("{what}: {why}") };

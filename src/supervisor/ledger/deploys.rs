@@ -183,7 +183,8 @@ pub(super) fn known(
     Ok(known)
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<DeployView> {
+/// Without its steps.
+pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<DeployView> {
     Ok(DeployView {
         id: row.get("id")?,
         app: word(row, "app")?,

@@ -3,13 +3,16 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{filter, json, plain, word};
+use super::{
+    deploys,
+    rows::{filter, json, plain, word},
+};
 use crate::domain::{
-    api::{CommitStatus, DeployView},
+    api::{CommitStatus, DeployView, StatusState},
     deploy,
-    model::AppName,
+    model::{AppName, CommitId, DeployId},
     outbox::Letter,
 };
 
@@ -21,20 +24,33 @@ const MOST: u32 = 1_000;
 pub(super) fn note(connection: &Connection, before: Option<&DeployView>, after: &DeployView) -> rusqlite::Result<bool> {
     let mut any = false;
     for status in deploy::statuses(before, after) {
-        if !is_outdated(connection, &after.app, &status)? {
-            put(connection, &after.app, &status)?;
-            any = true;
-        }
+        // Of several deploys of one commit the newest speaks, unless nobody wants it any more.
+        let status = if status.state == StatusState::Cancelled {
+            another(connection, after, &status.commit, 0)?.as_ref().and_then(deploy::status).unwrap_or(status)
+        } else if another(connection, after, &status.commit, after.id)?.is_some() {
+            continue;
+        } else {
+            status
+        };
+        put(connection, &after.app, &status)?;
+        any = true;
     }
     Ok(any)
 }
 
-/// Of several deploys of one commit the newest speaks.
-fn is_outdated(connection: &Connection, app: &AppName, status: &CommitStatus) -> rusqlite::Result<bool> {
-    let mut newer = connection.prepare_cached(
-        "SELECT 1 FROM deploys INDEXED BY deploys_app WHERE app = ?1 AND id > ?2 AND \"commit\" = ?3 LIMIT 1",
+/// The newest other deploy of this commit above this number that was neither cancelled nor superseded.
+fn another(
+    connection: &Connection,
+    than: &DeployView,
+    commit: &CommitId,
+    above: DeployId,
+) -> rusqlite::Result<Option<DeployView>> {
+    let mut newest = connection.prepare_cached(
+        "SELECT * FROM deploys INDEXED BY deploys_app WHERE app = ?1 AND id > ?2 AND id != ?3 AND \"commit\" = ?4
+             AND state NOT IN ('cancelled', 'superseded') ORDER BY id DESC LIMIT 1",
     )?;
-    newer.exists(params![app.as_str(), status.deploy, status.commit.as_str()])
+    let about = params![than.app.as_str(), above, than.id, commit.as_str()];
+    newest.query_row(about, deploys::read).optional()
 }
 
 fn put(connection: &Connection, app: &AppName, status: &CommitStatus) -> rusqlite::Result<()> {

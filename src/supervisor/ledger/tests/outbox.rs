@@ -20,6 +20,13 @@ impl Desk {
         self.told(|told| if let Told::Letters { ticket: 97, letters } = told { Some(letters) } else { None })
     }
 
+    fn set_commit(&self, id: i64, state: DeployState, digit: char) {
+        let mut deploy = self.deploys().into_iter().find(|deploy| deploy.id == id).unwrap();
+        (deploy.state, deploy.commit) = (state, Some(commit(digit)));
+        self.ledger().send(Command::Update { deploy: Box::new(deploy), attempts: 0, ticket: Some(7) });
+        self.told(|told| matches!(told, Told::Committed { ticket: 7 }).then_some(()));
+    }
+
     fn states(&self) -> Vec<(String, StatusState)> {
         let letters = self.letters();
         letters.into_iter().map(|l| (format!("{} {}", l.app, &l.status.commit.short()[..1]), l.status.state)).collect()
@@ -62,10 +69,34 @@ fn of_several_deploys_of_a_commit_the_newest_speaks() {
     desk.set(1, DeployState::Failed);
     assert_eq!(desk.post(&master('a', "2")).0, 202);
     assert_eq!(desk.states(), [letter("blog a", StatusState::Queued)]);
-    desk.set(1, DeployState::Cancelled);
+    desk.set(1, DeployState::Failed);
     assert_eq!(desk.states(), [letter("blog a", StatusState::Queued)]);
     desk.set(2, DeployState::Live);
     assert_eq!(desk.states(), [letter("blog a", StatusState::Success)]);
+}
+
+#[test]
+fn a_deploy_that_nobody_wants_leaves_the_word_to_another() {
+    let mut desk = Desk::open();
+    desk.tell_of(&["blog"]);
+    for (i, of) in ['a', 'a', 'b'].into_iter().enumerate() {
+        assert_eq!(desk.post(&master(of, &i.to_string())).0, 202);
+        if i == 0 {
+            desk.set(1, DeployState::Failed);
+        }
+    }
+    desk.set(2, DeployState::Live);
+    // It went on with a commit of which another deploy is live.
+    desk.set_commit(3, DeployState::Fetching, 'a');
+    desk.set_commit(3, DeployState::Fetching, 'c');
+    let words =
+        [("blog a", StatusState::Success), ("blog b", StatusState::Cancelled), ("blog c", StatusState::Running)];
+    let mut states = desk.states();
+    states.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(states, words.map(|(about, state)| letter(about, state)));
+    desk.set(2, DeployState::Cancelled);
+    let last = desk.letters().pop().unwrap();
+    assert_eq!((last.status.deploy, last.status.state), (1, StatusState::Error));
 }
 
 #[test]
