@@ -201,6 +201,13 @@ fn a_forge_that_is_down_hears_in_the_end_what_became_of_each_commit() {
     for (version, bad) in [("2", false), ("3", true), ("4", false)] {
         let files: &[(&str, &str)] = if bad { &[("BAD", "")] } else { &[("VERSION", version)] };
         let (id, commit) = world.push(files);
+        if commits.is_empty() {
+            world.api.turns_away(3);
+            let delayed = world.wait_event("status_delayed");
+            assert!(delayed.starts_with("GitLab answered 503 "), "{delayed}");
+            world.api.set(Mood::Says(429, "Retry-After: 1\r\n", "slow down".to_owned()));
+            world.api.turns_away(1);
+        }
         let ended = world.server.deploy_end(id);
         assert_eq!(ended["state"], if bad { "failed" } else { "live" }, "{ended}");
         if bad {
@@ -208,12 +215,9 @@ fn a_forge_that_is_down_hears_in_the_end_what_became_of_each_commit() {
         }
         commits.push(commit);
     }
-    world.api.turns_away(2);
-    world.api.set(Mood::Says(429, "Retry-After: 1\r\n", "slow down".to_owned()));
-    world.api.turns_away(1);
-    let delayed = world.wait_event("status_delayed");
-    assert!(delayed.starts_with("GitLab answered "), "{delayed}");
     world.api.set(Mood::Well);
+    // It would be tried again in a while, which grows with every failure.
+    world.server.ok(&["reload"]);
     for (commit, state) in commits.iter().zip(["success", "failed", "success"]) {
         world.api.until_last(commit, state);
         assert_eq!(world.api.states(commit), [state], "what is no longer so is not told");
