@@ -8,9 +8,15 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use deploying::*;
+use serde_json::Value;
 use server::{Repo, Server, processes};
 
 #[test]
@@ -339,4 +345,62 @@ fn a_reload_without_the_app_cancels_its_deploy() {
     assert_eq!(again["state"], "live", "{again}");
     server.wait_state("site", "ready");
     assert_live(&server, &again);
+}
+
+/// The users that a package makes, in a view of the machine of its own.
+#[test]
+fn users_of_everhooks_own_run_what_is_named_after_them() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("not root: everything is run by whoever started everhook");
+    }
+    let (mut server, repo) = live_world("", "");
+    let dir = server.path().to_owned();
+    let owner = |name: &str| fs::metadata(dir.join("state/logs/site").join(name)).unwrap().uid();
+    server.until("it is logged", |s| s.ok(&["logs", "site"]).contains("version 1").then_some(()));
+    assert_eq!(owner("site.1.out.log"), 60901);
+    assert!(server.stop().success());
+    for name in ["passwd", "group"] {
+        fs::copy(Path::new("/etc").join(name), dir.join(name)).unwrap();
+    }
+    let (mut passwd, mut group) = (String::new(), String::new());
+    for (name, id) in [("everhook", 61_301), ("everhook-listener", 61_302), ("everhook-logger", 61_303)] {
+        passwd += &format!("{name}:x:{id}:{}::/nonexistent:/usr/sbin/nologin\n", id + 100);
+        group += &format!("{name}:x:{}:\n", id + 100);
+    }
+    for (name, more) in [("passwd", passwd), ("group", group)] {
+        let file = dir.join(name);
+        fs::write(&file, fs::read_to_string(&file).unwrap() + &more).unwrap();
+    }
+    fs::remove_dir_all(dir.join("state/mirrors")).unwrap();
+    let bind = format!("for f in passwd group; do mount --bind {}/$f /etc/$f; done; exec \"$@\"", dir.display());
+    server.start_as(&["unshare", "--mount", "sh", "-c", &bind, "sh"]);
+    server.wait_state("site", "ready");
+    repo.commit(&[("VERSION", "2")], "second");
+    let second = server.deliver("site", &repo);
+    assert_eq!(second["state"], "live", "{second}");
+
+    let ids = |pid: &Value| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        (field("Uid:"), field("Gid:"), field("Groups:"))
+    };
+    let all = |id: u32| [id; 4].map(|id| id.to_string()).join("\t");
+    let supervisor = &server.status()["supervisor"];
+    for (pid, id) in [(&supervisor["listeners"][0]["pid"], 61_302), (&supervisor["logger"]["pid"], 61_303)] {
+        assert_eq!(ids(pid), (all(id), all(id + 100), String::new()));
+    }
+    // What the logger of before wrote is this one's too, which goes on with it.
+    server.until("it is logged on", |s| s.ok(&["logs", "site"]).contains("version 2").then_some(()));
+    assert!(server.ok(&["logs", "site"]).contains("version 1"));
+    let logs = fs::read_dir(dir.join("state/logs/site")).unwrap().map(|entry| entry.unwrap());
+    assert!(logs.into_iter().all(|entry| entry.metadata().unwrap().uid() == 61_303));
+    // Whatever git has fetched is who fetched it's.
+    let fetched = files_below(&dir.join("state/mirrors"));
+    assert!(fetched.len() > 3 && fetched.iter().all(|path| fs::metadata(path).unwrap().uid() == 61_301), "{fetched:?}");
+    assert!(server.stop().success());
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }

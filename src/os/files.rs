@@ -38,6 +38,23 @@ pub fn move_named(from: &Path, to: &Path, old: &str, new: &str) -> io::Result<()
     Ok(())
 }
 
+/// Gives the files of a folder that are its former owner's to a new one. The former owner may change the
+/// folder meanwhile: only that one's own files, which have no other name, are given away.
+///
+/// # Errors
+/// As `open(2)` and `fchown(2)` say.
+pub fn hand_over(folder: &Path, from: u32, (uid, gid): (u32, u32)) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(entry?.path()) else { continue };
+        let facts = file.metadata()?;
+        if facts.is_file() && facts.uid() == from && facts.nlink() == 1 {
+            fchown(&file, Some(uid), Some(gid))?;
+        }
+    }
+    Ok(())
+}
+
 /// Replaces a file's content: after a crash it holds the old or the new one, whole.
 /// One writer at a time. The mode does not depend on the umask.
 ///

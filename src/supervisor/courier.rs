@@ -30,14 +30,10 @@ use crate::{
         channel::Channel,
         identity, pidfd,
         spawn::{SpawnError, Spawned},
-        users,
         watched::Watched,
     },
 };
 
-/// The courier's uid and gid under root where no user has its name.
-const NOBODYS: u32 = 60902;
-const NAME: &str = "everhook-courier";
 /// Whom it trusts, if not the system's own list.
 const TRUST: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
@@ -53,16 +49,13 @@ pub struct Courier {
     /// To the one that runs.
     to: Option<mpsc::UnboundedSender<(Post, Secret)>>,
     pidfd: Option<OwnedFd>,
-    /// Uid and gid under root.
-    who: (u32, u32),
 }
 
 impl Courier {
     #[must_use]
     pub fn new() -> Self {
-        let who = users::account(NAME).map_or((NOBODYS, NOBODYS), |account| (account.uid, account.gid));
         let (outbox, todo) = (Outbox::default(), VecDeque::new());
-        Self { outbox, todo, busy: false, reading: HashMap::new(), run: 0, to: None, pidfd: None, who }
+        Self { outbox, todo, busy: false, reading: HashMap::new(), run: 0, to: None, pidfd: None }
     }
 
     #[must_use]
@@ -199,11 +192,7 @@ impl Supervisor {
     }
 
     fn start_courier(&mut self) -> Result<(), String> {
-        let (uid, gid) = self.courier.who;
-        let mut spec = self.internal_spec(&["courier".to_owned()], uid).map_err(|e| e.to_string())?;
-        if let Some(credentials) = &mut spec.credentials {
-            credentials.gid = gid;
-        }
+        let mut spec = self.internal_spec(&["courier".to_owned()], |users| users.courier).map_err(|e| e.to_string())?;
         let trust = TRUST.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let variables = trust.map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()));
         spec.env.extend(variables.flatten());

@@ -18,7 +18,7 @@ use super::{
     event::{Event, Events},
     launch,
     ledger::{Command, NewEvent},
-    prepare,
+    prepare::{Ids, OwnUsers},
 };
 use crate::{
     domain::{
@@ -267,8 +267,14 @@ impl Logger {
 }
 
 impl Supervisor {
-    pub fn internal_spec(&self, args: &[String], uid: u32) -> Result<SpawnSpec, launch::Unfit> {
-        let who = Identity { uid, gid: uid, groups: Vec::new(), name: None, home: "/".into(), shell: "/bin/sh".into() };
+    /// How to start one of everhook's own processes; not under root it is who everhook is.
+    pub fn internal_spec(
+        &self,
+        args: &[String],
+        user: impl FnOnce(OwnUsers) -> Ids,
+    ) -> Result<SpawnSpec, launch::Unfit> {
+        let (uid, gid) = self.maker.own_users.map_or((self.me.uid, self.me.uid), user);
+        let who = Identity { uid, gid, groups: Vec::new(), name: None, home: "/".into(), shell: "/bin/sh".into() };
         let env = [("PATH", launch::PATH), ("LANG", "C.UTF-8")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         let mut words = vec!["everhook".to_owned()];
         words.extend_from_slice(args);
@@ -283,18 +289,19 @@ impl Supervisor {
         let path = |path: PathBuf| path.display().to_string();
         let (buffer, logs) = (path(self.layout.buffer()), path(self.layout.logs()));
         let args = ["logger", "--buffer", &buffer, "--logs", &logs].map(str::to_owned);
-        let started = self.internal_spec(&args, prepare::LOGGER).map_err(|e| e.to_string()).and_then(|mut spec| {
-            let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
-            let record = self.record_file("logger").map_err(|e| e.to_string())?;
-            spec.fds = vec![
-                (Arc::clone(&self.me.null), 0),
-                (Arc::clone(&self.me.stdout), 1),
-                (Arc::clone(&self.me.stderr), 2),
-                (Arc::new(theirs), 3),
-            ];
-            spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
-            Ok((ours, spec))
-        });
+        let started =
+            self.internal_spec(&args, |users| users.logger).map_err(|e| e.to_string()).and_then(|mut spec| {
+                let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+                let record = self.record_file("logger").map_err(|e| e.to_string())?;
+                spec.fds = vec![
+                    (Arc::clone(&self.me.null), 0),
+                    (Arc::clone(&self.me.stdout), 1),
+                    (Arc::clone(&self.me.stderr), 2),
+                    (Arc::new(theirs), 3),
+                ];
+                spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
+                Ok((ours, spec))
+            });
         self.logger.keeper.state = InstanceState::Starting;
         match started {
             Ok((ours, spec)) => {

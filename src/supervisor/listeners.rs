@@ -13,7 +13,6 @@ use super::{
     control,
     internals::{Keeper, WELL},
     ledger::Command,
-    prepare,
 };
 use crate::{
     domain::{
@@ -152,7 +151,7 @@ impl Supervisor {
         if let Some(allow) = &listener.entry.allow {
             args.extend(["--allow".to_owned(), networks(allow)]);
         }
-        let mut spec = self.internal_spec(&args, prepare::LISTENER).map_err(|e| e.to_string())?;
+        let mut spec = self.internal_spec(&args, |users| users.listener).map_err(|e| e.to_string())?;
         spec.die_with_parent = true;
         spec.rlimits = vec![
             (libc::RLIMIT_NOFILE, 4096, 4096),

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::{
         fd::OwnedFd,
-        unix::fs::{PermissionsExt, chown},
+        unix::fs::{MetadataExt, PermissionsExt, chown},
     },
     path::Path,
     sync::Arc,
@@ -23,14 +23,36 @@ use crate::{
     },
     os::{
         cgroup::{Base, Cgroup},
-        fifo, limits,
+        fifo, files, limits, users,
     },
 };
 
-/// Uid and gid of the logger under root; no distribution hands them out.
-pub const LOGGER: u32 = 60901;
-/// The listener's.
-pub const LISTENER: u32 = 60900;
+/// Uid and gid.
+pub type Ids = (u32, u32);
+
+/// Whom everhook's own processes run as, under root.
+#[derive(Clone, Copy)]
+pub struct OwnUsers {
+    pub listener: Ids,
+    pub logger: Ids,
+    pub courier: Ids,
+}
+
+impl OwnUsers {
+    /// The users of these names, or numbers that no distribution hands out.
+    #[must_use]
+    pub fn find() -> Self {
+        let user = |name, number| {
+            let account = users::account(name).filter(|account| account.uid != 0);
+            account.map_or((number, number), |account| (account.uid, account.gid))
+        };
+        Self {
+            listener: user("everhook-listener", 60900),
+            logger: user("everhook-logger", 60901),
+            courier: user("everhook-courier", 60902),
+        }
+    }
+}
 
 /// Ends the name of what belongs to a second seat.
 pub const SECOND: &str = ".second";
@@ -55,8 +77,8 @@ pub struct Maker {
     /// May owners be set?
     pub root: bool,
     pub cgroups: Option<Arc<Base>>,
-    /// Whom the logger runs as, under root.
-    pub logger: Option<(u32, u32)>,
+    /// Under root.
+    pub own_users: Option<OwnUsers>,
 }
 
 impl Maker {
@@ -79,19 +101,35 @@ impl Maker {
         ] {
             self.folder(&folder, mode, None)?;
         }
-        self.folder(&state.join("logs/deploys"), 0o750, self.logger)?;
+        self.logs(&state.join("logs/deploys"))?;
         let buffer = self.layout.buffer();
         let named = |e: io::Error| format!("{}: {e}", buffer.display());
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&buffer).map_err(named)?;
         file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(named)?;
-        self.logger.map_or(Ok(()), |(uid, gid)| chown(&buffer, Some(uid), Some(gid)).map_err(named))
+        self.logger().map_or(Ok(()), |(uid, gid)| chown(&buffer, Some(uid), Some(gid)).map_err(named))
+    }
+
+    fn logger(&self) -> Option<Ids> {
+        self.own_users.map(|users| users.logger)
+    }
+
+    /// A folder of the logger's. What an earlier logger wrote, as another user, is the logger's too.
+    fn logs(&self, path: &Path) -> Result<(), String> {
+        let named = |e: io::Error| format!("{}: {e}", path.display());
+        if let (Some((uid, gid)), Ok(facts)) = (self.logger(), fs::symlink_metadata(path))
+            && facts.is_dir()
+            && facts.uid() != uid
+        {
+            files::hand_over(path, facts.uid(), (uid, gid)).map_err(named)?;
+        }
+        self.folder(path, 0o750, self.logger())
     }
 
     /// Makes a folder where it is missing, and sees to its mode and owner.
     ///
     /// # Errors
     /// Names the folder.
-    pub fn folder(&self, path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<(), String> {
+    pub fn folder(&self, path: &Path, mode: u32, owner: Option<Ids>) -> Result<(), String> {
         let named = |e: io::Error| format!("{}: {e}", path.display());
         fs::create_dir_all(path).map_err(named)?;
         if !fs::symlink_metadata(path).map_err(named)?.is_dir() {
@@ -113,7 +151,7 @@ impl Maker {
         // Another app had this name, and paths to it still lead there.
         rename::remove_link(&home).map_err(|e| format!("{}: {e}", home.display()))?;
         self.folder(&home, 0o755, None)?;
-        self.folder(&self.layout.logs().join(app.name.as_str()), 0o750, self.logger)?;
+        self.logs(&self.layout.logs().join(app.name.as_str()))?;
         if app.deploy.is_some() {
             let own = Some((app.work_as.uid, app.work_as.gid));
             self.folder(&self.layout.releases(&app.name), 0o755, None)?;

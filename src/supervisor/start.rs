@@ -29,7 +29,7 @@ use super::{
     ledger::{Command, Ledger, Query},
     listeners::Listener,
     log,
-    prepare::{self, Maker},
+    prepare::{Maker, OwnUsers},
     reload, rename, schedule, secrets,
     settings::{self, Settings},
     shutdown::Ending,
@@ -79,8 +79,8 @@ pub fn run(path: &Path) -> Result<(), String> {
         Ok(base) => (Some(Arc::new(base)), None),
         Err(why) => (None, Some(why)),
     };
-    let logger = root.then_some((prepare::LOGGER, prepare::LOGGER));
-    let maker = Maker { layout: layout.clone(), root, cgroups, logger };
+    let own_users = root.then(OwnUsers::find);
+    let maker = Maker { layout: layout.clone(), root, cgroups, own_users };
     maker.common()?;
     let log = log::start(log::make(&settings.config.log, &layout.logs())?)?;
     if let Some(why) = no_cgroup {
