@@ -200,6 +200,11 @@ fn what_is_wrong_with_one_app_is_told_with_its_line_and_stops_no_other() {
         let reason = reason(&server.wait_state(app, "failed"));
         assert!(reason.contains(&format!("supervisor.ron:{line}:")), "{app}: {reason}");
     }
+    // What a person stopped stays so when it is mended.
+    server.ok(&["stop", "program"]);
+    server.edit_config("no-such-program", "sleep\", \"1000");
+    server.ok(&["reload"]);
+    assert_eq!(server.app("program")["state"], "stopped", "{}", server.app("program"));
     // The whole that cannot be had is refused with its place, and what runs runs on.
     server.edit_config("[Api])]", &format!("[Api]),\n(bind: \"{socket}\", serve: [Api])]"));
     let said = server.fails(1, &["reload"]);

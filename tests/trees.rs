@@ -10,6 +10,7 @@ mod server;
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     process::{Child, Command, Stdio},
 };
 
@@ -312,6 +313,63 @@ fn whoever_hides_from_the_next_supervisor_ends_before_the_next_copy_in_every_way
         assert!(outside.is_untouched(), "{way}: nothing outside the tree is signalled");
         assert!(server.stop().success());
     }
+}
+
+/// As with sudo: a supervisor that is nobody special has a child that became somebody else.
+#[test]
+fn who_may_not_be_killed_is_named_and_nothing_runs_beside_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("not root: no program can be made that becomes another user");
+    }
+    let (own, other) = (1_000_000 + std::process::id(), 2_000_000 + std::process::id());
+    let mut server = Server::new(&format!(
+        r#"(state_dir: "@DIR@/state", apps: {{
+"a": (command: "@DIR@/become --reuid {other} --regid {other} --clear-groups sleep 1000 & exec sleep 1000",
+    ready: Immediate, stop: (timeout: "200ms")),
+}})"#
+    ));
+    let dir = server.path().to_owned();
+    let copy = |from: &str, to: &str| {
+        let to = dir.join(to);
+        assert!(Command::new("cp").arg(from).arg(&to).status().unwrap().success());
+        to
+    };
+    let become_other = copy("/usr/bin/setpriv", "become");
+    let binary = copy(env!("CARGO_BIN_EXE_everhook"), "everhook-as-user");
+    fs::set_permissions(&become_other, fs::Permissions::from_mode(0o4755)).unwrap();
+    chown(&dir, Some(own), Some(own)).unwrap();
+    let own = own.to_string();
+    let as_user = format!("setpriv --reuid {own} --regid {own} --clear-groups");
+    // Without a cgroup, whoever may write one.
+    let swap = format!("shift; exec {as_user} {} \"$@\"", binary.display());
+    server.start_as(&["sh", "-c", &swap, "sh"]);
+    server.wait_state("a", "ready");
+    let theirs = || {
+        let mine = |pid: &i32| fs::metadata(format!("/proc/{pid}")).is_ok_and(|facts| facts.uid() == other);
+        let mut found = all_pids();
+        found.retain(|pid| mine(pid) && is_sleep(*pid));
+        found
+    };
+    let theirs = server.until("it is somebody else's", |_| Some(theirs()).filter(|found| found.len() == 1));
+    let said = server.fails(1, &["stop", "a"]);
+    assert!(said.contains("is not stopped") && said.contains(&format!("sleep ({})", theirs[0])), "{said}");
+    let stopping = server.instance("a");
+    assert_eq!(stopping["state"], "stopping");
+    assert!(stopping["reason"].as_str().unwrap().contains(&format!("sleep ({})", theirs[0])), "{stopping}");
+    let said = server.fails(1, &["start", "a"]);
+    assert!(said.contains("may not kill"), "{said}");
+    kill(Pid::from_raw(theirs[0]), Signal::SIGKILL).unwrap();
+    server.wait_state("a", "ready");
+    let next = server.main_pid("a");
+    // What it leaves behind now is nobody's any more: root ends it.
+    server.fails(1, &["stop", "a"]);
+    all_pids().into_iter().filter(|pid| *pid != next && is_sleep(*pid)).for_each(|pid| {
+        if fs::metadata(format!("/proc/{pid}")).is_ok_and(|facts| facts.uid() == other) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+    });
+    server.wait_state("a", "stopped");
+    assert!(server.stop().success());
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct TreeQuery<'a> {
     pub instance: &'a str,
     /// Whoever bears no mark, of this tree or another, and has one of these open files is a member too.
     pub outputs: &'a [&'a OwnedFd],
+    /// Whoever bears no mark, or is another user's and shows none, and is in this session is a member too.
+    pub session: Option<u32>,
     /// Where there is one, it alone decides.
     pub cgroup: Option<&'a Cgroup>,
 }
@@ -130,14 +132,15 @@ impl Table {
         let Some(process) = Process::read(pid) else { return };
         let root = query.root == Some(pid);
         let marked = !process.kernel && !process.zombie && pid != std::process::id() && {
-            let Some(environment) = environment(pid) else { return };
-            if environment.is_empty() && self.blank.insert(pid) {
-                return;
-            }
-            is_marked(pid, &environment, query)
+            let environment = match environment(pid) {
+                Environment::Gone => return,
+                Environment::Shown(text) if text.is_empty() && self.blank.insert(pid) => return,
+                environment => environment,
+            };
+            is_marked(pid, &process, &environment, query)
         };
         if marked {
-            let Some(member) = hold(pid, &process).filter(|_| is_seed(pid, query)) else { return };
+            let Some(member) = hold(pid, &process).filter(|_| is_seed(pid, &process, query)) else { return };
             if killing {
                 let _ = pidfd::signal(&member.pidfd, Signal::KILL);
             }
@@ -198,6 +201,7 @@ struct Process {
     name: String,
     parent: u32,
     start_time: u64,
+    session: u32,
     zombie: bool,
     kernel: bool,
 }
@@ -214,11 +218,12 @@ impl Process {
         let (open, close) = (stat.iter().position(|b| *b == b'(')?, stat.iter().rposition(|b| *b == b')')?);
         let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().take(7).collect();
-        let [state, parent, _, _, _, _, flags] = fields[..] else { return None };
+        let [state, parent, _, session, _, _, flags] = fields[..] else { return None };
         Some(Self {
             name: String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned(),
             parent: parent.parse().ok()?,
             start_time: record::start_time_of(stat)?,
+            session: session.parse().ok()?,
             zombie: matches!(state, "Z" | "X"),
             kernel: flags.parse::<u64>().ok()? & KERNEL_THREAD != 0,
         })
@@ -229,25 +234,34 @@ fn name_of(pid: u32) -> String {
     Process::read(pid).map(|process| process.name).unwrap_or_default()
 }
 
-fn is_seed(pid: u32, query: &TreeQuery) -> bool {
-    environment(pid).is_some_and(|environment| is_marked(pid, &environment, query))
+fn is_seed(pid: u32, process: &Process, query: &TreeQuery) -> bool {
+    is_marked(pid, process, &environment(pid), query)
 }
 
-/// `None` when it is gone. Of a process of another user this is hidden from whoever is not root, who then
-/// sees that there is something.
-fn environment(pid: u32) -> Option<Vec<u8>> {
+enum Environment {
+    Gone,
+    /// Of another user, to whoever is not root.
+    Hidden,
+    Shown(Vec<u8>),
+}
+
+fn environment(pid: u32) -> Environment {
     match fs::read(format!("/proc/{pid}/environ")) {
-        Ok(environment) => Some(environment),
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => None,
-        Err(_) => Some(vec![0]),
+        Ok(text) => Environment::Shown(text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Environment::Gone,
+        Err(_) => Environment::Hidden,
     }
 }
 
-/// Does it bear the marks, or none and have the output?
-fn is_marked(pid: u32, environment: &[u8], query: &TreeQuery) -> bool {
-    let value = |name: &str| environment.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes()));
+/// Does it bear the marks, or none and is in the session or has the output?
+fn is_marked(pid: u32, process: &Process, environment: &Environment, query: &TreeQuery) -> bool {
+    let in_session = query.session == Some(process.session);
+    let Environment::Shown(text) = environment else {
+        return in_session && matches!(environment, Environment::Hidden);
+    };
+    let value = |name: &str| text.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes()));
     match (value("EVERHOOK_BOOT="), value("EVERHOOK_INSTANCE=")) {
-        (None, None) => !query.outputs.is_empty() && holder::holds(pid, query.outputs),
+        (None, None) => in_session || (!query.outputs.is_empty() && holder::holds(pid, query.outputs)),
         (boot, instance) => boot == Some(query.boot.as_bytes()) && instance == Some(query.instance.as_bytes()),
     }
 }
@@ -300,7 +314,14 @@ mod tests {
         let script = r#"(setsid sh -c 'sh -c "$BARE" & eval "$WAIT"' &); sh -c "$BARE" & eval "$WAIT""#;
         let boot = format!("descent-{}", std::process::id());
         let (child, told) = tree(script, &boot, 4);
-        let query = TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", outputs: &[], cgroup: None };
+        let query = TreeQuery {
+            root: Some(child.id()),
+            boot: &boot,
+            instance: "blog.1",
+            outputs: &[],
+            session: None,
+            cgroup: None,
+        };
         let all = members(&query).unwrap();
         assert_eq!(pids(&all), sorted(told));
         assert_eq!(pids(&members(&TreeQuery { root: None, ..query }).unwrap()), pids(&all), "the marks alone do");
@@ -324,8 +345,14 @@ mod tests {
         while name_of(child.id()) != "sleep" {
             std::thread::yield_now();
         }
-        let query =
-            TreeQuery { root: Some(child.id()), boot: &boot, instance: "blog.1", outputs: &[], cgroup: Some(&cgroup) };
+        let query = TreeQuery {
+            root: Some(child.id()),
+            boot: &boot,
+            instance: "blog.1",
+            outputs: &[],
+            session: None,
+            cgroup: Some(&cgroup),
+        };
         assert!(members(&query).unwrap().is_empty());
         fs::write(cgroup.path().join("cgroup.procs"), child.id().to_string()).unwrap();
         let found = members(&query).unwrap();
@@ -356,7 +383,8 @@ mod tests {
         let mut told = BufReader::new(fs::File::from(ours.try_clone().unwrap()));
         let mut pid = String::new();
         told.read_line(&mut pid).unwrap();
-        let query = TreeQuery { root: None, boot: &boot, instance: "blog.1", outputs: &[], cgroup: None };
+        let query =
+            TreeQuery { root: None, boot: &boot, instance: "blog.1", outputs: &[], session: None, cgroup: None };
         assert!(members(&query).unwrap().is_empty());
         let found = members(&TreeQuery { outputs: &[&ours], ..query }).unwrap();
         assert_eq!(pids(&found), [pid.trim().parse::<u32>().unwrap()]);

@@ -141,6 +141,10 @@ pub struct SeatShell {
     /// The command that tells it of a release.
     pub reload: Option<JobId>,
     killed: bool,
+    /// Who of its tree may not be killed, in words.
+    pub unkillable: Option<String>,
+    /// The session that its process began, by the number that this has even after its end.
+    session: Option<u32>,
     /// Its process was started under a name that the app has no more.
     pub renamed: Option<Box<Renamed>>,
     pub memory: limits::Memory,
@@ -176,6 +180,8 @@ impl SeatShell {
             words: words::Words::default(),
             reload: None,
             killed: false,
+            unkillable: None,
+            session: None,
             renamed: None,
             memory: limits::Memory::default(),
         }
@@ -341,7 +347,7 @@ impl Supervisor {
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         let (mut unmet, mut empty) = (Vec::new(), false);
         if let Some(seat) = shell.seat_mut(id.seat) {
-            seat.killed = false;
+            (seat.killed, seat.unkillable, seat.session) = (false, None, None);
             seat.words = words::Words::default();
             unmet = seat.begin_limits(&spec.limits);
             empty = [&seat.kit.out, &seat.kit.err]
@@ -372,6 +378,7 @@ impl Supervisor {
                 if let Some(shell) = self.seat_mut(id) {
                     shell.pidfd = Some(pidfd);
                     shell.main = Some(pid);
+                    shell.session = Some(pid);
                 }
                 self.tell(id, Happening::Spawned(pid));
                 self.hear_notices(id);
@@ -396,12 +403,14 @@ impl Supervisor {
         }
     }
 
-    fn signal_member(&self, id: &SeatId, member: &Member, signal: Signal) {
+    /// False where it may not be signalled.
+    fn signal_member(&self, id: &SeatId, member: &Member, signal: Signal) -> bool {
         match pidfd::signal(&member.pidfd, signal) {
             Err(error) if error.raw_os_error() != Some(3) => {
                 warn!(app = %id.app, pid = member.pid, process = %member.name, %signal, %error, "a process of the tree did not take the signal");
+                false
             }
-            _ => {}
+            _ => true,
         }
     }
 
@@ -426,7 +435,8 @@ impl Supervisor {
         let shared = others.any(|run| run.instance.is_active());
         let outputs: &[&OwnedFd] = if shared { &[] } else { &[&shell.kit.out, &shell.kit.err] };
         let cgroup = shell.kit.cgroup.as_deref();
-        let query = TreeQuery { root: shell.main, boot: &boot, instance: &instance, outputs, cgroup };
+        let (root, session) = (shell.main, shell.session);
+        let query = TreeQuery { root, boot: &boot, instance: &instance, outputs, session, cgroup };
         find(&query).unwrap_or_else(|error| {
             warn!(app = %id.app, %error, "the tree cannot be read");
             Vec::new()
@@ -454,9 +464,33 @@ impl Supervisor {
                 warn!(app = %id.app, %error, "the cgroup cannot be killed as a whole");
             }
         }
+        let mut spared = Vec::new();
         for member in self.found(id, tree::kill) {
-            self.signal_member(id, &member, Signal::KILL);
+            if !self.signal_member(id, &member, Signal::KILL) {
+                spared.push(format!("{} ({})", member.name.escape_debug(), member.pid));
+            }
         }
+        if !spared.is_empty() {
+            self.tell_unkillable(id, &spared);
+        }
+    }
+
+    /// Nothing goes on before somebody else ends these: whoever waits is told now.
+    fn tell_unkillable(&mut self, id: &SeatId, names: &[String]) {
+        let why = format!("everhook may not kill {}: end it as its user, or as root", names.join(", "));
+        let known = self.seat_mut(id).map(|seat| seat.unkillable.replace(why.clone()));
+        if known.flatten().as_ref() != Some(&why) {
+            self.note_app(&id.app, "not_killed", format!("{}: {why}", id.instance()));
+            self.look_at_waiters();
+        }
+    }
+
+    /// Who of this copy may not be killed.
+    #[must_use]
+    pub fn unkillable(&self, app: &AppName, number: u32) -> Option<&str> {
+        let shell = self.shells.get(app)?;
+        let mut seats = shell.seats().filter(|(seat, _)| seat.number == number);
+        seats.find_map(|(_, seat)| seat.unkillable.as_deref())
     }
 
     fn tell_if_empty(&mut self, id: &SeatId) {

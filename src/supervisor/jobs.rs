@@ -381,6 +381,7 @@ impl Supervisor {
             boot: &self.me.boot,
             instance: &job.name,
             outputs: &[],
+            session: None,
             cgroup: job.cgroup.as_deref(),
         }
     }

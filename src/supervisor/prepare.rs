@@ -142,15 +142,23 @@ impl Maker {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(named)
     }
 
+    /// An app's own folder, where what people want of it is kept too.
+    ///
+    /// # Errors
+    /// Names the folder.
+    pub fn home(&self, app: &config::App) -> Result<(), String> {
+        let home = self.layout.app(&app.name);
+        // Another app had this name, and paths to it still lead there.
+        rename::remove_link(&home).map_err(|e| format!("{}: {e}", home.display()))?;
+        self.folder(&home, 0o755, None)
+    }
+
     /// Everything that an app's processes are started with, for each seat.
     ///
     /// # Errors
     /// One sentence that names what could not be made.
     pub fn kits(&self, app: &config::App) -> Result<BTreeMap<Seat, Kit>, String> {
-        let home = self.layout.app(&app.name);
-        // Another app had this name, and paths to it still lead there.
-        rename::remove_link(&home).map_err(|e| format!("{}: {e}", home.display()))?;
-        self.folder(&home, 0o755, None)?;
+        self.home(app)?;
         self.logs(&self.layout.logs().join(app.name.as_str()))?;
         if app.deploy.is_some() {
             let own = Some((app.work_as.uid, app.work_as.gid));

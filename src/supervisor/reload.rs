@@ -66,7 +66,7 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
     let kits = match app.problem {
         None => maker.kits(app),
         // Nothing is made for an identity that may be wrong.
-        Some(_) => Ok(BTreeMap::new()),
+        Some(_) => maker.home(app).map(|()| BTreeMap::new()),
     };
     let unfit = kits.is_err();
     let kits = kits.unwrap_or_else(|error| {

@@ -119,6 +119,9 @@ impl Supervisor {
     /// Why it is not ready, and after a failure what it said last.
     fn reason(&self, app: &App, run: &Run) -> Option<String> {
         let reason = run.instance.reason()?;
+        if let Some(why) = self.unkillable(app.name(), run.seat.number).filter(|_| run.instance.is_active()) {
+            return Some(format!("{reason}; {why}"));
+        }
         let failed = matches!(run.instance.state(), State::Backoff { .. } | State::Failed { .. });
         let id = SeatId { app: app.name().clone(), seat: run.seat };
         let last = self.seat(&id).filter(|_| failed).and_then(|seat| seat.words.last.last());

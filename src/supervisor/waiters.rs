@@ -116,6 +116,9 @@ impl Supervisor {
                 match instance.state() {
                     State::Ready { .. } | State::Done => Some(Ok(())),
                     _ if instance.failures() > *failures => Some(Err(reason())),
+                    State::Stopping(_) if let Some(why) = self.unkillable(&id.app, id.number) => {
+                        Some(Err(format!("{name}: {why}")))
+                    }
                     State::Failed { .. } | State::Stopped => Some(Err(reason())),
                     _ => None,
                 }
@@ -129,7 +132,12 @@ impl Supervisor {
                 None => Some(Ok(())),
                 Some(app) => {
                     let wanted = app.runs().filter(|run| chosen.only.is_none_or(|number| number == run.seat.number));
-                    wanted.into_iter().all(|run| !run.instance.is_active()).then_some(Ok(()))
+                    let mut active = wanted.filter(|run| run.instance.is_active()).peekable();
+                    if active.peek().is_none() {
+                        return Some(Ok(()));
+                    }
+                    let why = active.find_map(|run| self.unkillable(&chosen.app, run.seat.number))?;
+                    Some(Err(format!("{chosen} is not stopped: {why}")))
                 }
             },
             Goal::State { chosen, state } => {

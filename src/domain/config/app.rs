@@ -137,7 +137,7 @@ impl Entry<'_> {
 
     /// Where the fields stand that can turn out to be wrong only when they are used.
     fn places(&self, judge: &Judge<'_>) -> Vec<(&'static str, Place)> {
-        let fields = ["command", "directory", "user", "env_file"];
+        let fields = ["command", "directory", "user", "env_file", "sockets"];
         let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
         let mut places: Vec<_> = written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect();
         places.shrink_to_fit();

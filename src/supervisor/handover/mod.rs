@@ -142,7 +142,8 @@ impl Leftover {
         let root = self.main.as_ref().map(|(pid, _)| *pid);
         let instance = self.name.strip_suffix(SECOND).unwrap_or(&self.name);
         let outputs: Vec<_> = self.outputs.iter().collect();
-        let by_environment = TreeQuery { root, boot: &self.boot, instance, outputs: &outputs, cgroup: None };
+        let by_environment =
+            TreeQuery { root, boot: &self.boot, instance, outputs: &outputs, session: root, cgroup: None };
         let mut members = find(&by_environment).unwrap_or_default();
         if let Some(group) = &self.cgroup {
             let query = TreeQuery { cgroup: Some(group), ..by_environment };

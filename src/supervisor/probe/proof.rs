@@ -55,6 +55,7 @@ impl Whose {
             boot: &self.boot,
             instance: &self.instance,
             outputs: &[],
+            session: None,
             cgroup: self.cgroup.as_deref(),
         };
         let members = tree::members(&query).unwrap_or_default();
