@@ -24,13 +24,13 @@ impl Supervisor {
         let app = self.apps.get(&id.app).filter(|app| app.spec().reload != Reload::Restart);
         let Some(release) = app.and_then(|app| app.run(id.seat)?.release.clone()) else { return then(self, Ok(())) };
         let (layout, name) = (self.layout.clone(), id.app.clone());
-        self.files.run(move || live::link(&layout, &name, &release.id), then);
+        self.files.run(move || live::link(&layout, &name, &release), then);
     }
 
     /// Nothing was told to go back: the link does by itself.
     pub fn link_back(&mut self, name: &AppName) {
         let app = self.apps.get(name).filter(|app| app.spec().reload != Reload::Restart);
-        let Some(release) = app.and_then(|app| app.release()).map(|release| release.id.clone()) else { return };
+        let Some(release) = app.and_then(|app| app.release()).cloned() else { return };
         let (layout, name) = (self.layout.clone(), name.clone());
         self.files.run(
             move || live::link(&layout, &name, &release),

@@ -2,13 +2,17 @@
 //! `down` (a person stopped it) and `frozen` (nothing is deployed) of an app: the truth about what is to
 //! run, whatever the store says. On the files thread.
 
-use std::{fs, io, path::Path, time::SystemTime};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use super::layout::Layout;
 use crate::{
     domain::{
-        deploy::{Freeze, Live},
-        model::{AppName, At, ReleaseId},
+        deploy::Freeze,
+        model::{AppName, At},
         service::Release,
     },
     os::files,
@@ -36,12 +40,12 @@ fn named_in(path: &Path, layout: &Layout, app: &AppName) -> Result<Option<Releas
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(format!("{}: {e}", path.display())),
     };
-    let mut words = text.split_whitespace();
+    let mut words = text.trim_end_matches('\n').splitn(3, ' ');
     let parsed = words.next().and_then(|id| id.parse().ok()).zip(words.next().and_then(|commit| commit.parse().ok()));
     let Some((id, commit)) = parsed else {
         return Err(format!("{} names no release; it should read `7-1a2b3c4 <commit>`", path.display()));
     };
-    let directory = layout.release(app, &id);
+    let directory = words.next().map_or_else(|| layout.release(app, &id), PathBuf::from);
     if !directory.is_dir() {
         return Err(format!("{} names {id}, and {} is not there", path.display(), directory.display()));
     }
@@ -52,8 +56,8 @@ fn named_in(path: &Path, layout: &Layout, app: &AppName) -> Result<Option<Releas
 ///
 /// # Errors
 /// Names what could not be written; what starts is then as before.
-pub fn write(layout: &Layout, app: &AppName, live: &Live) -> Result<(), String> {
-    name_in(&layout.live(app), live)?;
+pub fn write(layout: &Layout, app: &AppName, live: &Release) -> Result<(), String> {
+    name_in(&layout.live(app), layout, app, live)?;
     forget_unproven(layout, app)
 }
 
@@ -61,8 +65,8 @@ pub fn write(layout: &Layout, app: &AppName, live: &Live) -> Result<(), String> 
 ///
 /// # Errors
 /// Names the file.
-pub fn keep_unproven(layout: &Layout, app: &AppName, release: &Live) -> Result<(), String> {
-    name_in(&layout.unproven(app), release)
+pub fn keep_unproven(layout: &Layout, app: &AppName, release: &Release) -> Result<(), String> {
+    name_in(&layout.unproven(app), layout, app, release)
 }
 
 /// What is live starts again.
@@ -77,8 +81,12 @@ pub fn forget_unproven(layout: &Layout, app: &AppName) -> Result<(), String> {
     files::remove_durably(&path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn name_in(path: &Path, named: &Live) -> Result<(), String> {
-    let text = format!("{} {}\n", named.release, named.commit);
+/// A working tree stands there by its path: it need not be the one of the config any more.
+fn name_in(path: &Path, layout: &Layout, app: &AppName, named: &Release) -> Result<(), String> {
+    let Release { id, commit, directory } = named;
+    let own = *directory == layout.release(app, id);
+    let place = if own { String::new() } else { format!(" {}", directory.display()) };
+    let text = format!("{id} {commit}{place}\n");
     files::write_durably(path, text.as_bytes(), 0o644).map_err(|e| format!("{}: {e}", path.display()))
 }
 
@@ -86,13 +94,13 @@ fn name_in(path: &Path, named: &Live) -> Result<(), String> {
 ///
 /// # Errors
 /// Names the link.
-pub fn link(layout: &Layout, app: &AppName, release: &ReleaseId) -> Result<(), String> {
+pub fn link(layout: &Layout, app: &AppName, release: &Release) -> Result<(), String> {
     let link = layout.app(app).join("current");
-    let target = Path::new("releases").join(release.to_string());
+    let target = release.directory.strip_prefix(layout.app(app)).unwrap_or(&release.directory);
     if fs::read_link(&link).is_ok_and(|found| found == target) {
         return Ok(());
     }
-    files::symlink_swap(&target, &link).map_err(|e| format!("{}: {e}", link.display()))
+    files::symlink_swap(target, &link).map_err(|e| format!("{}: {e}", link.display()))
 }
 
 /// What a person stopped, and who did: a copy by its number, or all of the app.

@@ -223,6 +223,27 @@ impl Maker {
     }
 }
 
+/// Makes a missing working tree's folder for its app's user, where only root could have put something else
+/// there; elsewhere that user makes it.
+///
+/// # Errors
+/// Names the folder.
+pub fn make_tree(path: &Path, owner: (u32, u32)) -> Result<(), String> {
+    let mut above = path.ancestors().skip(1);
+    let is_roots = |folder: &Path| {
+        let facts = fs::symlink_metadata(folder).ok().filter(fs::Metadata::is_dir);
+        // In a sticky folder nobody moves what is root's.
+        facts.is_some_and(|facts| facts.uid() == 0 && (facts.mode() & 0o022 == 0 || facts.mode() & 0o1000 != 0))
+    };
+    let parent = path.parent().and_then(|parent| fs::symlink_metadata(parent).ok());
+    let is_closed = parent.is_some_and(|facts| facts.mode() & 0o022 == 0);
+    if fs::symlink_metadata(path).is_ok() || !is_closed || !above.all(is_roots) {
+        return Ok(());
+    }
+    let made = fs::create_dir(path).and_then(|()| chown(path, Some(owner.0), Some(owner.1)));
+    made.map_err(|e| format!("{}: {e}", path.display()))
+}
+
 /// What a seat's run record and cgroup are called.
 #[must_use]
 pub fn seat_name(id: &InstanceId, seat: Seat) -> String {

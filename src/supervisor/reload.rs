@@ -85,7 +85,7 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
     // Who reads through the link reads what runs.
     let linked = unproven.as_ref().filter(|_| app.reload != config::Reload::Restart);
     if let Some(release) = linked.or(live.as_ref().ok().and_then(Option::as_ref))
-        && let Err(error) = live::link(&maker.layout, &app.name, &release.id)
+        && let Err(error) = live::link(&maker.layout, &app.name, release)
     {
         warn!(app = %app.name, "{error}");
     }

@@ -33,10 +33,30 @@ const SETTINGS: &str = "\
 [credential]\n\thelper =\n\
 [advice]\n\tdetachedHead = false\n";
 
+/// What no repository's own config may say otherwise.
+const ABOVE_ALL: [(&str, &str); 12] = [
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    ("core.hooksPath", "/dev/null"),
+    ("core.fsmonitor", "false"),
+    ("core.logAllRefUpdates", "true"),
+    ("checkout.workers", "1"),
+    ("protocol.version", "2"),
+    ("protocol.allow", "never"),
+    ("protocol.file.allow", "always"),
+    ("submodule.recurse", "false"),
+    ("fetch.recurseSubmodules", "false"),
+    ("status.showUntrackedFiles", "no"),
+];
+/// Whom git names where it writes down who changed something.
+const SELF: (&str, &str) = ("everhook", "everhook@localhost");
+
 /// Runs git on a mirror.
 pub(super) struct Git {
     mirror: PathBuf,
     extra: Vec<(&'static str, PathBuf)>,
+    /// In the repository that `directory` is the working tree of, instead of the mirror.
+    in_tree: bool,
     directory: PathBuf,
     pub access: Access,
     /// What is shown to nobody: what stands between `://` and `@` in the repository's URL, the token.
@@ -55,6 +75,7 @@ impl Git {
         Self {
             mirror: mirror.to_owned(),
             extra: Vec::new(),
+            in_tree: false,
             directory: mirror.to_owned(),
             access: Access::default(),
             hidden: Vec::new(),
@@ -66,6 +87,13 @@ impl Git {
         self.access = Access::given();
         self.hidden = login(repo).map(|login| format!("{login}@")).into_iter().chain(self.access.token()).collect();
         self
+    }
+
+    /// In this working tree, which has a repository of its own; what that configures to be run is not.
+    pub(super) fn in_tree(tree: &Path, mirror: &Path) -> Self {
+        let above = tree.parent().unwrap_or(tree).to_owned();
+        let extra = vec![("GIT_CEILING_DIRECTORIES", above)];
+        Self { extra, in_tree: true, directory: tree.to_owned(), ..Self::new(mirror) }
     }
 
     /// With this work tree and index.
@@ -122,7 +150,6 @@ impl Git {
             .env("PATH", PATH)
             .env("HOME", &self.mirror)
             .env("LC_ALL", "C")
-            .env("GIT_DIR", &self.mirror)
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", self.mirror.join(CONFIG))
             .env("GIT_ATTR_NOSYSTEM", "1")
@@ -143,6 +170,11 @@ impl Git {
         for (name, value) in &self.extra {
             command.env(name, value);
         }
+        if self.in_tree {
+            set_above_all(&mut command);
+        } else {
+            command.env("GIT_DIR", &self.mirror);
+        }
         Ok(command)
     }
 
@@ -158,6 +190,17 @@ impl Git {
             all.push('\n');
         }
         all
+    }
+}
+
+/// As `-c` does, for git and whatever it starts.
+fn set_above_all(command: &mut Command) {
+    command.env("GIT_CONFIG_COUNT", ABOVE_ALL.len().to_string());
+    for (i, (key, value)) in ABOVE_ALL.into_iter().enumerate() {
+        command.env(format!("GIT_CONFIG_KEY_{i}"), key).env(format!("GIT_CONFIG_VALUE_{i}"), value);
+    }
+    for role in ["AUTHOR", "COMMITTER"] {
+        command.env(format!("GIT_{role}_NAME"), SELF.0).env(format!("GIT_{role}_EMAIL"), SELF.1);
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod access;
 mod beneath;
+mod bridge;
 mod checkout;
 mod commit;
 mod compare;
@@ -23,6 +24,7 @@ mod judge;
 mod measure;
 mod mirror;
 mod objects;
+mod place;
 mod refs;
 mod share;
 mod tidy;
@@ -113,8 +115,13 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
         }
         TreeTask::Tidy { mirror } => tidy::tidy(&mirror),
         TreeTask::Checkout { mirror, release, commit } => checkout::checkout(&mirror, &release, &commit),
+        TreeTask::Place(task) => place::place(&task),
+        TreeTask::Built { tree, mirror } => place::built(&tree, &mirror),
         TreeTask::Share { release, shared, previous, paths } => {
             share::share(&release, &shared, previous.as_deref(), &paths)
+        }
+        TreeTask::Bridge { release, previous, shared, paths, keep } => {
+            bridge::bridge(&release, &previous, &shared, &paths, keep)
         }
         TreeTask::Sync { release } => sync(&release),
         TreeTask::Measure { paths } => {

@@ -21,7 +21,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, openat, readlinkat, renameat, sym
 use super::{TreeError, beneath, empty};
 
 /// In `shared/`: the notes.
-const NOTES: &str = ".everhook";
+pub(super) const NOTES: &str = ".everhook";
 /// What is being copied, until it is whole.
 const HALF: &str = ".everhook-half";
 
@@ -279,7 +279,8 @@ fn note(shared: &Path, release: &Path, previous: Option<&Path>, paths: &[PathBuf
     for entry in fs::read_dir(&notes)? {
         let entry = entry?;
         let kept = [Some(name), previous.and_then(Path::file_name)];
-        if !kept.contains(&Some(entry.file_name().as_os_str())) {
+        let is_note = entry.file_type()?.is_file();
+        if is_note && !kept.contains(&Some(entry.file_name().as_os_str())) {
             fs::remove_file(entry.path())?;
         }
     }

@@ -41,6 +41,15 @@ pub enum TreeTask {
     /// As the app's user: make `paths` in `release` links into `shared`, carrying over what the live
     /// release replaced by a file. Answer: none.
     Share { release: PathBuf, shared: PathBuf, previous: Option<PathBuf>, paths: Vec<PathBuf> },
+    /// As the app's user: have the files below `paths` that `previous` has and `release` has not in that too,
+    /// as long as they are of the last `keep` releases. Answer: none.
+    Bridge { release: PathBuf, previous: PathBuf, shared: PathBuf, paths: Vec<PathBuf>, keep: u32 },
+    /// As the app's user: bring its working tree to a commit. Where that fails the tree is as it was,
+    /// unless it could not be brought back. Answer: none.
+    Place(Box<Place>),
+    /// As the app's user: note what its steps have changed of tracked files of the working tree, so that
+    /// the next commit takes it back. Answer: none.
+    Built { tree: PathBuf, mirror: PathBuf },
     /// As the app's user: flush the file system below `release`. Answer: none.
     Sync { release: PathBuf },
     /// As their owner: how much is below these folders. Answer: [`Measured`].
@@ -83,6 +92,29 @@ pub struct Filters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     pub size_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Place {
+    pub deploy: DeployId,
+    /// Made a clone where it is missing or empty.
+    pub tree: PathBuf,
+    pub mirror: PathBuf,
+    /// What such a clone is one of.
+    pub repo: String,
+    pub to: To,
+    /// Do steps follow that may change something?
+    pub builds: bool,
+}
+
+/// Where a working tree is brought.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum To {
+    /// By this full ref, whose branch the tree is on then; `None`: the one that it is on.
+    Commit { commit: CommitId, ref_name: Option<String> },
+    /// Back, after a deploy that came to nothing: to what is live, else to where the deploy found it.
+    Back { live: Option<CommitId> },
 }
 
 /// Which refs are fetched and which one is meant.

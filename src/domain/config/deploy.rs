@@ -1,17 +1,19 @@
 //! How an app is deployed, judged.
 
 use std::{
+    collections::BTreeMap,
     path::{Component, Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Deploy, Track, Trigger, access, dialect,
+    App, Deploy, Layout, Track, Trigger, access, dialect,
     judge::{Judge, absolute},
     raw, status,
     steps::{changed, steps},
 };
-use crate::domain::model::{BadGlob, Glob, Globs};
+use crate::domain::model::{AppName, BadGlob, Glob, Globs};
 
 /// `deploy` of the app of this name; `hooks`: some listener takes webhooks.
 pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool) -> Deploy {
@@ -25,11 +27,15 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
     }
     let access = access::access(judge, name, raw, &repo);
     let status = raw.status.as_ref().and_then(|status| status::status(judge, name, status, &repo));
-    let keep = match &raw.layout {
-        Some(raw::Layout::Releases { keep }) => keep.unwrap_or(5),
-        None => 5,
-    };
-    judge.require(keep > 0, &keys("layout"), "at least one release must be kept");
+    let layout = layout(judge, &keys("layout"), raw.layout.as_ref());
+    if matches!(layout, Layout::InPlace(_)) {
+        let stay = "nothing is shared in a working tree: what git does not track stays there by itself";
+        judge.require(raw.shared.is_none(), &keys("shared"), stay);
+        let one = "a working tree is but one folder: what git does not track stays there by itself";
+        judge.require(raw.bridge.is_none(), &keys("bridge"), one);
+        let asked = "what cannot be taken back needs releases of their own: leave `irreversible` out";
+        judge.require(raw.irreversible.is_none(), &keys("irreversible"), asked);
+    }
     if hooks && raw.secret.is_none() && raw.poll.is_none() {
         let message = format!("app \"{name}\" has no `secret` in its `deploy`: its webhooks cannot be accepted");
         judge.warn(&keys("secret"), message);
@@ -37,10 +43,18 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
     judge.env(&keys("env"), &raw.env);
     let timeout = raw.timeout.map_or(Duration::from_secs(15 * 60), |span| span.0);
     judge.require(!timeout.is_zero(), &keys("timeout"), "a deploy needs some time");
+    let shared = inside(judge, &keys("shared"), raw.shared.as_deref().unwrap_or_default());
+    let bridge = inside(judge, &keys("bridge"), raw.bridge.as_deref().unwrap_or_default());
+    for (i, path) in bridge.iter().enumerate() {
+        if shared.iter().any(|other| other.starts_with(path) || path.starts_with(other)) {
+            let message = format!("{:?} is shared: every release has the same files there", path.display().to_string());
+            judge.error(&["apps", name, "deploy", "bridge", &i.to_string()], message);
+        }
+    }
     let deploy = Deploy {
         repo,
         access,
-        keep,
+        layout,
         on: triggers(judge, name, raw.on.as_deref().unwrap_or_default()),
         paths: globs(judge, &keys("paths"), raw.paths.as_deref(), Globs::of_paths),
         authors: globs(judge, &keys("authors"), raw.authors.as_deref(), Globs::of_people),
@@ -56,7 +70,8 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
         on_failure: steps(judge, &keys("on_failure"), raw.on_failure.as_deref()),
         env: raw.env.clone(),
         env_from: raw.env_from.clone().unwrap_or_default(),
-        shared: shared(judge, &keys("shared"), raw.shared.as_deref().unwrap_or_default()),
+        shared,
+        bridge,
         timeout,
         settle: raw.settle.map_or(Duration::from_secs(5), |span| span.0),
         approve: raw.approve.unwrap_or(false),
@@ -74,6 +89,34 @@ pub fn deploy(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, hooks: bool)
     deploy
 }
 
+fn layout(judge: &mut Judge<'_>, keys: &[&str], raw: Option<&raw::Layout>) -> Layout {
+    match raw {
+        Some(raw::Layout::InPlace(path)) => Layout::InPlace(judge.path(keys, path)),
+        Some(raw::Layout::Releases { keep: Some(keep) }) => {
+            judge.require(*keep > 0, keys, "at least one release must be kept");
+            Layout::Releases { keep: *keep }
+        }
+        Some(raw::Layout::Releases { keep: None }) | None => Layout::Releases { keep: KEPT },
+    }
+}
+
+/// A working tree is one app's, and lies in no folder of ours.
+pub fn trees(judge: &mut Judge<'_>, state_dir: &Path, apps: &BTreeMap<AppName, Arc<App>>) {
+    let trees = apps.values().filter_map(|app| Some((&app.name, app.deploy.as_ref()?.tree()?)));
+    let trees: Vec<_> = trees.collect();
+    let meet = |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
+    for (i, (name, tree)) in trees.iter().enumerate() {
+        let keys = ["apps", name.as_str(), "deploy", "layout"];
+        if let Some((other, _)) = trees[..i].iter().find(|(_, known)| meet(tree, known)) {
+            judge.error(&keys, format!("{} is the working tree of app \"{other}\" already", tree.display()));
+        }
+        let ours = format!("{} holds everhook's own files: name another folder", state_dir.display());
+        judge.require(!meet(tree, state_dir), &keys, &ours);
+    }
+}
+
+/// Releases that were live and stay, unless the config says how many.
+const KEPT: u32 = 5;
 const SHORTEST_POLL: Duration = Duration::from_secs(1);
 
 fn globs(
@@ -160,9 +203,9 @@ fn tag_glob(text: &str) -> Result<Glob, String> {
     Glob::new(text)
 }
 
-/// Paths that are links into `shared/`: inside the release, none inside another. The slash at the end
-/// of one stays: it says that this is a folder.
-fn shared(judge: &mut Judge<'_>, keys: &[&str], raw: &[String]) -> Vec<PathBuf> {
+/// Paths inside the release, none inside another. The slash at the end of one stays: it says that this is a
+/// folder.
+fn inside(judge: &mut Judge<'_>, keys: &[&str], raw: &[String]) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for (i, text) in raw.iter().enumerate() {
         let i = i.to_string();
@@ -266,7 +309,7 @@ mod tests {
             Self {
                 repo: repo.into(),
                 access: crate::domain::config::Access::default(),
-                keep: 5,
+                layout: Layout::Releases { keep: KEPT },
                 on: vec![],
                 paths: vec![],
                 authors: vec![],
@@ -283,6 +326,7 @@ mod tests {
                 env: std::collections::BTreeMap::new(),
                 env_from: vec![],
                 shared: vec![],
+                bridge: vec![],
                 timeout: Duration::from_secs(900),
                 settle: Duration::ZERO,
                 approve: false,

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    App, Command, Config, Deploy, Form, Include, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready, Reload,
-    Replace, Restart, Schedule, SecretRef, Status, Stop, Track, Trigger, Watch, numbered,
+    App, Command, Config, Deploy, Form, Include, Layout, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready,
+    Reload, Replace, Restart, Schedule, SecretRef, Status, Stop, Track, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -93,10 +93,9 @@ fn app(app: &App, now: At) -> Vec<String> {
     };
     let command = shown(command, app.instances);
     let copies = if app.instances == 1 { String::new() } else { format!(", {} instances", app.instances) };
-    let place = match &app.directory {
-        Some(directory) => directory.display().to_string(),
-        None => "its release".into(),
-    };
+    let tree = app.deploy.as_ref().and_then(|deploy| deploy.tree());
+    let place = app.directory.as_deref().or(tree);
+    let place = place.map_or_else(|| "its release".to_owned(), |place| place.display().to_string());
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
     let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(app));
     let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
@@ -171,19 +170,26 @@ fn deploys(deploy: &Deploy) -> String {
         .map(|(steps, when)| format!(", {} {when}", steps.len()))
         .collect();
     format!(
-        "deploys {} on {on}{}{approved} ({} to check, {} to build{more}, at most {}, settled after {}){asks}, keeps {}",
+        "deploys {} on {on}{}{approved} ({} to check, {} to build{more}, at most {}, settled after {}){asks}, {}",
         deploy.repo,
         only(deploy),
         deploy.check.len(),
         deploy.build.len(),
         show_span(deploy.timeout),
         show_span(deploy.settle),
-        deploy.keep,
+        layout(&deploy.layout),
     )
 }
 
 fn statuses(status: &Status) -> String {
     format!("tells {} what becomes of commits of {}, at {}", status.forge.name(), status.project, status.api)
+}
+
+fn layout(layout: &Layout) -> String {
+    match layout {
+        Layout::Releases { keep } => format!("keeps {keep}"),
+        Layout::InPlace(tree) => format!("in the working tree {}", tree.display()),
+    }
 }
 
 fn trigger(trigger: &Trigger) -> String {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, app,
+    Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, app, deploy,
     finding::{Mark, Source},
     http, identity,
     include::File,
@@ -189,6 +189,7 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
     let fetch_as = identity::fetch_as(judge, raw);
     let apps = app::apps(judge, raw, hooks);
     probe::notify_paths(judge, &run_dir, &apps);
+    deploy::trees(judge, &state_dir, &apps);
     Config {
         path: judge.files[0].source.path.to_owned(),
         include: Vec::new(),

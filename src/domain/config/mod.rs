@@ -186,7 +186,10 @@ mod tests {
         assert_eq!((restart.policy, restart.factor, restart.jitter), (Policy::Always, 2.0, 0.1));
         assert_eq!((restart.give_up.restarts, restart.give_up.within), (10, Duration::from_secs(300)));
         let deploy = app.deploy.as_ref().unwrap();
-        assert_eq!((deploy.keep, deploy.timeout, deploy.settle), (5, Duration::from_secs(900), Duration::from_secs(5)));
+        assert_eq!(
+            (&deploy.layout, deploy.timeout, deploy.settle),
+            (&Layout::Releases { keep: 5 }, Duration::from_secs(900), Duration::from_secs(5))
+        );
         assert!(deploy.on.is_empty());
     }
 

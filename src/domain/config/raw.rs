@@ -299,6 +299,7 @@ pub struct Deploy {
     pub env: BTreeMap<String, String>,
     pub env_from: Option<Vec<String>>,
     pub shared: Option<Vec<String>>,
+    pub bridge: Option<Vec<String>>,
     pub timeout: Option<Span>,
     pub settle: Option<Span>,
     pub approve: Option<bool>,
@@ -366,6 +367,7 @@ pub struct HttpsToken {
 #[serde(deny_unknown_fields)]
 pub enum Layout {
     Releases { keep: Option<u32> },
+    InPlace(String),
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -525,6 +527,7 @@ impl Deploy {
             env: merged(self.env, d.env),
             env_from: self.env_from.or(d.env_from),
             shared: self.shared.or(d.shared),
+            bridge: self.bridge.or(d.bridge),
             timeout: self.timeout.or(d.timeout),
             settle: self.settle.or(d.settle),
             approve: self.approve.or(d.approve),

@@ -539,8 +539,7 @@ pub struct Deploy {
     /// URL, or absolute path.
     pub repo: String,
     pub access: Access,
-    /// Releases that were live and are kept.
-    pub keep: u32,
+    pub layout: Layout,
     /// Empty: the remote's default branch.
     pub on: Vec<Trigger>,
     /// Patterns of [`Globs::of_paths`]: only where such a file differs from what is live.
@@ -569,6 +568,8 @@ pub struct Deploy {
     /// Paths inside a release, relative, no `..`, that are links into `shared/`; a folder where one
     /// ends in a slash.
     pub shared: Vec<PathBuf>,
+    /// Folders inside a release, relative, no `..`, in which files of the releases before stay reachable.
+    pub bridge: Vec<PathBuf>,
     /// Limit of a whole deploy up to the switch, and of each step that names none.
     pub timeout: Duration,
     /// How long a new release must stay healthy after it was ready.
@@ -579,6 +580,15 @@ pub struct Deploy {
     pub irreversible: Vec<String>,
     /// Whom it is told to.
     pub status: Option<Status>,
+}
+
+/// Where commits are put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layout {
+    /// Each into a folder of its own; so many of those that were live are kept.
+    Releases { keep: u32 },
+    /// All into this working tree, which the app's user owns. Absolute.
+    InPlace(PathBuf),
 }
 
 /// What proves us to a remote, and a remote to us.
@@ -619,6 +629,24 @@ pub enum Track {
 }
 
 impl Deploy {
+    /// The working tree that every commit is put into.
+    #[must_use]
+    pub fn tree(&self) -> Option<&Path> {
+        match &self.layout {
+            Layout::InPlace(tree) => Some(tree),
+            Layout::Releases { .. } => None,
+        }
+    }
+
+    /// Releases that were live and stay. None of them holds what a working tree has by now.
+    #[must_use]
+    pub fn kept(&self) -> u32 {
+        match &self.layout {
+            Layout::Releases { keep } => *keep,
+            Layout::InPlace(_) => 1,
+        }
+    }
+
     /// The one branch that `on` names; `None`: none, several, or the remote's default branch.
     #[must_use]
     pub fn branch(&self) -> Option<&str> {
@@ -660,7 +688,7 @@ impl PartialEq for Deploy {
             // As they are written: a slash at the end makes a difference here, and none to a path.
             let shared: Vec<_> = d.shared.iter().map(|path| path.clone().into_os_string()).collect();
             (
-                (d.repo.clone(), d.access.clone(), d.keep),
+                (d.repo.clone(), d.access.clone(), d.layout.clone()),
                 (d.secret.clone(), d.previous_secret.clone(), d.dialect.clone()),
                 (
                     [&d.check, &d.build, &d.before_switch, &d.after_live, &d.on_failure].map(Clone::clone),
@@ -674,7 +702,8 @@ impl PartialEq for Deploy {
             )
         };
         let which = |d: &Self| (d.on.clone(), d.paths.clone(), d.authors.clone(), d.track, d.poll);
-        which(self) == which(other) && key(self) == key(other) && self.status == other.status
+        let rest = self.bridge == other.bridge && self.status == other.status;
+        rest && which(self) == which(other) && key(self) == key(other)
     }
 }
 

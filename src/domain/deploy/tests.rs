@@ -4,6 +4,7 @@ mod bench;
 mod hands;
 mod laws;
 mod pipeline;
+mod place;
 mod queue;
 mod steps;
 
@@ -19,10 +20,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    api::{By, DeployState, Fetch, Fetched, StepState, Verdict},
+    api::{By, DeployState, Fetch, Fetched, StepState, To, Verdict},
     config::{
-        App, Deploy, GiveUp, Identity, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop, StopStage,
-        Track,
+        App, Deploy, GiveUp, Identity, Layout, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop,
+        StopStage, Track,
     },
     model::{At, Glob, Now, Signal, Size},
 };

@@ -61,7 +61,8 @@ pub enum Event {
     },
     /// This release is live; nothing runs it on trial (apps without a command, stopped ones).
     Adopt(Release),
-    /// Run this release instead of what runs, without a trial.
+    /// Run this release instead of what runs, without a trial. Where a release was tried in the folder of
+    /// the one before and failed, nothing is started until this is said.
     GoBack(Option<Release>),
     /// The config says something else; `restart`: the processes must know it.
     Reconfigure {
@@ -143,6 +144,8 @@ pub enum Rest {
     Scheduled(String),
     Ending,
     Problem(String),
+    /// The folder that its releases share is being brought back to the one before.
+    Parked,
 }
 
 /// One app of the config.
@@ -156,6 +159,8 @@ pub struct App {
     pub(super) held: Option<String>,
     pub(super) blocked: Option<String>,
     pub(super) lacks: Option<String>,
+    /// A trial has failed whose release took the folder of the one before.
+    pub(super) parked: bool,
     given_up: bool,
     /// Why a scheduled app is to run now, until it does.
     pub(super) due: Option<String>,
@@ -178,6 +183,7 @@ impl App {
             held: None,
             blocked: None,
             lacks: None,
+            parked: false,
             given_up: false,
             due: None,
             trial: None,
@@ -294,7 +300,7 @@ impl App {
             Event::Try { release, settle, stands } => self.begin_trial(release, settle, stands, out),
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
-                self.release = release;
+                (self.release, self.parked) = (release, false);
                 self.go_back("back to the live release", now, out);
             }
             Event::Reconfigure { spec, restart } => self.reconfigure(&spec, restart, now, out),

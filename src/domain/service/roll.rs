@@ -246,7 +246,9 @@ impl App {
     /// caller's.
     pub(super) fn fail_trial(&mut self, reason: &str, now: Now, out: &mut Vec<Task>) {
         let Some(trial) = self.trial.take() else { return };
+        let folder = |release: &Option<Release>| release.as_ref().map(|release| release.directory.clone());
         if !trial.stands {
+            self.parked = trial.previous.is_some() && folder(&trial.previous) == folder(&self.release);
             self.release = trial.previous;
         }
         for copy in 0..self.copies.len() {

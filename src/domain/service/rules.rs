@@ -24,6 +24,8 @@ impl App {
             Some(Rest::Held(by))
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
+        } else if self.parked {
+            Some(Rest::Parked)
         } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
             Some(Rest::Scheduled(schedule.text.clone()))
         } else if let Some(what) = &self.lacks {
@@ -144,6 +146,7 @@ impl App {
             Some(Rest::Disabled) => (State::Stopped, "disabled in the config".to_owned()),
             Some(Rest::Ending) => (State::Stopped, "everhook shuts down".to_owned()),
             Some(Rest::NoRelease) => (State::Waiting, self.first_deploy()),
+            Some(Rest::Parked) => (State::Waiting, "its working tree is being brought back".to_owned()),
             // Whatever has run before is not held back by `after` when it failed or is done.
             Some(Rest::Blocked(reason)) if idle => (State::Waiting, reason),
             Some(Rest::Scheduled(when)) if idle => (State::Waiting, format!("scheduled at \"{when}\"")),

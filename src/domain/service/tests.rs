@@ -245,7 +245,7 @@ fn seconds(n: u64) -> Duration {
 
 fn release(n: i64) -> Release {
     let commit: CommitId = "a".repeat(40).parse().unwrap();
-    Release { id: ReleaseId::new(n, &commit), commit, directory: "/r".into() }
+    Release { id: ReleaseId::new(n, &commit), commit, directory: format!("/r/{n}").into() }
 }
 
 #[test]

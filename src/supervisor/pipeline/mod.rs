@@ -12,6 +12,7 @@ mod tidy;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -25,7 +26,7 @@ use super::{
     keys::Keys,
     launch,
     ledger::{Command, NewDeploy, NewEvent, Unfinished},
-    live,
+    live, prepare,
 };
 use crate::{
     domain::{
@@ -33,7 +34,7 @@ use crate::{
             DeployState, DeployView, EventKind, Progress, Refusal, RefusalKind, Reply, Saying, Sink, Stream, TreeTask,
         },
         config::{self, Identity},
-        deploy::{Action, Event, Job, Live, Places, Queued, Resumption, Who, resume},
+        deploy::{Action, Event, Job, Live, Places, Queued, Resumption, StepKind, Who, resume},
         model::{AppName, CommitId, DeployId, ReleaseId},
         service::{self, Release},
     },
@@ -279,9 +280,12 @@ impl Supervisor {
         let owners = [fetcher.uid, app.run_as.uid, app.work_as.uid];
         let job = self.ticket();
         let folder = self.layout.keys(job);
+        let tree = app.deploy.as_ref().and_then(|deploy| deploy.tree()).filter(|_| self.me.root).map(Path::to_owned);
+        let owner = (app.work_as.uid, app.work_as.gid);
         self.files.run(
             move || {
                 needs.iter().try_for_each(|(path, mode, owner)| maker.folder(path, *mode, Some(*owner)))?;
+                tree.map_or(Ok(()), |tree| prepare::make_tree(&tree, owner))?;
                 Keys::lay(&folder, &access, reader, &owners)
             },
             then,
@@ -350,14 +354,17 @@ impl Supervisor {
                 let who = if who == Who::FetchUser { fetcher } else { app.work_as.clone() };
                 tree_job(view, who, &task, home, cgroup, keys)
             }
-            Job::Step { run, .. } => {
-                let directory = view.release.as_ref().map_or(home, |release| self.layout.release(&app.name, release));
+            Job::Step { kind, run } => {
+                let release = view.release.as_ref().map(|release| self.layout.release(&app.name, release));
+                // Only checks have a folder of their own where commits go into a working tree.
+                let tree = app.deploy.as_ref().and_then(|deploy| deploy.tree()).filter(|_| kind != StepKind::Check);
+                let place = tree.map(Path::to_owned).or(release);
                 JobSpec {
                     deploy: Some(view.id),
                     app: app.name.clone(),
                     args: ["/bin/sh", "-e", "-c", &run].map(str::to_owned).to_vec(),
-                    env: self.step_env(view, &app),
-                    directory,
+                    env: self.step_env(view, &app, place.as_deref()),
+                    directory: place.unwrap_or(home),
                     who: app.work_as.clone(),
                     is_step: true,
                     cgroup,
@@ -392,12 +399,21 @@ impl Supervisor {
         );
     }
 
+    /// Where this deploy's release is: the working tree that it was queued with, or a folder of its own.
+    fn place_of(&self, deploy: DeployId, app: &AppName, release: &ReleaseId) -> PathBuf {
+        let spec = self.deploys.find(deploy).map(|(_, spec)| spec);
+        let tree = spec.and_then(|spec| spec.deploy.as_ref()?.tree());
+        tree.map_or_else(|| self.layout.release(app, release), Path::to_owned)
+    }
+
     /// What cannot be taken back and replaces what runs before it is proven starts again after a crash.
     fn start_trial(&mut self, deploy: DeployId, name: AppName, live: Live, settle: Duration, stands: bool) {
         if !stands || self.apps.get(&name).is_none_or(|app| app.spec().keeps_the_old_one() || !app.would_run()) {
             return self.try_release(deploy, &name, live, settle, stands);
         }
-        let (layout, app, kept) = (self.layout.clone(), name.clone(), live.clone());
+        let Live { release: id, commit } = live.clone();
+        let kept = Release { directory: self.place_of(deploy, &name, &id), id, commit };
+        let (layout, app) = (self.layout.clone(), name.clone());
         self.files.run(
             move || live::keep_unproven(&layout, &app, &kept),
             move |supervisor, result| match result {
@@ -409,7 +425,7 @@ impl Supervisor {
 
     fn try_release(&mut self, deploy: DeployId, name: &AppName, live: Live, settle: Duration, stands: bool) {
         let Live { release: id, commit } = live;
-        let release = Release { directory: self.layout.release(name, &id), id, commit };
+        let release = Release { directory: self.place_of(deploy, name, &id), id, commit };
         if self.lost.remove(name) {
             self.forget_loss(name);
         }
@@ -451,19 +467,18 @@ impl Supervisor {
 
     fn write_live(&mut self, deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId) {
         let (layout, name) = (self.layout.clone(), app.clone());
-        let live = Live { release: release.clone(), commit: commit.clone() };
+        let adopted = Release { directory: self.place_of(deploy, &app, &release), id: release, commit: commit.clone() };
+        let live = adopted.clone();
         self.files.run(
             // What is live is live, whatever becomes of the link for others.
-            move || live::write(&layout, &name, &live).map(|()| live::link(&layout, &name, &live.release)),
+            move || live::write(&layout, &name, &live).map(|()| live::link(&layout, &name, &live)),
             move |supervisor, result| {
                 if let Ok(Err(error)) = &result {
                     supervisor.trouble(error);
                 }
                 let result = result.map(drop);
                 if result.is_ok() {
-                    supervisor.doomed.remove(&(app.clone(), release.clone()));
-                    let directory = supervisor.layout.release(&app, &release);
-                    let adopted = Release { id: release, commit: commit.clone(), directory };
+                    supervisor.doomed.remove(&(app.clone(), adopted.id.clone()));
                     supervisor.ledger.send(Command::Live { app: app.clone(), commit: Some(commit) });
                     supervisor.feed(&app, service::Event::Adopt(adopted));
                     supervisor.tell_dependents(&app);

@@ -84,7 +84,10 @@ impl Supervisor {
                 return;
             }
             supervisor.files.run(
-                move || std::fs::remove_dir(&path).map_err(|e| format!("{}: {e}", path.display())),
+                move || match std::fs::remove_dir(&path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
+                    _ => Ok(()),
+                },
                 |supervisor, result| {
                     if let Err(error) = result {
                         supervisor.trouble(&error);

@@ -60,9 +60,12 @@ impl Supervisor {
         known.sort();
         known.dedup();
         let folder = self.layout.releases(&wish.app);
+        let spec = self.apps.get(&wish.app).and_then(|app| app.spec().deploy.clone());
+        // A working tree gets every commit back out of git.
+        let in_place = spec.is_some_and(|deploy| deploy.tree().is_some());
         self.files.run(
             move || {
-                known.retain(|(release, _)| folder.join(release.to_string()).is_dir());
+                known.retain(|(release, _)| in_place || folder.join(release.to_string()).is_dir());
                 known
             },
             move |supervisor, known| match pick(&known, current.as_ref(), wish.to.as_ref()) {

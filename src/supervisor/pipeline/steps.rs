@@ -1,6 +1,6 @@
 //! What a step sees, and what is said about steps.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::super::{
     Supervisor,
@@ -10,22 +10,25 @@ use super::super::{
 use crate::domain::{
     api::{DeployView, EventKind},
     config,
-    model::{AppName, DeployId, ReleaseId},
+    model::{AppName, DeployId},
 };
 
 impl Supervisor {
-    /// SURFACE.md section 6, "Steps".
-    pub(super) fn step_env(&self, view: &DeployView, app: &config::App) -> BTreeMap<String, String> {
+    /// SURFACE.md section 6, "Steps". `place`: the folder that they work in.
+    pub(super) fn step_env(
+        &self,
+        view: &DeployView,
+        app: &config::App,
+        place: Option<&Path>,
+    ) -> BTreeMap<String, String> {
         let cache = self.layout.cache(&app.name);
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let short = |prefix: &str| {
             let name = view.ref_name.as_deref().and_then(|name| name.strip_prefix(prefix));
             name.unwrap_or_default().to_owned()
         };
-        let folder = |release: Option<&ReleaseId>| {
-            release.map(|release| self.layout.release(&app.name, release).display().to_string()).unwrap_or_default()
-        };
-        let live = self.apps.get(&app.name).and_then(|app| app.release()).map(|release| &release.id);
+        let folder = |path: Option<&Path>| path.map(|path| path.display().to_string()).unwrap_or_default();
+        let live = self.apps.get(&app.name).and_then(|app| app.release()).map(|release| release.directory.as_path());
         let mut env: BTreeMap<String, String> = [
             ("PATH", PATH.to_owned()),
             ("HOME", cache.join("home").display().to_string()),
@@ -41,7 +44,7 @@ impl Supervisor {
             ("EVERHOOK_TAG", short("refs/tags/")),
             ("EVERHOOK_AUTHOR", text(&view.author)),
             ("EVERHOOK_CACHE", cache.display().to_string()),
-            ("EVERHOOK_RELEASE_DIR", folder(view.release.as_ref())),
+            ("EVERHOOK_RELEASE_DIR", folder(place)),
             ("EVERHOOK_PREVIOUS_DIR", folder(live)),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -26,6 +26,7 @@ impl Pipeline {
     pub(super) fn stop(&mut self, stop: Stop, now: Now, out: &mut Vec<Action>) -> Course {
         match (self.phase, &stop) {
             (_, Stop::Anew) if self.is_over() => {}
+            (_, Stop::Cancelled(_) | Stop::Anew) if self.returning.is_some() => {}
             // It switches at once: there is nothing to begin anew.
             (Phase::Saving(_), Stop::Anew) if self.queued.is_rollback() => {}
             (Phase::Saving(Next::Keep), _) => {}
@@ -40,7 +41,12 @@ impl Pipeline {
                 | Phase::CheckingOut
                 | Phase::Sharing
                 | Phase::Stepping
-                | Phase::Securing,
+                | Phase::Securing
+                | Phase::Placing
+                | Phase::Noting
+                | Phase::Returning
+                | Phase::Rebuilding
+                | Phase::Bridging,
                 _,
             ) => {
                 if self.stop.is_none() {
@@ -126,6 +132,9 @@ impl Pipeline {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Course {
+        if self.must_return(state) {
+            return self.begin_return(state, step, why, now, out);
+        }
         self.end_step(step, now);
         self.queued.view.reason = why;
         self.queued.view.state = state;
@@ -159,7 +168,7 @@ impl Pipeline {
         self.close(now, out)
     }
 
-    fn end_step(&mut self, step: StepState, now: Now) {
+    pub(super) fn end_step(&mut self, step: StepState, now: Now) {
         let lasted = now.mono.saturating_duration_since(self.step_began);
         record::end_step(&mut self.queued.view, step, Some(lasted), None);
     }
@@ -170,7 +179,7 @@ impl Pipeline {
         let state = view.state;
         record::end(view, self.queued.attempts, state, now.wall, out);
         let Some(Over::Live(live)) = self.over.take() else { return Course::Ended };
-        out.push(Action::Prune { app: self.queued.view.app.clone(), keep: self.deploy.keep });
+        out.push(Action::Prune { app: self.queued.view.app.clone(), keep: self.deploy.kept() });
         Course::Live(live)
     }
 }

@@ -6,15 +6,16 @@
 //! check, build:  Stepping …                                               shutdown
 //!         (Securing) ─► held, until somebody approves it
 //! before_switch:  Stepping … ─► (Securing)
-//! switch, verify:  Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
-//!                    └─► held where it cannot be taken back; approved: Flushing
+//! switch, verify:  (Bridging) ─► Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
+//!                                 └─► held where it cannot be taken back; approved: Flushing
 //! after_live, on_failure:  Stepping …                                      changes that end no more
 //! ```
 //! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
-//! first. A rollback begins at switch. An event that a phase does not wait for is ignored: it answers
+//! first. A rollback begins at switch. Where commits go into a working tree: [`place`]. An event that a phase does not wait for is ignored: it answers
 //! something that was given up.
 
 mod end;
+mod place;
 mod release;
 mod steps;
 mod switch;
@@ -70,6 +71,10 @@ pub(super) struct Pipeline {
     irreversible: bool,
     /// Somebody wants it live though it was not proven.
     kept: bool,
+    /// How far the working tree of an app is that has one.
+    progress: place::Progress,
+    /// Its tree is on its way back.
+    returning: Option<place::Return>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +87,11 @@ enum Phase {
     Sharing,
     Stepping,
     Securing,
+    Placing,
+    Noting,
+    Returning,
+    Rebuilding,
+    Bridging,
     Trying,
     Flushing,
     Writing,
@@ -93,6 +103,7 @@ enum Next {
     Fetch,
     Clear,
     Make,
+    Place,
     Step,
     Trial,
     /// Somebody wants it live as it is.
@@ -139,7 +150,9 @@ impl Pipeline {
         queued.view.started_at = Some(now.wall);
         queued.view.previous_commit = live.as_ref().map(|live| live.commit.clone());
         let mut pipeline = Self { tip, also, unsaved, ..Self::new(queued, deploy, live, now) };
-        if pipeline.queued.is_rollback() {
+        if pipeline.queued.is_rollback() && pipeline.tree().is_some() {
+            pipeline.place_back(now, out);
+        } else if pipeline.queued.is_rollback() {
             pipeline.save_step(Next::Trial, DeployState::Switching, now, out);
         } else {
             pipeline.save_step(Next::Fetch, DeployState::Fetching, now, out);
@@ -164,6 +177,8 @@ impl Pipeline {
             tree_bytes: None,
             irreversible: false,
             kept: false,
+            progress: place::Progress::AsItWas,
+            returning: None,
             queued,
             deploy,
             live,
@@ -210,7 +225,8 @@ impl Pipeline {
 
     /// When [`Event::Timer`] is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let limited = (self.before_switch() || self.is_over()) && self.stop.is_none();
+        let limited = self.before_switch() || self.is_over() || self.returning.is_some();
+        let limited = limited && self.stop.is_none();
         limited.then(|| self.step_limit.map_or(self.limit, |(at, _)| at.min(self.limit)))
     }
 
@@ -240,7 +256,8 @@ impl Pipeline {
             }
             (Event::Trial { result: Ok(note), .. }, Phase::Trying) => {
                 self.queued.view.reason = note;
-                if self.queued.is_rollback() { self.write_live(out) } else { self.flush(out) }
+                let is_written = self.queued.is_rollback() && self.tree().is_none();
+                if is_written { self.write_live(out) } else { self.flush(out) }
             }
             (Event::Trial { result: Err(why), .. }, Phase::Trying) => self.unproven(why, now, out),
             (Event::LiveWritten { result: Ok(()), .. }, Phase::Writing) => self.is_live(now, out),
@@ -269,7 +286,7 @@ impl Pipeline {
     pub(super) fn before_switch(&self) -> bool {
         let switches =
             matches!(self.phase, Phase::Trying | Phase::Flushing | Phase::Writing | Phase::Saving(Next::Keep));
-        !self.is_over() && !switches
+        !self.is_over() && self.returning.is_none() && !switches
     }
 
     /// Do steps run that follow its end?
@@ -326,11 +343,12 @@ impl Pipeline {
             }
             Next::Clear => match self.release_dir() {
                 Some(path) => self.run_tree(Phase::Clearing, TreeTask::Empty { path }, out),
-                None => self.make(out),
+                None => self.make(now, out),
             },
-            Next::Make => self.make(out),
+            Next::Make => self.make(now, out),
+            Next::Place => self.place(now, out),
             Next::Step => self.run_step(now, out),
-            Next::Trial => self.try_release(now, out),
+            Next::Trial => self.switch(now, out),
             Next::Keep => self.flush(out),
         }
     }
@@ -354,20 +372,43 @@ impl Pipeline {
                 Some(why) => self.unwritten(why, now, out),
             };
         }
+        if self.returning.is_some() {
+            return self.went_back(end, now, out);
+        }
         if let Some(stop) = self.stop.take() {
             return self.stopped(stop, now, out);
         }
         match (self.phase, end.failure()) {
             (Phase::Fetching, None) => self.fetched(&end.answer, now, out),
-            (Phase::Clearing, None) => self.make(out),
+            (Phase::Clearing, None) => self.make(now, out),
             (Phase::CheckingOut, None) => self.share(now, out),
             (Phase::Sharing, None) => self.next_step(now, out),
             (Phase::Stepping, _) => self.step_ended(end, now, out),
             (Phase::Securing, None) => self.secured(now, out),
-            (Phase::Fetching | Phase::Clearing | Phase::CheckingOut | Phase::Sharing | Phase::Securing, Some(why)) => {
-                self.failed(why, now, out)
-            }
-            (Phase::Saving(_) | Phase::Making | Phase::Trying | Phase::Flushing | Phase::Writing, _) => Course::Goes,
+            (Phase::Bridging, None) => self.try_release(now, out),
+            (Phase::Placing, None) => self.next_step(now, out),
+            (Phase::Placing, Some(why)) => self.not_placed(why, now, out),
+            (Phase::Noting, None) => self.noted(now, out),
+            (
+                Phase::Fetching
+                | Phase::Clearing
+                | Phase::CheckingOut
+                | Phase::Sharing
+                | Phase::Noting
+                | Phase::Securing
+                | Phase::Bridging,
+                Some(why),
+            ) => self.failed(why, now, out),
+            (
+                Phase::Saving(_)
+                | Phase::Making
+                | Phase::Trying
+                | Phase::Flushing
+                | Phase::Writing
+                | Phase::Returning
+                | Phase::Rebuilding,
+                _,
+            ) => Course::Goes,
         }
     }
 }

@@ -17,6 +17,9 @@ impl Pipeline {
         self.step_done(now);
         self.pass_over(out);
         let kind = self.steps.front().map(|planned| planned.kind);
+        if self.awaits_place(kind) {
+            return self.save_place(now, out);
+        }
         let state = match kind {
             Some(StepKind::Check) => DeployState::Checking,
             Some(StepKind::Build) => DeployState::Building,
@@ -24,6 +27,7 @@ impl Pipeline {
             _ if self.must_ask() => return self.secure(now, out),
             Some(StepKind::BeforeSwitch) => DeployState::Building,
             _ if self.irreversible && !self.secured => return self.secure(now, out),
+            _ if self.is_unnoted() => return self.note_steps(out),
             _ => {
                 self.save_step(Next::Trial, DeployState::Switching, now, out);
                 return Course::Goes;
@@ -108,6 +112,9 @@ impl Pipeline {
 
     /// What runs, as a reason names it.
     pub(super) fn label(&self) -> String {
+        if let Some(back) = &self.returning {
+            return back.label();
+        }
         match self.queued.view.steps.last() {
             Some(step) => step.command.as_ref().map_or(format!("the {}", step.name), |command| format!("`{command}`")),
             None => "the deploy".into(),

@@ -8,6 +8,18 @@ use crate::domain::{
 };
 
 impl Pipeline {
+    /// Before it is tried it gets the files of those before that have to stay reachable.
+    pub(super) fn switch(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        let previous = self.live.as_ref().map(|live| live.release.clone());
+        let wanted = !self.deploy.bridge.is_empty() && self.tree().is_none();
+        let both = previous.zip(self.queued.view.release.clone()).filter(|(old, new)| wanted && old != new);
+        let Some((previous, release)) = both else { return self.try_release(now, out) };
+        let (release, previous) = (self.dir_of(&release), self.dir_of(&previous));
+        let (shared, paths) = (self.queued.places.app.join("shared"), self.deploy.bridge.clone());
+        let task = TreeTask::Bridge { release, previous, shared, paths, keep: self.deploy.kept() };
+        self.run_tree(Phase::Bridging, task, out)
+    }
+
     pub(super) fn try_release(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
         let Some((release, commit)) = self.target() else {
             return self.failed("the commit of the release is not known".into(), now, out);
@@ -19,7 +31,7 @@ impl Pipeline {
     }
 
     pub(super) fn flush(&mut self, out: &mut Vec<Action>) -> Course {
-        match self.release_dir() {
+        match self.tree().or_else(|| self.release_dir()) {
             Some(release) => self.run_tree(Phase::Flushing, TreeTask::Sync { release }, out),
             None => self.write_live(out),
         }
@@ -47,7 +59,8 @@ impl Pipeline {
 
     /// A proven release that cannot be made the live one.
     pub(super) fn unwritten(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
-        if !self.irreversible {
+        // A working tree is brought back first.
+        if !self.irreversible && self.tree().is_none() {
             out.push(Action::RunLive { deploy: self.id(), app: self.queued.view.app.clone() });
         }
         self.unproven(why, now, out)

@@ -264,7 +264,8 @@ pub(super) fn brief(action: &Action) -> String {
     match action {
         Action::Persist { view, .. } => format!("persist {} {}", view.id, view.state),
         Action::Run { deploy, job: Job::Tree { task, .. } } => {
-            let name = format!("{task:?}");
+            let back = matches!(task, TreeTask::Place(place) if matches!(place.to, To::Back { .. }));
+            let name = if back { "Back".to_owned() } else { format!("{task:?}") };
             format!("run {deploy} {}", name.split([' ', '(']).next().unwrap())
         }
         Action::Run { deploy, job: Job::Step { run, .. } } => format!("run {deploy} `{run}`"),

@@ -103,6 +103,7 @@ proptest! {
     fn every_deploy_ends_and_never_two_of_one_app_run(
         chances in prop::collection::vec(chance(), 1..200),
         parallel in 1..3u32,
+        in_place in any::<bool>(),
     ) {
         let mut apps = [app("a", &["x"], &[]), app("b", &[], &[]), app("c", &["x", "y"], &["b"])];
         apps[1] = with(&apps[1], |deploy| {
@@ -112,6 +113,12 @@ proptest! {
         apps[2] = with(&apps[2], |deploy| {
             (deploy.after_live, deploy.on_failure) = (vec![step("tell"), when("purge")], vec![step("alarm"), step("mail")]);
         });
+        if in_place {
+            apps[0] = with(&apps[0], |deploy| {
+                deploy.layout = Layout::InPlace("/srv/a".into());
+                deploy.build = deploy.check.clone();
+            });
+        }
         let mut bench = Bench::new(parallel);
         bench.set_live(&apps[0], 0);
         bench.set_live(&apps[1], 0);
