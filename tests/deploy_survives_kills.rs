@@ -80,10 +80,13 @@ fn a_step_begins_anew_after_a_kill() {
         let again = wait_deploy(&server, id, state);
         assert_eq!(again["ended_at"], Value::Null);
         runs_the_first(&server);
-        let now = processes(&server.path().join("gate").display().to_string());
-        assert!(now.iter().all(|pid| !left.contains(pid)), "the old step still runs: {left:?}, {now:?}");
-        drop(held);
-        drop(gate.reached());
+        server.until("the old step is gone", |server| {
+            let now = processes(&server.path().join("gate").display().to_string());
+            now.iter().all(|pid| !left.contains(pid)).then_some(())
+        });
+        // Whoever stands there now is the new one, and has two who hold it.
+        let new = gate.reached();
+        drop((held, new));
         ends_live(&server, id);
         assert_eq!(deploys(&server).len(), 2, "{kind}: nothing was caught up with on top");
     }
