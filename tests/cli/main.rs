@@ -347,10 +347,10 @@ fn a_deploy_is_shown_live() {
         [
             "deploy 8 of blog: fetching 1a2b3c4 Say hello",
             "deploy 8 of blog: checking",
-            "  check    running  npm test",
-            "  check    done in 3.1s  npm test",
+            "  check         running  npm test",
+            "  check         done in 3.1s  npm test",
             "deploy 8 of blog: building",
-            "  build    running  npm test",
+            "  build         running  npm test",
             "deploy 8 of blog: live, release 8-1a2b3c4",
         ]
     );
@@ -497,7 +497,7 @@ fn a_deploy_is_told_from_what_the_store_says_in_the_end() {
     });
     let ran = fake.run(&["deploy", "blog"]);
     assert_eq!(ran.code, 1);
-    assert!(ran.out.contains("  check    failed with 1 in 3.1s  npm test\n"), "{}", ran.out);
+    assert!(ran.out.contains("  check         failed with 1 in 3.1s  npm test\n"), "{}", ran.out);
     assert!(ran.err.contains("1 failing\neverhook: deploy 8 of blog: failed at check: `npm test`"), "{}", ran.err);
 }
 
