@@ -103,7 +103,7 @@ fn a_taken_port_is_that_apps_error_alone() {
     let app = server.wait_state("web", "failed");
     let why = app["instances"][0]["reason"].as_str().unwrap();
     let wanted = format!("socket \"http\": cannot listen on {taken}: somebody else listens there");
-    assert!(why.contains(&wanted) && why.contains("supervisor.ron:2:"), "{why}");
+    assert!(why.contains(&wanted) && why.contains("supervisor.ron:3:"), "{why}");
     drop(other);
     server.ok(&["restart", "web"]);
     assert_eq!(address(&server, "http"), taken);
