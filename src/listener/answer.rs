@@ -85,9 +85,14 @@ pub(super) fn ready_json(status: StatusCode, body: String) -> Response<Content> 
     reply(status, if error { "application/problem+json" } else { "application/json" }, body)
 }
 
+/// A value as the text of its JSON.
+pub(super) fn json_text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain data always serializes")
+}
+
 /// A value as JSON.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Content> {
-    ready_json(status, serde_json::to_string(value).expect("plain data always serializes"))
+    ready_json(status, json_text(value))
 }
 
 /// Why a request is not answered with what it asked for.

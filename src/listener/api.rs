@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::{
-    answer::{Content, Problem, json, ready_json, reply},
+    answer::{Content, Problem, json, json_text, ready_json, reply},
     link::Link,
     request::{JSON, READ, only, parameter, refuse_encoding, refuse_type, token},
     routes::{Action, Route, Sentence},
@@ -268,7 +268,7 @@ pub(super) fn rows(query: Option<&str>) -> Result<u32, Problem> {
 
 /// What was asked for, or that it is what the client has already (RFC 9110 section 13.1.2).
 pub(super) fn found(headers: &HeaderMap, value: &impl Serialize) -> Response<Content> {
-    let body = serde_json::to_string(value).expect("plain data always serializes");
+    let body = json_text(value);
     let tag = format!(
         "\"{}\"",
         Sha256::digest(&body)[..12].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))

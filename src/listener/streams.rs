@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    answer::{Content, Problem, answer},
+    answer::{Content, Problem, answer, json_text},
     api::{LIMIT, People, ask, found, known, paged, refused, rows, strange},
     request::{READ, only, parameter, token},
 };
@@ -136,14 +136,14 @@ impl People {
 /// The past, then what comes.
 async fn tell_events(mut channel: Watched, past: Vec<EventView>, pieces: mpsc::Sender<Piece>) {
     let mut text = RETRY.to_owned();
-    past.iter().for_each(|event| text.push_str(&event_of(Some(&event.id.to_string()), event)));
+    past.iter().for_each(|event| text.push_str(&event_of(&event.id.to_string(), event)));
     if pieces.send(Ok(text.into())).await.is_err() {
         return;
     }
     let end = Instant::now() + LIFE;
     while let Some(heard) = next(&mut channel, end).await {
         let text = match heard.map(|frame| said(&frame)) {
-            Some(Ok(Saying::Event(event))) => event_of(Some(&event.id.to_string()), &event),
+            Some(Ok(Saying::Event(event))) => event_of(&event.id.to_string(), &event),
             Some(_) => return,
             None => SILENT.to_owned(),
         };
@@ -164,7 +164,7 @@ async fn tell_logs(mut channel: Watched, first: Frame, pieces: mpsc::Sender<Piec
         match heard.as_ref().map(|frame| (LogPlace::read(&frame.body), frame.message())) {
             Some((place, Ok(LogFrame::Line(line)))) => {
                 known.extend(place.map(|place| ((line.instance.clone(), line.stream.clone()), place)));
-                text.push_str(&event_of(Some(&id_of(&known)), &line));
+                text.push_str(&event_of(&id_of(&known), &line));
             }
             Some((place, Ok(LogFrame::Here { instance, stream }))) => {
                 known.extend(place.map(|place| ((instance, stream), place)));
@@ -193,7 +193,7 @@ async fn list_logs(mut channel: Watched, first: Frame, pieces: mpsc::Sender<Piec
     let mut before = "[";
     loop {
         let piece = match frame.message() {
-            Ok(LogFrame::Line(line)) => Ok(format!("{before}{}", json(&line)).into()),
+            Ok(LogFrame::Line(line)) => Ok(format!("{before}{}", json_text(&line)).into()),
             Ok(LogFrame::Here { .. }) => Ok(Bytes::new()),
             Ok(LogFrame::Said(Said { what: Saying::Done(_), .. })) => {
                 let end = if before == "[" { "[]" } else { "]" };
@@ -250,14 +250,9 @@ fn said(frame: &Frame) -> Result<Saying, Problem> {
     }
 }
 
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("plain data always serializes")
-}
-
 /// One event; JSON has no line end in it.
-fn event_of(id: Option<&str>, value: &impl Serialize) -> String {
-    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
-    format!("{id}data: {}\n\n", json(value))
+fn event_of(id: &str, value: &impl Serialize) -> String {
+    format!("id: {id}\ndata: {}\n\n", json_text(value))
 }
 
 fn wants_stream(headers: &HeaderMap) -> bool {

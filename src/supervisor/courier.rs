@@ -192,20 +192,12 @@ impl Supervisor {
     }
 
     fn start_courier(&mut self) -> Result<(), String> {
-        let mut spec = self.internal_spec(&["courier".to_owned()], |users| users.courier).map_err(|e| e.to_string())?;
+        let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+        let spec = self.outward_spec(&["courier".to_owned()], |users| users.courier, 256, Arc::new(theirs));
+        let mut spec = spec.map_err(|e| e.to_string())?;
         let trust = TRUST.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let variables = trust.map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()));
         spec.env.extend(variables.flatten());
-        spec.die_with_parent = true;
-        spec.rlimits =
-            vec![(libc::RLIMIT_NOFILE, 256, 256), (libc::RLIMIT_CORE, 0, 0), (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20)];
-        let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
-        spec.fds = vec![
-            (Arc::clone(&self.me.null), 0),
-            (Arc::clone(&self.me.stderr), 1),
-            (Arc::clone(&self.me.stderr), 2),
-            (Arc::new(theirs), 3),
-        ];
         self.courier.run += 1;
         let (to, letters) = mpsc::unbounded_channel();
         (self.courier.to, self.courier.pidfd) = (Some(to), None);

@@ -285,6 +285,31 @@ impl Supervisor {
         Ok(spec)
     }
 
+    /// The same for one that ends with us and hears outsiders: it has so many descriptors, writes no large file,
+    /// and finds this socket as descriptor 3.
+    pub fn outward_spec(
+        &self,
+        args: &[String],
+        user: impl FnOnce(OwnUsers) -> Ids,
+        descriptors: u64,
+        socket: Arc<OwnedFd>,
+    ) -> Result<SpawnSpec, launch::Unfit> {
+        let mut spec = self.internal_spec(args, user)?;
+        spec.die_with_parent = true;
+        spec.rlimits = vec![
+            (libc::RLIMIT_NOFILE, descriptors, descriptors),
+            (libc::RLIMIT_CORE, 0, 0),
+            (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20),
+        ];
+        spec.fds = vec![
+            (Arc::clone(&self.me.null), 0),
+            (Arc::clone(&self.me.stderr), 1),
+            (Arc::clone(&self.me.stderr), 2),
+            (socket, 3),
+        ];
+        Ok(spec)
+    }
+
     pub fn start_logger(&mut self) {
         let path = |path: PathBuf| path.display().to_string();
         let (buffer, logs) = (path(self.layout.buffer()), path(self.layout.logs()));

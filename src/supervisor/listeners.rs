@@ -151,19 +151,8 @@ impl Supervisor {
         if let Some(allow) = &listener.entry.allow {
             args.extend(["--allow".to_owned(), networks(allow)]);
         }
-        let mut spec = self.internal_spec(&args, |users| users.listener).map_err(|e| e.to_string())?;
-        spec.die_with_parent = true;
-        spec.rlimits = vec![
-            (libc::RLIMIT_NOFILE, 4096, 4096),
-            (libc::RLIMIT_CORE, 0, 0),
-            (libc::RLIMIT_FSIZE, 64 << 20, 64 << 20),
-        ];
-        spec.fds = vec![
-            (Arc::clone(&self.me.null), 0),
-            (Arc::clone(&self.me.stderr), 1),
-            (Arc::clone(&self.me.stderr), 2),
-            (Arc::clone(socket), 3),
-        ];
+        let spec = self.outward_spec(&args, |users| users.listener, 4096, Arc::clone(socket));
+        let mut spec = spec.map_err(|e| e.to_string())?;
         for (serve, fd) in listener.entry.serve.iter().zip(4..) {
             let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
             spec.fds.push((Arc::new(theirs), fd));

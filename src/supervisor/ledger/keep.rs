@@ -64,19 +64,19 @@ fn deploys(connection: &Connection, app: &AppName, most: u32) -> rusqlite::Resul
 }
 
 fn strangers(connection: &Connection, most: u32) -> rusqlite::Result<()> {
-    let mut delete = connection.prepare_cached(
-        "DELETE FROM audit WHERE by = '{\"kind\":\"nobody\"}' AND id <=
-             (SELECT id FROM audit WHERE by = '{\"kind\":\"nobody\"}' ORDER BY id DESC LIMIT 1 OFFSET ?1)",
-    )?;
-    delete.execute([most])?;
-    Ok(())
+    latest(connection, "audit", "by = '{\"kind\":\"nobody\"}'", most)
 }
 
 pub(super) fn refused(connection: &Connection, most: u32) -> rusqlite::Result<()> {
-    let mut delete = connection.prepare_cached(
-        "DELETE FROM deliveries WHERE state = 'refused' AND id <=
-             (SELECT id FROM deliveries WHERE state = 'refused' ORDER BY id DESC LIMIT 1 OFFSET ?1)",
-    )?;
+    latest(connection, "deliveries", "state = 'refused'", most)
+}
+
+/// Keeps so many of these rows, the latest; the table has an index of them.
+fn latest(connection: &Connection, table: &str, which: &str, most: u32) -> rusqlite::Result<()> {
+    let mut delete = connection.prepare_cached(&format!(
+        "DELETE FROM {table} WHERE {which} AND id <=
+             (SELECT id FROM {table} WHERE {which} ORDER BY id DESC LIMIT 1 OFFSET ?1)"
+    ))?;
     delete.execute([most])?;
     Ok(())
 }
