@@ -373,11 +373,15 @@ fn users_of_everhooks_own_run_what_is_named_after_them() {
     }
     fs::remove_dir_all(dir.join("state/mirrors")).unwrap();
     let bind = format!("for f in passwd group; do mount --bind {}/$f /etc/$f; done; exec \"$@\"", dir.display());
-    server.start_as(&["unshare", "--mount", "sh", "-c", &bind, "sh"]);
-    server.wait_state("site", "ready");
+    // Whoever starts asks the remote what was missed, and finds this one.
     repo.commit(&[("VERSION", "2")], "second");
-    let second = server.deliver("site", &repo);
+    server.start_as(&["unshare", "--mount", "sh", "-c", &bind, "sh"]);
+    let caught_up = server.until("the tip is caught up with", |s| {
+        deploys(s).into_iter().find(|deploy| deploy["by"]["kind"] == "catch_up")
+    });
+    let second = server.deploy_end(caught_up["id"].as_i64().unwrap());
     assert_eq!(second["state"], "live", "{second}");
+    server.wait_state("site", "ready");
 
     let ids = |pid: &Value| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
