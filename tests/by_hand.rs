@@ -107,6 +107,7 @@ fn a_deploy_is_cancelled_before_it_switches_and_not_after() {
 #[test]
 fn a_freeze_holds_over_a_kill_and_keeps_the_newest_push() {
     let (mut server, repo) = live_world("", "");
+    without_catch_up(&server);
     repo.commit(&[("VERSION", "2")], "second");
     assert_eq!(server.deliver("site", &repo)["state"], "live");
     assert_eq!(server.app("site")["frozen"], Value::Null);
@@ -168,6 +169,7 @@ fn repo_commit(repo: &Repo, version: &str) -> Repo {
 #[test]
 fn what_the_forge_brings_awaits_approval() {
     let (mut server, repo) = world("", "approve: true");
+    without_catch_up(&server);
     server.start();
     wait_deploy(&server, 1, "awaiting_approval");
     assert_eq!(server.app("site")["state"], "waiting");
@@ -473,6 +475,7 @@ fn what_cannot_be_taken_back_stays_when_it_proves_wrong() {
 #[test]
 fn whoever_is_asked_may_go_back() {
     let (mut server, repo) = live_world(KEEPS_TRYING, "irreversible: Changed([\"db/**\"])");
+    without_catch_up(&server);
     let first = server.deploy_end(1);
     let id = unproven(&server, &repo, "2");
     let said = server.ok(&["rollback", "site"]);

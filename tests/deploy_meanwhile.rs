@@ -340,6 +340,7 @@ fn two_apps_may_share_a_repository() {
 #[test]
 fn a_release_that_somebody_removed_is_named_and_a_deploy_mends_it() {
     let (mut server, repo) = live_world("", "");
+    without_catch_up(&server);
     let release = home(&server, "site").join("releases").join(server.app("site")["release"].as_str().unwrap());
     assert!(server.stop().success());
     fs::remove_dir_all(&release).unwrap();

@@ -11,7 +11,9 @@ mod server;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Seek},
+    os::unix::fs::MetadataExt,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -160,7 +162,7 @@ fn lines_are_found_by_time_and_by_what_is_in_them() {
 #[test]
 fn a_reload_changes_the_form_and_keeps_old_lines() {
     let server = Server::with_apps(
-        r#""a": (logs: (keep: 5), command: "echo before; while [ ! -e go ]; do sleep 0.05; done; echo after; exec sleep 1000")"#,
+        r#""a": (logs: (keep: 5), command: "echo before; while :; do sleep 0.05; [ ! -e go ] || echo after; done")"#,
     )
     .started();
     server.until("it has written", |s| s.ok(&["logs", "a"]).contains("before").then_some(()));
@@ -169,12 +171,14 @@ fn a_reload_changes_the_form_and_keeps_old_lines() {
     let plan = server.ok(&["reload"]);
     assert!(plan.contains("a: changed without a restart (logs)"), "{plan}");
     std::fs::write(server.path().join("go"), "").unwrap();
-    server.until("it has written again", |s| s.ok(&["logs", "a"]).contains("after").then_some(()));
+    let lines = server.until("a line has its time", |s| {
+        let lines = s.ok(&["logs", "a", "-n", "1000", "--json"]);
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.last().is_some_and(|line| line["at"].is_string()).then_some(lines)
+    });
     assert_eq!(server.main_pid("a"), pid);
-    let lines = server.ok(&["logs", "a", "--json"]);
-    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((&lines[0]["line"], lines[0]["at"].is_null()), (&"before".into(), true));
-    assert_eq!((&lines[1]["line"], lines[1]["at"].is_null()), (&"after".into(), false));
+    assert_eq!((&lines[0]["line"], &lines[0]["at"]), (&"before".into(), &Value::Null));
+    assert_eq!(lines.last().unwrap()["line"], "after");
 }
 
 #[test]
@@ -213,4 +217,65 @@ fn a_file_that_grew_old_is_moved_away_while_nothing_is_written() {
     thread::sleep(Duration::from_millis(1500));
     assert!(!old.with_extension("2").exists(), "an empty one is not");
     assert_eq!(server.ok(&["logs", "a"]), "only this\n");
+}
+
+/// Whoever follows a file by its descriptor has all of it: it is moved away, never cut or copied.
+#[test]
+fn a_rotated_file_is_the_one_that_was_written() {
+    let server = Server::with_apps(
+        r#""a": (logs: (rotate: "64KiB", keep: 1000),
+             command: "echo 0; read go < @DIR@/go; seq 1 20000; exec sleep 1000")"#,
+    );
+    let go = server.path().join("go");
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+    let server = server.started();
+    let path = server.path().join("state/logs/a/a.1.out.log");
+    let mut held = server.until("the first line is there", |_| {
+        let mut file = File::open(&path).ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        (text == "0\n").then_some(file)
+    });
+    fs::write(go, "\n").unwrap();
+    server.until("everything is written", |s| (s.ok(&["logs", "a", "-n", "1"]) == "20000\n").then_some(()));
+    let inode = held.metadata().unwrap().ino();
+    let old: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap()).collect();
+    let moved: Vec<_> = old.iter().filter(|entry| entry.metadata().unwrap().ino() == inode).collect();
+    assert!(moved.len() == 1 && moved[0].path() != path, "{old:?}");
+    held.rewind().unwrap();
+    let mut text = String::new();
+    held.read_to_string(&mut text).unwrap();
+    let whole: String = (0..text.lines().count()).map(|n| format!("{n}\n")).collect();
+    assert!(text == whole && text.len() > 32 << 10, "{} bytes", text.len());
+}
+
+/// A bar that moves by carriage returns is seen before its line ends.
+#[test]
+fn progress_without_a_newline_is_shown() {
+    let (mut server, repo) =
+        deploying::world("", r#"build: ["if [ -e slow ]; then printf '\\r1%%\\r2%%'; cat \"$DIR/gate\"; fi"]"#);
+    let gate = Gate::new(&server, "gate");
+    server.start();
+    assert_eq!(server.deploy_end(1)["state"], "live");
+    repo.commit(&[("slow", "")], "slow");
+    let id = push(&server, &repo).to_string();
+    let reached = gate.reached();
+    let mut client = server.client(&["logs", "--deploy", &id, "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = client.stdout.take().unwrap();
+    let (told, pieces) = channel();
+    thread::spawn(move || {
+        let mut piece = [0; 1024];
+        while let Ok(n @ 1..) = output.read(&mut piece) {
+            if told.send(piece[..n].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    while !seen.windows(6).any(|part| part == b"\r1%\r2%") {
+        seen.extend(pieces.recv_timeout(LIMIT).expect("it is shown"));
+    }
+    drop(reached);
+    assert_eq!(server.deploy_end(id.parse().unwrap())["state"], "live");
+    assert!(client.wait().unwrap().success());
 }

@@ -226,7 +226,7 @@ fn deploys_whatever_they_bring() {
         r#"command: ["node", "release.cjs"], port: @PORT@, stop: (timeout: "8s", drain: "20s"),
            env: {"NODE_OPTIONS": "--require @PRELOAD@"}, ready: Http(url: "http://127.0.0.1:@PORT@/healthz", within: "10s"),
            live: (probe: Http(url: "http://127.0.0.1:@PORT@/healthz"), every: "100ms", timeout: "10s"),
-           deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], check: ["! grep -q refused kind"], settle: "6s")"#,
+           deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], check: ["! grep -q refused kind"], settle: "1s")"#,
     );
     let repo = Repo { path: server.path().join("repo") };
     let answered = under_load(&server, "web", at, true, || {

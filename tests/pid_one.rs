@@ -47,6 +47,37 @@ fn it_reaps_orphans_and_ends_in_order() {
     assert!(fs::read_to_string(server.path().join("said")).unwrap().contains("bye"));
 }
 
+/// A container that starts again counts its pids from one: what the records name is somebody else by then.
+#[test]
+fn pids_that_begin_anew_are_nobodys() {
+    const OTHERS: usize = 200;
+    if !geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    let mut server = Server::with_apps(r#""a": (command: ["sleep", "1000"], ready: Immediate, instances: 3)"#);
+    server.start_as(&PREFIX);
+    let before = server.wait_state("a", "ready");
+    let pids = |app: &serde_json::Value| -> Vec<u64> {
+        app["instances"].as_array().unwrap().iter().map(|instance| instance["pid"].as_u64().unwrap()).collect()
+    };
+    let recorded = pids(&before);
+    assert!(recorded.iter().all(|pid| *pid <= OTHERS as u64), "{recorded:?}");
+    let one = children(server.pid())[0];
+    kill(Pid::from_raw(i32::try_from(one).unwrap()), Signal::SIGKILL).unwrap();
+    assert!(!server.ended().success());
+
+    let others = format!("for i in $(seq {OTHERS}); do sleep 2000 & done; exec \"$@\"");
+    server.start_as(&[&PREFIX[..], &["sh", "-c", &others, "sh"]].concat());
+    let now = pids(&server.wait_state("a", "ready"));
+    assert!(now.iter().all(|pid| *pid > OTHERS as u64), "{now:?}");
+    let one = children(server.pid())[0];
+    let lives = |pid: &&u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\x002000\x00");
+    assert_eq!(children(one).iter().filter(lives).count(), OTHERS, "none of them heard anything");
+    kill(Pid::from_raw(i32::try_from(one).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(server.ended().success(), "{}", server.log());
+}
+
 /// A file of `contrib/`, with the binary that was built and the config of the test in it.
 fn contrib(name: &str, server: &Server) -> String {
     let text = fs::read_to_string(format!("{}/contrib/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();

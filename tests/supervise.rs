@@ -416,3 +416,50 @@ sys.stdin.read()";
         assert_eq!(instance["last_exit"]["code"], 1, "{instance}");
     }
 }
+
+/// Ready for a moment, then gone: that is no success, and counts each time.
+#[test]
+fn who_ends_just_after_it_was_ready_is_given_up_too() {
+    let server = Server::with_apps(
+        r#""a": (command: "echo run >> @DIR@/said; sleep 0.3; exit 1", ready: After("10ms"),
+             restart: (first: "10ms", give_up: (restarts: 2, within: "5m")))"#,
+    )
+    .started();
+    let app = server.wait_state("a", "failed");
+    let instance = &app["instances"][0];
+    assert_eq!((&instance["restarts"], &instance["last_exit"]["code"]), (&2.into(), &1.into()), "{instance}");
+    assert_eq!(said(&server).len(), 3);
+    let states: Vec<_> = transitions(&server, "a").into_iter().map(|(to, _)| to).collect();
+    let round = ["starting", "ready", "backoff"];
+    assert_eq!(states, [&round[..], &round, &["starting", "ready", "failed"]].concat());
+}
+
+/// What a person asked for dies with the supervisor: the next one does what the config says, and so
+/// does the one after it.
+#[test]
+fn a_restart_in_the_middle_of_a_kill_is_not_done_again() {
+    let mut server = Server::with_apps(
+        r#""a": (command: "echo run >> @DIR@/said; if [ -e @DIR@/slow ]; then exec sleep 1000; fi; exit 1",
+             ready: Tcp(addr: "127.0.0.1:1", within: "10m"), restart: (give_up: (restarts: 0, within: "5m")))"#,
+    )
+    .started();
+    server.wait_state("a", "failed");
+    assert_eq!(said(&server).len(), 1);
+    fs::write(server.path().join("slow"), "").unwrap();
+    let mut client = server.client(&["restart", "a"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    server.until("it runs once more", |s| (said(s).len() == 2).then_some(()));
+    server.wait_state("a", "starting");
+    server.kill();
+    assert!(!client.wait().unwrap().success(), "nobody answered");
+    for runs in [3, 4] {
+        server.start();
+        server.wait_state("a", "starting");
+        server.until("it runs once", |s| (said(s).len() >= runs).then_some(()));
+        assert_eq!(said(&server).len(), runs);
+        let asked = server.json(&["audit"]);
+        let asked: Vec<_> = asked.as_array().unwrap().iter().filter(|row| row["action"] == "restart").collect();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        server.kill();
+    }
+    server.start();
+}

@@ -52,6 +52,12 @@ pub fn live_world(fields: &str, deploy: &str) -> (Server, Repo) {
     (server, repo)
 }
 
+/// From its next start on it does not look for what it missed: a test that pushes after a restart is alone
+/// with its pushes.
+pub fn without_catch_up(server: &Server) {
+    server.edit_config("(state_dir:", "(deploys: (catch_up: false), state_dir:");
+}
+
 /// Starts the server and waits for the end of its first deploy.
 pub fn start_live(server: &mut Server) {
     server.start();

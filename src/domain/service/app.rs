@@ -260,7 +260,7 @@ impl App {
     /// When it wants a [`Event::Timer`].
     #[must_use]
     pub fn deadline(&self) -> Option<std::time::Instant> {
-        let settled = self.trial.as_ref().and_then(|trial| trial.until);
+        let settled = self.trial.as_ref().filter(|_| self.is_settled()).and_then(|trial| trial.until);
         settled.into_iter().chain(self.runs().filter_map(|run| run.instance.deadline())).min()
     }
 
@@ -378,12 +378,11 @@ impl App {
             }
         });
         self.heed(seat, note.flatten(), now, out);
+        self.judge_trial(now, out);
     }
 
     fn timer(&mut self, now: Now, out: &mut Vec<Task>) {
-        if self.trial.as_ref().and_then(|trial| trial.until).is_some_and(|until| until <= now.mono) {
-            self.pass_trial(now, out);
-        }
+        self.judge_trial(now, out);
         for seat in self.seats() {
             let note = self.tell(seat, out, |instance, app, out| instance.timer(app, now, out));
             self.heed(seat, note.flatten(), now, out);

@@ -152,6 +152,8 @@ pub struct Instance {
     said: Said,
     /// Live probes that have failed in a row.
     failed_probes: u32,
+    /// The first answer to the liveness probe is still to come.
+    unasked: bool,
     watchdog: Option<Silence>,
     backoff: Backoff,
     pub(super) on_trial: bool,
@@ -191,6 +193,7 @@ impl Instance {
             reason: None,
             said: Said::default(),
             failed_probes: 0,
+            unasked: false,
             watchdog: None,
             backoff: Backoff::new(seed),
             on_trial: false,

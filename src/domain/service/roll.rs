@@ -221,7 +221,20 @@ impl App {
         self.roll_to_release(numbers, &cause);
     }
 
-    pub(super) fn pass_trial(&mut self, now: Now, out: &mut Vec<Task>) {
+    /// Nobody is about to come or to go, and whoever is asked whether it is well has said so once, however
+    /// short the time to settle is.
+    pub(super) fn is_settled(&self) -> bool {
+        self.copies.iter().filter(|copy| !copy.leaving).all(|copy| copy.runs().all(|run| run.instance.is_settled()))
+    }
+
+    pub(super) fn judge_trial(&mut self, now: Now, out: &mut Vec<Task>) {
+        let until = self.trial.as_ref().and_then(|trial| trial.until);
+        if until.is_some_and(|until| until <= now.mono) && self.is_settled() {
+            self.pass_trial(now, out);
+        }
+    }
+
+    fn pass_trial(&mut self, now: Now, out: &mut Vec<Task>) {
         if self.trial.take().is_none() {
             return;
         }

@@ -177,6 +177,7 @@ impl World {
                 }
                 let attempt = self.tree(seat).attempt;
                 self.tell(seat, Happening::Probed { attempt, result: Ok(()) });
+                self.tell(seat, Happening::LiveProbed { attempt, result: Ok(()) });
                 let turn = self.tree(seat).turn;
                 self.tell(seat, Happening::Told { turn, result: Ok(1) });
                 self.say(seat, "RELOADING=1\nMONOTONIC_USEC=1");
@@ -315,6 +316,28 @@ fn a_release_that_stays_ready_passes_its_trial() {
     assert_eq!(world.trial_ends(), [true]);
     world.exit(Exit::Code(1));
     assert_eq!(world.app.release().unwrap().id.deploy, 2, "a later crash takes nothing back");
+}
+
+/// However short it is to settle: somebody has to have seen that it is well.
+#[test]
+fn a_release_that_is_watched_passes_once_it_has_answered() {
+    let tcp = || LiveProbe::Probe(config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() }));
+    for result in [Ok(()), Err("no".to_owned())] {
+        let mut world = World::new(config::App { ready: Ready::Immediate, ..watched(tcp(), 3) });
+        world.settle();
+        world.feed(Event::Adopt(release(1)));
+        world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
+        world.exit(Exit::Signal(15));
+        world.spawned(false);
+        world.pass(seconds(4));
+        assert!(world.trial_ends().is_empty() && world.app.deadline().is_none());
+        let (attempt, good) = (world.app.worst().attempt(), result.is_ok());
+        world.tell(FIRST, Happening::LiveProbed { attempt, result });
+        if !good {
+            world.exit(Exit::Signal(15));
+        }
+        assert_eq!(world.trial_ends(), [good]);
+    }
 }
 
 #[test]

@@ -124,11 +124,14 @@ impl Supervisor {
 
     /// Asks a ready instance again and again whether it is well.
     pub fn begin_watch(&mut self, id: &SeatId, attempt: u64) {
-        let live = self.apps.get(&id.app).and_then(|app| app.spec().live.as_deref().cloned());
+        let Some(app) = self.apps.get(&id.app) else { return };
+        // A release on trial is not kept waiting for longer than it is to settle.
+        let settle = app.spec().deploy.as_ref().map_or(Duration::MAX, |deploy| deploy.settle);
+        let live = app.spec().live.as_deref().cloned();
         let Some(config::Live { probe: LiveProbe::Probe(probe), every, timeout, .. }) = live else { return };
         let question = self.question(id, probe);
         let asker = Asker { seat: id.clone(), attempt, question, limit: timeout, events: self.events.clone() };
-        self.ask(id, watch(asker, every));
+        self.ask(id, watch(asker, every.min(settle), every));
     }
 
     /// Where others may answer in its place, or nobody though the socket is held, it must be proven.
@@ -188,10 +191,10 @@ async fn until_ready(mut asker: Asker) {
     }
 }
 
-/// Tells every failure, and the first answer after one.
-async fn watch(mut asker: Asker, every: Duration) {
-    let mut well = true;
-    let mut next = Instant::now() + every;
+/// Tells the first answer, every failure, and the first success after one.
+async fn watch(mut asker: Asker, first: Duration, every: Duration) {
+    let mut well = false;
+    let mut next = Instant::now() + first;
     loop {
         sleep_until(next.into()).await;
         let result = patiently(&mut asker).await;

@@ -56,8 +56,23 @@ impl Instance {
     fn watch(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) {
         self.failed_probes = 0;
         self.listen(app, now);
-        if app.live.as_ref().is_some_and(|live| live.probe != LiveProbe::Watchdog) {
+        self.question(app, out);
+    }
+
+    /// It is asked from now on whether it is well, where the config names such a question.
+    pub(super) fn question(&mut self, app: &config::App, out: &mut Vec<Action>) {
+        self.unasked = app.live.as_ref().is_some_and(|live| live.probe != LiveProbe::Watchdog);
+        if self.unasked {
             out.push(Action::Watch { attempt: self.attempt });
+        }
+    }
+
+    /// Is it as it is to stay? Not while its first answer is still to come.
+    pub(in crate::domain::service) fn is_settled(&self) -> bool {
+        match self.state {
+            State::Ready { .. } => !self.unasked,
+            State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
+            State::Stopped | State::Waiting | State::Failed { .. } | State::Done => true,
         }
     }
 
@@ -106,9 +121,11 @@ impl Instance {
         if !matches!(self.state, State::Ready { .. }) {
             return None;
         }
+        self.unasked = false;
         let Err(why) = result else {
-            self.failed_probes = 0;
-            self.note("live again".into(), out);
+            if std::mem::take(&mut self.failed_probes) > 0 {
+                self.note("live again".into(), out);
+            }
             return None;
         };
         self.failed_probes += 1;
@@ -185,7 +202,7 @@ impl Instance {
             self.said.reloading = true;
             self.note("reloading".into(), out);
         }
-        self.said_reloading(notice, out);
+        self.said_reloading(notice, app, out);
         if notice.watchdog_every.is_some() || notice.watchdog == Some(Watchdog::Alive) {
             self.listen(app, now);
         }
