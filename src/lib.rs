@@ -6,6 +6,7 @@
 //! - [`listener`] takes HTTP in; `everhook serve`
 //! - [`logger`] moves apps' output from FIFOs to rotated files
 //! - [`courier`] tells forges what became of their commits
+//! - [`step`] becomes a command of a deploy, and gives up what that may not have
 //! - [`tree`] works below a release as the app's user
 //! - [`cli`] is what a person types
 //! - [`os`] is Linux; the only `unsafe`
@@ -16,5 +17,6 @@ pub mod domain;
 pub mod listener;
 pub mod logger;
 pub mod os;
+pub mod step;
 pub mod supervisor;
 pub mod tree;

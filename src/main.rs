@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use everhook::{
     cli::{self, Process},
-    courier, listener, logger, supervisor, tree,
+    courier, listener, logger, step, supervisor, tree,
 };
 
 fn main() -> ExitCode {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Some("listener") => listener::main(&args[1..]),
         Some("logger") => logger::main(&args[1..]),
         Some("courier") => courier::main(),
+        Some("step") => step::main(&args[1..]),
         Some("tree") => tree::main(&args[1..]),
         _ => match cli::start() {
             Process::Run { config } => supervisor::run(&config),

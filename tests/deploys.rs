@@ -121,11 +121,13 @@ fn steps_see_their_environment_and_nothing_else() {
     let user = seen.remove("USER").unwrap();
     assert!(!user.is_empty() && (!is_root() || user == NOBODYS.to_string()), "{user}");
     let id = deploy["id"].to_string();
+    let tmp = text(&app.join("tmp").join(&id));
     let (home, cache) = (text(&cache.join("home")), text(&cache));
     let (release_dir, previous_dir) = (text(&release), text(&previous_dir));
     let want: BTreeMap<&str, &str> = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", &home),
+        ("TMPDIR", &tmp),
         ("LANG", "C.UTF-8"),
         ("CI", "true"),
         ("EVERHOOK_APP", "site"),

@@ -8,7 +8,7 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use deploying::*;
 use serde_json::Value;
@@ -146,4 +146,104 @@ fn steps_have_those_variables_of_the_app_that_are_named() {
     server.write_secret("app.env", "TOKEN=from a file\nOTHER=theirs\n");
     start_live(&mut server);
     assert_eq!(current(&server, "seen"), "the app's|from a file||");
+}
+
+/// What a step tries that it must not; the first word names it.
+const BREAK_OUT: &str = r#"
+try() { name=$1; shift; if "$@" > got 2>&1; then echo "$name"; fi; }
+{
+    try other_variables cat "$DIR/other.env"
+    try other_release cat "$APPS/other/current/VERSION"
+    try other_shared touch "$APPS/other/shared/x"
+    try config cat "$DIR/supervisor.ron"
+    try database cat "$APPS/../everhook.db"
+    try outside touch "$DIR/open/x"
+    ln -s "$DIR/open" out
+    try outside_by_link touch out/x
+    try mirror sh -c 'echo x >> "$(cat $DIR/mirror)/HEAD"'
+    try live_release touch "$EVERHOOK_PREVIOUS_DIR/x"
+    try environment_of_the_app cat "/proc/$(cat $DIR/pid)/environ"
+    try signal_to_the_app kill -0 "$(cat $DIR/pid)"
+} > broken_out
+"#;
+
+/// What a step needs; the first that is refused fails it.
+const NEEDED: &str = r#"
+touch here; touch "$EVERHOOK_CACHE/here"; touch "$HOME/here"; touch "$TMPDIR/here"; touch data/here
+mv here "$EVERHOOK_CACHE/moved"; mv "$EVERHOOK_CACHE/moved" back
+cat "$EVERHOOK_PREVIOUS_DIR/VERSION" /etc/passwd > /dev/null; env true
+echo "said by name" > /dev/stdout; echo "and here" > /dev/stderr
+nice > nice; cat /proc/self/oom_score_adj > oom
+if command -v ionice > /dev/null; then ionice -p $$ > ionice; else echo idle > ionice; fi
+"#;
+
+#[test]
+fn a_step_reaches_its_own_folders_and_no_others() {
+    let other = site("env_file: \"@DIR@/other.env\",", "").replacen("\"site\"", "\"other\"", 1);
+    let own = site(
+        "",
+        r#"shared: ["data/"], build: ["if [ -e break.sh ]; then sh -e needed.sh; sh break.sh; fi"],
+        env: {"DIR": "@DIR@", "APPS": "@DIR@/state/apps"}, "#,
+    );
+    let own = own.replacen("env: {\"DIR\": \"@DIR@\"}, settle", "settle", 1);
+    let (mut server, repo) = world_with(&format!("{own}, {other}"));
+    // All of these could be opened by the step's user.
+    fs::write(server.path().join("other.env"), "TOKEN=x\n").unwrap();
+    fs::create_dir(server.path().join("open")).unwrap();
+    let free = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(server.path().join("open"), free).unwrap();
+    server.start();
+    for app in ["site", "other"] {
+        server.wait_state(app, "ready");
+        server.until("its first deploy is over", |s| {
+            deploys(s).into_iter().find(|deploy| deploy["app"] == app && !deploy["ended_at"].is_null())
+        });
+    }
+    let mirrors = fs::read_dir(server.path().join("state/mirrors")).unwrap();
+    let mirror = mirrors.map(|entry| entry.unwrap().path()).next().unwrap();
+    fs::write(server.path().join("mirror"), mirror.to_str().unwrap()).unwrap();
+    fs::write(server.path().join("pid"), server.main_pid("site").to_string()).unwrap();
+    let head = fs::read(mirror.join("HEAD")).unwrap();
+
+    repo.commit(&[("break.sh", BREAK_OUT), ("needed.sh", NEEDED)], "breaks out");
+    let deploy = over(&server, push(&server, &repo));
+    let log = || server.ok(&["logs", "--deploy", &deploy["id"].to_string()]);
+    assert_eq!(deploy["state"], "live", "{deploy}: {}", log());
+    server.until("what was said by name is in the log", |_| log().contains("said by name").then_some(()));
+    assert_eq!((&*current(&server, "nice"), &*current(&server, "oom")), ("10", "500"));
+    assert!(current(&server, "ionice").starts_with("idle"));
+    server.until("what was temporary is gone", |s| {
+        fs::read_dir(home(s, "site").join("tmp")).unwrap().next().is_none().then_some(())
+    });
+    if log().contains("not confined") {
+        return eprintln!("this kernel confines no step: what it reaches is not tested");
+    }
+    assert_eq!(current(&server, "broken_out"), "", "{}", log());
+    assert_eq!(fs::read(mirror.join("HEAD")).unwrap(), head);
+}
+
+#[test]
+fn a_step_that_floods_its_log_ends_and_the_log_is_bounded() {
+    let (server, repo) = live_world("", "build: [\"if [ -e flood ]; then seq 1 3000000; echo the end; fi\"]");
+    repo.commit(&[("flood", "")], "says a lot");
+    let deploy = over(&server, push(&server, &repo));
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    let id = deploy["id"].to_string();
+    server.until("its last words are there", |s| s.ok(&["logs", "--deploy", &id]).contains("the end").then_some(()));
+    let files = fs::read_dir(server.path().join("state/logs/deploys")).unwrap().map(Result::unwrap);
+    let own = files.filter(|file| file.file_name().to_string_lossy().starts_with(&format!("{id}.log")));
+    let bytes: u64 = own.map(|file| file.metadata().unwrap().len()).sum();
+    assert!((1 << 20..11 << 20).contains(&bytes), "{bytes} of the 22 MB that it said are kept");
+}
+
+#[test]
+fn what_a_step_that_took_too_long_ran_is_named() {
+    let step = "(run: \"if [ -e slow ]; then sleep 1000 & wait; fi\", timeout: \"2s\")";
+    let (server, repo) = live_world("", &format!("build: [{step}]"));
+    repo.commit(&[("slow", "")], "slow");
+    let deploy = over(&server, push(&server, &repo));
+    assert_eq!((&deploy["state"], &deploy["steps"][1]["state"]), (&"failed".into(), &"timed_out".into()), "{deploy}");
+    has_event(&server, "ended while it ran: ");
+    let named = |s: &Server| s.ok(&["logs", "--deploy", &deploy["id"].to_string()]).contains("ended while it ran: ");
+    server.until("the log names what ran", |s| named(s).then_some(()));
 }

@@ -9,7 +9,7 @@ use std::{
 /// Rooms of the domain; one may use those before it.
 const DOMAIN: [&str; 8] = ["model", "config", "api", "hook", "access", "service", "deploy", "outbox"];
 /// Folders that are processes: they use `domain` and `os`, never each other.
-const PROCESSES: [&str; 6] = ["supervisor", "listener", "logger", "courier", "tree", "cli"];
+const PROCESSES: [&str; 7] = ["supervisor", "listener", "logger", "courier", "step", "tree", "cli"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {

@@ -10,6 +10,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod channel;
 pub mod clock;
+pub mod confine;
 pub mod fifo;
 pub mod files;
 pub mod held;

@@ -76,7 +76,7 @@ pub struct Job {
     output: Option<Arc<OwnedFd>>,
     cgroup: Option<Arc<Cgroup>>,
     exit: Option<Exit>,
-    /// What it left running, as its deploy's log is to say.
+    /// Processes of it that were ended, as its deploy's log is to say.
     left: Option<String>,
     /// Its end was asked for.
     unwanted: bool,
@@ -332,9 +332,15 @@ impl Supervisor {
     /// Ends the tree of the job that this deploy runs.
     pub fn end_job_of(&mut self, deploy: DeployId) {
         let found = self.jobs.iter().find(|(_, job)| job.deploy == Some(deploy)).map(|(id, _)| *id);
-        if let Some(id) = found {
-            self.end_job(id);
+        let Some(id) = found else { return };
+        if let Some(job) = self.jobs.get(&id).filter(|job| job.main.is_some() && !job.unwanted) {
+            // What took too long may be none of what its command names.
+            let named = self.name_left(job, &self.job_tree(job), "ended while it ran");
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.left = Some(named);
+            }
         }
+        self.end_job(id);
     }
 
     /// Ends the whole tree of a job; nothing where it has ended.
@@ -394,23 +400,23 @@ impl Supervisor {
         let Some(job) = self.jobs.get(&id) else { return };
         let left = self.job_tree(job);
         if !left.is_empty() {
-            let named = (!job.unwanted).then(|| self.name_left(job, &left));
+            let named = (!job.unwanted).then(|| self.name_left(job, &left, "left running and ended"));
             if let Some(job) = self.jobs.get_mut(&id) {
-                job.left = named;
+                job.left = named.or(job.left.take());
             }
             self.end_job(id);
         }
         self.look_at_ending_jobs();
     }
 
-    /// Tells what a job left behind: in the log, and of a deploy's also where its team looks. Returns the
+    /// Tells of processes of a job that were ended: in the log, and of a deploy's also where its team looks. Returns the
     /// sentence.
-    fn name_left(&self, job: &Job, left: &[tree::Member]) -> String {
+    fn name_left(&self, job: &Job, left: &[tree::Member], how: &str) -> String {
         // A process names itself as it likes.
         let name = |member: &tree::Member| format!("{} ({})", member.name.escape_debug(), member.pid);
         let names: Vec<String> = left.iter().take(NAMED).map(name).collect();
         let more = left.len().checked_sub(NAMED).filter(|n| *n > 0).map(|n| format!(" and {n} more"));
-        let cause = format!("left running and ended: {}{}", names.join(", "), more.unwrap_or_default());
+        let cause = format!("{how}: {}{}", names.join(", "), more.unwrap_or_default());
         warn!(app = %job.app, job = job.name, "{cause}");
         let Some(deploy) = job.deploy else { return cause };
         self.tell_of_deploy(&job.app, deploy, &cause);

@@ -69,6 +69,12 @@ impl Layout {
         self.app(app).join("cache")
     }
 
+    /// What is temporary in its deploys.
+    #[must_use]
+    pub fn tmp(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("tmp")
+    }
+
     /// One mirror for all apps with this repository and this group, which may read it.
     #[must_use]
     pub fn mirror(&self, repo: &str, group: u32) -> PathBuf {

@@ -11,6 +11,7 @@ mod logger;
 mod people;
 mod places;
 mod preview;
+mod step;
 mod tree;
 mod view;
 
@@ -20,5 +21,6 @@ pub use logger::*;
 pub use people::*;
 pub use places::*;
 pub use preview::*;
+pub use step::*;
 pub use tree::*;
 pub use view::*;

@@ -1,6 +1,10 @@
 //! What a config comes to, in lines for people.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     App, Command, Config, Deploy, Form, Include, Layout, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready,
@@ -53,6 +57,24 @@ impl Config {
         let of_deploys = deploys.flat_map(|deploy| [&deploy.secret, &deploy.previous_secret]).flatten();
         let all: BTreeSet<_> = self.tokens.iter().map(|token| &token.secret).chain(of_deploys).collect();
         all.into_iter().collect()
+    }
+
+    /// Files that no app but their own is to see: secrets, variables, and this config itself.
+    #[must_use]
+    pub fn private_files(&self) -> BTreeSet<&Path> {
+        let deploys = self.apps.values().filter_map(|app| app.deploy.as_ref());
+        let others = deploys.flat_map(|deploy| {
+            let token = deploy.access.https_token.as_ref().map(|https| &https.token);
+            let status = deploy.status.as_ref().map(|status| &status.token);
+            [deploy.access.ssh_key.as_ref(), token, status].into_iter().flatten()
+        });
+        let secrets = self.secrets().into_iter().chain(others).filter_map(|secret| match secret {
+            SecretRef::File(path) => Some(path),
+            SecretRef::Env(_) | SecretRef::Credential(_) => None,
+        });
+        let env_files = self.apps.values().flat_map(|app| &app.env_file);
+        let included = self.include.iter().flat_map(|include| &include.files);
+        secrets.chain(env_files).chain(included).chain([&self.path]).map(PathBuf::as_path).collect()
     }
 }
 

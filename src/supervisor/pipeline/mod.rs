@@ -35,7 +35,7 @@ use crate::{
         },
         config::{self, Identity},
         deploy::{Action, Event, Job, Live, Places, Queued, Resumption, StepKind, Who, resume},
-        model::{AppName, CommitId, DeployId, ReleaseId},
+        model::{AppName, CommitId, DeployId, ReleaseId, Size},
         service::{self, Release},
     },
     os::files,
@@ -45,6 +45,10 @@ pub use rollback::Rollback;
 
 /// Free space that a release needs at least, in bytes.
 const LEAST_SPACE: u64 = 500 << 20;
+
+/// Of a deploy's log the last part and what there is of the next one are kept: what a step that floods it
+/// said at last tells more than what it said first.
+const LOG_PART: Size = Size(5 << 20);
 
 /// What was asked for beyond a deploy's record: as in [`Queued`].
 #[derive(Debug, Default)]
@@ -250,7 +254,7 @@ impl Supervisor {
     fn run_job(&mut self, deploy: DeployId, job: Job) {
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let source = log_source(&app.name);
-        let sink = Sink::raw(self.layout.deploy_log(deploy), None, 0);
+        let sink = Sink::raw(self.layout.deploy_log(deploy), Some(LOG_PART), 1);
         let fetches = matches!(job, Job::Tree { who: Who::FetchUser, .. });
         self.with_job_folders(&Arc::clone(&app), fetches, move |supervisor, made| match made {
             Ok(keys) => {
@@ -299,6 +303,7 @@ impl Supervisor {
         vec![
             (self.layout.mirror(&deploy.repo, app.work_as.gid), 0o2750, (fetcher.uid, app.work_as.gid)),
             (self.layout.cache(&app.name).join("home"), 0o755, own),
+            (self.layout.tmp(&app.name), 0o700, own),
         ]
     }
 
@@ -362,7 +367,7 @@ impl Supervisor {
                 JobSpec {
                     deploy: Some(view.id),
                     app: app.name.clone(),
-                    args: ["/bin/sh", "-e", "-c", &run].map(str::to_owned).to_vec(),
+                    args: self.step_args(view, place.as_deref(), run),
                     env: self.step_env(view, &app, place.as_deref()),
                     directory: place.unwrap_or(home),
                     who: app.work_as.clone(),
@@ -504,6 +509,7 @@ impl Supervisor {
     fn deploy_ended(&mut self, view: &DeployView) {
         self.deploy_states.remove(&view.id);
         self.reserves.remove(&view.id);
+        self.remove_tmp(view);
         self.tidy(view);
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in waiters {

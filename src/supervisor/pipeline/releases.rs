@@ -76,11 +76,11 @@ impl Supervisor {
         );
     }
 
-    fn empty_folder(&mut self, app: &AppName, who: &std::sync::Arc<Identity>, path: std::path::PathBuf) {
+    pub(super) fn empty_folder(&mut self, app: &AppName, who: &std::sync::Arc<Identity>, path: std::path::PathBuf) {
         let task = TreeTask::Empty { path: path.clone() };
         self.start_errand(app, who, &task, Keys::default(), move |supervisor, end| {
             if !end.exit.success() {
-                warn!(path = %path.display(), "an old release could not be emptied: {}", end.last_lines.join(" "));
+                warn!(path = %path.display(), "what is left could not be emptied: {}", end.last_lines.join(" "));
                 return;
             }
             supervisor.files.run(

@@ -1,14 +1,18 @@
 //! What a step sees, and what is said about steps.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use super::super::{
     Supervisor,
+    jobs::stream_name,
     launch::PATH,
     ledger::{Command, NewEvent},
 };
 use crate::domain::{
-    api::{DeployView, EventKind},
+    api::{DeployView, EventKind, StepTask, Stream},
     config,
     model::{AppName, DeployId},
 };
@@ -33,6 +37,7 @@ impl Supervisor {
             ("PATH", PATH.to_owned()),
             ("HOME", cache.join("home").display().to_string()),
             ("USER", app.work_as.name.clone().unwrap_or_else(|| app.work_as.uid.to_string())),
+            ("TMPDIR", self.step_tmp(view).display().to_string()),
             ("LANG", "C.UTF-8".to_owned()),
             ("CI", "true".to_owned()),
             ("EVERHOOK_APP", app.name.to_string()),
@@ -54,6 +59,40 @@ impl Supervisor {
         let env_file = self.shells.get(&app.name).map(|shell| shell.env_file.as_slice()).unwrap_or_default();
         env.extend(borrowed(app, &deploy.env_from, env_file));
         env
+    }
+
+    /// The command line of what becomes the step: [`StepTask`]. `place`: the folder that it works in.
+    pub(super) fn step_args(&self, view: &DeployView, place: Option<&Path>, run: String) -> Vec<String> {
+        let app = &view.app;
+        let hidden = [&self.layout.state, &self.layout.run];
+        let private =
+            self.config.private_files().into_iter().filter(|path| !hidden.iter().any(|of| path.starts_with(of)));
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let hidden = hidden.into_iter().cloned().chain(private.map(PathBuf::from)).chain(credentials).collect();
+        let own = self.layout.app(app);
+        // The stream is theirs already, and opened by name as `/dev/stdout`.
+        let stream = self.layout.fifo(&stream_name(app), Stream::Out);
+        let writes = [own.join("shared"), self.layout.cache(app), stream].into_iter().chain(place.map(Path::to_owned)).collect();
+        let task = StepTask { run, hidden, reads: vec![own], writes, tmp: self.step_tmp(view) };
+        vec!["everhook".to_owned(), "step".to_owned(), serde_json::to_string(&task).unwrap_or_default()]
+    }
+
+    fn step_tmp(&self, view: &DeployView) -> PathBuf {
+        self.layout.tmp(&view.app).join(view.id.to_string())
+    }
+
+    /// What is temporary goes with its deploy.
+    pub(super) fn remove_tmp(&mut self, view: &DeployView) {
+        let Some(app) = self.apps.get(&view.app) else { return };
+        let (name, who, path) = (view.app.clone(), app.spec().work_as.clone(), self.step_tmp(view));
+        self.files.run(
+            move || path.is_dir().then_some(path),
+            move |supervisor, found| {
+                if let Some(path) = found {
+                    supervisor.empty_folder(&name, &who, path);
+                }
+            },
+        );
     }
 
     /// Adds a line to a deploy's log; a trouble is an event too.
