@@ -14,7 +14,6 @@ mod server;
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    os::unix::fs::PermissionsExt,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -320,12 +319,8 @@ fn a_link_that_cannot_be_switched_takes_nothing_back() {
 /// once, no two deploys of the app run at a time, and what is live at the end is the newest.
 #[test]
 fn kills_under_a_stream_of_deliveries() {
-    let busy = "exec 9>>$DIR/busy; flock -n 9 || echo twice >> $DIR/twice; cp VERSION built";
+    let busy = "exec 9>>$EVERHOOK_CACHE/busy; flock -n 9 || echo twice >> $EVERHOOK_CACHE/twice; cp VERSION built";
     let (mut server, repo) = world("", &format!("build: [\"{busy}\"]"));
-    for file in ["busy", "twice"] {
-        fs::write(server.path().join(file), "").unwrap();
-        fs::set_permissions(server.path().join(file), fs::Permissions::from_mode(0o666)).unwrap();
-    }
     // The forge knows one address.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     server.edit_config("127.0.0.1:0", &port.to_string());
@@ -363,7 +358,8 @@ fn kills_under_a_stream_of_deliveries() {
         let honest = ["live", "superseded", "skipped"].contains(&state) || reason == Some("interrupted 3 times");
         assert!(honest, "{}", outcomes[0]);
     }
-    assert_eq!(fs::read_to_string(server.path().join("twice")).unwrap(), "");
+    let cache = home(&server, "site").join("cache");
+    assert!(cache.join("busy").exists() && !cache.join("twice").exists());
     repo.commit(&[("VERSION", "last")], "last");
     server.deliver("site", &repo);
     // What the last start looked for may have found it before the push.
