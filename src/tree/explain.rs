@@ -4,7 +4,7 @@ use super::{
     TreeError,
     access::Access,
     git::{self, Done},
-    host_key,
+    host_key, limit,
 };
 
 /// What a failed `fetch` or `ls-remote` means. What is no complaint about the remote is one about the
@@ -52,6 +52,9 @@ fn about_remote(repo: &str, stderr: &str, last: &str) -> Option<String> {
     let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
     let shown = git::shown(repo);
     let user = rustix::process::geteuid().as_raw();
+    if let Some(told) = limit::reached(&shown, stderr) {
+        return Some(told);
+    }
     Some(if has(&["dubious ownership"]) {
         format!("git refuses {shown}, which belongs to another user: give `repo` the folder itself, not a link into it")
     } else if let Some((_, name)) = stderr.split_once("couldn't find remote ref ") {

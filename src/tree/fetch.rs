@@ -8,13 +8,17 @@ use super::{
     filter, git,
     git::is_ref_name,
     judge::{self, Question},
+    limit,
     mirror::Mirror,
-    refs::{HEADS, Refs, TAGS, default_branch, refspec},
+    refs::{HEADS, MIRRORED, Refs, TAGS, default_branch, refspec},
 };
 use crate::domain::{
     api::{Fetch, Fetched, Tip, Verdict, Wanted},
     model::CommitId,
 };
+
+/// A name in the way of another is removed, and so may uncover the next one.
+const MOST_IN_THE_WAY: usize = 20;
 
 /// Fetches and judges; a damaged mirror is made anew, once.
 pub(super) fn fetch(task: &Fetch) -> Result<Fetched, TreeError> {
@@ -26,13 +30,25 @@ pub(super) fn fetch(task: &Fetch) -> Result<Fetched, TreeError> {
         }
         other => other?,
     };
-    match fetch_into(&mirror, task) {
+    let fetched = match fetch_first(&mirror, task) {
         Err(TreeError::Mirror(why)) => {
             eprintln!("the mirror of {} is damaged ({why}): fetching it anew", git::shown(&task.repo));
             mirror.renew()?;
             fetch_into(&mirror, task)
         }
         other => other,
+    };
+    if fetched.is_err() {
+        // Of no use to anybody, and large perhaps.
+        mirror.clear();
+    }
+    fetched
+}
+
+fn fetch_first(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
+    match &task.damaged {
+        Some(why) => Err(TreeError::Mirror(why.clone())),
+        None => fetch_into(mirror, task),
     }
 }
 
@@ -88,7 +104,7 @@ fn fetch_into(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
 fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) -> Result<Fetched, TreeError> {
     let said = judge::tip(mirror, name)?;
     let (tip, live) = (said.commit.clone(), task.live.as_ref());
-    let asked = task.rev.is_some() || commit.is_none();
+    let asked = task.asked || commit.is_none();
     let commit = match commit {
         None => tip.clone(),
         Some(commit) => judge::delivered(mirror, name, &tip, commit, &task.also)?,
@@ -143,7 +159,27 @@ fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), Tr
     mirror.begin_to_tell()?;
     let fixed = ["fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", "--", repo];
     let args: Vec<&str> = fixed.into_iter().chain(refspecs.iter().map(String::as_str)).collect();
-    remote(mirror, repo, &args).map(drop)
+    limit::set(&mirror.path)?;
+    let mut done = mirror.git.run(&args, b"")?;
+    for _ in 0..MOST_IN_THE_WAY {
+        let names = in_the_way(&done.stderr);
+        if done.code == Some(0) || names.is_empty() {
+            break;
+        }
+        for name in names {
+            mirror.git.must(&["update-ref", "--no-deref", "-d", name])?;
+        }
+        done = mirror.git.run(&args, b"")?;
+    }
+    if done.code == Some(0) { Ok(()) } else { Err(explain(repo, &mirror.git.access, &done)) }
+}
+
+/// The refs of the mirror that the remote has no more, since one that it has now lies below them or above:
+/// `a` and `a/b` cannot both be there.
+fn in_the_way(stderr: &str) -> Vec<&str> {
+    let complaints = stderr.lines().filter_map(|line| line.split_once("' exists; cannot create '"));
+    let names = complaints.filter_map(|(before, _)| before.rsplit('\'').next());
+    names.filter(|name| name.starts_with(MIRRORED) || name.starts_with(TAGS)).collect()
 }
 
 /// Runs a command that speaks to the remote.

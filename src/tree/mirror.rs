@@ -81,6 +81,13 @@ impl Mirror {
         self.prepare()
     }
 
+    /// Removes what a git that came to nothing has left.
+    pub(super) fn clear(&self) {
+        if let Err(error) = clear_leftovers(&self.path).and_then(|()| clear_halves(&self.path)) {
+            eprintln!("what is left of the fetch could not be removed: {error}");
+        }
+    }
+
     fn prepare(&self) -> Result<(), TreeError> {
         let failed = |e| TreeError::io(format!("the mirror {}", self.path.display()), e);
         clear_leftovers(&self.path).map_err(failed)?;

@@ -21,6 +21,7 @@ mod filter;
 mod git;
 mod host_key;
 mod judge;
+mod limit;
 mod measure;
 mod mirror;
 mod objects;
@@ -41,7 +42,7 @@ use rustix::{fs::Mode, process::umask};
 use serde::Serialize;
 
 use crate::{
-    domain::api::{READS_TASK, RESULT_FD, TreeTask},
+    domain::api::{DAMAGED, READS_TASK, RESULT_FD, TreeTask},
     os::inherited::inherited,
 };
 
@@ -84,7 +85,7 @@ pub fn main(args: &[String]) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             eprintln!("{}", error.to_string().replace(['\n', '\r'], " "));
-            ExitCode::FAILURE
+            if matches!(error, TreeError::Mirror(_)) { ExitCode::from(DAMAGED) } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("everhook tree: the task cannot be read: {error}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use everhook::domain::{
-    api::{Fetch, Fetched, Filters, Tip, TreeTask, Verdict, Wanted},
+    api::{DAMAGED, Fetch, Fetched, Filters, Tip, TreeTask, Verdict, Wanted},
     model::CommitId,
 };
 use tempfile::TempDir;
@@ -17,6 +17,8 @@ use tempfile::TempDir;
 /// A repository, a mirror, and an app's folders.
 struct World {
     dir: TempDir,
+    /// No file that it writes is larger, in bytes.
+    limit: Option<u64>,
     /// Fetches as this uid, works as that one.
     users: Option<(u32, u32)>,
 }
@@ -28,6 +30,7 @@ fn wanted(branches: &[&str], ref_name: Option<&str>) -> Wanted {
 
 struct Ran {
     ok: bool,
+    code: Option<i32>,
     answer: Vec<u8>,
     stderr: String,
 }
@@ -36,7 +39,7 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let world = Self { dir, users: None };
+        let world = Self { dir, limit: None, users: None };
         for folder in ["mirror", "release", "shared", "repo"] {
             fs::create_dir(world.path(folder)).unwrap();
         }
@@ -88,7 +91,8 @@ impl World {
             }
         };
         // As the supervisor does: whatever the path, it is executed from where it can be.
-        let script = format!("exec \"$0\" tree \"$1\" 3>'{}'", answer.display());
+        let limit = self.limit.map(|bytes| format!("prlimit --fsize={bytes}:")).unwrap_or_default();
+        let script = format!("exec {limit} \"$0\" tree \"$1\" 3>'{}'", answer.display());
         let Output { status, stderr, .. } = command
             .args(["-c", &script, &self.binary(), &serde_json::to_string(task).unwrap()])
             .env("HOME", self.path("home"))
@@ -99,7 +103,7 @@ impl World {
             .output()
             .unwrap();
         let stderr = String::from_utf8(stderr).unwrap();
-        Ran { ok: status.success(), answer: fs::read(answer).unwrap(), stderr }
+        Ran { ok: status.success(), code: status.code(), answer: fs::read(answer).unwrap(), stderr }
     }
 
     /// The binary under test, where other users may execute it.
@@ -124,6 +128,8 @@ impl World {
             commit: None,
             also: vec![],
             rev: None,
+            asked: false,
+            damaged: None,
             live: None,
             changes: vec![],
             filters: None,
@@ -540,6 +546,74 @@ fn a_damaged_mirror_is_made_anew() {
         let fetched: Fetched = serde_json::from_slice(&ran.answer).unwrap();
         assert_eq!(fetched.commit, Some(commit.clone()), "damage {number}");
     }
+}
+
+#[test]
+fn damage_that_a_checkout_finds_is_told_apart() {
+    let world = World::new();
+    let commit = world.commit(&[("a", "some text")], "one");
+    world.fetch(|_| {});
+    let blob = world.git(&["rev-parse", "HEAD:a"]);
+    fs::remove_file(world.path("mirror/objects").join(&blob[..2]).join(&blob[2..])).unwrap();
+    let ran = world.run(&TreeTask::Checkout {
+        mirror: world.path("mirror"),
+        release: world.path("release"),
+        commit: commit.clone(),
+    });
+    assert_eq!(ran.code, Some(DAMAGED.into()), "{}", ran.stderr);
+    let fetched = world.fetch(|task| (task.damaged, task.commit) = (Some(ran.last_words()), Some(commit.clone())));
+    assert_eq!(fetched.commit, Some(commit.clone()));
+    fs::remove_dir_all(world.path("release")).unwrap();
+    fs::create_dir(world.path("release")).unwrap();
+    world.checkout(&commit);
+    assert_eq!(world.read("release/a"), "some text");
+    let gone = "9".repeat(40).parse().unwrap();
+    let again = TreeTask::Checkout { mirror: world.path("mirror"), release: world.path("release"), commit: gone };
+    assert_eq!(world.run(&again).code, Some(1), "what is in the way is no damage");
+}
+
+#[test]
+fn a_fetch_brings_no_more_than_it_may() {
+    let mut world = World::new();
+    let commit = world.commit(&[("a", "1")], "one");
+    world.fetch(|_| {});
+    // What no packing makes smaller.
+    let mut state = 1_u64;
+    let noise: String = (0..300_000)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(33 + u8::try_from((state >> 33) % 90).unwrap())
+        })
+        .collect();
+    world.commit(&[("noise", &noise)], "a large one");
+    world.limit = Some(100 << 10);
+    let before = size(&world.path("mirror"));
+    let words = world.refused(|_| {});
+    assert!(words.contains("brings more than 100 KiB at once") && words.contains("10 GiB"), "{words}");
+    assert!(size(&world.path("mirror")) < before + (20 << 10), "nothing of it is left");
+    assert_eq!(world.fetch(|task| task.commit = Some(commit.clone())).verdict, Verdict::Deploy);
+    world.limit = None;
+    assert_ne!(world.fetch(|_| {}).commit, Some(commit));
+}
+
+#[test]
+fn names_that_were_in_the_way_are_gone_and_nothing_else() {
+    let world = World::new();
+    let base = world.commit(&[("a", "1")], "one");
+    world.fetch(|_| {});
+    for (gone, names) in [(vec![], vec!["x"]), (vec!["x"], vec!["x/y", "x/z"]), (vec!["x/y", "x/z"], vec!["x"])] {
+        gone.iter().for_each(|name| drop(world.git(&["branch", "-D", name])));
+        for name in names {
+            world.git(&["branch", name]);
+            let full = format!("refs/heads/{name}");
+            let ran = world.try_fetch(|task| {
+                (task.wanted, task.commit) = (wanted(&["**"], Some(&full)), Some(base.clone()));
+            });
+            assert!(ran.ok && !ran.stderr.contains("damaged"), "{name}: {}", ran.stderr);
+        }
+    }
+    let mirrored = world.path("mirror/refs/remotes/origin");
+    assert!(mirrored.join("x").is_file() && mirrored.join("master").is_file());
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::domain::model::{CommitId, DeployId};
 
 /// Where the helper writes its answer.
 pub const RESULT_FD: i32 = 3;
+/// It exits with this where a mirror does not hold what it should: another fetch may help.
+pub const DAMAGED: u8 = 3;
 
 /// `everhook tree -`: it reads its task from standard input, and does nothing where that is empty.
 pub const READS_TASK: &str = "-";
@@ -72,6 +74,10 @@ pub struct Fetch {
     pub also: Vec<CommitId>,
     /// By hand: any name or (short) commit of the allowed refs, instead of `commit`.
     pub rev: Option<String>,
+    /// A person wants this commit, whatever is live.
+    pub asked: bool,
+    /// What is wrong with the mirror, which is thrown away first.
+    pub damaged: Option<String>,
     /// What is live now.
     pub live: Option<CommitId>,
     /// `None`: nothing keeps it from being deployed, since somebody asked for it or nothing is live.

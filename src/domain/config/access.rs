@@ -1,6 +1,9 @@
 //! How a repository is reached: keys, pinned hosts, tokens. DESIGN.md section 7, "Git".
 
-use super::{Access, HttpsToken, judge::Judge, raw};
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Access, App, HttpsToken, Identity, judge::Judge, raw};
+use crate::domain::model::AppName;
 
 /// `ssh_key`, `host_key` and `https_token` of the app of this name.
 pub fn access(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, repo: &str) -> Access {
@@ -21,6 +24,21 @@ pub fn access(judge: &mut Judge<'_>, name: &str, raw: &raw::Deploy, repo: &str) 
         ssh_key: raw.ssh_key.as_ref().map(|secret| judge.secret(&keys("ssh_key"), secret)),
         host_key,
         https_token: raw.https_token.as_ref().and_then(|token| https_token(judge, name, token, repo)),
+    }
+}
+
+/// Warns of repositories that nobody can fetch: ssh refuses whom the user database does not know.
+pub fn nameless(judge: &mut Judge<'_>, fetch_as: Option<&Identity>, apps: &BTreeMap<AppName, Arc<App>>) {
+    for (name, app) in apps {
+        let fetcher = fetch_as.unwrap_or(&app.work_as);
+        if fetcher.name.is_none() && app.deploy.as_ref().is_some_and(|deploy| is_ssh(&deploy.repo)) {
+            let message = format!(
+                "app \"{name}\": ssh works for users with a name only, and uid {}, which fetches this, has none: make \
+                 the user everhook, or set `user`",
+                fetcher.uid
+            );
+            judge.warn(&["apps", name.as_str(), "deploy", "repo"], message);
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, app, deploy,
+    Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, access, app,
+    deploy,
     finding::{Mark, Source},
     http, identity,
     include::File,
@@ -190,6 +191,7 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
     let apps = app::apps(judge, raw, hooks);
     probe::notify_paths(judge, &run_dir, &apps);
     deploy::trees(judge, &state_dir, &apps);
+    access::nameless(judge, fetch_as.as_deref(), &apps);
     Config {
         path: judge.files[0].source.path.to_owned(),
         include: Vec::new(),

@@ -69,6 +69,8 @@ pub(super) fn fetch(
         commit: view.commit.clone().filter(|_| !any),
         also: if any { Vec::new() } else { merged.1.to_vec() },
         rev: queued.rev.clone(),
+        asked: view.by.is_person(),
+        damaged: None,
         live: live.map(|live| live.commit.clone()),
         filters: (!asked).then_some(filters),
         changes: changes(deploy),

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    api::{By, DeployState, Fetch, Fetched, StepState, To, Verdict},
+    api::{By, DAMAGED, DeployState, Fetch, Fetched, StepState, To, Verdict},
     config::{
         App, Deploy, GiveUp, Identity, Layout, Limits, Logs, OnFailed, Policy, Ready, Replace, Restart, Step, Stop,
         StopStage, Track,

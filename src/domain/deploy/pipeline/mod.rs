@@ -75,6 +75,8 @@ pub(super) struct Pipeline {
     progress: place::Progress,
     /// Its tree is on its way back.
     returning: Option<place::Return>,
+    /// The mirror was found damaged, and fetched anew.
+    healed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,6 +181,7 @@ impl Pipeline {
             kept: false,
             progress: place::Progress::AsItWas,
             returning: None,
+            healed: false,
             queued,
             deploy,
             live,
@@ -382,6 +385,7 @@ impl Pipeline {
             (Phase::Fetching, None) => self.fetched(&end.answer, now, out),
             (Phase::Clearing, None) => self.make(now, out),
             (Phase::CheckingOut, None) => self.share(now, out),
+            (Phase::CheckingOut, Some(why)) => self.not_checked_out(end, why, now, out),
             (Phase::Sharing, None) => self.next_step(now, out),
             (Phase::Stepping, _) => self.step_ended(end, now, out),
             (Phase::Securing, None) => self.secured(now, out),
@@ -392,7 +396,6 @@ impl Pipeline {
             (
                 Phase::Fetching
                 | Phase::Clearing
-                | Phase::CheckingOut
                 | Phase::Sharing
                 | Phase::Noting
                 | Phase::Securing

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use super::{Course, Next, Phase, Pipeline};
 use crate::domain::{
-    api::{Fetch, Fetched, TreeTask, Verdict},
-    deploy::{Action, task},
-    model::{CommitId, Now, ReleaseId},
+    api::{DAMAGED, Fetch, Fetched, TreeTask, Verdict},
+    deploy::{Action, Job, JobEnd, Who, task},
+    model::{CommitId, Exit, Now, ReleaseId},
 };
 
 impl Pipeline {
@@ -42,6 +42,16 @@ impl Pipeline {
         let Some((release, commit)) = self.target() else { return Course::Goes };
         let (mirror, release) = (self.queued.places.mirror.clone(), self.dir_of(&release));
         self.run_tree(Phase::CheckingOut, TreeTask::Checkout { mirror, release, commit }, out)
+    }
+
+    /// What was fetched may have rotted since: once, all of it is fetched anew.
+    pub(super) fn not_checked_out(&mut self, end: &JobEnd, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        let damaged = end.error.is_none() && end.exit == Exit::Code(DAMAGED.into());
+        if !damaged || std::mem::replace(&mut self.healed, true) {
+            return self.failed(why, now, out);
+        }
+        let task = TreeTask::Fetch(Box::new(Fetch { damaged: Some(why), ..self.fetch() }));
+        self.run(Phase::Fetching, Job::Tree { task, who: Who::FetchUser }, out)
     }
 
     pub(super) fn share(&mut self, now: Now, out: &mut Vec<Action>) -> Course {

@@ -179,3 +179,24 @@ fn a_rollback_switches_at_once_and_keeps_its_release() {
     assert!(!bench.said.iter().any(|said| said.starts_with("remove")));
     assert_eq!(bench.deploys.running(&site.name).map(|view| view.id), Some(12));
 }
+
+#[test]
+fn a_mirror_that_has_rotted_is_fetched_anew_once() {
+    let damaged = || bad(DAMAGED.into(), "the mirror is damaged");
+    for times in [1, 2] {
+        let mut bench = Bench::new(1);
+        bench.queue(queued(7, &app("a", &[], &[])));
+        bench.run_to("run 7 Checkout");
+        bench.instead(Event::JobEnded { deploy: 7, end: damaged() });
+        let task = bench.fetching();
+        assert_eq!((task.damaged.as_deref(), &task.commit), (Some("the mirror is damaged"), &Some(commit(7))));
+        bench.run_to("run 7 Checkout");
+        assert!(bench.said.contains(&"run 7 Empty".into()), "what was written of it goes first");
+        if times == 2 {
+            bench.instead(Event::JobEnded { deploy: 7, end: damaged() });
+        }
+        bench.run_to("");
+        let ends = [(DeployState::Live, ""), (DeployState::Failed, "the mirror is damaged")];
+        assert_eq!(bench.end(7), ends[times - 1]);
+    }
+}
