@@ -385,11 +385,18 @@ fn what_cannot_be_taken_back_asks_before_it_switches() {
     repo.commit(&[("VERSION", "2")], "second");
     assert_eq!(server.deliver("site", &repo)["state"], "live");
     repo.commit(&[("db/1.sql", "drop table x"), ("VERSION", "3")], "third");
+    let said = server.ok(&["deploy", "site", "--dry-run"]);
+    assert!(said.contains("it would await approval before it switches (irreversible: \"db/1.sql\" differs"), "{said}");
+    assert_eq!(server.app("site")["awaiting_approval"], json!([]));
     let third = push(&server, &repo);
     let held = wait_deploy(&server, third, "awaiting_approval");
     assert!(held["reason"].as_str().unwrap().contains("irreversible: \"db/1.sql\" differs"), "{held}");
     assert_eq!((version(&server).as_str(), built(&server)), ("2", 3));
     assert!(server.ok(&["history"]).contains("irreversible: "));
+    let waits = json!([{"deploy": third, "reason": held["reason"]}]);
+    assert_eq!(server.app("site")["awaiting_approval"], waits);
+    let said = server.ok(&["status"]);
+    assert!(said.contains(&format!("deploy {third} of site awaits approval (irreversible: \"db/1.sql\"")), "{said}");
 
     // A kill forgets nothing, and what was built is kept.
     server.kill();

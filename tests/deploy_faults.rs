@@ -211,6 +211,26 @@ fn push_id(server: &Server, body: &str) -> i64 {
     answer["deploys"][0]["id"].as_i64().unwrap()
 }
 
+/// It is whole when it is fetched, and not any more when git reads from it; git stands at a FIFO meanwhile.
+#[test]
+fn a_mirror_that_rots_before_the_checkout_is_fetched_anew() {
+    let (server, repo) = live_world("", "");
+    repo.commit(&[("VERSION", "2")], "second");
+    let blob = repo.git(&["rev-parse", "HEAD:VERSION"]);
+    let (gate, mirror) = Gate::in_mirror(&server);
+    let id = push_id(&server, &repo.push_body());
+    let held = gate.reached();
+    let is_there = |s: &Server| releases(s, "site").iter().any(|name| name.starts_with(&format!("{id}-")));
+    server.until("the folder is there", |s| is_there(s).then_some(()));
+    fs::remove_file(mirror.join("objects").join(&blob[..2]).join(&blob[2..])).unwrap();
+    drop(held);
+    let deploy = server.deploy_end(id);
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    assert!(server.ok(&["history", "show", &id.to_string()]).contains("fetching it anew"));
+    server.wait_state("site", "ready");
+    assert_live(&server, &deploy);
+}
+
 #[test]
 fn an_older_commit_that_comes_late_is_skipped() {
     let (server, repo) = live_world("", "");

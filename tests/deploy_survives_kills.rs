@@ -175,9 +175,7 @@ fn an_accepted_delivery_outlives_a_kill_at_once() {
 fn a_checkout_begins_anew_after_a_kill() {
     let (mut server, repo) = live_world("", "");
     repo.commit(&[("VERSION", "2")], "second");
-    let mirror = fs::read_dir(server.path().join("state/mirrors")).unwrap().next().unwrap().unwrap().path();
-    fs::create_dir_all(mirror.join("info")).unwrap();
-    let gate = Gate::at(mirror.join("info/attributes"));
+    let (gate, _) = Gate::in_mirror(&server);
     let id = push(&server, &repo);
     let held = gate.reached();
     let half_made = |s: &Server| releases(s, "site").iter().any(|release| release.starts_with(&format!("{id}-")));

@@ -99,6 +99,13 @@ fn a_deploy_key_and_a_pinned_host_are_all_it_takes() {
         }
     }
     assert_eq!(fs::read_to_string(folders[0].join("key")).unwrap(), key);
+    // Whatever the user's own config says of connections that stay, it is not read.
+    let ssh = processes(&folders[0].display().to_string()).into_iter().find_map(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        Some(String::from_utf8(line).unwrap().replace('\0', " ")).filter(|line| line.starts_with("ssh "))
+    });
+    let ssh = ssh.expect("it fetches");
+    assert!(["-F none", "ControlMaster=no", "ControlPath=none"].iter().all(|words| ssh.contains(words)), "{ssh}");
     drop(fetch);
     let deploy = server.deploy_end(id);
     assert_eq!(deploy["state"], "live", "{deploy}");

@@ -244,7 +244,7 @@ fn status_tells_everything_and_absent_is_null() {
     assert_eq!(keys(&supervisor["listeners"][0]), "bind pid reason restarts serve state");
     assert_eq!(keys(&supervisor["logger"]), "pid restarts");
     for app in status["apps"].as_array().unwrap() {
-        assert_eq!(keys(app), "behind commit frozen instances name reason release state watch");
+        assert_eq!(keys(app), "awaiting_approval behind commit frozen instances name reason release state watch");
         let instance = &app["instances"][0];
         assert_eq!(
             keys(instance),

@@ -276,6 +276,52 @@ fn the_delivered_commit_goes_live_or_the_newest() {
 }
 
 #[test]
+fn after_a_rollback_it_is_behind_the_branch_that_it_was_deployed_of() {
+    let (mut server, repo) = world_on("[Push(branch: \"**\")]", "");
+    server.start();
+    for n in ["1", "2", "3"] {
+        let commit = repo.commit(&[("VERSION", n)], n);
+        live(&server, accepted(server.push("site", &unique(), &repo.push_body())), &commit);
+    }
+    server.ok(&["rollback", "site"]);
+    server.until("how far it is behind", |s| (s.app("site")["behind"] == 1).then_some(()));
+    // What the last supervisor knew is not kept; whoever goes back is told again.
+    server.kill();
+    server.start();
+    server.ok(&["rollback", "site"]);
+    server.until("how far it is behind now", |s| (s.app("site")["behind"] == 2).then_some(()));
+    assert_eq!(deploys(&server)[0]["ref"], "refs/heads/main");
+}
+
+/// The forge has nothing more of a commit that it told us of, nor of the one that is live.
+#[test]
+fn commits_that_the_forge_has_lost_end_clearly_and_hold_nothing_up() {
+    let (server, repo) = live_world("", "paths: [\"app/**\"]");
+    let first = repo.head();
+    server.ok(&["freeze", "site", "--why", "nothing is fetched yet"]);
+    repo.commit(&[("app/x", "1")], "is lost");
+    let lost = push(&server, &repo);
+    let forget = |commit: &str| {
+        repo.git(&["reset", "-q", "--hard", commit]);
+        repo.git(&["reflog", "expire", "--expire=now", "--all"]);
+        repo.git(&["gc", "-q", "--prune=now"]);
+    };
+    forget(&first);
+    server.ok(&["unfreeze", "site"]);
+    let deploy = server.deploy_end(lost);
+    assert_eq!(deploy["state"], "superseded", "{deploy}");
+    assert!(deploy["reason"].as_str().unwrap().starts_with("gone: "), "{deploy}");
+
+    let second = repo.commit(&[("app/x", "2")], "second");
+    live(&server, push(&server, &repo), &second);
+    repo.git(&["checkout", "-q", "--orphan", "anew"]);
+    let anew = repo.commit(&[("app/x", "3")], "another history");
+    repo.git(&["branch", "-f", "main"]);
+    forget(&anew);
+    live(&server, accepted(server.push("site", &unique(), &repo.push_of("refs/heads/main", &anew))), &anew);
+}
+
+#[test]
 fn a_poll_finds_what_nobody_tells() {
     let mut server = Server::new(&format!(
         "(state_dir: \"@DIR@/state\", apps: {{ {} }})",

@@ -57,6 +57,9 @@ fn head(screen: &mut Screen, preview: &Preview) -> Result<(), Failure> {
     screen.line(&live)?;
     if let Some(reason) = &preview.reason {
         screen.line(&screen.paint(BUSY, &visible(&format!("it would not go live: {reason}"))))?;
+    } else if let Some(why) = &preview.irreversible {
+        let line = format!("it would await approval before it switches (irreversible: {why})");
+        screen.line(&screen.paint(BUSY, &visible(&line)))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::{
     words::{SomeApps, between, bytes, instance_style, now, took},
 };
 use crate::domain::{
-    api::{AppView, InstanceState, InstanceView, Reply, Request, Status as View, WatchState, WatchView},
+    api::{AppView, AwaitingView, InstanceState, InstanceView, Reply, Request, Status as View, WatchState, WatchView},
     model::{At, ReleaseId},
 };
 
@@ -118,6 +118,13 @@ fn notes(screen: &mut Screen, status: &View) -> Result<(), Failure> {
     for app in &status.apps {
         if let Some(frozen) = &app.frozen {
             lines.push(format!("{} is {frozen}", app.name));
+        }
+    }
+    for app in &status.apps {
+        for AwaitingView { deploy, reason } in &app.awaiting_approval {
+            let why = reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            let how = format!("`everhook history show {deploy}`, `everhook approve {deploy}`");
+            lines.push(format!("deploy {deploy} of {} awaits approval{why}: {how}", app.name));
         }
     }
     if supervisor.config_differs {

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Supervisor, apply::SeatId, control::ReplyTo, requests::Chosen};
 use crate::domain::{
     api::{
-        AppView, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply, Saying, Status, SupervisorView,
+        AppView, AwaitingView, DeployState, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply,
+        Saying, Status, SupervisorView,
     },
     model::{AppName, At, Exit, InstanceId},
     service::{App, Instance, Rest, Run, State},
@@ -82,10 +83,16 @@ impl Supervisor {
             commit: release.map(|release| release.commit.clone()),
             behind: release.and_then(|release| self.behind.get(app.name())?.get(&release.commit).copied()),
             frozen: self.deploys.freeze(app.name()).map(ToString::to_string),
+            awaiting_approval: self.awaiting_approval(app.name()),
             reason: why_undeployed(app),
             watch: self.watch_view(app.name()),
             instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }
+    }
+
+    fn awaiting_approval(&self, app: &AppName) -> Vec<AwaitingView> {
+        let awaiting = self.deploys.waiting(app).filter(|view| view.state == DeployState::AwaitingApproval);
+        awaiting.map(|view| AwaitingView { deploy: view.id, reason: view.reason.clone() }).collect()
     }
 
     fn instance_view(&self, app: &App, run: &Run) -> InstanceView {

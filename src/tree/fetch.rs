@@ -104,7 +104,7 @@ fn fetch_into(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
 fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) -> Result<Fetched, TreeError> {
     let said = judge::tip(mirror, name)?;
     let (tip, live) = (said.commit.clone(), task.live.as_ref());
-    let asked = task.asked || commit.is_none();
+    let asked = task.asked || task.rev.is_some() || commit.is_none();
     let commit = match commit {
         None => tip.clone(),
         Some(commit) => judge::delivered(mirror, name, &tip, commit, &task.also)?,

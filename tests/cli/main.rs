@@ -29,7 +29,7 @@ fn status() -> Value {
         one
     };
     let app = |name: &str, state: &str, instances: Vec<Value>| {
-        json!({"name": name, "state": state, "release": null, "commit": null, "behind": null, "frozen": null, "reason": null, "watch": null,
+        json!({"name": name, "state": state, "release": null, "commit": null, "behind": null, "frozen": null, "awaiting_approval": [], "reason": null, "watch": null,
             "instances": instances})
     };
     let busy = json!({"pid": 42, "restarts": 3, "release": "7-1a2b3c4", "memory_bytes": 12_582_912, "cpu_s": 1.26});

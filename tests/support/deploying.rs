@@ -81,6 +81,15 @@ impl Gate {
         Self { path }
     }
 
+    /// Where git stands when it checks out, and the mirror: it reads attributes there.
+    pub fn in_mirror(server: &Server) -> (Self, PathBuf) {
+        let mirror = fs::read_dir(server.path().join("state/mirrors")).unwrap().next().unwrap().unwrap().path();
+        let (info, owner) = (mirror.join("info"), fs::metadata(&mirror).unwrap());
+        fs::create_dir_all(&info).unwrap();
+        std::os::unix::fs::chown(&info, Some(owner.uid()), Some(owner.gid())).unwrap();
+        (Self::at(info.join("attributes")), mirror)
+    }
+
     /// There is no gate any more.
     pub fn remove(self) {
         fs::remove_file(self.path).unwrap();

@@ -591,7 +591,6 @@ fn a_fetch_brings_no_more_than_it_may() {
     let words = world.refused(|_| {});
     assert!(words.contains("brings more than 100 KiB at once") && words.contains("10 GiB"), "{words}");
     assert!(size(&world.path("mirror")) < before + (20 << 10), "nothing of it is left");
-    assert_eq!(world.fetch(|task| task.commit = Some(commit.clone())).verdict, Verdict::Deploy);
     world.limit = None;
     assert_ne!(world.fetch(|_| {}).commit, Some(commit));
 }

@@ -21,6 +21,8 @@ pub struct Preview {
     pub release: Option<ReleaseId>,
     /// Why nothing would go live.
     pub reason: Option<String>,
+    /// Why it would await approval before it switches.
+    pub irreversible: Option<String>,
     /// From what is live to that commit.
     #[serde(flatten)]
     pub compared: Compared,

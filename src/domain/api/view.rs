@@ -73,11 +73,20 @@ pub struct AppView {
     pub commit: Option<CommitId>,
     pub behind: Option<u64>,
     pub frozen: Option<String>,
+    /// Its deploys that await approval, oldest first.
+    pub awaiting_approval: Vec<AwaitingView>,
     /// Why an app without a command has no release, or deploys none.
     pub reason: Option<String>,
     /// Where its files are watched.
     pub watch: Option<WatchView>,
     pub instances: Vec<InstanceView>,
+}
+
+/// A deploy that somebody is to decide about, and what is to be known for that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitingView {
+    pub deploy: DeployId,
+    pub reason: Option<String>,
 }
 
 /// How well an app's files are watched.

@@ -39,6 +39,7 @@ pub fn deploy(
     let Fetched { verdict, ref_name, commit, subject, author, changes, .. } = fetched;
     let short = commit.as_ref().map_or("it", CommitId::short);
     let reason = (verdict != Verdict::Deploy).then(|| task::passed_over(verdict, short, &ref_name).1);
+    let irreversible = app.deploy.as_ref().and_then(|deploy| task::irreversible(deploy, &changes));
     let steps = app.deploy.iter().flat_map(|deploy| task::steps(deploy, &changes));
     let steps = steps.filter(|planned| planned.kind != StepKind::OnFailure).map(planned);
     Preview {
@@ -46,6 +47,7 @@ pub fn deploy(
         subject,
         author,
         reason,
+        irreversible,
         steps: steps.collect(),
         ..preview(app, live, commit, compared, instances)
     }
@@ -82,6 +84,7 @@ fn preview(
         live_commit: live.map(|live| live.commit.clone()),
         release: None,
         reason: None,
+        irreversible: None,
         compared,
         steps: Vec::new(),
         instances,

@@ -25,7 +25,7 @@ impl Supervisor {
         let Some(deploy) = self.lookable(app) else { return };
         if self.apps.get(app).is_some_and(|app| app.release().is_some()) {
             if self.config.deploys.catch_up {
-                self.ask_remote(app, &deploy, Some(By::CatchUp));
+                self.ask_remote(app, &deploy, None, Some(By::CatchUp));
             }
         } else if self.deploys.waiting(app).next().is_none() {
             let ref_name = deploy.branch().map(|branch| format!("refs/heads/{branch}"));
@@ -72,11 +72,12 @@ impl Supervisor {
 
     fn poll(&mut self, app: &AppName) {
         let Some(deploy) = self.lookable(app) else { return };
-        self.ask_remote(app, &deploy, Some(By::Poll));
+        self.ask_remote(app, &deploy, None, Some(By::Poll));
     }
 
-    /// After a rollback: how far it lies behind its branch.
-    pub fn learn_behind(&mut self, app: &AppName) {
+    /// After a rollback: how far it lies behind its branch, which is that of `on`, or the one that the
+    /// release was deployed of.
+    pub fn learn_behind(&mut self, app: &AppName, of: Option<String>) {
         let Some(live) = self.apps.get(app).and_then(|app| app.release()).map(|release| release.commit.clone()) else {
             return;
         };
@@ -84,22 +85,27 @@ impl Supervisor {
             return;
         }
         let spec = self.apps.get(app).and_then(|app| app.spec().deploy.clone());
-        if let Some(deploy) = spec.filter(|deploy| deploy.unlooked().is_none()) {
-            self.ask_remote(app, &deploy, None);
+        let of = of.filter(|of| of.starts_with("refs/heads/"));
+        if let Some(deploy) = spec.filter(|deploy| deploy.unlooked().is_none() || of.is_some()) {
+            self.ask_remote(app, &deploy, of, None);
         }
     }
 
-    /// Asks the remote for the tip of the app's branch, and deploys it where it is news; `by` nobody:
-    /// only to know how far the live one is behind. One question of an app at a time.
-    fn ask_remote(&mut self, app: &AppName, deploy: &config::Deploy, by: Option<By>) {
+    /// Asks the remote for the tip of this branch, or the app's, and deploys it where it is news; `by`
+    /// nobody: only to know how far the live one is behind. One question of an app at a time.
+    fn ask_remote(&mut self, app: &AppName, deploy: &config::Deploy, branch: Option<String>, by: Option<By>) {
         let Some(spec) = self.apps.get(app).map(|app| std::sync::Arc::clone(app.spec())) else { return };
         if !self.asking.insert(app.clone()) {
             return;
         }
         let mirror = self.layout.mirror(&deploy.repo, spec.work_as.gid);
         let live = self.apps.get(app).and_then(|app| app.release()).map(|release| release.commit.clone());
-        let task =
-            TreeTask::LsRemote { repo: deploy.repo.clone(), mirror, wanted: wanted(deploy, None), live: live.clone() };
+        let task = TreeTask::LsRemote {
+            repo: deploy.repo.clone(),
+            mirror,
+            wanted: wanted(deploy, branch),
+            live: live.clone(),
+        };
         let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
         let (app, limit) = (app.clone(), deploy.timeout);
         // The repository may be another one since the last deploy.

@@ -488,7 +488,8 @@ impl Supervisor {
                     supervisor.feed(&app, service::Event::Adopt(adopted));
                     supervisor.tell_dependents(&app);
                     supervisor.look_at_waiters();
-                    supervisor.learn_behind(&app);
+                    let of = supervisor.deploys.running(&app).and_then(|view| view.ref_name.clone());
+                    supervisor.learn_behind(&app, of);
                 }
                 supervisor.deploy_event(Event::LiveWritten { deploy, result });
             },

@@ -1,5 +1,7 @@
 //! Going back to a release that was live.
 
+use std::collections::BTreeMap;
+
 use super::super::{
     Supervisor,
     control::ReplyTo,
@@ -59,6 +61,7 @@ impl Supervisor {
             .collect();
         known.sort();
         known.dedup();
+        let refs: BTreeMap<_, _> = deploys.iter().map(|deploy| (deploy.id, deploy.ref_name.clone())).collect();
         let folder = self.layout.releases(&wish.app);
         let spec = self.apps.get(&wish.app).and_then(|app| app.spec().deploy.clone());
         // A working tree gets every commit back out of git.
@@ -75,7 +78,7 @@ impl Supervisor {
                     let order = NewDeploy {
                         ticket: wish.ticket,
                         app: wish.app,
-                        ref_name: None,
+                        ref_name: refs.get(&release.deploy).cloned().flatten(),
                         rev: None,
                         commit: Some(commit),
                         release: Some(release),
