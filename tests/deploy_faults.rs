@@ -301,7 +301,7 @@ fn a_full_disk_fails_the_deploy_alone() {
     let (mut server, repo) = world("", "");
     let state = server.path().join("state");
     fs::create_dir(&state).unwrap();
-    let disk = Mounted::new(&state, "1g");
+    let disk = Disk::new(&state, "1g");
     start_live(&mut server);
     let before = Untouched::of(&server);
     disk.resize("64m");
@@ -337,26 +337,4 @@ fn a_full_disk_fails_the_deploy_alone() {
     assert_live(&server, &deploy);
     assert!(server.stop().success());
     drop(disk);
-}
-
-/// A tmpfs for as long as this lives.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    fn new(path: &std::path::Path, size: &str) -> Self {
-        let mount = ["-t", "tmpfs", "-o", &format!("size={size},mode=711"), "everhook-test"].map(str::to_owned);
-        assert!(Command::new("mount").args(mount).arg(path).status().unwrap().success());
-        Self(path.to_owned())
-    }
-
-    fn resize(&self, size: &str) {
-        let option = format!("remount,size={size}");
-        assert!(Command::new("mount").args(["-o", &option]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }

@@ -14,13 +14,6 @@ use deploying::*;
 use serde_json::Value;
 use server::Server;
 
-/// A deploy that is over, with all that follows its end.
-fn over(server: &Server, id: i64) -> Value {
-    server.until(&format!("deploy {id} is over"), |s| {
-        deploys(s).into_iter().find(|deploy| deploy["id"] == id && !deploy["ended_at"].is_null())
-    })
-}
-
 /// What the steps of `site` wrote into `told` in its cache, since it was asked before.
 fn told(server: &Server) -> Vec<String> {
     let path = home(server, "site").join("cache/told");

@@ -221,3 +221,47 @@ fn what_a_commit_puts_in_the_way_leads_nowhere() {
     assert_eq!(server.deliver("site", &repo)["state"], "live");
     assert_eq!(current(&server, "assets/c"), "c");
 }
+
+/// The app of `live_world` with one release kept, and a deploy after the next one, which fails: by then the
+/// one before would be gone.
+fn pushed_out(server: &Server, repo: &Repo) -> serde_json::Value {
+    repo.commit(&[("app.sh", APP), ("VERSION", "2")], "second");
+    let second = over(server, push(server, repo));
+    assert_eq!(second["state"], "live", "{second}");
+    repo.commit(&[("VERSION", "broken")], "fails");
+    assert_eq!(over(server, push(server, repo))["state"], "failed");
+    second
+}
+
+const KEEP_ONE: &str = "layout: Releases(keep: 1), check: [\"! grep -q broken VERSION\"]";
+
+#[test]
+fn a_release_stays_as_long_as_an_instance_drains_in_it() {
+    let app = "sleep 1000 & trap 'cat \"$DIR/gate\"; echo \"still $(cat VERSION)\"; kill $!; exit 0' TERM\n\
+        tail -f \"$DIR/held\" & wait\n";
+    let (mut server, repo) = world("replace: StartFirst, stop: (timeout: \"2s\", drain: \"10m\"),", KEEP_ONE);
+    repo.commit(&[("app.sh", app)], "reads its files when it ends");
+    start_live(&mut server);
+    let gate = Gate::new(&server, "gate");
+    let second = pushed_out(&server, &repo);
+    let held = gate.reached();
+    drop(held);
+    server.until("it has read them", |s| s.ok(&["logs", "site"]).contains("still 1").then_some(()));
+    let left = [second["release"].as_str().unwrap().to_owned()];
+    server.until("then its release goes", |s| (releases(s, "site") == left).then_some(()));
+}
+
+#[test]
+fn a_release_stays_as_long_as_a_persons_command_runs_in_it() {
+    let (server, repo) = live_world("", KEEP_ONE);
+    let gate = Gate::new(&server, "gate");
+    let mut exec = server.client(&["exec", "site", "--", "sh", "-c", "cat \"$DIR/gate\"; cat VERSION"]);
+    let exec = exec.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let held = gate.reached();
+    let second = pushed_out(&server, &repo);
+    drop(held);
+    let output = exec.wait_with_output().unwrap();
+    assert!(output.status.success() && text(&output) == "1\n", "{}", text(&output));
+    let left = [second["release"].as_str().unwrap().to_owned()];
+    server.until("then its release goes", |s| (releases(s, "site") == left).then_some(()));
+}

@@ -17,7 +17,7 @@ use crate::{
         api::{KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
         config::Identity,
         deploy::{self, JobEnd},
-        model::{AppName, DeployId, Exit, Signal},
+        model::{AppName, DeployId, Exit, ReleaseId, Signal},
     },
     os::{
         cgroup::Cgroup,
@@ -80,6 +80,8 @@ pub struct Job {
     left: Option<String>,
     /// Its end was asked for.
     unwanted: bool,
+    /// Of the app, what it was started in and may go on reading.
+    release: Option<ReleaseId>,
     /// A shutdown does not wait for it: a person's command, or a question to a remote that may never answer.
     dispensable: bool,
     keys: Keys,
@@ -90,6 +92,12 @@ impl Job {
     #[must_use]
     pub fn app(&self) -> &AppName {
         &self.app
+    }
+
+    /// Was it started in this release?
+    #[must_use]
+    pub fn uses(&self, app: &AppName, release: &ReleaseId) -> bool {
+        self.app == *app && self.release.as_ref() == Some(release)
     }
 }
 
@@ -202,6 +210,7 @@ impl Supervisor {
             exit: None,
             left: None,
             unwanted: false,
+            release: self.apps.get(app).and_then(|app| app.release()).map(|release| release.id.clone()),
             dispensable: true,
             keys: Keys::default(),
             then: Box::new(then),
@@ -247,6 +256,7 @@ impl Supervisor {
                     exit: None,
                     left: None,
                     unwanted: false,
+                    release: None,
                     keys: job.keys,
                     then,
                 };
@@ -449,6 +459,9 @@ impl Supervisor {
         let _ = job.cgroup.as_ref().map(|group| group.remove());
         let keys = job.keys;
         self.files.run(move || drop(keys), |_, ()| ());
+        if !self.doomed.is_empty() {
+            self.remove_doomed(&job.app);
+        }
         let exit = job.exit.unwrap_or(Exit::Unknown);
         let answer = memfd::read_all(&job.answer, LONGEST_ANSWER).unwrap_or_default();
         let then = job.then;

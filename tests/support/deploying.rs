@@ -139,6 +139,13 @@ pub fn wait_deploy(server: &Server, id: i64, state: &str) -> Value {
     server.until(&format!("deploy {id} is {state}"), |s| deploys(s).into_iter().find(is_so))
 }
 
+/// A deploy that is over, with all that follows its end.
+pub fn over(server: &Server, id: i64) -> Value {
+    server.until(&format!("deploy {id} is over"), |s| {
+        deploys(s).into_iter().find(|deploy| deploy["id"] == id && !deploy["ended_at"].is_null())
+    })
+}
+
 pub fn home(server: &Server, app: &str) -> PathBuf {
     server.path().join("state/apps").join(app)
 }
@@ -198,4 +205,26 @@ pub fn owners(folder: &Path) -> Vec<u32> {
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// A disk of a size, in memory, for as long as this lives; root's.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    pub fn new(path: &Path, size: &str) -> Self {
+        let mount = ["-t", "tmpfs", "-o", &format!("size={size},mode=711"), "everhook-test"].map(str::to_owned);
+        assert!(Command::new("mount").args(mount).arg(path).status().unwrap().success());
+        Self(path.to_owned())
+    }
+
+    pub fn resize(&self, size: &str) {
+        let option = format!("remount,size={size}");
+        assert!(Command::new("mount").args(["-o", &option]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -16,7 +16,7 @@ impl Supervisor {
     pub(super) fn remove_releases(&mut self, name: &AppName, releases: Vec<ReleaseId>) {
         let Some(app) = self.apps.get(name) else { return };
         let (who, live) = (app.spec().work_as.clone(), app.release().map(|release| release.id.clone()));
-        let wanted = |release: &ReleaseId| app.uses(release) || Some(release) == live.as_ref();
+        let wanted = |release: &ReleaseId| self.runs_in(name, release) || Some(release) == live.as_ref();
         let (used, unused): (Vec<_>, Vec<_>) = releases.into_iter().partition(wanted);
         self.doomed.extend(used.into_iter().map(|release| (name.clone(), release)));
         for release in unused {
@@ -27,13 +27,22 @@ impl Supervisor {
 
     /// Removes what had to stay as long as somebody ran in it.
     pub fn remove_doomed(&mut self, name: &AppName) {
-        let Some(app) = self.apps.get(name) else { return };
-        let tried = self.deploys.running(name).and_then(|view| view.release.as_ref());
-        let free = |(of, release): &(AppName, ReleaseId)| of == name && !app.uses(release) && tried != Some(release);
-        let releases: Vec<_> = self.doomed.extract_if(.., |doomed| free(doomed)).map(|(_, release)| release).collect();
+        let of_deploys = self.deploys.running(name).into_iter().chain(self.deploys.waiting(name));
+        let wanted: Vec<_> = of_deploys.filter_map(|view| view.release.clone()).collect();
+        let (free, kept): (BTreeSet<_>, BTreeSet<_>) = std::mem::take(&mut self.doomed)
+            .into_iter()
+            .partition(|(of, release)| of == name && !self.runs_in(name, release) && !wanted.contains(release));
+        self.doomed = kept;
+        let releases: Vec<_> = free.into_iter().map(|(_, release)| release).collect();
         if !releases.is_empty() {
             self.remove_releases(name, releases);
         }
+    }
+
+    /// Does a process of the app run in it, an instance's or one that a person has started?
+    fn runs_in(&self, name: &AppName, release: &ReleaseId) -> bool {
+        let instance = self.apps.get(name).is_some_and(|app| app.uses(release));
+        instance || self.jobs.values().any(|job| job.uses(name, release))
     }
 
     /// Asks first whose releases never were live: a crash can leave one behind, and it counts for
