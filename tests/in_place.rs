@@ -519,3 +519,37 @@ fn a_tree_without_a_command_and_another_layout() {
     assert_eq!(server.deliver("site", &repo)["state"], "live");
     assert_eq!((current(&server, "VERSION"), person.reads("VERSION")), ("3".into(), "2".into()));
 }
+
+#[test]
+fn a_disk_too_full_is_told_before_the_tree_is_touched() {
+    if !is_root() {
+        return println!("only root mounts a small disk: left out");
+    }
+    let (mut server, repo, person) = tree_world("", "");
+    folder(&person.tree);
+    let disk = Disk::new(&person.tree, "1g");
+    give(&person.tree);
+    start_live(&mut server);
+    repo.commit(&[("VERSION", "2")], "second");
+    let second = server.deliver("site", &repo);
+    assert_there(&server, &person, &second);
+    let pid = server.main_pid("site");
+
+    disk.resize("64m");
+    repo.commit(&[("VERSION", "3")], "third");
+    let deploy = server.deliver("site", &repo);
+    let (state, _, reason) = ended(&deploy);
+    assert_eq!(state, "failed", "{deploy}");
+    let figures = format!("MiB are free at {}, 500 MiB are needed", person.tree.display());
+    assert!(reason.starts_with("not enough space: ") && reason.ends_with(&figures), "{reason}");
+    assert_there(&server, &person, &second);
+    assert_eq!((server.main_pid("site"), person.reads("VERSION")), (pid, "2".into()));
+
+    // The way back needs no room that is not there.
+    server.ok(&["rollback", "site"]);
+    assert_eq!(person.reads("VERSION"), "1");
+    disk.resize("1g");
+    assert_there(&server, &person, &server.deliver("site", &repo));
+    assert!(server.stop().success());
+    drop(disk);
+}

@@ -216,6 +216,20 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Is so much free where this folder lies?
+///
+/// # Errors
+/// A sentence with both figures where it is not, or why nobody knows.
+pub fn require_free(path: &Path, needed: u64) -> Result<(), String> {
+    let shown = path.display();
+    let free = free_bytes(path).map_err(|e| format!("{shown}: {e}"))?;
+    let mib = |bytes: u64| bytes >> 20;
+    if free < needed {
+        return Err(format!("not enough space: {} MiB are free at {shown}, {} MiB are needed", mib(free), mib(needed)));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +298,8 @@ mod tests {
     fn space_and_flushing_are_the_file_systems() {
         let folder = tempfile::tempdir().unwrap();
         assert!(free_bytes(folder.path()).unwrap() > 0);
+        assert!(require_free(folder.path(), 1).is_ok());
+        assert!(require_free(folder.path(), u64::MAX).unwrap_err().contains("17592186044415 MiB are needed"));
         assert!(free_bytes(&folder.path().join("none")).is_err());
         syncfs(File::open(folder.path()).unwrap()).unwrap();
     }

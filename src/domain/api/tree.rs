@@ -111,6 +111,8 @@ pub struct Place {
     pub to: To,
     /// Do steps follow that may change something?
     pub builds: bool,
+    /// Bytes that must be free there; nothing where it goes back, which no full disk is to prevent.
+    pub needs_bytes: u64,
 }
 
 /// Where a working tree is brought.

@@ -178,7 +178,7 @@ pub enum Action {
     Note { deploy: DeployId, app: AppName, line: String, trouble: bool },
     /// Look for free space and make the release's folder, the app's user's; an empty one of that name
     /// is as good. Answered by [`Event::ReleaseMade`].
-    MakeRelease { deploy: DeployId, app: AppName, release: ReleaseId, tree_bytes: Option<u64> },
+    MakeRelease { deploy: DeployId, app: AppName, release: ReleaseId, needs_bytes: u64 },
     /// Replace the app's instances by ones of this release and prove them, `settle` included.
     /// `stands`: it cannot be taken back, so nothing goes back where it fails, over a crash of ours too.
     /// Answered by [`Event::Trial`], at once where nothing is to run.

@@ -7,6 +7,14 @@ use crate::domain::{
     model::CommitId,
 };
 
+/// Free space that a release needs at least, in bytes.
+const LEAST_SPACE: u64 = 500 << 20;
+
+/// How much must be free before a commit is put anywhere, in bytes. `tree`: what its files are.
+pub(super) fn space(tree: Option<u64>) -> u64 {
+    LEAST_SPACE.max(tree.unwrap_or(0).saturating_mul(2))
+}
+
 /// A step that may be to be run.
 #[derive(Debug, Clone)]
 pub(super) struct Planned {

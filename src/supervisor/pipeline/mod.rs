@@ -43,9 +43,6 @@ use crate::{
 pub use reserve::Reserve;
 pub use rollback::Rollback;
 
-/// Free space that a release needs at least, in bytes.
-const LEAST_SPACE: u64 = 500 << 20;
-
 /// Of a deploy's log the last part and what there is of the next one are kept: what a step that floods it
 /// said at last tells more than what it said first.
 const LOG_PART: Size = Size(5 << 20);
@@ -88,8 +85,8 @@ impl Supervisor {
             Action::Run { deploy, job } => self.run_job(deploy, job),
             Action::EndJob { deploy } => self.end_job_of(deploy),
             Action::Note { deploy, app, line, trouble } => self.note_deploy(&app, deploy, &line, trouble),
-            Action::MakeRelease { deploy, app, release, tree_bytes } => {
-                self.make_release(deploy, &app, &release, tree_bytes);
+            Action::MakeRelease { deploy, app, release, needs_bytes } => {
+                self.make_release(deploy, &app, &release, needs_bytes);
             }
             Action::StartTrial { deploy, app, release, commit, settle, stands } => {
                 let live = Live { release, commit };
@@ -381,23 +378,13 @@ impl Supervisor {
         self.start_job(spec);
     }
 
-    fn make_release(&mut self, deploy: DeployId, app: &AppName, release: &ReleaseId, tree_bytes: Option<u64>) {
+    fn make_release(&mut self, deploy: DeployId, app: &AppName, release: &ReleaseId, needed: u64) {
         let Some((_, spec)) = self.spec_of(deploy) else { return };
         let (path, releases) = (self.layout.release(app, release), self.layout.releases(app));
         let (maker, owner) = (self.maker.clone(), (spec.work_as.uid, spec.work_as.gid));
         self.files.run(
             move || {
-                let needed = LEAST_SPACE.max(tree_bytes.unwrap_or(0).saturating_mul(2));
-                let free = files::free_bytes(&releases).map_err(|e| format!("{}: {e}", releases.display()))?;
-                if free < needed {
-                    let mib = |bytes: u64| bytes >> 20;
-                    return Err(format!(
-                        "not enough space: {} MiB are free at {}, {} MiB are needed",
-                        mib(free),
-                        releases.display(),
-                        mib(needed)
-                    ));
-                }
+                files::require_free(&releases, needed)?;
                 maker.folder(&path, 0o755, Some(owner)).map(|()| path)
             },
             move |supervisor, result| supervisor.deploy_event(Event::ReleaseMade { deploy, result }),

@@ -72,7 +72,8 @@ impl Supervisor {
         let own = self.layout.app(app);
         // The stream is theirs already, and opened by name as `/dev/stdout`.
         let stream = self.layout.fifo(&stream_name(app), Stream::Out);
-        let writes = [own.join("shared"), self.layout.cache(app), stream].into_iter().chain(place.map(Path::to_owned)).collect();
+        let writes =
+            [own.join("shared"), self.layout.cache(app), stream].into_iter().chain(place.map(Path::to_owned)).collect();
         let task = StepTask { run, hidden, reads: vec![own], writes, tmp: self.step_tmp(view) };
         vec!["everhook".to_owned(), "step".to_owned(), serde_json::to_string(&task).unwrap_or_default()]
     }

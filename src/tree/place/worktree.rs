@@ -18,7 +18,7 @@ use crate::{
         api::{Place, To},
         model::CommitId,
     },
-    os::users,
+    os::{files, users},
     tree::{
         TreeError,
         git::{self, Git},
@@ -45,6 +45,7 @@ impl Worktree {
     /// Makes a clone of a folder that is missing or empty.
     pub(super) fn open_or_clone(task: &Place) -> Result<Self, TreeError> {
         make(&task.tree)?;
+        files::require_free(&task.tree, task.needs_bytes).map_err(TreeError::Refused)?;
         let git = Git::in_tree(&task.tree, &task.mirror);
         if is_bare_ground(&task.tree, &git)? {
             clone(&git, task)?;

@@ -394,12 +394,7 @@ impl Pipeline {
             (Phase::Placing, Some(why)) => self.not_placed(why, now, out),
             (Phase::Noting, None) => self.noted(now, out),
             (
-                Phase::Fetching
-                | Phase::Clearing
-                | Phase::Sharing
-                | Phase::Noting
-                | Phase::Securing
-                | Phase::Bridging,
+                Phase::Fetching | Phase::Clearing | Phase::Sharing | Phase::Noting | Phase::Securing | Phase::Bridging,
                 Some(why),
             ) => self.failed(why, now, out),
             (

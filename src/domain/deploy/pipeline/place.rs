@@ -13,7 +13,7 @@ use super::{Course, Next, Phase, Pipeline, Stop};
 use crate::domain::{
     api::{DeployState, Place, StepState, To, TreeTask},
     config,
-    deploy::{Action, Job, JobEnd, StepKind},
+    deploy::{Action, Job, JobEnd, StepKind, task},
     model::Now,
 };
 
@@ -100,7 +100,9 @@ impl Pipeline {
     fn bring(&mut self, phase: Phase, to: To, builds: bool, out: &mut Vec<Action>) -> Course {
         let Some(tree) = self.tree() else { return Course::Goes };
         let (mirror, repo) = (self.queued.places.mirror.clone(), self.deploy.repo.clone());
-        let task = Place { deploy: self.id(), tree, mirror, repo, to, builds };
+        let goes_back = self.returning.is_some() || self.queued.is_rollback();
+        let needs_bytes = if goes_back { 0 } else { task::space(self.tree_bytes) };
+        let task = Place { deploy: self.id(), tree, mirror, repo, to, builds, needs_bytes };
         self.run_tree(phase, TreeTask::Place(Box::new(task)), out)
     }
 

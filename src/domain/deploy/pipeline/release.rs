@@ -31,8 +31,8 @@ impl Pipeline {
             return self.next_step(now, out);
         }
         if let Some(release) = self.queued.view.release.clone() {
-            let (deploy, app, tree_bytes) = (self.id(), self.queued.view.app.clone(), self.tree_bytes);
-            out.push(Action::MakeRelease { deploy, app, release, tree_bytes });
+            let (deploy, app, needs_bytes) = (self.id(), self.queued.view.app.clone(), task::space(self.tree_bytes));
+            out.push(Action::MakeRelease { deploy, app, release, needs_bytes });
         }
         self.phase = Phase::Making;
         Course::Goes
