@@ -436,10 +436,11 @@ fn kills_at_any_moment_of_a_deploy() {
     assert_eq!(version(&server), last.to_string());
 }
 
-/// A kill between the durable `live` and the record: the deploy was made, and the record says so.
+/// A kill between the durable `live` and the record: the deploy was made, and the record says so. What
+/// follows it was done, or is told not to have been.
 #[test]
 fn what_became_live_before_the_kill_is_live_after_it() {
-    let (mut server, repo) = world("", "");
+    let (mut server, repo) = world("", "after_live: [\"echo $EVERHOOK_DEPLOY >> $EVERHOOK_CACHE/followed\"]");
     // A catch-up of the start would take the next commit before its push.
     server.edit_config("apps:", "deploys: (catch_up: false), apps:");
     start_live(&mut server);
@@ -460,10 +461,13 @@ fn what_became_live_before_the_kill_is_live_after_it() {
             std::os::unix::fs::symlink(format!("releases/{}", releases(&server, "site")[0]), link).unwrap();
         }
         server.start();
-        let deploy = server.deploy_end(id);
+        let deploy = over(&server, id);
         assert_eq!(deploy["state"], "live", "{deploy}");
         let attempts = deploy["steps"].as_array().unwrap().iter().filter(|step| step["name"] == "fetch").count();
         assert_eq!(attempts, 1, "{deploy}");
+        let followed = fs::read_to_string(home(&server, "site").join("cache/followed")).unwrap_or_default();
+        let told = deploy["reason"].as_str().is_some_and(|reason| reason.contains("`after_live`"));
+        assert!(told || followed.lines().any(|line| line == id.to_string()), "{deploy}");
         server.wait_state("site", "ready");
         assert_live(&server, &deploy);
     }

@@ -21,7 +21,7 @@ mod tests;
 
 pub use freeze::Freeze;
 pub use queue::Deploys;
-pub use record::{Resumption, resume};
+pub use record::{Found, Resumption, resume};
 pub use status::{status, statuses};
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};

@@ -17,14 +17,26 @@ pub enum Resumption {
     Requeue(Box<DeployView>),
     /// It waits for somebody's word, as it did: what it has built is kept.
     Held(Box<DeployView>),
-    /// It had ended, and what follows an end was interrupted: store it and tell that.
+    /// It had ended, and what follows an end did not, or not to its own end: store it and tell that.
     Ended { view: Box<DeployView>, removal: Option<Action>, told: String },
 }
 
+/// What there is of an app when its deploys are looked at again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Found<'a> {
+    /// What the file `live` names.
+    pub live: Option<&'a Live>,
+    /// What runs in its place, since it could not be taken back.
+    pub stands: Option<&'a ReleaseId>,
+    /// It has steps that follow what went live.
+    pub after_live: bool,
+}
+
 /// Judges an unfinished deploy by the file `live`, which alone says what was reached, and by what runs in
-/// its place (`stands`), since it could not be taken back.
+/// its place.
 #[must_use]
-pub fn resume(mut view: DeployView, live: Option<&Live>, stands: Option<&ReleaseId>, at: At) -> Resumption {
+pub fn resume(mut view: DeployView, found: Found<'_>, at: At) -> Resumption {
+    let Found { live, stands, after_live } = found;
     if view.state.is_end() {
         return interrupted(view, at);
     }
@@ -34,6 +46,11 @@ pub fn resume(mut view: DeployView, live: Option<&Live>, stands: Option<&Release
         view.state = DeployState::Live;
         view.step = None;
         view.ended_at = Some(at);
+        if after_live {
+            let told = format!("everhook ended before its `{}`, which is not run", StepKind::AfterLive.name());
+            view.reason = Some(told.clone());
+            return Resumption::Ended { view: Box::new(view), removal: None, told };
+        }
         return Resumption::Live(Box::new(view));
     }
     let waits = view.state == DeployState::AwaitingApproval && !view.steps.is_empty();

@@ -34,7 +34,7 @@ use crate::{
             DeployState, DeployView, EventKind, Progress, Refusal, RefusalKind, Reply, Saying, Sink, Stream, TreeTask,
         },
         config::{self, Identity},
-        deploy::{Action, Event, Job, Live, Places, Queued, Resumption, StepKind, Who, resume},
+        deploy::{Action, Event, Found, Job, Live, Places, Queued, Resumption, StepKind, Who, resume},
         model::{AppName, CommitId, DeployId, ReleaseId, Size},
         service::{self, Release},
     },
@@ -165,8 +165,13 @@ impl Supervisor {
         let mut resumed = Vec::new();
         let mut unproven = self.all_unproven();
         for Unfinished { deploy, attempts, rev } in unfinished {
-            let (live, stands) = (self.deploys.live(&deploy.app), unproven.get(&deploy.app));
-            match resume(deploy, live, stands, crate::os::clock::now().wall) {
+            let spec = self.apps.get(&deploy.app).and_then(|app| app.spec().deploy.as_ref());
+            let found = Found {
+                live: self.deploys.live(&deploy.app),
+                stands: unproven.get(&deploy.app),
+                after_live: spec.is_some_and(|deploy| !deploy.after_live.is_empty()),
+            };
+            match resume(deploy, found, crate::os::clock::now().wall) {
                 Resumption::Live(view) => {
                     self.ledger.send(Command::Update { deploy: view, attempts, ticket: None });
                 }

@@ -390,7 +390,8 @@ fn a_hold_outlives_a_crash_with_what_was_built() {
         let (site, mut bench) = migrating(false);
         let live = bench.deploys.live(&site.name).cloned();
         let release = view.release.clone().filter(|_| stands);
-        let view = match resume(view, live.as_ref(), release.as_ref(), At(5)) {
+        let found = Found { live: live.as_ref(), stands: release.as_ref(), after_live: false };
+        let view = match resume(view, found, At(5)) {
             Resumption::Held(view) | Resumption::Requeue(view) => *view,
             Resumption::Live(view) | Resumption::Ended { view, .. } => panic!("{view:?}"),
         };

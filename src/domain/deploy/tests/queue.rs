@@ -177,9 +177,17 @@ fn the_live_file_decides_what_a_crash_left() {
     let release = ReleaseId::new(7, &commit(7));
     let with = |state| DeployView { state, release: Some(release.clone()), ..view(7, &name) };
     let is_live = |n| Live { release: ReleaseId::new(n, &commit(n)), commit: commit(n) };
-    let resumed = |view, live: Option<&Live>| resume(view, live, None, At(5));
+    let resumed = |view, live: Option<&Live>| resume(view, Found { live, ..Found::default() }, At(5));
     let Resumption::Live(live) = resumed(with(DeployState::Verifying), Some(&is_live(7))) else { panic!() };
     assert_eq!((live.state, live.ended_at), (DeployState::Live, Some(At(5))));
+    // What follows has not begun, and nobody waits for it any more.
+    let found = Found { live: Some(&is_live(7)), after_live: true, stands: None };
+    let Resumption::Ended { view, removal: None, told } = resume(with(DeployState::Verifying), found, At(5)) else {
+        panic!()
+    };
+    assert_eq!((view.state, view.ended_at), (DeployState::Live, Some(At(5))));
+    assert_eq!(view.reason.as_ref(), Some(&told));
+    assert!(told.contains("`after_live`"), "{told}");
     for (state, live) in [(DeployState::Verifying, None), (DeployState::Switching, Some(is_live(3)))] {
         let Resumption::Requeue(back) = resumed(with(state), live.as_ref()) else { panic!() };
         assert_eq!((back.state, &back.release), (DeployState::Queued, &Some(release.clone())));

@@ -200,7 +200,7 @@ fn steps_that_follow_an_end_are_not_run_again_after_a_crash() {
     bench.queue(queued(4, &full()));
     bench.run_to("run 4 `purge`");
     let (live, _) = bench.deploys.find(4).unwrap();
-    let told = |view: DeployView| match resume(view, None, None, At(9)) {
+    let told = |view: DeployView| match resume(view, Found::default(), At(9)) {
         Resumption::Ended { view, removal, told } => (view, removal.is_some(), told),
         other => panic!("{other:?}"),
     };
