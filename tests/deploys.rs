@@ -190,6 +190,46 @@ fn shared_files_outlive_releases_and_old_releases_go() {
     assert!(left[0].starts_with("3-") && left[1].starts_with("4-"), "{left:?}");
 }
 
+/// It saves by write and rename, as careful apps do: in its release a file is then in place of the link.
+#[test]
+fn what_the_app_saves_until_the_switch_is_in_the_next_release() {
+    let build = "build: [\"if [ -e slow ]; then cat $DIR/gate; sed -i s/then/now/ conf; fi\"]";
+    let (server, repo) = live_world("", &format!("shared: [\"db\", \"conf\"], {build}"));
+    let gate = Gate::new(&server, "gate");
+    let save = |name: &str, text: &str| {
+        let saves = format!("echo {text} > {name}.new && mv {name}.new {name}");
+        server.ok(&["exec", "site", "--", "sh", "-c", &saves]);
+    };
+    let is_shared = |name: &str, text: &str| {
+        let link = home(&server, "site").join("current").join(name);
+        let shared = home(&server, "site").join("shared").join(name);
+        assert_eq!((fs::read_link(&link).ok(), current(&server, name)), (Some(shared), text.to_owned()));
+    };
+    save("db", "early");
+    save("conf", "then");
+    repo.commit(&[("VERSION", "2"), ("slow", "")], "second");
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    save("db", "late");
+    drop(held);
+    let second = over(&server, id);
+    assert_eq!(second["state"], "live", "{second}");
+    is_shared("db", "late");
+    // A step that edits in place replaces the link too.
+    is_shared("conf", "now");
+
+    save("db", "latest");
+    server.ok(&["rollback", "site"]);
+    assert_eq!(version(&server), "1");
+    is_shared("db", "latest");
+
+    // What cannot be carried over is refused by its name, and nothing is switched.
+    server.ok(&["exec", "site", "--", "sh", "-c", "rm db && mkdir db && echo x > db/x"]);
+    let said = server.fails(1, &["rollback", "site", "--to", second["release"].as_str().unwrap()]);
+    assert!(said.contains("replaced the shared \"db\" by a folder"), "{said}");
+    assert_eq!((version(&server), current(&server, "db/x")), ("1".into(), "x".into()));
+}
+
 #[test]
 fn pushes_during_a_deploy_become_one() {
     let (server, repo) = live_world("", "build: [\"if [ -e slow ]; then cat $DIR/gate; fi\"]");

@@ -26,7 +26,8 @@ pub(super) const NOTES: &str = ".everhook";
 const HALF: &str = ".everhook-half";
 
 /// Links `paths` of `release` to the same paths in `shared`. A path that ends in a slash is a folder
-/// and is made where it is missing; any other missing one is a link to nothing yet.
+/// and is made where it is missing; any other missing one is a link to nothing yet. Done again, it carries
+/// over what has changed since: an app saves as long as it runs.
 pub(super) fn share(
     release: &Path,
     shared: &Path,
@@ -38,7 +39,8 @@ pub(super) fn share(
         release: open(release)?,
         shared: open(shared)?,
         target: shared,
-        linked: previous.map(|previous| noted(shared, previous)).unwrap_or_default(),
+        linked: noted(shared, release),
+        linked_before: previous.map(|previous| noted(shared, previous)).unwrap_or_default(),
         previous: previous.and_then(|previous| beneath::folder(previous).ok()),
     };
     for path in paths {
@@ -52,8 +54,9 @@ struct Sharing<'a> {
     shared: OwnedFd,
     target: &'a Path,
     previous: Option<OwnedFd>,
-    /// What was a link in the previous release.
+    /// What was made a link in the release already, and what was one in the previous one.
     linked: BTreeSet<PathBuf>,
+    linked_before: BTreeSet<PathBuf>,
 }
 
 /// One of the three places of a path.
@@ -76,18 +79,28 @@ impl Sharing<'_> {
         let io = |e| TreeError::io(format!("sharing {}", shown(path)), e);
         let here = place(self.release.as_fd(), path).map_err(|e| led_astray(path, "the commit", e))?;
         let there = place(self.shared.as_fd(), path).map_err(|e| led_astray(path, "shared/", e))?;
+        // Built anew from its names, a trailing slash is gone.
+        let target: PathBuf = self.target.join(path).components().collect();
         self.carry_over(path, &here, &there)?;
         if let Some(stat) = here.look().map_err(io)? {
-            if there.look().map_err(io)?.is_none() {
-                copy(&here, &stat, &there).map_err(io)?;
+            if leads_to(&here, &stat, &target).map_err(io)? {
+                return Ok(());
+            }
+            match (beneath::kind(&stat), there.look().map_err(io)?) {
+                (_, None) => copy(&here, &stat, &there).map_err(io)?,
+                (FileType::Directory, Some(_)) if self.linked.contains(path) => {
+                    return Err(replaced(path, "a step", "a folder", "the new release"));
+                }
+                (FileType::RegularFile, Some(_)) if self.linked.contains(path) => {
+                    save(path, "the new release", (&here, &stat), &there)?;
+                }
+                _ => {}
             }
             empty::remove(here.folder.as_fd(), &here.name).map_err(io)?;
         }
         if path.as_os_str().as_bytes().ends_with(b"/") && there.look().map_err(io)?.is_none() {
             beneath::make_folder_below(there.folder.as_fd(), &there.name).map_err(io)?;
         }
-        // Built anew from its names, a trailing slash is gone.
-        let target: PathBuf = self.target.join(path).components().collect();
         symlinkat(&target, &here.folder, &here.name).map_err(|e| io(e.into()))
     }
 
@@ -98,24 +111,13 @@ impl Sharing<'_> {
             return Ok(());
         };
         let Some(stat) = previous.look().map_err(io)? else { return Ok(()) };
-        let was_link = self.linked.contains(path);
+        let was_link = self.linked_before.contains(path);
         let shared = there.look().map_err(io)?;
         match beneath::kind(&stat) {
             FileType::RegularFile if was_link || shared.is_none() => {
-                let newer = shared.is_some_and(|shared| changed(&shared) > changed(&stat));
-                if newer || same(&previous, there).map_err(io)? {
-                    return Ok(());
-                }
-                if shared.is_some_and(|shared| beneath::kind(&shared) == FileType::Directory) {
-                    return Err(replaced(path, "a file"));
-                }
-                eprintln!(
-                    "{}: the live release holds a newer file in place of the link; it is carried over",
-                    shown(path)
-                );
-                copy(&previous, &stat, there).map_err(io)
+                save(path, "the live release", (&previous, &stat), there)
             }
-            FileType::Directory if was_link => Err(replaced(path, "a folder")),
+            FileType::Directory if was_link => Err(replaced(path, "the app", "a folder", "the live release")),
             FileType::Directory if shared.is_none() && !same(&previous, here).map_err(io)? => {
                 Err(TreeError::Refused(format!(
                     "the live release holds a folder at {}, which is shared from now on: copy it to {} first",
@@ -128,10 +130,25 @@ impl Sharing<'_> {
     }
 }
 
-fn replaced(path: &Path, by: &str) -> TreeError {
+/// Takes a file that stands where a link was into `shared/`, unless what is there is newer or the same.
+fn save(path: &Path, whose: &str, (file, stat): (&Place, &Stat), there: &Place) -> Result<(), TreeError> {
+    let io = |e| TreeError::io(format!("carrying over {}", shown(path)), e);
+    let shared = there.look().map_err(io)?;
+    let newer = shared.is_some_and(|shared| changed(&shared) > changed(stat));
+    if newer || same(file, there).map_err(io)? {
+        return Ok(());
+    }
+    if shared.is_some_and(|shared| beneath::kind(&shared) == FileType::Directory) {
+        return Err(replaced(path, "somebody", "a file", whose));
+    }
+    eprintln!("{}: {whose} holds a newer file in place of the link; it is carried over", shown(path));
+    copy(file, stat, there).map_err(io)
+}
+
+fn replaced(path: &Path, who: &str, by: &str, whose: &str) -> TreeError {
     let shown = shown(path);
     TreeError::Refused(format!(
-        "the app replaced the shared {shown} by {by} in the live release: bring its content into shared/ and remove it there"
+        "{who} replaced the shared {shown} by {by} in {whose}: bring its content into shared/ and remove it there"
     ))
 }
 
@@ -161,6 +178,12 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Option<Place> {
 
 fn split(path: &Path) -> (&Path, PathBuf) {
     (path.parent().unwrap_or(Path::new("")), path.file_name().map(PathBuf::from).unwrap_or_default())
+}
+
+/// Is it the link that it is to be?
+fn leads_to(here: &Place, stat: &Stat, target: &Path) -> io::Result<bool> {
+    let is_link = beneath::kind(stat) == FileType::Symlink;
+    Ok(is_link && readlinkat(&here.folder, &here.name, Vec::new())?.as_bytes() == target.as_os_str().as_bytes())
 }
 
 fn changed(stat: &Stat) -> (i64, i64) {

@@ -725,6 +725,43 @@ fn what_the_app_wrote_in_place_of_a_link_is_carried_over() {
 }
 
 #[test]
+fn what_is_shared_again_is_as_new_as_anything_in_its_place() {
+    let world = World::new();
+    world.write("shared/db", "old");
+    world.write("shared/conf", "old");
+    let paths = ["db", "conf", "none", "tmp/"];
+    for (previous, release) in [(None, "release"), (Some("release"), "next")] {
+        fs::create_dir_all(world.path(release)).unwrap();
+        assert!(world.share(previous, release, &paths).ok);
+    }
+    // The app saves in the live release, a step in the new one.
+    for (path, text) in [("release/db", "saved"), ("next/conf", "edited")] {
+        fs::remove_file(world.path(path)).unwrap();
+        world.write(path, text);
+    }
+    for _ in 0..2 {
+        let ran = world.share(Some("release"), "next", &paths);
+        assert!(ran.ok, "{}", ran.stderr);
+        for (path, text) in [("db", "saved"), ("conf", "edited")] {
+            assert_eq!(
+                (world.read(&format!("next/{path}")), world.read(&format!("shared/{path}"))),
+                (text.into(), text.into())
+            );
+        }
+        for path in paths {
+            let path = path.trim_end_matches('/');
+            assert_eq!(fs::read_link(world.path("next").join(path)).unwrap(), world.path("shared").join(path));
+        }
+        assert!(!world.path("shared/none").exists(), "a link to nothing stays one");
+    }
+    fs::remove_file(world.path("next/db")).unwrap();
+    world.write("next/db/x", "of a step");
+    let ran = world.share(Some("release"), "next", &paths);
+    assert!(!ran.ok && ran.last_words().contains("\"db\" by a folder"), "{}", ran.stderr);
+    assert_eq!(world.read("next/db/x"), "of a step");
+}
+
+#[test]
 fn a_path_that_is_shared_from_now_on_loses_nothing() {
     let world = World::new();
     world.write("release/kept.db", "live data");

@@ -46,6 +46,7 @@ impl Pipeline {
                 | Phase::Noting
                 | Phase::Returning
                 | Phase::Rebuilding
+                | Phase::SharingAgain
                 | Phase::Bridging,
                 _,
             ) => {

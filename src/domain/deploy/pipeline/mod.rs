@@ -6,13 +6,13 @@
 //! check, build:  Stepping …                                               shutdown
 //!         (Securing) ─► held, until somebody approves it
 //! before_switch:  Stepping … ─► (Securing)
-//! switch, verify:  (Bridging) ─► Trying ─► (Flushing) ─► Writing ─► live                 ends by itself
-//!                                 └─► held where it cannot be taken back; approved: Flushing
+//! switch, verify:  (SharingAgain) ─► (Bridging) ─► Trying ─► (Flushing) ─► Writing ─► live     ends by itself
+//!                                                └─► held where it cannot be taken back; approved: Flushing
 //! after_live, on_failure:  Stepping …                                      changes that end no more
 //! ```
 //! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
-//! first. A rollback begins at switch. Where commits go into a working tree: [`place`]. An event that a phase does not wait for is ignored: it answers
-//! something that was given up.
+//! first. A rollback begins at switch. Where commits go into a working tree: [`place`]. An event that a
+//! phase does not wait for is ignored: it answers something that was given up.
 
 mod end;
 mod place;
@@ -93,6 +93,7 @@ enum Phase {
     Noting,
     Returning,
     Rebuilding,
+    SharingAgain,
     Bridging,
     Trying,
     Flushing,
@@ -389,12 +390,19 @@ impl Pipeline {
             (Phase::Sharing, None) => self.next_step(now, out),
             (Phase::Stepping, _) => self.step_ended(end, now, out),
             (Phase::Securing, None) => self.secured(now, out),
+            (Phase::SharingAgain, None) => self.bridge(now, out),
             (Phase::Bridging, None) => self.try_release(now, out),
             (Phase::Placing, None) => self.next_step(now, out),
             (Phase::Placing, Some(why)) => self.not_placed(why, now, out),
             (Phase::Noting, None) => self.noted(now, out),
             (
-                Phase::Fetching | Phase::Clearing | Phase::Sharing | Phase::Noting | Phase::Securing | Phase::Bridging,
+                Phase::Fetching
+                | Phase::Clearing
+                | Phase::Sharing
+                | Phase::Noting
+                | Phase::Securing
+                | Phase::SharingAgain
+                | Phase::Bridging,
                 Some(why),
             ) => self.failed(why, now, out),
             (

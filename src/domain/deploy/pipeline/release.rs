@@ -55,12 +55,18 @@ impl Pipeline {
     }
 
     pub(super) fn share(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
-        let Some(release) = self.release_dir().filter(|_| !self.deploy.shared.is_empty()) else {
-            return self.next_step(now, out);
-        };
-        let previous = self.live.as_ref().map(|live| self.dir_of(&live.release));
-        let (shared, paths) = (self.queued.places.app.join("shared"), self.deploy.shared.clone());
-        self.run_tree(Phase::Sharing, TreeTask::Share { release, shared, previous, paths }, out)
+        match self.sharing() {
+            Some(task) => self.run_tree(Phase::Sharing, task, out),
+            None => self.next_step(now, out),
+        }
+    }
+
+    /// Has the release lead to what is shared, with all that the live one holds of it by now.
+    pub(super) fn sharing(&self) -> Option<TreeTask> {
+        let (id, _) = self.target().filter(|_| !self.deploy.shared.is_empty() && self.tree().is_none())?;
+        let previous = self.live.as_ref().filter(|live| live.release != id).map(|live| self.dir_of(&live.release));
+        let (release, shared) = (self.dir_of(&id), self.queued.places.app.join("shared"));
+        Some(TreeTask::Share { release, shared, previous, paths: self.deploy.shared.clone() })
     }
 
     pub(super) fn fetched(&mut self, answer: &[u8], now: Now, out: &mut Vec<Action>) -> Course {

@@ -8,8 +8,16 @@ use crate::domain::{
 };
 
 impl Pipeline {
-    /// Before it is tried it gets the files of those before that have to stay reachable.
+    /// Before it is tried it gets what the live one has saved since, in place of links to what is shared.
     pub(super) fn switch(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        match self.sharing() {
+            Some(task) => self.run_tree(Phase::SharingAgain, task, out),
+            None => self.bridge(now, out),
+        }
+    }
+
+    /// And the files of those before that have to stay reachable.
+    pub(super) fn bridge(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
         let previous = self.live.as_ref().map(|live| live.release.clone());
         let wanted = !self.deploy.bridge.is_empty() && self.tree().is_none();
         let both = previous.zip(self.queued.view.release.clone()).filter(|(old, new)| wanted && old != new);

@@ -19,6 +19,7 @@ fn a_good_commit_takes_every_step_in_order() {
             "persist 7 checking",
             "run 7 `npm test`",
             "persist 7 switching",
+            "run 7 Share",
             "trial 7",
             "run 7 Sync",
             "write live 7",
@@ -167,7 +168,8 @@ fn a_rollback_switches_at_once_and_keeps_its_release() {
     bench.queue(queued(9, &site));
     bench.run_to("ended 8");
     let before: Vec<_> = bench.said.iter().filter(|said| said.contains(" 8")).cloned().collect();
-    assert_eq!(before, ["persist 8 switching", "trial 8", "write live 8", "persist 8 live", "ended 8 live"]);
+    let want = ["persist 8 switching", "run 8 Share", "trial 8", "write live 8", "persist 8 live", "ended 8 live"];
+    assert_eq!(before, want);
     // What waits makes room for it, and it makes room for no push.
     bench.queue(queued(10, &site));
     bench.queue(back(11, 5));
