@@ -265,3 +265,64 @@ fn a_release_stays_as_long_as_a_persons_command_runs_in_it() {
     let left = [second["release"].as_str().unwrap().to_owned()];
     server.until("then its release goes", |s| (releases(s, "site") == left).then_some(()));
 }
+
+/// Reads half of the page by its name and half by the folder that it stands in, for each request anew.
+const READS_LATE: &str = r#"
+import http.server, os, signal, socket, threading
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        half = open("page.html").readlines()[:100]
+        page = "".join(half + open(os.path.join(os.getcwd(), "page.html")).readlines()[100:]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+    def log_message(self, *a): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), H, bind_and_activate=False)
+server.daemon_threads = False
+server.socket = socket.socket(fileno=3)
+server.socket.setblocking(False)
+signal.signal(signal.SIGTERM, lambda *a: threading.Thread(target=server.shutdown).start())
+server.serve_forever()
+server.server_close()
+"#;
+
+#[test]
+fn an_instance_stays_in_the_release_that_it_was_started_in() {
+    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ready = format!("Http(url: \"http://{at}/page.html\")");
+    let apps = site(&format!("sockets: {{\"http\": \"{at}\"}},"), "").replace("After(\"20ms\")", &ready);
+    let (mut server, repo) = world_with(&apps);
+    let start = "exec python3 app.py \"$DIR/held\"\n";
+    repo.commit(&[("app.sh", start), ("app.py", READS_LATE), ("page.html", &page(1))], "a page");
+    start_live(&mut server);
+    let end = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let end = Arc::clone(&end);
+            thread::spawn(move || reader(at, &end))
+        })
+        .collect();
+    let mut last = serde_json::Value::Null;
+    for version in 2..=4 {
+        repo.commit(&[("page.html", &page(version))], "next");
+        last = server.deliver("site", &repo);
+        assert_eq!(last["state"], "live", "{last}");
+    }
+    end.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    // However it starts again, it starts in what is live.
+    server.ok(&["restart", "site"]);
+    assert_live(&server, &last);
+    let pid = server.main_pid("site");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    server.wait_new_pid("site", pid);
+    server.wait_state("site", "ready");
+    assert_live(&server, &last);
+    assert!(server.stop().success());
+    server.start();
+    server.wait_state("site", "ready");
+    assert_live(&server, &last);
+}
