@@ -1,13 +1,20 @@
 //! One supervisor at a time: a locked file that says who.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
+
+/// So long a child of a dead holder, on its way to exec, may still have what that had.
+const PASSING_ON: Duration = Duration::from_secs(5);
+/// Until it is looked at again.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Held while this lives; the kernel lets go of it when we die.
 #[derive(Debug)]
@@ -29,15 +36,23 @@ impl Lock {
     /// Takes the lock, making the file where it is missing, and writes our pid into it.
     ///
     /// # Errors
-    /// [`LockError::Held`] at once when somebody has it.
+    /// [`LockError::Held`] when somebody has it: at once where the one lives who wrote into it.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.mode(0o644).custom_flags(libc::O_NOFOLLOW).open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::Held { pid: holder(&file) }),
-            Err(e) => return Err(LockError::Io(e.into())),
+        let end = Instant::now() + PASSING_ON;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(e) => return Err(LockError::Io(e.into())),
+            }
+            let pid = holder(&file);
+            if pid.is_none_or(lives) || Instant::now() > end {
+                return Err(LockError::Held { pid });
+            }
+            thread::sleep(PAUSE);
         }
         file.set_len(0)?;
         file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
@@ -51,9 +66,37 @@ fn holder(file: &File) -> Option<u32> {
     std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
 }
 
+/// Whoever was killed is gone, or waits for its parent to hear of it.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name in brackets, which may hold anything. proc_pid_stat(5).
+    let state = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
+    state.is_some_and(|state| !b"ZX".contains(state))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A child that is not on its way to exec yet has the open files of the one that is killed meanwhile.
+    #[test]
+    fn who_was_killed_is_waited_for_and_not_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        // No process ever has that.
+        let dead = u32::MAX;
+        assert!(!lives(dead) && lives(std::process::id()));
+        for _ in 0..20 {
+            let first = Lock::take(&path).unwrap();
+            fs::write(&path, format!("{dead}\n")).unwrap();
+            thread::scope(|scope| {
+                let next = scope.spawn(|| Lock::take(&path).map(drop));
+                thread::yield_now();
+                drop(first);
+                next.join().unwrap().unwrap();
+            });
+        }
+    }
 
     #[test]
     fn the_second_learns_who_was_first() {
