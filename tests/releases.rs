@@ -261,7 +261,7 @@ fn a_release_stays_as_long_as_a_persons_command_runs_in_it() {
     let second = pushed_out(&server, &repo);
     drop(held);
     let output = exec.wait_with_output().unwrap();
-    assert!(output.status.success() && text(&output) == "1\n", "{}", text(&output));
+    assert!(output.status.success() && text(&output).trim() == "1", "{}", text(&output));
     let left = [second["release"].as_str().unwrap().to_owned()];
     server.until("then its release goes", |s| (releases(s, "site") == left).then_some(()));
 }
