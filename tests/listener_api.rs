@@ -61,7 +61,7 @@ fn a_dry_run_is_waited_for_and_told_whole() {
         "app": "blog", "ref": "refs/heads/main", "commit": null, "subject": null, "author": null, "live_release": null,
         "live_commit": null, "release": null, "reason": null, "known": false, "commits": [], "commits_total": 0,
         "taken_back": 0, "files": ["a"], "files_total": 1, "steps": [{"name": "check", "command": "true", "left_out": false}],
-        "instances": ["blog.1"],
+        "instances": ["blog.1"], "irreversible": null,
     });
     for (action, query, body, expected, limit) in [
         ("deploy", "", r#"{"dry_run": true}"#, r#"{"deploy_app":{"app":"blog","rev":null,"dry_run":true}}"#, 60),
