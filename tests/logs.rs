@@ -36,8 +36,13 @@ struct Follower {
 
 impl Follower {
     fn new(server: &Server, args: &[&str]) -> Self {
+        Self::of(server, &[&["logs"], args].concat())
+    }
+
+    /// Of what any command prints.
+    fn of(server: &Server, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_everhook"));
-        command.arg("logs").args(args).arg("--config").arg(server.config()).stdin(Stdio::null());
+        command.args(args).arg("--config").arg(server.config()).stdin(Stdio::null());
         command.env_remove("EVERHOOK_CONFIG").env_remove("EVERHOOK_SOCKET");
         let mut client = command.stdout(Stdio::piped()).spawn().unwrap();
         let read = BufReader::new(client.stdout.take().unwrap()).lines();
@@ -207,6 +212,28 @@ fn a_deploys_log_is_followed_until_it_is_over() {
     assert_eq!(Follower::new(&server, &["--deploy", "1", "-f", "-n", "0"]).ends(), Some(0));
     server.fails(4, &["logs", "--deploy", "99"]);
     server.fails(2, &["logs", "site", "--deploy", "1"]);
+}
+
+/// Also a progress that is written over itself, before there is an end of a line.
+#[test]
+fn whoever_waits_for_a_deploy_sees_what_its_steps_write() {
+    let step =
+        r#"build: ["if [ -e slow ]; then echo first; printf '\\r10%%'; cat \"$DIR/gate\"; echo; echo second; fi"]"#;
+    let (server, repo) = deploying::live_world("", step);
+    let gate = Gate::new(&server, "gate");
+    repo.commit(&[("slow", "")], "slow");
+    let deploy = Follower::of(&server, &["deploy", "site"]);
+    let reached = gate.reached();
+    while deploy.next() != "  | first" {}
+    while !deploy.next().contains("10%") {}
+    drop(reached);
+    let mut lines = Vec::new();
+    while let Ok(line) = deploy.lines.recv_timeout(LIMIT) {
+        lines.push(line);
+    }
+    assert!(lines.contains(&"  | second".to_owned()), "{lines:?}");
+    assert!(lines.last().unwrap().ends_with(" is live"), "{lines:?}");
+    assert_eq!(deploy.ends(), Some(0));
 }
 
 #[test]

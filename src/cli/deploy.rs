@@ -2,6 +2,7 @@ use super::{
     client::{change, look, strange},
     failure::{Code, Failure},
     find::Place,
+    output::Output,
     preview::preview,
     progress::Teller,
     screen::{Screen, complain, visible},
@@ -40,26 +41,32 @@ impl Deploy {
     }
 }
 
-/// For `deploy` and `rollback`: shows the pipeline live, and when it ends otherwise than live the
-/// last lines of its log.
+/// For `deploy` and `rollback`: shows the pipeline live with what its steps write, and when it ends otherwise
+/// than live the last lines of its log, unless somebody has just seen them.
 ///
 /// # Errors
 /// When it ends otherwise than live, or as the supervisor says.
 pub fn carry_out(place: &Place, request: Request, waiting: &Waiting) -> Result<(), Failure> {
     let mut screen = Screen::stdout();
     let mut teller = Teller::default();
-    let told = change(place, &mut screen, request, waiting, |screen, said| teller.tell(screen, said));
+    let mut output = Output::new(place);
+    let told = change(place, &mut screen, request, waiting, |screen, said| {
+        let told = teller.tell(screen, said);
+        teller.writing().into_iter().for_each(|id| output.follow(id));
+        told
+    });
     screen.flush()?;
     match told {
-        Ok(Reply::Deploy { deploy, log }) => ended(&mut screen, &deploy, &log),
+        Ok(Reply::Deploy { deploy, log }) => ended(&mut screen, output, &deploy, &log),
         Ok(Reply::Changed { message, .. }) => {
+            output.finish();
             screen.line(&visible(&message))?;
             Ok(screen.flush()?)
         }
         Ok(_) => Err(strange()),
         Err(failure) => match (failure.code, teller.deploy_id()) {
             (Code::Failed, Some(id)) => match look(place, &mut screen, Request::Deploy { id }) {
-                Ok(Reply::Deploy { deploy, log }) if deploy.state.is_end() => ended(&mut screen, &deploy, &log),
+                Ok(Reply::Deploy { deploy, log }) if deploy.state.is_end() => ended(&mut screen, output, &deploy, &log),
                 _ => Err(failure),
             },
             (Code::Interrupted | Code::TimedOut, Some(id)) => {
@@ -71,7 +78,8 @@ pub fn carry_out(place: &Place, request: Request, waiting: &Waiting) -> Result<(
     }
 }
 
-fn ended(screen: &mut Screen, deploy: &DeployView, log: &[String]) -> Result<(), Failure> {
+fn ended(screen: &mut Screen, output: Output<'_>, deploy: &DeployView, log: &[String]) -> Result<(), Failure> {
+    let seen = output.finish() && screen.terminal;
     let end = format!("deploy {} of {}: {}", deploy.id, deploy.app, deploy_end(deploy));
     // What was asked for is so, when the commit that was skipped is the live one.
     let already_live =
@@ -81,7 +89,7 @@ fn ended(screen: &mut Screen, deploy: &DeployView, log: &[String]) -> Result<(),
         screen.line(&visible(&format!("{end}{release}")))?;
         return Ok(screen.flush()?);
     }
-    if !log.is_empty() {
+    if !log.is_empty() && !seen {
         complain("the last lines of its log:");
         log.iter().for_each(|line| complain(&format!("  {line}")));
     }

@@ -22,6 +22,7 @@ mod freeze;
 mod help;
 mod history;
 mod logs;
+mod output;
 mod preview;
 mod progress;
 mod prune;

@@ -18,6 +18,7 @@ pub struct Teller {
     commit: Option<CommitId>,
     /// By the steps' order.
     steps: Vec<StepState>,
+    writing: Option<DeployId>,
 }
 
 impl Teller {
@@ -37,6 +38,11 @@ impl Teller {
         self.state.map(|(id, _)| id)
     }
 
+    /// The deploy that was told of last to run something that may write.
+    pub fn writing(&self) -> Option<DeployId> {
+        self.writing
+    }
+
     /// What has ended, then the state, then what runs in it. How the deploy ended is told with the answer.
     fn deploy(&mut self, screen: &mut Screen, deploy: &DeployView) -> io::Result<()> {
         let told = std::mem::replace(&mut self.steps, deploy.steps.iter().map(|step| step.state).collect());
@@ -49,6 +55,9 @@ impl Teller {
             self.state_line(screen, deploy)?;
         }
         self.state = state;
+        if running.iter().any(|step| !["switch", "verify"].contains(&step.name.as_str())) {
+            self.writing = Some(deploy.id);
+        }
         running.into_iter().try_for_each(|step| tell_step(screen, step))
     }
 

@@ -20,7 +20,7 @@ impl Supervisor {
                 feeds.push(LogFeed { instance, stream: *stream, path, form, from });
             }
         }
-        self.hand_to_logger(feeds, logs, reply);
+        self.hand_to_logger(feeds, logs, reply, None);
     }
 
     /// Serves the log of a deploy, until it is over.
@@ -38,7 +38,7 @@ impl Supervisor {
                 let from = resumed(&logs, &instance, Stream::Out);
                 let path = supervisor.layout.deploy_log(id);
                 let feed = LogFeed { instance, stream: Stream::Out, path, form: Form::Raw, from };
-                supervisor.hand_to_logger(vec![feed], logs, &reply);
+                supervisor.hand_to_logger(vec![feed], logs, &reply, Some(id));
             }
             Ok(_) => {}
             Err(refusal) => {
@@ -52,12 +52,19 @@ impl Supervisor {
         self.logger.tell(&ToLogger::End { path: self.layout.deploy_log(id) }, None);
     }
 
-    fn hand_to_logger(&self, feeds: Vec<LogFeed>, logs: LogsRequest, reply: &ReplyTo) {
+    /// `deploy`: whose log it is, where nobody follows one that is over.
+    fn hand_to_logger(&self, feeds: Vec<LogFeed>, logs: LogsRequest, reply: &ReplyTo, deploy: Option<DeployId>) {
         let LogsRequest { follow, n, previous, since, grep, .. } = logs;
         let message = ToLogger::Serve { feeds, wish: LogWish { follow, n, previous, since, grep } };
         let events = self.events.clone();
         reply.hand_over(move |socket| {
-            let then = move |supervisor: &mut Supervisor| supervisor.logger.tell_any(message, socket);
+            let then = move |supervisor: &mut Supervisor| {
+                supervisor.logger.tell_any(message, socket);
+                // Its end was told before, if that came while this was on its way.
+                if let Some(id) = deploy.filter(|id| supervisor.deploys.find(*id).is_none()) {
+                    supervisor.end_deploy_log(id);
+                }
+            };
             let _ = events.send(Event::Then(Box::new(then)));
         });
     }
