@@ -20,6 +20,7 @@ mod read;
 mod run;
 mod runs;
 mod sink;
+mod sources;
 mod times;
 
 use std::{path::PathBuf, process::ExitCode};

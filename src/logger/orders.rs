@@ -24,15 +24,15 @@ impl Logger {
     /// Does what the supervisor says, and sends what waits. Without a supervisor it goes on capturing.
     pub fn hear(&mut self) {
         self.receive();
-        while let Some((order, fd)) = self.orders.pop_front() {
-            self.obey(order, fd);
+        while let Some((order, fds)) = self.orders.pop_front() {
+            self.obey(order, fds);
         }
         self.send();
     }
 
     fn receive(&mut self) {
         while let Some(channel) = &mut self.channel {
-            match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fds.into_iter().next()))) {
+            match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fds))) {
                 Ok(order) => self.orders.push_back(order),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) => {
@@ -61,7 +61,7 @@ impl Logger {
         let mut orders = std::mem::take(&mut self.orders);
         // A source that is not open yet has its mark in its turn, as everything else that was said.
         orders.retain(|(order, waits)| match order {
-            ToLogger::Mark { source, at } if waits.is_none() => !self.note(source, *at),
+            ToLogger::Mark { source, at } if waits.is_empty() => !self.note(source, *at),
             _ => true,
         });
         self.orders = orders;
@@ -94,18 +94,18 @@ impl Logger {
         }
     }
 
-    fn obey(&mut self, order: ToLogger, fd: Option<OwnedFd>) {
+    fn obey(&mut self, order: ToLogger, mut fds: Vec<OwnedFd>) {
         match order {
-            ToLogger::Open { source, stream, sink } => self.begin(&source, stream, sink, fd),
+            ToLogger::Open { source, sinks } => self.begin(&source, sinks, fds),
             ToLogger::Retarget { ticket, source, stream, sink } => self.retarget(ticket, &source, stream, sink),
-            ToLogger::Close { source } => self.close(|s| s.name == source, None),
+            ToLogger::Close { source } => self.close(self.sources.named(&source)),
             ToLogger::Rename { source, to, from, sinks } => self.rename(&source, &to, &from, sinks),
             ToLogger::Mark { source, at } => {
-                if fd.is_some() {
-                    self.drain_where(|s| s.name == source);
+                if !fds.is_empty() {
+                    self.sources.named(&source).for_each(|token| self.drain(token));
                 }
                 self.note(&source, at);
-                drop(fd);
+                drop(fds);
             }
             ToLogger::Echo { on } => {
                 if let Err(error) = self.echo.set(on) {
@@ -113,62 +113,64 @@ impl Logger {
                 }
             }
             ToLogger::Tail { ticket, path, n } => self.tail(ticket, &path, n),
-            ToLogger::Serve { feeds, wish } => self.serve(feeds, wish, fd),
+            ToLogger::Serve { feeds, wish } => self.serve(feeds, wish, fds.pop()),
             ToLogger::End { path } => self.end(&path),
-            ToLogger::Reopen => self.sinks.values_mut().for_each(|sink| sink.opened = None),
+            ToLogger::Reopen => self.sources.values_mut().for_each(|source| source.sink.opened = None),
             ToLogger::Finish => self.finished = true,
         }
     }
 
-    fn begin(&mut self, source: &str, stream: Stream, sink: Sink, fifo: Option<OwnedFd>) {
-        let opened = match fifo {
-            Some(fifo) => self.open(source.to_owned(), stream, sink, fifo),
-            None => Err(io::Error::other("no FIFO came with it")),
-        };
-        if let Err(error) = opened {
-            eprintln!("everhook logger: {source} {} cannot be captured: {error}", stream.as_str());
+    fn begin(&mut self, source: &str, sinks: Vec<(Stream, Sink)>, fifos: Vec<OwnedFd>) {
+        for ((stream, sink), fifo) in sinks.into_iter().zip(fifos) {
+            if let Err(error) = self.open(source, stream, sink, fifo) {
+                eprintln!("everhook logger: {source} {} cannot be captured: {error}", stream.as_str());
+            }
         }
     }
 
     fn retarget(&mut self, ticket: u64, name: &str, stream: Stream, sink: Sink) {
-        self.drain_where(|s| s.name == name && s.stream == stream);
-        let path = self.sink(sink);
-        let source = self.sources.values_mut().find(|s| s.name == name && s.stream == stream);
-        let old = source.map(|source| std::mem::replace(&mut source.sink, path.clone()));
-        if let Some(old) = old.filter(|old| *old != path) {
-            self.leave(name, &old);
+        if let Some(token) = self.sources.stream(name, stream) {
+            self.drain(token);
+            if let Some(mut source) = self.sources.remove(token) {
+                source.sink = self.file(name, Some(source.sink), sink);
+                self.sources.insert(token, source);
+            }
         }
-        self.leave(name, &path);
         self.tell(&FromLogger::Done { ticket });
     }
 
     fn rename(&mut self, name: &str, to: &str, from: &Path, sinks: Vec<(Stream, Sink)>) {
-        self.drain_where(|s| s.name == name);
-        for (stream, sink) in &sinks {
-            let source = self.sources.values_mut().find(|s| s.name == name && s.stream == *stream);
-            let Some(source) = source else { continue };
-            to.clone_into(&mut source.name);
-            let old = std::mem::replace(&mut source.sink, sink.path.clone());
-            self.leave(name, &old);
-            self.clients.values_mut().for_each(|client| client.renamed(&old, &sink.path, to));
+        let folder = sinks.first().and_then(|(_, sink)| sink.path.parent()).map(Path::to_owned);
+        let mut renamed = Vec::new();
+        for (stream, sink) in sinks {
+            let Some(token) = self.sources.stream(name, stream) else { continue };
+            self.drain(token);
+            if let Some(mut source) = self.sources.remove(token) {
+                self.close_file(name, &mut source.sink);
+                let old = &source.sink.sink.path;
+                self.clients.values_mut().for_each(|client| client.renamed(old, &sink.path, to));
+                renamed.push((token, source, sink));
+            }
         }
-        if let Some(folder) = sinks.first().and_then(|(_, sink)| sink.path.parent()) {
+        if let Some(folder) = folder {
             let aside = self.aside.clone();
             let _names = aside.names();
-            if let Err(error) = files::move_named(from, folder, name, to) {
+            if let Err(error) = files::move_named(from, &folder, name, to) {
                 eprintln!("everhook logger: the logs of {name} cannot be taken over by {to}: {error}");
             }
         }
-        for (_, sink) in sinks {
-            self.sink(sink);
+        for (token, mut source, sink) in renamed {
+            source.name = to.into();
+            source.sink = self.file(to, None, sink);
+            self.sources.insert(token, source);
         }
         self.step_clients();
     }
 
     /// Notes that a run begins where the logs end; false: there is no such source.
     fn note(&self, name: &str, at: At) -> bool {
-        let files = self.sources.values().find(|s| s.name == name).and_then(|s| Files::of(&s.sink));
-        let Some(files) = files else { return false };
+        let source = self.sources.named(name).next().and_then(|token| self.sources.get(token));
+        let Some(files) = source.and_then(|source| Files::of(&source.sink.sink.path)) else { return false };
         if let Err(error) = runs::note(&files, at) {
             eprintln!("everhook logger: {}: {error}", files.runs.display());
         }
@@ -177,8 +179,7 @@ impl Logger {
 
     fn tail(&mut self, ticket: u64, path: &Path, n: u32) {
         let (lines, refusal) = if read::is_below(path, &self.logs) {
-            self.drain_where(|s| s.sink == path);
-            let form = self.sinks.get(path).map_or(Form::Raw, |file| file.sink.form);
+            let form = self.drain_into(path).map_or(Form::Raw, |sink| sink.form);
             match read::lines(path, form, n as usize) {
                 Ok(lines) => (lines, None),
                 Err(e) => (Vec::new(), Some(Refusal::new(RefusalKind::Failed, format!("{}: {e}", path.display())))),
@@ -190,8 +191,15 @@ impl Logger {
         self.tell(&FromLogger::Lines { ticket, lines, refusal });
     }
 
+    /// Moves what the FIFO of this file holds to it; how it is written, where it is.
+    fn drain_into(&mut self, path: &Path) -> Option<&Sink> {
+        let token = self.sources.into_file(path)?;
+        self.drain(token);
+        self.sources.get(token).map(|source| &source.sink.sink)
+    }
+
     fn end(&mut self, path: &Path) {
-        self.drain_where(|s| s.sink == path);
+        self.drain_into(path);
         for client in self.clients.values_mut() {
             client.ended(path);
         }
@@ -204,7 +212,9 @@ impl Logger {
             eprintln!("everhook logger: {} is not below {}", bad.path.display(), self.logs.display());
             return;
         }
-        self.drain_where(|s| feeds.iter().any(|feed| feed.path == s.sink));
+        for feed in &feeds {
+            self.drain_into(&feed.path);
+        }
         if let Err(error) = self.begin_to_serve(feeds, wish, socket) {
             eprintln!("everhook logger: a reader's socket: {error}");
         }

@@ -26,14 +26,11 @@ use super::{
     client::{Client, Progress},
     echo::Echo,
     filter::Filter,
-    lines::Lines,
     sink::SinkFile,
+    sources::{Source, Sources},
 };
 use crate::{
-    domain::{
-        api::{FromLogger, Sink, Stream, ToLogger},
-        model::InstanceId,
-    },
+    domain::api::{FromLogger, Sink, Stream, ToLogger},
     os::{
         capture::{Buffer, readable},
         channel::Channel,
@@ -60,21 +57,6 @@ const SIGNAL: u64 = 1;
 const BELL: u64 = 2;
 const FIRST: u64 = 3;
 
-/// A FIFO and where it goes.
-pub(super) struct Source {
-    pub name: String,
-    pub stream: Stream,
-    pub sink: PathBuf,
-    fifo: OwnedFd,
-    /// Nobody has it open for writing: woken by the next writer only, as it is always "ready".
-    hung_up: bool,
-    /// How often in a row its pipe was full; [`OFTEN`] where it has become larger.
-    full: u8,
-    /// An app's output, which is echoed; a job's is not.
-    is_app: bool,
-    lines: Lines,
-}
-
 /// Rung by a thread that has told a reader the past.
 #[derive(Clone)]
 pub(super) struct Bell {
@@ -97,14 +79,13 @@ pub(super) struct Logger {
     pub epoll: Epoll,
     pub channel: Option<Channel>,
     /// Heard, not done yet.
-    pub orders: VecDeque<(ToLogger, Option<OwnedFd>)>,
+    pub orders: VecDeque<(ToLogger, Vec<OwnedFd>)>,
     signals: SignalFd,
     pub capture: Capture,
     pub aside: Aside,
     /// The logs folder; nothing outside of it is read.
     pub logs: PathBuf,
-    pub sinks: HashMap<PathBuf, SinkFile>,
-    pub sources: HashMap<u64, Source>,
+    pub sources: Sources,
     pub clients: HashMap<u64, Client>,
     pub echo: Echo,
     pub finished: bool,
@@ -156,8 +137,7 @@ impl Logger {
             capture,
             aside,
             logs,
-            sinks: HashMap::new(),
-            sources: HashMap::new(),
+            sources: Sources::default(),
             clients: HashMap::new(),
             echo: Echo::new(),
             finished: false,
@@ -247,7 +227,7 @@ impl Logger {
     fn rotate_expired(&mut self) {
         let now = Instant::now();
         self.expiry = None;
-        for sink in self.sinks.values_mut() {
+        for Source { sink, .. } in self.sources.values_mut() {
             match sink.expires() {
                 Some(at) if at > now => self.expiry = Some(self.expiry.map_or(at, |first| first.min(at))),
                 Some(_) => {
@@ -271,7 +251,7 @@ impl Logger {
             }
             return 0;
         }
-        let Some(source) = self.sources.get(&token) else { return 0 };
+        let Some(source) = self.sources.get(token) else { return 0 };
         let held = self.holds(token);
         if held == 0 && flags.contains(EpollFlags::EPOLLHUP) != source.hung_up {
             self.watch(token, flags.contains(EpollFlags::EPOLLHUP));
@@ -298,24 +278,24 @@ impl Logger {
 
     /// The file of a source is looked at before it is written to again.
     fn doubt(&mut self, token: u64) {
-        if let Some(sink) = self.sources.get(&token).and_then(|source| self.sinks.get_mut(&source.sink)) {
-            sink.doubt();
+        if let Some(source) = self.sources.get_mut(token) {
+            source.sink.doubt();
         }
     }
 
     /// Gives a pipe that is always full more room, or asks whoever may.
     fn widen(&mut self, token: u64, n: usize) {
-        let Some(source) = self.sources.get_mut(&token).filter(|source| source.full < OFTEN) else { return };
+        let Some(source) = self.sources.get_mut(token).filter(|source| source.full < OFTEN) else { return };
         source.full = if n >= FULL { source.full + 1 } else { 0 };
         if source.full == OFTEN && set_pipe_size(&source.fifo, WIDE).is_err() {
-            let (source, stream) = (source.name.clone(), source.stream);
+            let (source, stream) = (source.name.to_string(), source.stream);
             self.tell(&FromLogger::Crowded { source, stream });
         }
     }
 
     /// Watches a FIFO: at every wait, or, where no writer is left, only when one comes.
     fn watch(&mut self, token: u64, hung_up: bool) {
-        let Some(source) = self.sources.get_mut(&token) else { return };
+        let Some(source) = self.sources.get_mut(token) else { return };
         source.hung_up = hung_up;
         let edge = if hung_up { EpollFlags::EPOLLET } else { EpollFlags::empty() };
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, token);
@@ -326,19 +306,19 @@ impl Logger {
 
     /// Bytes that a FIFO holds now.
     fn holds(&self, token: u64) -> usize {
-        self.sources.get(&token).and_then(|source| readable(&source.fifo).ok()).unwrap_or(0)
+        self.sources.get(token).and_then(|source| readable(&source.fifo).ok()).unwrap_or(0)
     }
 
     /// Moves up to `n` bytes, which the FIFO holds; how many.
     fn take(&mut self, token: u64, n: usize) -> usize {
         self.heed_marks();
-        let Some(source) = self.sources.get_mut(&token) else { return 0 };
-        let Some(sink) = self.sinks.get_mut(&source.sink) else { return 0 };
+        let Some(source) = self.sources.get_mut(token) else { return 0 };
+        let Source { sink, lines, .. } = source;
         let (n, told) = match self.capture.pass(&source.fifo, n, sink) {
             Ok(taken) => taken,
             Err(error) => {
                 eprintln!("everhook logger: {} {}: {error}", source.name, source.stream.as_str());
-                if let Some(source) = self.sources.remove(&token) {
+                if let Some(source) = self.sources.remove(token) {
                     self.forget(&source.fifo);
                 }
                 return 0;
@@ -346,7 +326,7 @@ impl Logger {
         };
         self.captured = true;
         if source.is_app && self.echo.is_on() {
-            self.echo.push(&source.name, &mut source.lines, self.capture.last());
+            self.echo.push(&source.name, lines, self.capture.last());
         }
         tell_opened(sink, &mut self.clients);
         let line_open = sink.opened.as_ref().is_some_and(|opened| opened.line_open);
@@ -354,10 +334,10 @@ impl Logger {
             self.expiry = Some(self.expiry.map_or(at, |first| first.min(at)));
         }
         if let Some(told) = told {
-            let source = source.name.clone();
+            let source = source.name.to_string();
             self.tell_gap(source, told);
         }
-        if n > 0 && self.sources.get(&token).is_some_and(|source| source.hung_up) {
+        if n > 0 && self.sources.get(token).is_some_and(|source| source.hung_up) {
             self.watch(token, false);
         }
         n
@@ -376,66 +356,65 @@ impl Logger {
         }
     }
 
-    /// Drains every source that `which` picks.
-    pub fn drain_where(&mut self, which: impl Fn(&Source) -> bool) {
-        let tokens: Vec<u64> = self.sources.iter().filter(|(_, s)| which(s)).map(|(token, _)| *token).collect();
-        for token in tokens {
+    /// Begins to capture a FIFO. One of the same name and stream ends, after what it holds was written.
+    ///
+    /// # Errors
+    /// When epoll takes no more.
+    pub fn open(&mut self, name: &str, stream: Stream, sink: Sink, fifo: OwnedFd) -> io::Result<()> {
+        let mut before = None;
+        if let Some(token) = self.sources.stream(name, stream) {
             self.drain(token);
+            before = self.remove(token).map(|source| source.sink);
         }
-    }
-
-    /// Begins to capture a FIFO.
-    pub fn open(&mut self, name: String, stream: Stream, sink: Sink, fifo: OwnedFd) -> io::Result<()> {
-        self.close(|source| source.name == name && source.stream == stream, Some(&sink.path.clone()));
         let token = self.token();
         self.epoll.add(&fifo, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
-        let is_app = name.parse::<InstanceId>().is_ok();
-        let path = self.sink(sink);
-        let source =
-            Source { name, stream, sink: path, fifo, hung_up: false, full: 0, is_app, lines: Lines::default() };
-        self.sources.insert(token, source);
+        let file = self.file(name, before, sink);
+        self.sources.insert(token, Source::new(name, stream, fifo, file));
         Ok(())
     }
 
-    /// Has a sink ready under its path, with this limit and number from here on.
-    pub fn sink(&mut self, sink: Sink) -> PathBuf {
-        let path = sink.path.clone();
-        let aside = &self.aside;
-        let file = self.sinks.entry(path.clone()).or_insert_with(|| SinkFile::new(sink.clone(), aside.clone()));
-        if let Err(error) = file.become_like(sink).and_then(|()| self.capture.begin_form(file)) {
-            eprintln!("everhook logger: {}: {error}", path.display());
+    /// The file for this sink: the one `before` where that has its path, which is closed otherwise.
+    pub fn file(&mut self, name: &str, before: Option<SinkFile>, sink: Sink) -> SinkFile {
+        let mut file = match before {
+            Some(same) if same.sink.path == sink.path => same,
+            other => {
+                if let Some(mut left) = other {
+                    self.close_file(name, &mut left);
+                }
+                SinkFile::new(sink.clone(), self.aside.clone())
+            }
+        };
+        if let Err(error) = file.become_like(sink).and_then(|()| self.capture.begin_form(&mut file)) {
+            eprintln!("everhook logger: {}: {error}", file.sink.path.display());
         }
-        tell_opened(file, &mut self.clients);
+        tell_opened(&mut file, &mut self.clients);
         if let Some(at) = file.expires() {
             self.expiry = Some(self.expiry.map_or(at, |first| first.min(at)));
         }
-        path
+        file
     }
 
-    /// Ends the sources that `which` picks, after what they hold was written; sinks that nobody uses are
-    /// closed, but `stays`.
-    pub fn close(&mut self, which: impl Fn(&Source) -> bool, stays: Option<&PathBuf>) {
-        self.drain_where(&which);
-        let gone: Vec<u64> = self.sources.iter().filter(|(_, s)| which(s)).map(|(token, _)| *token).collect();
-        for token in gone {
-            if let Some(mut source) = self.sources.remove(&token) {
-                self.forget(&source.fifo);
-                self.echo.finish_source(&source.name, &mut source.lines);
-                if Some(&source.sink) != stays {
-                    self.leave(&source.name, &source.sink);
-                }
+    /// Ends these, after what they hold was written.
+    pub fn close(&mut self, tokens: impl IntoIterator<Item = u64>) {
+        for token in tokens {
+            self.drain(token);
+            if let Some(mut source) = self.remove(token) {
+                self.close_file(&source.name, &mut source.sink);
             }
         }
     }
 
-    /// Closes a sink that no source uses any more.
-    pub fn leave(&mut self, name: &str, path: &PathBuf) {
-        if self.sources.values().any(|source| source.sink == *path) {
-            return;
-        }
-        if let Some(mut sink) = self.sinks.remove(path)
-            && let Some(told) = self.capture.close(&mut sink)
-        {
+    /// Reads a source no more.
+    fn remove(&mut self, token: u64) -> Option<Source> {
+        let mut source = self.sources.remove(token)?;
+        self.forget(&source.fifo);
+        self.echo.finish_source(&source.name, &mut source.lines);
+        Some(source)
+    }
+
+    /// Says in a file what is missing, where something is, before it is written to no more.
+    pub fn close_file(&mut self, name: &str, sink: &mut SinkFile) {
+        if let Some(told) = self.capture.close(sink) {
             self.tell_gap(name.to_owned(), told);
         }
     }
@@ -498,7 +477,7 @@ impl Logger {
     /// Writes everything that the FIFOs hold, and lets readers and stdout take it.
     fn finish(&mut self) {
         self.hear();
-        self.close(|_| true, None);
+        self.close(self.sources.all());
         for client in self.clients.values_mut() {
             client.end();
         }

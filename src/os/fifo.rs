@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions, Permissions},
     io::{self, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     },
     path::Path,
@@ -16,33 +16,29 @@ use rustix::pipe::fcntl_getpipe_size;
 use super::holder;
 
 /// Makes a FIFO where none is, and gives it to this owner with mode 0600 (the owner opens it by
-/// name too, as `/dev/stdout`). One that is there is kept with what it holds.
+/// name too, as `/dev/stdout`). One that is there is kept with what it holds. Returns the end that a child
+/// writes to. It can be read too, so that a write never fails for want of a reader: at worst it blocks.
+/// It bears the mark of [`holder`].
 ///
 /// # Errors
-/// `AlreadyExists` when something else has the name.
-pub fn make(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
-    match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
-        Ok(()) | Err(nix::Error::EEXIST) => {}
+/// `AlreadyExists` when something else has the name, or as the file system says.
+pub fn make(path: &Path, uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    let fifo = match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(()) => open(path, 0)?,
+        Err(nix::Error::EEXIST) => open_known(path, 0)?,
         Err(e) => return Err(e.into()),
-    }
-    let fifo = open(path, libc::O_NONBLOCK)?;
+    };
     let metadata = fifo.metadata()?;
+    if !metadata.file_type().is_fifo() {
+        return Err(is_other(path));
+    }
     if (metadata.uid(), metadata.gid()) != (uid, gid) {
         fchown(&fifo, Some(uid), Some(gid))?;
     }
     if metadata.mode() & 0o7777 != 0o600 {
         fifo.set_permissions(Permissions::from_mode(0o600))?;
     }
-    Ok(())
-}
-
-/// The end that a child writes to. It can be read too, so that a write never fails for want of a
-/// reader: at worst it blocks. It bears the mark of [`holder`].
-///
-/// # Errors
-/// `AlreadyExists` when it is no FIFO, or as the file system says.
-pub fn open_rw(path: &Path) -> io::Result<OwnedFd> {
-    let fifo = open(path, 0)?.into();
+    let fifo = fifo.into();
     holder::mark(&fifo);
     Ok(fifo)
 }
@@ -55,12 +51,15 @@ pub fn room(fifo: impl AsFd) -> io::Result<usize> {
     Ok(fcntl_getpipe_size(fifo)?)
 }
 
-/// The end that the logger reads, non-blocking. It can be written too, so that it never ends.
+/// The end that the logger reads, non-blocking, of the FIFO that this end belongs to: another open file, as
+/// blocking is a property of that. It can be written too, so that it never ends.
 ///
 /// # Errors
-/// As [`open_rw`].
-pub fn open_read_end(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, libc::O_NONBLOCK)?.into())
+/// Where `/proc` is not mounted, and when descriptors run out.
+pub fn read_end(of: impl AsFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", of.as_fd().as_raw_fd());
+    let options = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    Ok(options.into())
 }
 
 /// Adds a line to what waits in it, whole or not at all, and never blocks.
@@ -73,18 +72,25 @@ pub fn add_line(path: &Path, line: &str) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the line is too long"));
     }
     // Opened anew: the children's ends block, and whether it blocks is a property of the open file.
-    open(path, libc::O_NONBLOCK)?.write_all(line.as_bytes())
+    open_known(path, libc::O_NONBLOCK)?.write_all(line.as_bytes())
+}
+
+/// Opens what may be something else: looked at before, as opening that may act on it, and after, as it may
+/// have changed.
+fn open_known(path: &Path, flags: i32) -> io::Result<File> {
+    if !std::fs::symlink_metadata(path)?.file_type().is_fifo() {
+        return Err(is_other(path));
+    }
+    let file = open(path, flags)?;
+    if file.metadata()?.file_type().is_fifo() { Ok(file) } else { Err(is_other(path)) }
 }
 
 fn open(path: &Path, flags: i32) -> io::Result<File> {
-    let is_fifo = || Ok::<_, io::Error>(std::fs::symlink_metadata(path)?.file_type().is_fifo());
-    let other = || io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is no FIFO", path.display()));
-    // Looked at before, as opening something else may act on it, and after, as it may have changed.
-    if !is_fifo()? {
-        return Err(other());
-    }
-    let file = OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_NOFOLLOW).open(path)?;
-    if file.metadata()?.file_type().is_fifo() { Ok(file) } else { Err(other()) }
+    OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_NOFOLLOW).open(path)
+}
+
+fn is_other(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is no FIFO", path.display()))
 }
 
 /// What the FIFO of a flood holds, in bytes.
@@ -121,15 +127,15 @@ mod tests {
     fn what_is_written_waits_for_a_reader() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fifo");
-        make(&path, me().0, me().1).unwrap();
-        let kept = open_read_end(&path).unwrap();
-        let mut writer = File::from(open_rw(&path).unwrap());
+        let child = make(&path, me().0, me().1).unwrap();
+        let kept = read_end(&child).unwrap();
+        let mut writer = File::from(child);
         writer.write_all(b"line\n").unwrap();
         drop(writer);
         // Made again with what it holds, as a restart does.
-        make(&path, me().0, me().1).unwrap();
+        let again = make(&path, me().0, me().1).unwrap();
         assert_eq!(bytes_waiting(&kept).unwrap(), 5);
-        let mut reader = File::from(open_read_end(&path).unwrap());
+        let mut reader = File::from(read_end(&again).unwrap());
         drop(kept);
         let mut buffer = [0; 16];
         assert_eq!(reader.read(&mut buffer).unwrap(), 5);
@@ -140,10 +146,10 @@ mod tests {
     fn the_size_is_ours_to_choose() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fifo");
-        make(&path, me().0, me().1).unwrap();
-        let fifo = open_read_end(&path).unwrap();
+        let child = make(&path, me().0, me().1).unwrap();
+        let fifo = read_end(&child).unwrap();
         set_pipe_size(&fifo, WIDE).unwrap();
-        File::from(open_rw(&path).unwrap()).write_all(&vec![b'x'; 200_000]).unwrap();
+        File::from(child).write_all(&vec![b'x'; 200_000]).unwrap();
         assert_eq!(bytes_waiting(&fifo).unwrap(), 200_000);
     }
 
@@ -168,8 +174,7 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         for path in [&link, &file] {
             assert_eq!(make(path, me().0, me().1).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-            assert!(open_rw(path).is_err());
-            assert!(open_read_end(path).is_err());
+            assert_eq!(add_line(path, "a line").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         }
     }
 }

@@ -366,7 +366,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("out");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-        let ours = crate::os::fifo::open_rw(&fifo).unwrap();
+        let ours =
+            crate::os::fifo::make(&fifo, nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()).unwrap();
         let boot = format!("output-{}", std::process::id());
         // It left its session and its parent, and forgot all. Beside it somebody writes into the same FIFO.
         let script = r#"(setsid sh -c "$BARE" &)"#;

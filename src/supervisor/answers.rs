@@ -89,7 +89,7 @@ impl Supervisor {
         }
         let ticket = self.ticket();
         self.tails.insert(ticket, Box::new(then));
-        self.logger.tell(&ToLogger::Tail { ticket, path, n }, None);
+        self.logger.tell(ToLogger::Tail { ticket, path, n }, None);
     }
 
     /// The logger said something.
@@ -108,7 +108,7 @@ impl Supervisor {
                     then(self, lines);
                 }
             }
-            FromLogger::Crowded { source, stream } => self.logger.widen(&source, stream),
+            FromLogger::Crowded { source, stream } => self.widen(&source, stream),
             FromLogger::Dropping { source, dropped, reason } => match reason {
                 Some(reason) => self.trouble(&format!("output of {source} is being dropped: {reason}")),
                 None => warn!(%source, dropped, "output is logged again"),

@@ -4,7 +4,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -107,7 +107,7 @@ impl Keeper {
     }
 }
 
-/// The logger and what it captures.
+/// The logger.
 #[derive(Default)]
 pub struct Logger {
     pub keeper: Keeper,
@@ -115,19 +115,12 @@ pub struct Logger {
     to: Option<mpsc::UnboundedSender<Outgoing>>,
     /// Said when there is one again.
     waiting: Vec<Outgoing>,
-    /// What is captured, to be opened again by the next logger.
-    sources: std::collections::BTreeMap<(String, Stream), Source>,
     echo: bool,
-}
-
-struct Source {
-    fifo: PathBuf,
-    sink: Sink,
 }
 
 struct Outgoing {
     message: ToLogger,
-    fd: Option<OwnedFd>,
+    fds: Vec<OwnedFd>,
     /// Closed once it was sent.
     gate: Option<OwnedFd>,
 }
@@ -142,7 +135,7 @@ impl Logger {
     pub fn set_echo(&mut self, on: bool) {
         if self.echo != on {
             self.echo = on;
-            self.tell(&ToLogger::Echo { on }, None);
+            self.tell(ToLogger::Echo { on }, None);
         }
     }
 
@@ -158,9 +151,9 @@ impl Logger {
     }
 
     /// Says something to the logger; lost while there is none, since the next one is told everything.
-    pub fn tell(&self, message: &ToLogger, fd: Option<OwnedFd>) {
+    pub fn tell(&self, message: ToLogger, fds: impl IntoIterator<Item = OwnedFd>) {
         if let Some(to) = &self.to {
-            let _ = to.send(Outgoing { message: message.clone(), fd, gate: None });
+            let _ = to.send(Outgoing { message, fds: fds.into_iter().collect(), gate: None });
         }
     }
 
@@ -173,95 +166,48 @@ impl Logger {
         let to = self.to.as_ref()?;
         let (ours, theirs) = std::io::pipe().ok()?;
         let message = ToLogger::Mark { source: instance.to_string(), at: crate::os::clock::now().wall };
-        let theirs = Some(theirs.into());
-        let (fd, gate) = if empty { (None, theirs) } else { (theirs, None) };
-        let _ = to.send(Outgoing { message, fd, gate });
+        let theirs = theirs.into();
+        let (fds, gate) = if empty { (Vec::new(), Some(theirs)) } else { (vec![theirs], None) };
+        let _ = to.send(Outgoing { message, fds, gate });
         Some(Arc::new(ours.into()))
     }
 
     /// Says it to this logger, or to the next one.
     pub fn tell_any(&mut self, message: ToLogger, fd: OwnedFd) {
         match &self.to {
-            Some(_) => self.tell(&message, Some(fd)),
-            None => self.waiting.push(Outgoing { message, fd: Some(fd), gate: None }),
+            Some(_) => self.tell(message, Some(fd)),
+            None => self.waiting.push(Outgoing { message, fds: vec![fd], gate: None }),
         }
     }
 
-    /// Captures a FIFO from now on.
-    pub fn open(&mut self, source: &str, stream: Stream, fifo: PathBuf, sink: Sink) {
-        let key = (source.to_owned(), stream);
-        self.send_open(&key, &fifo, &sink);
-        self.sources.insert(key, Source { fifo, sink });
-    }
-
-    /// Writes a captured FIFO to another file; false while there is no logger, whose successor will.
-    pub fn retarget(&mut self, ticket: u64, source: &str, stream: Stream, sink: &Sink) -> bool {
-        if let Some(known) = self.sources.get_mut(&(source.to_owned(), stream)) {
-            known.sink = sink.clone();
-        }
-        let message = ToLogger::Retarget { ticket, source: source.to_owned(), stream, sink: sink.clone() };
-        self.tell(&message, None);
-        self.to.is_some()
-    }
-
-    /// A source is called something else; its log files go along, from the folder `from`.
-    pub fn rename(&mut self, source: &str, to: &str, from: PathBuf, streams: [(Stream, PathBuf, Sink); 2]) {
-        let mut sinks = Vec::new();
-        for (stream, fifo, sink) in streams {
-            if self.sources.remove(&(source.to_owned(), stream)).is_some() {
-                self.sources.insert((to.to_owned(), stream), Source { fifo, sink: sink.clone() });
-                sinks.push((stream, sink));
-            }
-        }
-        self.tell(&ToLogger::Rename { source: source.to_owned(), to: to.to_owned(), from, sinks }, None);
-    }
-
-    /// Makes a FIFO larger. Where we may not either, it stays as it is, which costs speed alone.
-    pub fn widen(&self, source: &str, stream: Stream) {
-        if let Some(known) = self.sources.get(&(source.to_owned(), stream))
-            && let Ok(fifo) = fifo::open_read_end(&known.fifo)
-        {
-            let _ = fifo::set_pipe_size(fifo, fifo::WIDE);
-        }
-    }
-
-    #[must_use]
-    pub fn captures(&self, source: &str, stream: Stream) -> bool {
-        self.sources.contains_key(&(source.to_owned(), stream))
-    }
-
-    /// Is this the file that a captured FIFO was last told to go to?
-    #[must_use]
-    pub fn writes_to(&self, source: &str, stream: Stream, sink: &Sink) -> bool {
-        self.sources.get(&(source.to_owned(), stream)).is_some_and(|known| known.sink == *sink)
-    }
-
-    /// Captures it no more.
-    pub fn close(&mut self, source: &str) {
-        self.sources.retain(|(name, _), _| name != source);
-        self.tell(&ToLogger::Close { source: source.to_owned() }, None);
-    }
-
-    fn send_open(&self, (source, stream): &(String, Stream), fifo: &Path, sink: &Sink) {
+    /// Captures what is written to these FIFOs from now on. While there is no logger nothing need be said.
+    pub fn open<'a>(&self, source: &str, outputs: impl IntoIterator<Item = (Stream, &'a OwnedFd, Sink)>) {
         if self.to.is_none() {
             return;
         }
-        match fifo::open_read_end(fifo) {
-            Ok(fd) => {
-                let message = ToLogger::Open { source: source.clone(), stream: *stream, sink: sink.clone() };
-                self.tell(&message, Some(fd));
+        let (mut sinks, mut fds) = (Vec::new(), Vec::new());
+        for (stream, output, sink) in outputs {
+            match fifo::read_end(output) {
+                Ok(fd) => {
+                    sinks.push((stream, sink));
+                    fds.push(fd);
+                }
+                Err(error) => error!(%source, stream = stream.as_str(), %error, "output is not captured"),
             }
-            Err(error) => error!(%source, fifo = %fifo.display(), %error, "output is not captured"),
         }
+        self.tell(ToLogger::Open { source: source.to_owned(), sinks }, fds);
     }
 
-    fn tell_everything(&mut self) {
-        self.tell(&ToLogger::Echo { on: self.echo }, None);
-        for (key, source) in &self.sources {
-            self.send_open(key, &source.fifo, &source.sink);
-        }
-        for Outgoing { message, fd, .. } in std::mem::take(&mut self.waiting) {
-            self.tell(&message, fd);
+    /// Captures it no more.
+    pub fn close(&self, source: &str) {
+        self.tell(ToLogger::Close { source: source.to_owned() }, None);
+    }
+
+    /// Says what must not be lost, once everything is captured.
+    pub fn go_on(&mut self) {
+        self.tell(ToLogger::Echo { on: self.echo }, None);
+        for Outgoing { message, fds, .. } in std::mem::take(&mut self.waiting) {
+            self.tell(message, fds);
         }
     }
 }
@@ -334,7 +280,8 @@ impl Supervisor {
                 let (to, outbox) = mpsc::unbounded_channel();
                 self.logger.to = Some(to);
                 tokio::spawn(speak_to_logger(ours, outbox, self.events.clone(), self.logger.run));
-                self.logger.tell_everything();
+                self.capture_everything();
+                self.logger.go_on();
                 self.spawn(Owner::Logger, spec);
             }
             Err(error) => self.logger_stumbles(&error),
@@ -417,7 +364,7 @@ async fn speak_to_logger(channel: Channel, mut outbox: mpsc::UnboundedReceiver<O
         tokio::select! {
             out = outbox.recv() => match out {
                 Some(out) => {
-                    channel.queue(&out.message, &[], out.fd);
+                    channel.queue(&out.message, &[], out.fds);
                     if let Some(gate) = out.gate {
                         channel.hold(gate);
                     }

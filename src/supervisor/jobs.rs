@@ -492,24 +492,6 @@ impl Supervisor {
             (None, None) => then(self, end(Vec::new())),
         }
     }
-
-    /// The child's end of the FIFO that this app's deploys write to.
-    pub fn deploy_stream(&mut self, app: &AppName, who: &Arc<Identity>) -> Option<Arc<OwnedFd>> {
-        if let Some(stream) = self.deploy_streams.get(app) {
-            return Some(Arc::clone(stream));
-        }
-        match self.maker.stream(&stream_name(app), Stream::Out, who) {
-            Ok(stream) => {
-                let stream = Arc::new(stream);
-                self.deploy_streams.insert(app.clone(), Arc::clone(&stream));
-                Some(stream)
-            }
-            Err(error) => {
-                warn!(%app, "{error}");
-                None
-            }
-        }
-    }
 }
 
 /// The deploy hears of the end.

@@ -49,7 +49,7 @@ impl Supervisor {
 
     /// A deploy's log is whole: nobody follows it further.
     pub fn end_deploy_log(&self, id: DeployId) {
-        self.logger.tell(&ToLogger::End { path: self.layout.deploy_log(id) }, None);
+        self.logger.tell(ToLogger::End { path: self.layout.deploy_log(id) }, None);
     }
 
     /// `deploy`: whose log it is, where nobody follows one that is over.

@@ -26,6 +26,7 @@ mod listeners;
 mod live;
 mod log;
 mod logs;
+mod outputs;
 mod pipeline;
 mod prepare;
 mod probe;
@@ -150,7 +151,7 @@ pub struct Supervisor {
     early: Option<Vec<requests::Caller>>,
     /// Deploys that were queued until then.
     early_deploys: Vec<(DeployView, u32, pipeline::Order)>,
-    deploy_streams: HashMap<AppName, Arc<OwnedFd>>,
+    deploy_streams: HashMap<AppName, outputs::DeployStream>,
     /// Apps whose file `live` leads nowhere, until a deploy has something to run.
     lost: BTreeSet<AppName>,
     /// Releases that go once nobody runs in them any more.

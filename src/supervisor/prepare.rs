@@ -217,9 +217,7 @@ impl Maker {
     /// Names the FIFO.
     pub fn stream(&self, source: &str, stream: Stream, who: &Identity) -> Result<OwnedFd, String> {
         let path = self.layout.fifo(source, stream);
-        fifo::make(&path, who.uid, who.gid)
-            .and_then(|()| fifo::open_rw(&path))
-            .map_err(|e| format!("{}: {e}", path.display()))
+        fifo::make(&path, who.uid, who.gid).map_err(|e| format!("{}: {e}", path.display()))
     }
 }
 

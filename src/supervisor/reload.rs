@@ -18,7 +18,7 @@ use super::{
     settings::{self, Settings},
 };
 use crate::domain::{
-    api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, Sink, Stream, ToLogger},
+    api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, ToLogger},
     config::{self, Config, Plan},
     deploy,
     model::{AppName, InstanceId},
@@ -276,22 +276,6 @@ impl Supervisor {
         }
     }
 
-    /// Has the logger capture an app's output as its config says now.
-    fn capture(&mut self, app: &config::App) {
-        if app.command.is_none() {
-            return;
-        }
-        let Some(shell) = self.shells.get(&app.name) else { return };
-        for number in shell.numbers() {
-            let id = InstanceId { app: app.name.clone(), number };
-            for stream in [Stream::Out, Stream::Err] {
-                let sink = Sink::of(self.layout.log(&id, stream), &app.logs);
-                let fifo = self.layout.fifo(&id.to_string(), stream);
-                self.logger.open(&id.to_string(), stream, fifo, sink);
-            }
-        }
-    }
-
     fn tell_cut(&mut self, spec: &config::App, kits: &BTreeMap<Seat, Kit>) {
         if let Some(cut) = kits.values().find_map(prepare::cut) {
             let told = spec.fault("", &cut);
@@ -344,7 +328,7 @@ impl Supervisor {
 
     /// Closes and opens all log files.
     pub fn reopen_logs(&mut self) {
-        self.logger.tell(&ToLogger::Reopen, None);
+        self.logger.tell(ToLogger::Reopen, None);
     }
 }
 

@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{Sink, Stream},
         config::{self, Config, Plan},
         model::{AppName, InstanceId},
         service::{Seat, State},
@@ -137,8 +136,7 @@ impl Supervisor {
         self.children.rename(old, new);
         self.schedule_renamed(old, spec, made.ran);
         self.deploys.rename(old, new);
-        self.deploy_streams.remove(old);
-        self.logger.close(&super::pipeline::log_source(old));
+        self.forget_deploy_stream(old);
         for set in [&mut self.lost, &mut self.news_due] {
             if set.remove(old) {
                 set.insert(new.clone());
@@ -164,15 +162,7 @@ impl Supervisor {
     }
 
     fn rename_logs(&mut self, old: &AppName, spec: &config::App) {
-        let numbers: Vec<u32> = self.shells.get(&spec.name).into_iter().flat_map(Shell::numbers).collect();
-        for number in numbers {
-            let (from, to) = (InstanceId { app: old.clone(), number }, InstanceId { app: spec.name.clone(), number });
-            let streams = [Stream::Out, Stream::Err].map(|stream| {
-                let fifo = self.layout.fifo(&to.to_string(), stream);
-                (stream, fifo, Sink::of(self.layout.log(&to, stream), &spec.logs))
-            });
-            self.logger.rename(&from.to_string(), &to.to_string(), self.layout.logs().join(old.as_str()), streams);
-        }
+        self.rename_outputs(old, spec);
         let (layout, old, new, is_there) =
             (self.layout.clone(), old.clone(), spec.name.clone(), self.logger.is_there());
         self.files.run(

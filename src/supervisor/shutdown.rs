@@ -89,7 +89,7 @@ impl Supervisor {
     fn end_logger(&mut self) {
         self.ending = Some(Ending::Logger);
         self.logger.keeper.ending = true;
-        self.logger.tell(&ToLogger::Finish, None);
+        self.logger.tell(ToLogger::Finish, None);
         self.go_on_ending();
     }
 

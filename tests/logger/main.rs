@@ -186,7 +186,7 @@ fn a_fifo_without_writers_is_heard_again() {
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     let read = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
     let mut logger = room.start();
-    let open = ToLogger::Open { source: "blog.1".into(), stream: Stream::Out, sink: room.sink("out", 1 << 20, 3) };
+    let open = ToLogger::Open { source: "blog.1".into(), sinks: vec![(Stream::Out, room.sink("out", 1 << 20, 3))] };
     logger.send(&open, Some(read.into()));
     for round in 1..=3 {
         let mut write = OpenOptions::new().write(true).open(&path).unwrap();

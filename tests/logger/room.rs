@@ -115,7 +115,7 @@ impl Logger {
 
     pub fn open(&mut self, fifo: &Fifo, stream: Stream, sink: Sink) {
         let read = fifo.read.try_clone().unwrap();
-        self.send(&ToLogger::Open { source: "blog.1".into(), stream, sink }, Some(read));
+        self.send(&ToLogger::Open { source: "blog.1".into(), sinks: vec![(stream, sink)] }, Some(read));
     }
 
     /// A new run begins. Where its program `waits`, as the FIFOs may hold something, this does.

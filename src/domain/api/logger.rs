@@ -32,9 +32,9 @@ impl Stream {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToLogger {
-    /// Capture this FIFO; its read end is beside the frame. A source of the same name is replaced:
-    /// what the old descriptor still holds is written first.
-    Open { source: String, stream: Stream, sink: Sink },
+    /// Capture these FIFOs, whose read ends are beside the frame in this order. One of the same name and stream
+    /// is replaced: what the old descriptor still holds is written first.
+    Open { source: String, sinks: Vec<(Stream, Sink)> },
     /// Write to another sink from here on, after what the FIFO holds now was written to the old one.
     /// Answered with [`FromLogger::Done`].
     Retarget { ticket: u64, source: String, stream: Stream, sink: Sink },

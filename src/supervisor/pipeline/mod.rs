@@ -30,12 +30,10 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{
-            DeployState, DeployView, EventKind, Progress, Refusal, RefusalKind, Reply, Saying, Sink, Stream, TreeTask,
-        },
+        api::{DeployState, DeployView, EventKind, Progress, Refusal, RefusalKind, Reply, Saying, TreeTask},
         config::{self, Identity},
         deploy::{Action, Event, Found, Job, Live, Places, Queued, Resumption, StepKind, Who, resume},
-        model::{AppName, CommitId, DeployId, ReleaseId, Size},
+        model::{AppName, CommitId, DeployId, ReleaseId},
         service::{self, Release},
     },
     os::files,
@@ -43,21 +41,11 @@ use crate::{
 pub use reserve::Reserve;
 pub use rollback::Rollback;
 
-/// Of a deploy's log the last part and what there is of the next one are kept: what a step that floods it
-/// said at last tells more than what it said first.
-const LOG_PART: Size = Size(5 << 20);
-
 /// What was asked for beyond a deploy's record: as in [`Queued`].
 #[derive(Debug, Default)]
 pub struct Order {
     pub rev: Option<String>,
     pub since: Option<DeployId>,
-}
-
-/// The name that the logger knows the output of an app's deploys by.
-#[must_use]
-pub fn log_source(app: &AppName) -> String {
-    format!("{app}/deploy")
 }
 
 impl Supervisor {
@@ -255,12 +243,10 @@ impl Supervisor {
     /// Runs a job once its output goes to this deploy's log.
     fn run_job(&mut self, deploy: DeployId, job: Job) {
         let Some((view, app)) = self.spec_of(deploy) else { return };
-        let source = log_source(&app.name);
-        let sink = Sink::raw(self.layout.deploy_log(deploy), Some(LOG_PART), 1);
         let fetches = matches!(job, Job::Tree { who: Who::FetchUser, .. });
         self.with_job_folders(&Arc::clone(&app), fetches, move |supervisor, made| match made {
             Ok(keys) => {
-                supervisor.with_log(&app, &source, sink, move |supervisor| supervisor.begin_job(&view, job, keys));
+                supervisor.with_deploy_log(&app, deploy, move |supervisor| supervisor.begin_job(&view, job, keys));
             }
             Err(error) if fetches => supervisor.job_refused(deploy, error),
             Err(error) => supervisor.job_never_was(deploy, error),
@@ -307,32 +293,6 @@ impl Supervisor {
             (self.layout.cache(&app.name).join("home"), 0o755, own),
             (self.layout.tmp(&app.name), 0o700, own),
         ]
-    }
-
-    fn with_log(
-        &mut self,
-        app: &Arc<config::App>,
-        source: &str,
-        sink: Sink,
-        then: impl FnOnce(&mut Supervisor) + Send + 'static,
-    ) {
-        if self.deploy_stream(&app.name, &app.work_as).is_none() {
-            return then(self);
-        }
-        if !self.logger.captures(source, Stream::Out) {
-            let fifo = self.layout.fifo(&super::jobs::stream_name(&app.name), Stream::Out);
-            self.logger.open(source, Stream::Out, fifo, sink);
-            return then(self);
-        }
-        if self.logger.writes_to(source, Stream::Out, &sink) {
-            return then(self);
-        }
-        let ticket = self.ticket();
-        if self.logger.retarget(ticket, source, Stream::Out, &sink) {
-            self.retargets.insert(ticket, Box::new(then));
-        } else {
-            then(self);
-        }
     }
 
     /// The logger is gone, and so are its answers: its successor is told the newest sinks, so nobody
