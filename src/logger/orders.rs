@@ -191,11 +191,11 @@ impl Logger {
         self.tell(&FromLogger::Lines { ticket, lines, refusal });
     }
 
-    /// Moves what the FIFO of this file holds to it; how it is written, where it is.
+    /// Moves what the FIFOs of this file hold to it; how it is written, where it is.
     fn drain_into(&mut self, path: &Path) -> Option<&Sink> {
-        let token = self.sources.into_file(path)?;
-        self.drain(token);
-        self.sources.get(token).map(|source| &source.sink.sink)
+        let tokens = self.sources.filling(path);
+        tokens.iter().for_each(|token| self.drain(*token));
+        self.sources.get(*tokens.first()?).map(|source| &source.sink.sink)
     }
 
     fn end(&mut self, path: &Path) {

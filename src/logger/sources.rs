@@ -65,12 +65,12 @@ impl Sources {
         self.by_name.get(name)?[stream as usize]
     }
 
-    /// Whoever writes to this file.
+    /// All that go to this file.
     #[must_use]
-    pub fn into_file(&self, path: &Path) -> Option<u64> {
+    pub fn filling(&self, path: &Path) -> Vec<u64> {
         // Bytes are compared, as all of these were made by the same hand; and many at each end of an app.
         let is = |source: &Source| source.sink.sink.path.as_os_str() == path.as_os_str();
-        self.by_token.iter().find(|(_, source)| is(source)).map(|(token, _)| *token)
+        self.by_token.iter().filter(|(_, source)| is(source)).map(|(token, _)| *token).collect()
     }
 
     pub fn insert(&mut self, token: u64, mut source: Source) {

@@ -22,6 +22,8 @@ const MAX_HEAD: usize = 64 * 1024 * 1024;
 const MAX_BODY: usize = 1024 * 1024;
 /// No more descriptors travel with one frame.
 const MAX_FDS: usize = 4;
+/// Frames that there is room for while none waits to be sent.
+const FEW: usize = 16;
 /// What one read takes at most.
 const READ: usize = 64 * 1024;
 
@@ -166,6 +168,7 @@ impl Channel {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.outgoing.shrink_to(FEW);
         Ok(true)
     }
 

@@ -22,6 +22,7 @@ pub mod limits;
 pub mod lock;
 pub mod mask;
 pub mod memfd;
+pub mod memory;
 pub mod mounts;
 pub mod notify;
 pub mod open_files;

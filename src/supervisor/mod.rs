@@ -134,7 +134,7 @@ pub struct Supervisor {
     /// Transitions that the log does not have yet, and when they were.
     unsaid: Vec<(Instant, ledger::NewEvent)>,
     /// Those that wait for what the instance said last, and the later ones of its seat.
-    unworded: BTreeMap<apply::SeatId, Vec<ledger::NewEvent>>,
+    unworded: BTreeMap<apply::SeatId, Vec<words::Waiting>>,
 
     deploys: Deploys,
     deploy_todo: VecDeque<deploy::Event>,

@@ -16,6 +16,7 @@ use super::{
     prepare::{self, Kit, Maker},
     rename,
     settings::{self, Settings},
+    start::SETTLED,
 };
 use crate::domain::{
     api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, ToLogger},
@@ -246,6 +247,7 @@ impl Supervisor {
         self.watch_apps();
         self.set_polls();
         self.look_for_letters();
+        self.later(SETTLED, Supervisor::give_back);
         Ok(())
     }
 

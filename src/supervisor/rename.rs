@@ -177,7 +177,7 @@ impl Supervisor {
 
     /// Whoever looks at a process looks at it by its new name.
     fn look_at_renamed(&mut self, old: &SeatId, new: &SeatId) {
-        for mut event in self.unworded.remove(old).unwrap_or_default() {
+        for (_, mut event) in self.unworded.remove(old).unwrap_or_default() {
             event.app = Some(new.app.clone());
             event.instance = Some(new.instance());
             self.put_down(event);

@@ -19,6 +19,8 @@ use crate::os::{
 
 /// Orders that wait for so long, while none is carried out, wait for something that hangs.
 const HANGS: Duration = Duration::from_secs(1);
+/// Orders that there is room for while none waits.
+const FEW: usize = 16;
 /// Threads beside the first at most: each may hang too.
 const MOST_BESIDE: usize = 8;
 
@@ -57,6 +59,8 @@ impl Queue {
             if let Some(order) = orders.waiting.pop_front() {
                 return order;
             }
+            // The start of a thousand apps leaves no room for a thousand.
+            orders.waiting.shrink_to(FEW);
             orders = self.more.wait(orders).unwrap_or_else(PoisonError::into_inner);
         }
     }

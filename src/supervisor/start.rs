@@ -11,6 +11,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use futures_core::Stream;
@@ -47,13 +48,15 @@ use crate::{
     os::{
         cgroup, clock, files,
         lock::{Lock, LockError},
-        mask, notify, reap, threads, users,
+        mask, memory, notify, reap, threads, users,
         watched::Ends,
     },
 };
 
 /// Older ones have neither `close_range` nor all of clone3.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
+/// After this most of what a start or a reload brings about is done.
+pub(super) const SETTLED: Duration = Duration::from_secs(1);
 
 /// Runs until the ordered end.
 ///
@@ -63,6 +66,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     if let Some(version) = crate::os::identity::kernel().filter(|version| *version < OLDEST_KERNEL) {
         return Err(format!("Linux {}.{} is too old: everhook needs 5.10 or newer", version.0, version.1));
     }
+    memory::share_one_heap();
     let uid = users::facts().uid;
     mask::unblock_all().map_err(|e| format!("cannot unblock signals: {e}"))?;
     // The lowest descriptors are the spawner's, so its thread comes first.
@@ -292,6 +296,12 @@ impl Supervisor {
         let ticket = self.ticket();
         self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
         self.say_hello();
+        self.later(SETTLED, Supervisor::give_back);
+    }
+
+    /// What the start or a reload needed goes back to the kernel, on a thread that nobody waits for.
+    pub fn give_back(&mut self) {
+        self.files.run(memory::give_back, |_, ()| ());
     }
 
     /// The first lines of the shipped default: what runs where, and what to try.
@@ -310,7 +320,7 @@ impl Supervisor {
     }
 
     async fn live(&mut self, mut inbox: mpsc::UnboundedReceiver<Event>, mut signals: signals::Signals, ends: Ends) {
-        let timer = tokio::time::sleep(std::time::Duration::MAX);
+        let timer = tokio::time::sleep(Duration::MAX);
         tokio::pin!(timer);
         let mut set = None;
         while self.ending != Some(Ending::Done) {

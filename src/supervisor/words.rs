@@ -16,6 +16,9 @@ pub struct Words {
     pub last: Vec<String>,
 }
 
+/// An event that waits, and whether it is due to a failure.
+pub type Waiting = (bool, NewEvent);
+
 impl Supervisor {
     /// The next event of this seat is due to a failure.
     pub fn expect_words(&mut self, id: &SeatId) {
@@ -26,14 +29,18 @@ impl Supervisor {
 
     /// Has an event written down, after those of its seat that wait.
     pub fn remember(&mut self, id: &SeatId, event: NewEvent) {
+        let failed = self.seat_mut(id).is_some_and(|seat| std::mem::take(&mut seat.words.expected));
         if let Some(waiting) = self.unworded.get_mut(id) {
-            waiting.push(event);
-            return;
+            waiting.push((failed, event));
+        } else if failed {
+            self.unworded.insert(id.clone(), vec![(failed, event)]);
+            self.read_words(id);
+        } else {
+            self.put_down(event);
         }
-        if !self.seat_mut(id).is_some_and(|seat| std::mem::take(&mut seat.words.expected)) {
-            return self.put_down(event);
-        }
-        self.unworded.insert(id.clone(), vec![event]);
+    }
+
+    fn read_words(&mut self, id: &SeatId) {
         let (id, out) = (id.clone(), self.layout.log(&id.instance(), Stream::Out));
         self.tail(self.layout.log(&id.instance(), Stream::Err), LINES, move |supervisor, lines| {
             if lines.is_empty() {
@@ -47,14 +54,21 @@ impl Supervisor {
         let lines: Vec<String> = lines.iter().map(|line| line.chars().take(LENGTH).collect()).collect();
         let detail = (!lines.is_empty()).then(|| lines.join("\n"));
         let mut events = self.unworded.remove(id).unwrap_or_default();
-        if let Some(first) = events.first_mut() {
+        if let Some((_, first)) = events.first_mut() {
             first.detail = detail;
         }
-        for event in events {
+        // What it said before the next failure is to be read for that.
+        let next = events.iter().skip(1).position(|(failed, _)| *failed);
+        let later = next.map(|next| events.split_off(next + 1));
+        for (_, event) in events {
             self.put_down(event);
         }
         if let Some(seat) = self.seat_mut(id) {
             seat.words.last = lines;
+        }
+        if let Some(later) = later {
+            self.unworded.insert(id.clone(), later);
+            self.read_words(id);
         }
         self.write_down();
     }
@@ -62,7 +76,7 @@ impl Supervisor {
     /// Nobody reads any more what would belong to these events.
     pub fn go_without_words(&mut self) {
         for (_, events) in std::mem::take(&mut self.unworded) {
-            events.into_iter().for_each(|event| self.put_down(event));
+            events.into_iter().for_each(|(_, event)| self.put_down(event));
         }
         self.write_down();
     }

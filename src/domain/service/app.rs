@@ -164,8 +164,9 @@ pub struct App {
     given_up: bool,
     /// Why a scheduled app is to run now, until it does.
     pub(super) due: Option<String>,
-    pub(super) trial: Option<Trial>,
-    pub(super) roll: Option<Roll>,
+    /// Boxed like the next, as both are rare, and apps may be many.
+    pub(super) trial: Option<Box<Trial>>,
+    pub(super) roll: Option<Box<Roll>>,
     pub(super) ending: bool,
     pub(super) removed: bool,
     seed: u64,

@@ -57,7 +57,7 @@ impl App {
     /// the one whose turn it is has another one.
     pub(super) fn roll(&mut self, numbers: Vec<u32>, cause: &str) {
         let new = || Roll { cause: String::new(), left: VecDeque::new(), current: None, in_place: false };
-        let roll = self.roll.get_or_insert_with(new);
+        let roll = self.roll.get_or_insert_with(|| Box::new(new()));
         cause.clone_into(&mut roll.cause);
         // Whoever wants other processes gets them.
         roll.in_place = false;
@@ -216,7 +216,7 @@ impl App {
         self.call_off(&cause, out);
         let previous = self.release.replace(release);
         let stands = stands && !self.spec.keeps_the_old_one();
-        self.trial = Some(Trial { previous, settle, stands, until: None });
+        self.trial = Some(Box::new(Trial { previous, settle, stands, until: None }));
         let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(super::Copy::number).collect();
         self.roll_to_release(numbers, &cause);
     }

@@ -41,6 +41,8 @@ const MOST_WAITING: usize = 10_000;
 /// An update of a deploy takes the place of one of the same among so many writes before it: under many
 /// pushes each deploy is queued and superseded in one commit.
 const NEAR: usize = 512;
+/// Changes that there is room for while none waits.
+const FEW: usize = 16;
 /// Rows are pruned after this many commits' worth of new ones.
 const PRUNE_EVERY: u32 = 500;
 
@@ -477,6 +479,7 @@ impl State {
         self.written = self.written.saturating_add(u32::try_from(rows).unwrap_or(u32::MAX));
         self.touched.append(&mut done.touched);
         self.writes.clear();
+        self.writes.shrink_to(FEW);
         self.dropped = 0;
         self.refused.clear();
         self.hurried = false;
