@@ -12,10 +12,11 @@ mod tests;
 
 use std::{
     ffi::{CString, c_char, c_int},
+    fs::File,
     io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::ffi::OsStringExt,
+        unix::{ffi::OsStringExt, fs::FileExt},
     },
     path::PathBuf,
     ptr,
@@ -188,6 +189,8 @@ pub struct Spawner {
     clone3: bool,
     /// Signals that we ignore; nobody ignores more later on.
     ignored: Vec<c_int>,
+    /// Says what a child inherits.
+    oom_score_adj: File,
 }
 
 impl Spawner {
@@ -202,6 +205,7 @@ impl Spawner {
             machine: format!("{} {}", identity::boot_id()?, identity::pid_namespace()?),
             clone3: true,
             ignored: (1..=raw::SIGNALS).filter(|signal| raw::is_ignored(*signal)).collect(),
+            oom_score_adj: File::open("/proc/self/oom_score_adj")?,
         };
         spawner.grow(FIRST_SLOTS)?;
         Ok(spawner)
@@ -235,6 +239,7 @@ impl Spawner {
         let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
         let mut plan = Plan::new(spec, &slots, by_hand.len(), &self.machine).map_err(preparing)?;
         plan.ignored = self.clone3.then(|| self.ignored.clone());
+        plan.oom_score_adj.take_if(|(wanted, _)| self.inherited_score().is_some_and(|score| score == *wanted));
 
         let started = fill(&slots, &filled).and_then(|()| self.start(spec, &mut plan));
         empty(&slots[..filled.len()], &self.null);
@@ -248,6 +253,13 @@ impl Spawner {
             }
             Ok(spawned) => executed(spawned, plan.failure, spec),
         }
+    }
+
+    /// Ours, as somebody may have changed it; most children are to have the same, and to write it takes longer.
+    fn inherited_score(&self) -> Option<String> {
+        let mut text = [0; 16];
+        let length = self.oom_score_adj.read_at(&mut text, 0).ok()?;
+        Some(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
     }
 
     fn start(&self, spec: &SpawnSpec, plan: &mut Plan) -> io::Result<Spawned> {
@@ -367,7 +379,7 @@ impl Plan {
             credentials: spec.credentials.clone().filter(|c| !already(c)),
             ignored: None,
             limits: limits(spec)?,
-            oom_score_adj: (spec.oom_score_adj.value.to_string(), spec.oom_score_adj.insist),
+            oom_score_adj: Some((spec.oom_score_adj.value.to_string(), spec.oom_score_adj.insist)),
             nice: (spec.nice.value, spec.nice.insist),
             umask: spec.umask,
             capabilities: spec.capabilities,

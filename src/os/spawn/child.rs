@@ -50,7 +50,8 @@ pub(super) struct Plan {
     /// The signals that are ignored, where all the others are the default's already; `None`: nobody knows.
     pub ignored: Option<Vec<c_int>>,
     pub limits: Vec<(u32, libc::rlimit64)>,
-    pub oom_score_adj: (String, bool),
+    /// Where it is another than ours.
+    pub oom_score_adj: Option<(String, bool)>,
     /// With both: fail where it cannot be had?
     pub nice: (c_int, bool),
     pub umask: u32,
@@ -196,8 +197,9 @@ fn limit(plan: &Plan) -> Result<(), Failure> {
         Err(Errno(libc::EACCES | libc::EPERM)) if !insist => Ok(()),
         other => other,
     };
-    let (score, insist) = &plan.oom_score_adj;
-    permitted(raw::write_file(c"/proc/self/oom_score_adj", score.as_bytes()), *insist).at(Step::OomScore)?;
+    if let Some((score, insist)) = &plan.oom_score_adj {
+        permitted(raw::write_file(c"/proc/self/oom_score_adj", score.as_bytes()), *insist).at(Step::OomScore)?;
+    }
     let (nice, insist) = plan.nice;
     permitted(raw::set_nice(nice), insist).at(Step::Nice)?;
     for (resource, limit) in &plan.limits {
