@@ -26,7 +26,9 @@ const LEVEL: u32 = 4;
 
 /// Both hands, for whoever needs them.
 #[derive(Clone)]
-pub struct Aside {
+pub struct Aside(Arc<Hands>);
+
+struct Hands {
     free: mpsc::Sender<Arc<File>>,
     press: mpsc::Sender<PathBuf>,
     names: Arc<Mutex<()>>,
@@ -42,18 +44,18 @@ impl Aside {
         let names = Arc::default();
         let mut hand = Press { orders: to_press, names: Arc::clone(&names), due: HashMap::new() };
         thread::spawn(move || hand.work());
-        Self { free, press, names }
+        Self(Arc::new(Hands { free, press, names }))
     }
 
     /// While this is held, no file is renamed.
     pub fn names(&self) -> MutexGuard<'_, ()> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops this use of the file elsewhere.
     pub fn close(&self, file: Arc<File>) {
         // The thread lives as long as a sender does.
-        let _ = self.free.send(file);
+        let _ = self.0.free.send(file);
     }
 
     /// Takes the file out of its folder; its blocks are freed on the thread.
@@ -71,7 +73,7 @@ impl Aside {
 
     /// Compresses rotated files of this log, once they have been left alone.
     pub fn compress(&self, log: &Path) {
-        let _ = self.press.send(log.to_owned());
+        let _ = self.0.press.send(log.to_owned());
     }
 }
 

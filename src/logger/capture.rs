@@ -347,7 +347,7 @@ impl Capture {
             }
             sink.known().map_err(stuck)?;
             let limit = sink.limit();
-            let opened = sink.opened.as_ref().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
+            let opened = sink.opened.as_deref().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
             let (device, inode, offset) = (opened.device, opened.inode, opened.size);
             let place = Step { device, inode, offset, from, end, left, ..Step::IDLE };
             match cut(opened.size, opened.line_open, limit, &self.buffer.data()[from..end]) {
@@ -355,7 +355,7 @@ impl Capture {
                     let to = from + length;
                     sink.touch();
                     self.note(Step { phase: Phase::Writing, to, ..place }, &sink.sink);
-                    let opened = sink.opened.as_mut().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
+                    let opened = sink.opened.as_deref_mut().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
                     self.write(opened, from, to, offset)?;
                     from = to;
                 }

@@ -25,7 +25,7 @@ pub struct Pen {
     form: Form,
     limit: u64,
     /// Of the instance.
-    name: String,
+    name: Box<str>,
     stream: Stream,
 }
 
@@ -98,8 +98,9 @@ impl Pen {
             Some(name) => (name, Stream::Err),
             None => (name.strip_suffix(".out").unwrap_or(name), Stream::Out),
         };
-        // Longer than any name of an instance would not fit before a line.
-        let name = name.chars().take(100).filter(|c| !c.is_control() && !matches!(c, '"' | '\\')).collect();
+        // Longer than any name of an instance would not fit before a line; only Json says it.
+        let longest = if sink.form == Form::Json { 100 } else { 0 };
+        let name = name.chars().take(longest).filter(|c| !c.is_control() && !matches!(c, '"' | '\\')).collect();
         let Size(limit) = sink.line_limit;
         Self { form: sink.form, limit: limit.max(1), name, stream }
     }

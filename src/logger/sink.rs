@@ -50,7 +50,8 @@ pub struct Gap {
 /// A file that lines go to.
 pub struct SinkFile {
     pub sink: Sink,
-    pub opened: Option<Opened>,
+    /// Boxed, as most files are of apps that write little or nothing.
+    pub opened: Option<Box<Opened>>,
     pub gap: Option<Gap>,
     /// Files opened since the followers were last told, oldest first.
     pub fresh: Vec<Arc<File>>,
@@ -154,7 +155,7 @@ impl SinkFile {
             let like = self.opened.take();
             self.open(like.as_ref().and_then(|o| o.file.metadata().ok()).as_ref())?;
         }
-        self.opened.as_mut().ok_or_else(|| io::Error::other("the file was just opened"))
+        self.opened.as_deref_mut().ok_or_else(|| io::Error::other("the file was just opened"))
     }
 
     /// Somebody may have removed or truncated the file: it is looked at before it is written to.
@@ -204,7 +205,7 @@ impl SinkFile {
         if self.sink.age.is_some() && opened.size > 0 {
             opened.born = born(path, &opened);
         }
-        self.opened = Some(opened);
+        self.opened = Some(Box::new(opened));
         Ok(())
     }
 
