@@ -89,7 +89,7 @@ pub(super) fn can_limit(kind: Kind) -> Result<(), String> {
         let writable = access(path.join("cgroup.subtree_control"), Access::WRITE_OK).is_ok();
         writable && controllers.split_whitespace().any(|name| name == kind.controller())
     };
-    if base.root.version == Version::Two && base.root.path.ancestors().any(offered) {
+    if base.0.root.version == Version::Two && base.0.root.path.ancestors().any(offered) {
         return Ok(());
     }
     let none = || format!("no cgroup has the {} controller", kind.controller());

@@ -40,20 +40,22 @@ const PREFERRED: [&str; 3] = ["pids", "memory", "name=systemd"];
 
 /// Where groups are made.
 #[derive(Debug)]
-pub struct Base {
+pub struct Base(Arc<Above>);
+
+/// What all groups of a base have alike.
+#[derive(Debug)]
+struct Above {
     root: Root,
-    controllers: Arc<Controllers>,
+    controllers: Controllers,
 }
 
 /// A group for one tree. It outlives this value, until [`Cgroup::remove`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Cgroup {
     folder: Arc<OwnedFd>,
-    path: PathBuf,
-    name: String,
-    version: Version,
-    controllers: Arc<Controllers>,
-    limited: Arc<Mutex<Limited>>,
+    name: Box<str>,
+    above: Arc<Above>,
+    limited: Mutex<Limited>,
 }
 
 /// Finds a writable place below the group that we are in.
@@ -70,7 +72,7 @@ pub fn find_base() -> Result<Base, String> {
     let mut reason = None;
     for place in places {
         match Root::at(&above_leaf(&place)).or_else(|_| Root::at(&place)) {
-            Ok(root) => return Ok(Base { controllers: Arc::new(Controllers::new(&root)), root }),
+            Ok(root) => return Ok(Base(Arc::new(Above { controllers: Controllers::new(&root), root }))),
             Err(error) => reason = reason.or(Some(format!("cgroup {} is not writable: {error}", place.path.display()))),
         }
     }
@@ -122,7 +124,7 @@ pub fn can_limit(name: &str) -> Result<(), String> {
 impl Base {
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.root.path
+        &self.0.root.path
     }
 
     /// Makes a group, or takes the one of this name with whoever is in it. The name is one folder's,
@@ -135,15 +137,8 @@ impl Base {
         if !plain || name.is_empty() || name.starts_with('.') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a cgroup")));
         }
-        let folder = make_folder(&self.root.folder, name)?;
-        Ok(Cgroup {
-            folder: Arc::new(folder),
-            path: self.root.path.join(name),
-            name: name.to_owned(),
-            version: self.root.version,
-            controllers: Arc::clone(&self.controllers),
-            limited: Arc::default(),
-        })
+        let folder = Arc::new(make_folder(&self.0.root.folder, name)?);
+        Ok(Cgroup { folder, name: name.into(), above: Arc::clone(&self.0), limited: Mutex::default() })
     }
 }
 
@@ -151,13 +146,13 @@ impl Cgroup {
     /// For `SpawnSpec::cgroup`: where a child can be born.
     #[must_use]
     pub fn birthplace(&self) -> Option<Arc<OwnedFd>> {
-        (self.version == Version::Two).then(|| self.folder.clone())
+        (self.version() == Version::Two).then(|| self.folder.clone())
     }
 
     /// For `SpawnSpec::cgroups1`: what a child enters by itself.
     #[must_use]
     pub fn entered(&self) -> Vec<Arc<OwnedFd>> {
-        let tree = (self.version == Version::One).then(|| self.folder.clone());
+        let tree = (self.version() == Version::One).then(|| self.folder.clone());
         tree.into_iter().chain(self.limited().beside.values().map(|beside| beside.folder.clone())).collect()
     }
 
@@ -166,7 +161,8 @@ impl Cgroup {
     }
 
     fn group(&self) -> Group<'_> {
-        Group { tree: &self.folder, version: self.version, name: &self.name, controllers: &self.controllers }
+        let Above { root, controllers } = &*self.above;
+        Group { tree: &self.folder, version: root.version, name: &self.name, controllers }
     }
 
     /// A new run begins, with these limits; whatever is counted is counted from here. What cannot be
@@ -205,9 +201,13 @@ impl Cgroup {
         self.group().kill_events(&self.limited())
     }
 
+    fn version(&self) -> Version {
+        self.above.root.version
+    }
+
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> PathBuf {
+        self.above.root.path.join(&*self.name)
     }
 
     /// Living processes in it and below. Those outside of our pid namespace have no number here.
@@ -277,7 +277,7 @@ impl Cgroup {
     /// # Errors
     /// When it cannot be read.
     pub fn is_empty(&self) -> io::Result<bool> {
-        if self.version == Version::One {
+        if self.version() == Version::One {
             return Ok(self.open_members()?.is_empty());
         }
         // On the way of every restart: three calls and no more.
@@ -304,7 +304,7 @@ impl Cgroup {
     pub fn remove(&self) -> io::Result<()> {
         remove_below(self.folder.as_fd(), DEEPEST)?;
         let beside = std::mem::take(&mut self.limited().beside).into_values().map(|beside| beside.path);
-        for path in beside.chain([self.path.clone()]) {
+        for path in beside.chain([self.path()]) {
             match fs::remove_dir(path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
