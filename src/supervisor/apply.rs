@@ -2,10 +2,8 @@
 //! decided here.
 
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,11 +13,10 @@ use tracing::{info, warn};
 use super::{
     Me, Supervisor,
     children::Owner,
-    jobs::JobId,
     launch,
     ledger::{Command, NewEvent},
-    limits, live, prepare, probe,
-    sockets::Sockets,
+    live,
+    seats::{SeatId, SeatShell, Shell},
     words,
 };
 use crate::{
@@ -27,7 +24,7 @@ use crate::{
         api::EventKind,
         config, deploy,
         model::{AppName, InstanceId, Signal},
-        service::{self, Action, App, Happening, Seat, Task, order},
+        service::{self, Action, App, Happening, Task, order},
     },
     os::{
         fifo, pidfd,
@@ -41,152 +38,8 @@ const LONGEST_WAIT: Duration = Duration::from_millis(20);
 /// What was started has the processors for so long before that.
 const FIRST_STEPS: Duration = Duration::from_millis(2);
 
-/// One seat of one app.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SeatId {
-    pub app: AppName,
-    pub seat: Seat,
-}
-
 /// The first passed descriptor: `sd_listen_fds(3)`.
 const FIRST_PASSED: i32 = 3;
-
-impl SeatId {
-    #[must_use]
-    pub fn instance(&self) -> InstanceId {
-        InstanceId { app: self.app.clone(), number: self.seat.number }
-    }
-}
-
-/// Of an environment.
-type Variables = [(String, String)];
-
-/// What is held for an app's machine.
-pub struct Shell {
-    /// A list, as there are few: a map of one takes the room of eleven.
-    seats: Vec<(Seat, SeatShell)>,
-    /// What `env_file` said when it was last read.
-    pub env_file: Vec<(String, String)>,
-    pub sockets: Sockets,
-    /// The deadline that stands in `Supervisor::deadlines`.
-    pub armed: Option<Instant>,
-    /// How many restarts one by one are over, and how the last one went.
-    pub rolled: (u64, Result<(), String>),
-}
-
-impl Shell {
-    #[must_use]
-    pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>) -> Self {
-        let mut shell = Self { seats: Vec::new(), env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) };
-        shell.take_kits(kits);
-        shell
-    }
-
-    /// What more processes are started with, where their seats have nothing yet.
-    pub fn take_kits(&mut self, kits: BTreeMap<Seat, prepare::Kit>) {
-        let known = |shell: &Self, seat| shell.seats.iter().any(|(known, _)| *known == seat);
-        for (seat, kit) in kits {
-            if !known(self, seat) {
-                self.seats.push((seat, SeatShell::new(kit)));
-            }
-        }
-        self.seats.shrink_to_fit();
-    }
-
-    /// The numbers of the copies that there is something for.
-    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<'_> {
-        self.seats.iter().filter(|(seat, _)| !seat.second).map(|(seat, _)| seat.number)
-    }
-
-    /// A copy is no more.
-    pub fn forget(&mut self, number: u32) {
-        for (_, shell) in self.seats.extract_if(.., |(seat, _)| seat.number == number) {
-            shell.remove_group();
-        }
-    }
-
-    /// Nobody lives in its groups any more.
-    pub fn remove_groups(&self) {
-        self.seats.iter().for_each(|(_, shell)| shell.remove_group());
-    }
-
-    pub fn seats(&self) -> impl Iterator<Item = &(Seat, SeatShell)> {
-        self.seats.iter()
-    }
-
-    #[must_use]
-    pub fn seat(&self, seat: Seat) -> Option<&SeatShell> {
-        self.seats.iter().find(|(known, _)| *known == seat).map(|(_, shell)| shell)
-    }
-
-    pub fn seat_mut(&mut self, seat: Seat) -> Option<&mut SeatShell> {
-        self.parts(seat).map(|(shell, ..)| shell)
-    }
-
-    /// A seat, and what its app's processes share: sockets and the variables of `env_file`.
-    fn parts(&mut self, seat: Seat) -> Option<(&mut SeatShell, &Sockets, &Variables)> {
-        let (_, shell) = self.seats.iter_mut().find(|(known, _)| *known == seat)?;
-        Some((shell, &self.sockets, &self.env_file))
-    }
-}
-
-/// What is held of the process in a seat.
-pub struct SeatShell {
-    pub kit: prepare::Kit,
-    /// The main process.
-    pub pidfd: Option<OwnedFd>,
-    pub main: Option<u32>,
-    pub health: probe::Health,
-    pub words: words::Words,
-    /// The command that tells it of a release.
-    pub reload: Option<JobId>,
-    killed: bool,
-    /// Who of its tree may not be killed, in words.
-    pub unkillable: Option<String>,
-    /// The session that its process began, by the number that this has even after its end.
-    session: Option<u32>,
-    /// Its process was started under a name that the app has no more.
-    pub renamed: Option<Box<Renamed>>,
-    pub memory: limits::Memory,
-}
-
-/// What a process bears that was started under another name, and what its seat's next one gets.
-pub struct Renamed {
-    pub bears: InstanceId,
-    /// The file of its run record.
-    pub record: PathBuf,
-    pub next: prepare::Kit,
-}
-
-impl SeatShell {
-    /// Nobody bears the old name any more.
-    pub fn begin_renamed(&mut self) {
-        let Some(renamed) = self.renamed.take() else { return };
-        self.remove_group();
-        self.memory = limits::Memory::default();
-        // A file that is left names a process that has ended.
-        let _ = std::fs::remove_file(&renamed.record);
-        self.kit = renamed.next;
-        self.health.forget_notices();
-    }
-
-    #[must_use]
-    pub fn new(kit: prepare::Kit) -> Self {
-        Self {
-            kit,
-            pidfd: None,
-            main: None,
-            health: probe::Health::default(),
-            words: words::Words::default(),
-            reload: None,
-            killed: false,
-            unkillable: None,
-            session: None,
-            renamed: None,
-            memory: limits::Memory::default(),
-        }
-    }
-}
 
 impl Supervisor {
     /// Tells an app's machine what happened, and carries out everything that follows.
@@ -227,7 +80,7 @@ impl Supervisor {
     }
 
     fn rearm(&mut self, name: &AppName) {
-        let deadline = self.apps.get(name).and_then(App::deadline);
+        let deadline = self.apps.get(name).and_then(|app| app.deadline());
         let Some(shell) = self.shells.get_mut(name) else { return };
         if shell.armed == deadline {
             return;
@@ -260,7 +113,7 @@ impl Supervisor {
             self.deploy_event(deploy::Event::Gate { app: app.clone(), open: reason.is_none() });
         }
         self.feed(app, service::Event::Block(reason));
-        if !spec.requires.is_empty() || self.apps.get(app).is_some_and(App::lacks) {
+        if !spec.requires.is_empty() || self.apps.get(app).is_some_and(|app| app.lacks()) {
             self.feed(app, service::Event::Lack(order::lacking(spec, &self.apps)));
         }
     }
@@ -336,13 +189,13 @@ impl Supervisor {
         self.with_current(id, move |supervisor, linked| match linked {
             Ok(()) => {
                 let id = seat.clone();
-                supervisor.with_sockets(&id, move |supervisor| supervisor.spawn_instance(&seat));
+                supervisor.with_sockets(&id, move |supervisor| supervisor.spawn_in_turn(seat));
             }
             Err(error) => supervisor.start_failed(&seat, "", &error),
         });
     }
 
-    fn spawn_instance(&mut self, id: &SeatId) {
+    pub fn spawn_instance(&mut self, id: &SeatId) {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         let (mut unmet, mut empty) = (Vec::new(), false);
@@ -355,7 +208,7 @@ impl Supervisor {
                 .all(|output| fifo::bytes_waiting(output).is_ok_and(|n| n == 0));
         }
         let instance = id.instance();
-        match instance_spec(spec, run.release.as_ref(), id, shell, &self.me) {
+        match instance_spec(spec, run.release.as_deref(), id, shell, &self.me) {
             Ok(mut order) => {
                 order.gate = self.logger.mark(&instance, empty);
                 self.spawn(Owner::Seat(id.clone()), order);
@@ -430,7 +283,7 @@ impl Supervisor {
         let Some(shell) = self.seat(id) else { return Vec::new() };
         let (instance, boot) = (self.mark_of(id), self.me.boot_of(id.seat));
         // Both seats of a copy share their output: while both live it tells nothing.
-        let others = self.apps.get(&id.app).into_iter().flat_map(App::runs);
+        let others = self.apps.get(&id.app).into_iter().flat_map(|app| app.runs());
         let mut others = others.filter(|run| run.seat.number == id.seat.number && run.seat != id.seat);
         let shared = others.any(|run| run.instance.is_active());
         let outputs: &[&OwnedFd] = if shared { &[] } else { &[&shell.kit.out, &shell.kit.err] };
@@ -569,7 +422,7 @@ impl Supervisor {
     }
 
     fn keep_holds(&mut self, name: &AppName) {
-        let Some(holds) = self.apps.get(name).map(App::holds) else { return };
+        let Some(holds) = self.apps.get(name).map(|app| app.holds()) else { return };
         let (layout, app) = (self.layout.clone(), name.clone());
         self.files.run(
             move || live::keep_holds(&layout, &app, &holds),

@@ -1,9 +1,12 @@
 //! Whose process is which, and what to do when one ends. One reaper for all: instances, jobs,
 //! internal processes and, as PID 1 or subreaper, whatever lost its parent.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
 
-use super::{Supervisor, apply::SeatId, jobs::JobId};
+use super::{Supervisor, jobs::JobId, seats::SeatId};
 use crate::{
     domain::{
         model::{AppName, Exit},
@@ -14,6 +17,10 @@ use crate::{
         spawn::{SpawnError, SpawnSpec, Spawned},
     },
 };
+
+/// So many starts are described ahead at most: more than the spawner's threads, should each of them hang, and
+/// few beside the start of a thousand apps, which else have all their environments in memory at once.
+const AHEAD: usize = 32;
 
 /// Whom a process belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub struct Children {
     pids: HashMap<u32, Owner>,
     /// By token.
     ordered: HashMap<u64, Owner>,
+    /// Seats whose process is to be described and ordered in its turn.
+    waiting: VecDeque<SeatId>,
     /// Ends that were seen before the spawner said whose they are.
     early: HashMap<u32, Exit>,
     /// When the spawner last answered.
@@ -46,12 +55,10 @@ impl Children {
 
     /// An app has another name now.
     pub fn rename(&mut self, old: &AppName, new: &AppName) {
-        for owner in self.pids.values_mut().chain(self.ordered.values_mut()) {
-            if let Owner::Seat(id) = owner
-                && id.app == *old
-            {
-                id.app.clone_from(new);
-            }
+        let owners = self.pids.values_mut().chain(self.ordered.values_mut());
+        let seats = owners.filter_map(|owner| if let Owner::Seat(id) = owner { Some(id) } else { None });
+        for id in seats.chain(&mut self.waiting).filter(|id| id.app == *old) {
+            id.app.clone_from(new);
         }
     }
 
@@ -76,6 +83,21 @@ impl Supervisor {
         self.spawning.spawn(token, spec);
     }
 
+    /// Starts the process of a seat, after those that wait for the same.
+    pub fn spawn_in_turn(&mut self, id: SeatId) {
+        self.children.waiting.push_back(id);
+        self.spawn_waiting();
+    }
+
+    fn spawn_waiting(&mut self) {
+        while self.children.ordered.len() < AHEAD
+            && let Some(id) = self.children.waiting.pop_front()
+        {
+            self.spawn_instance(&id);
+        }
+        self.children.waiting.shrink_to(AHEAD);
+    }
+
     /// The spawner has answered.
     pub fn spawned(&mut self, token: u64, result: Result<Spawned, SpawnError>) {
         self.spawning.answered();
@@ -98,6 +120,7 @@ impl Supervisor {
         if self.children.ordered.is_empty() {
             self.children.early.clear();
         }
+        self.spawn_waiting();
     }
 
     /// Reaps everything that has ended.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Supervisor, apply::SeatId, jobs::JobId, launch, live};
+use super::{Supervisor, jobs::JobId, launch, live, seats::SeatId};
 use crate::{
     domain::{
         config::{Command, Reload},

@@ -1,6 +1,6 @@
 //! Everything the loop hears, in the one order in which it hears it.
 
-use super::{Supervisor, apply::SeatId, control::Asked, ledger::Told};
+use super::{Supervisor, control::Asked, ledger::Told, seats::SeatId};
 use crate::{
     domain::api::{FromLogger, Posted},
     os::spawn::{SpawnError, Spawned},

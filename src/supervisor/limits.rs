@@ -8,9 +8,9 @@ use tracing::warn;
 
 use super::{
     Supervisor,
-    apply::{SeatId, SeatShell, Shell},
     event::{Event, Events},
     ledger::{Command, NewEvent},
+    seats::{SeatId, SeatShell},
 };
 use crate::{
     domain::{
@@ -209,7 +209,7 @@ impl Supervisor {
 
     /// At the very end: nobody lives in the groups of our trees any more.
     pub fn remove_groups(&self) {
-        self.shells.values().for_each(Shell::remove_groups);
+        self.shells.values().for_each(|shell| shell.remove_groups());
     }
 }
 

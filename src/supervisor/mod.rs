@@ -2,8 +2,8 @@
 //! machines of the domain, and carries their actions out; nothing is decided here, and nothing here
 //! waits: processes are started, files written and rows stored on threads of their own.
 //!
-//! `event` is what the loop hears, `apply` what it does for instances, `pipeline` for deploys,
-//! `requests` for people; `start` is how it all begins, `shutdown` how it ends.
+//! `event` is what the loop hears, `seats` what it holds of instances, `apply` what it does for them,
+//! `pipeline` for deploys, `requests` for people; `start` is how it all begins, `shutdown` how it ends.
 
 mod answers;
 mod apply;
@@ -35,6 +35,7 @@ mod reload;
 mod rename;
 mod requests;
 mod schedule;
+mod seats;
 mod secrets;
 mod settings;
 mod shutdown;
@@ -68,7 +69,7 @@ use crate::{
         config::Config,
         deploy::{self, Deploys},
         model::{AppName, At, CommitId, DeployId, ReleaseId},
-        service::{self, App, Happening},
+        service::{self, Happening},
     },
     os::init::Machine,
 };
@@ -122,8 +123,9 @@ pub struct Supervisor {
     ending_since: Option<Instant>,
     told_to_end: BTreeSet<AppName>,
 
-    apps: BTreeMap<AppName, App>,
-    shells: BTreeMap<AppName, apply::Shell>,
+    apps: service::Apps,
+    /// Boxed like the apps.
+    shells: BTreeMap<AppName, Box<seats::Shell>>,
     /// Apps that others come after, or came when the config said so: of another nobody needs to hear.
     awaited: BTreeSet<AppName>,
     todo: VecDeque<(AppName, service::Event)>,
@@ -134,7 +136,7 @@ pub struct Supervisor {
     /// Transitions that the log does not have yet, and when they were.
     unsaid: Vec<(Instant, ledger::NewEvent)>,
     /// Those that wait for what the instance said last, and the later ones of its seat.
-    unworded: BTreeMap<apply::SeatId, Vec<words::Waiting>>,
+    unworded: BTreeMap<seats::SeatId, Vec<words::Waiting>>,
 
     deploys: Deploys,
     deploy_todo: VecDeque<deploy::Event>,

@@ -5,7 +5,7 @@ use std::{collections::hash_map::Entry, os::fd::OwnedFd, sync::Arc};
 
 use tracing::warn;
 
-use super::{Supervisor, apply::Shell, jobs::stream_name};
+use super::{Supervisor, jobs::stream_name};
 use crate::{
     domain::{
         api::{Sink, Stream, ToLogger},
@@ -114,7 +114,7 @@ impl Supervisor {
 
     /// What is captured goes to the files of another name; those that are there go along.
     pub fn rename_outputs(&self, old: &AppName, spec: &config::App) {
-        for number in self.shells.get(&spec.name).into_iter().flat_map(Shell::numbers) {
+        for number in self.shells.get(&spec.name).into_iter().flat_map(|shell| shell.numbers()) {
             let to = InstanceId { app: spec.name.clone(), number };
             let source = InstanceId { app: old.clone(), number }.to_string();
             let sinks =

@@ -55,7 +55,7 @@ impl Supervisor {
         let config = self.config.apps.values();
         let was = config.clone().filter_map(|app| app.was.clone());
         let running = self.apps.keys().chain(self.jobs.values().map(super::jobs::Job::app));
-        let borne = self.shells.values().flat_map(super::apply::Shell::borne);
+        let borne = self.shells.values().flat_map(|shell| shell.borne());
         let apps = config.clone().map(|app| &app.name).chain(running).chain(borne).map(ToString::to_string);
         let apps = apps.chain(was.map(|was| was.to_string())).collect();
         let known = self.apps.values().map(|app| Arc::clone(app.spec())).chain(config.cloned());

@@ -1,13 +1,12 @@
 //! A changed config, applied all or nothing: only what changed is touched. What a change touches is
 //! `domain::config::diff`'s to say.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, thread};
 
 use tracing::{info, warn};
 
 use super::{
     Supervisor,
-    apply::Shell,
     control::ReplyTo,
     internals::echoes,
     layout::Layout,
@@ -15,16 +14,23 @@ use super::{
     listeners, live, log,
     prepare::{self, Kit, Maker},
     rename,
+    seats::Shell,
     settings::{self, Settings},
-    start::SETTLED,
 };
-use crate::domain::{
-    api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, ToLogger},
-    config::{self, Config, Plan},
-    deploy,
-    model::{AppName, InstanceId},
-    service::{self, App, Release, Seat},
+use crate::{
+    domain::{
+        api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, ToLogger},
+        config::{self, Config, Plan},
+        deploy,
+        model::{AppName, InstanceId},
+        service::{self, App, Release, Seat},
+    },
+    os::mask::with_all_blocked,
 };
+
+/// Threads that make what apps need, at most, and how many apps are worth one.
+const MOST_MAKERS: usize = 4;
+const WORTH_A_THREAD: usize = 64;
 
 /// Everything that a reload needs, made before anything is touched.
 struct Prepared {
@@ -98,6 +104,23 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
     let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
     let freeze = app.deploy.as_ref().and_then(|_| live::freeze(&maker.layout, &app.name));
     NewApp { kits, live, unproven, lost, unfit, holds: live::holds(&maker.layout, &app.name), freeze, ran }
+}
+
+/// The same for many at once, as most of it is the kernel's work.
+pub fn new_apps(maker: &Maker, apps: &mut [Arc<config::App>]) -> Vec<NewApp> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_MAKERS);
+    let share = apps.len().div_ceil(threads).max(WORTH_A_THREAD);
+    let make = |part: &mut [Arc<config::App>]| part.iter_mut().map(|app| new_app(maker, app)).collect::<Vec<_>>();
+    thread::scope(|scope| {
+        let (own, others) = apps.split_at_mut(share.min(apps.len()));
+        let others = others.chunks_mut(share);
+        let others: Vec<_> = with_all_blocked(|| others.map(|part| scope.spawn(|| make(part))).collect());
+        let mut made = make(own);
+        for other in others {
+            made.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        made
+    })
 }
 
 impl Supervisor {
@@ -247,7 +270,7 @@ impl Supervisor {
         self.watch_apps();
         self.set_polls();
         self.look_for_letters();
-        self.later(SETTLED, Supervisor::give_back);
+        self.give_back();
         Ok(())
     }
 
@@ -257,13 +280,13 @@ impl Supervisor {
         let commit = new.live.as_ref().map(|release| release.commit.clone());
         let live = new.live.as_ref().map(|live| deploy::Live { release: live.id.clone(), commit: live.commit.clone() });
         self.tell_cut(spec, &new.kits);
-        self.shells.insert(name.clone(), Shell::new(new.kits, env_file));
+        self.shells.insert(name.clone(), Box::new(Shell::new(new.kits, env_file)));
         if new.lost {
             self.lost.insert(name.clone());
         }
         let seed = self.ticket() ^ u64::from(self.me.pid) << 32;
         let app = App::new(Arc::clone(spec), new.unproven.or(new.live), seed, crate::os::clock::now().wall);
-        self.apps.insert(name.clone(), app.with_holds(new.holds));
+        self.apps.insert(name.clone(), Box::new(app.with_holds(new.holds)));
         self.awaited.extend(spec.comes_after().cloned());
         self.capture(spec);
         if spec.deploy.is_some() {
@@ -308,7 +331,7 @@ impl Supervisor {
         if let Some(shell) = &shell {
             shell.remove_groups();
         }
-        for number in shell.iter().flat_map(Shell::numbers) {
+        for number in shell.iter().flat_map(|shell| shell.numbers()) {
             self.logger.close(&InstanceId { app: name.clone(), number }.to_string());
         }
         self.tell_dependents(name);

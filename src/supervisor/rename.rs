@@ -13,11 +13,11 @@ use tracing::warn;
 
 use super::{
     Supervisor,
-    apply::{Renamed, SeatId, Shell},
     layout::Layout,
     ledger::Command,
     prepare::{self, Kit},
     reload::NewApp,
+    seats::{Renamed, SeatId, Shell},
     waiters::Goal,
 };
 use crate::{

@@ -7,11 +7,11 @@ use tracing::info;
 
 use super::{
     Supervisor,
-    apply::SeatId,
     control::{Asked, ReplyTo},
     exec,
     ledger::{Command, NewAudit, Query},
     reload::Wanted,
+    seats::SeatId,
     waiters::{Goal, Waiter},
 };
 use crate::{
@@ -398,7 +398,7 @@ impl Supervisor {
     /// What it requires was stopped by somebody who should know that it is wanted again.
     fn must_not_lack(&self, apps: &[AppName]) -> Result<(), Refusal> {
         let rests = |name: &AppName| {
-            let rests = self.apps.get(name).and_then(service::App::rests);
+            let rests = self.apps.get(name).and_then(|app| app.rests());
             matches!(rests, Some(service::Rest::Held(_) | service::Rest::Disabled))
         };
         for name in apps {
@@ -461,7 +461,7 @@ impl Supervisor {
     }
 
     fn instances_of(&self, chosen: &Chosen) -> Vec<InstanceId> {
-        let copies = self.apps.get(&chosen.app).map(service::App::copies).unwrap_or_default();
+        let copies = self.apps.get(&chosen.app).map(|app| app.copies()).unwrap_or_default();
         let wanted = copies.iter().filter(|copy| chosen.only.is_none_or(|number| number == copy.number()));
         wanted.map(|copy| InstanceId { app: chosen.app.clone(), number: copy.number() }).collect()
     }

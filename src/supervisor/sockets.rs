@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
 use tracing::warn;
 
-use super::{Supervisor, apply::SeatId};
+use super::{Supervisor, seats::SeatId};
 use crate::{
     domain::{
         config::{self, Socket, SocketAddress},
@@ -166,7 +166,7 @@ impl Supervisor {
             app.runs().all(|run| matches!(run.instance.state(), State::Stopped | State::Failed { .. } | State::Done))
         };
         let Some(shell) = self.shells.get_mut(name).filter(|shell| !shell.sockets.is_empty()) else { return };
-        if self.apps.get(name).is_none_or(rests) {
+        if self.apps.get(name).is_none_or(|app| rests(app)) {
             let gone: Vec<_> = std::mem::take(&mut shell.sockets).into_values().collect();
             if gone.iter().any(|held| held.file.is_some()) {
                 self.files.run(move || remove_files(&gone), |_, ()| ());

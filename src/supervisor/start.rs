@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_core::Stream;
@@ -55,8 +55,9 @@ use crate::{
 
 /// Older ones have neither `close_range` nor all of clone3.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
-/// After this most of what a start or a reload brings about is done.
-pub(super) const SETTLED: Duration = Duration::from_secs(1);
+/// Where nothing was started for so long, a start or a reload is over; it is not waited for longer than that.
+const SETTLED: Duration = Duration::from_millis(250);
+const LONGEST_START: Duration = Duration::from_secs(60);
 
 /// Runs until the ordered end.
 ///
@@ -234,9 +235,9 @@ impl Supervisor {
             }
             self.ledger.send(Command::Rename { old: old.clone(), new: new.clone() });
         }
-        for app in config.apps.values() {
-            let mut spec = Arc::clone(app);
-            let new = reload::new_app(&self.maker, &mut spec);
+        let mut specs: Vec<_> = config.apps.values().cloned().collect();
+        let news = reload::new_apps(&self.maker, &mut specs);
+        for (spec, new) in specs.into_iter().zip(news) {
             if new.unfit {
                 // A reload then sees that it has to try again.
                 Arc::make_mut(&mut self.config).apps.insert(spec.name.clone(), Arc::clone(&spec));
@@ -296,12 +297,23 @@ impl Supervisor {
         let ticket = self.ticket();
         self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
         self.say_hello();
-        self.later(SETTLED, Supervisor::give_back);
+        self.give_back();
     }
 
-    /// What the start or a reload needed goes back to the kernel, on a thread that nobody waits for.
+    /// What the start or a reload needs goes back to the kernel once it is over, on a thread that nobody waits for.
     pub fn give_back(&mut self) {
-        self.files.run(memory::give_back, |_, ()| ());
+        self.give_back_by(Instant::now() + LONGEST_START);
+    }
+
+    fn give_back_by(&mut self, latest: Instant) {
+        self.later(SETTLED, move |supervisor| {
+            let last = supervisor.children.started();
+            let starts = supervisor.children.are_starting() || last.is_some_and(|at| at.elapsed() < SETTLED);
+            if starts && Instant::now() < latest {
+                return supervisor.give_back_by(latest);
+            }
+            supervisor.files.run(memory::give_back, |_, ()| ());
+        });
     }
 
     /// The first lines of the shipped default: what runs where, and what to try.

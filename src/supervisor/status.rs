@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Supervisor, apply::SeatId, control::ReplyTo, requests::Chosen};
+use super::{Supervisor, control::ReplyTo, requests::Chosen, seats::SeatId};
 use crate::domain::{
     api::{
         AppView, AwaitingView, DeployState, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply,
@@ -18,7 +18,8 @@ impl Supervisor {
     pub fn say_status(&mut self, chosen: &[Chosen], reply: ReplyTo) {
         let mut status = Status { supervisor: self.supervisor_view(), apps: Vec::new() };
         let mut trees = Vec::new();
-        let mut apps: Vec<&App> = chosen.iter().filter_map(|chosen| self.apps.get(&chosen.app)).collect();
+        let mut apps: Vec<&App> =
+            chosen.iter().filter_map(|chosen| self.apps.get(&chosen.app).map(|app| &**app)).collect();
         apps.dedup_by_key(|app| app.name());
         for app in apps {
             let wanted = |run: &&Run| {
@@ -99,7 +100,7 @@ impl Supervisor {
         let next_run = self.next_run(app);
         let instance = &run.instance;
         // What does not run will start in what is live then.
-        let release = if instance.is_active() { run.release.as_ref() } else { app.release() };
+        let release = if instance.is_active() { run.release.as_deref() } else { app.release() };
         let last_exit = instance.last_exit().map(|(exit, at)| ExitView {
             code: exit.code(),
             signal: exit.signal(),

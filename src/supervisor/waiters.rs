@@ -6,7 +6,7 @@ use super::{Supervisor, control::ReplyTo, requests::Chosen};
 use crate::domain::{
     api::{DeployState, InstanceState, Refusal, RefusalKind, Reply, Saying},
     model::{AppName, DeployId, InstanceId},
-    service::{App, Copy, Instance, State},
+    service::{Copy, Instance, State},
 };
 
 /// Somebody who waits.
@@ -152,7 +152,7 @@ impl Supervisor {
 
     /// Whoever drains has been taken over from, and speaks for no copy any more.
     fn drains(&self, chosen: &Chosen, state: InstanceState) -> bool {
-        let runs = self.apps.get(&chosen.app).into_iter().flat_map(App::runs);
+        let runs = self.apps.get(&chosen.app).into_iter().flat_map(|app| app.runs());
         let mut meant = runs.filter(|run| chosen.only.is_none_or(|number| number == run.seat.number));
         state == InstanceState::Draining && meant.any(|run| run.instance.drains())
     }

@@ -1,7 +1,7 @@
 //! What an instance said last before it failed: it goes with the event of its end, and into its status.
 //! The logger reads it, so that the event waits for a moment, and the later ones of its seat with it.
 
-use super::{Supervisor, apply::SeatId, ledger::NewEvent};
+use super::{Supervisor, ledger::NewEvent, seats::SeatId};
 use crate::domain::api::Stream;
 
 /// Lines that are kept, and of each at most so many characters.

@@ -1,12 +1,12 @@
 //! Names of apps and instances, and the nearest of a list to a mistyped one.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name of an app: `[a-z0-9][a-z0-9_-]{0,62}`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct AppName(String);
+/// The name of an app: `[a-z0-9][a-z0-9_-]{0,62}`. Shared, as whoever has something of an app is found by it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AppName(Arc<str>);
 
 /// Why a text is no [`AppName`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,7 +27,13 @@ impl FromStr for AppName {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         let good =
             text.len() <= 63 && text.starts_with(plain) && text.chars().all(|c| plain(c) || c == '_' || c == '-');
-        if good { Ok(Self(text.to_owned())) } else { Err(BadName(text.to_owned())) }
+        if good { Ok(Self(text.into())) } else { Err(BadName(text.to_owned())) }
+    }
+}
+
+impl Serialize for AppName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
     }
 }
 

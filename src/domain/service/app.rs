@@ -1,6 +1,7 @@
 //! One app: what it should do now, and its copies that do it.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -148,13 +149,16 @@ pub enum Rest {
     Parked,
 }
 
+/// By their names. Boxed, as a map keeps room for nearly twice as many as it has.
+pub type Apps = BTreeMap<AppName, Box<App>>;
+
 /// One app of the config.
 #[derive(Debug, Clone)]
 pub struct App {
     pub(super) spec: Arc<config::App>,
     /// At least one; in the order of their numbers.
     pub(super) copies: Vec<Copy>,
-    pub(super) release: Option<Release>,
+    pub(super) release: Option<Arc<Release>>,
     /// Who stopped all of it, while that holds.
     pub(super) held: Option<String>,
     pub(super) blocked: Option<String>,
@@ -180,7 +184,7 @@ impl App {
         Self {
             spec,
             copies,
-            release,
+            release: release.map(Arc::new),
             held: None,
             blocked: None,
             lacks: None,
@@ -245,7 +249,7 @@ impl App {
     /// What instances are started in.
     #[must_use]
     pub fn release(&self) -> Option<&Release> {
-        self.release.as_ref()
+        self.release.as_deref()
     }
 
     #[must_use]
@@ -270,7 +274,8 @@ impl App {
         let runs = self.copies.iter_mut().flat_map(Copy::runs_mut);
         for release in runs.flat_map(|run| [&mut run.release, &mut run.home]).chain([&mut self.release]).flatten() {
             if let Ok(below) = release.directory.strip_prefix(from) {
-                release.directory = to.join(below);
+                let directory = to.join(below);
+                Arc::make_mut(release).directory = directory;
             }
         }
     }
@@ -278,7 +283,7 @@ impl App {
     /// Does a process of it that lives run this release, or in its folder?
     #[must_use]
     pub fn uses(&self, release: &ReleaseId) -> bool {
-        let is = |known: &Option<Release>| known.as_ref().is_some_and(|known| known.id == *release);
+        let is = |known: &Option<Arc<Release>>| known.as_ref().is_some_and(|known| known.id == *release);
         self.runs().any(|run| run.instance.is_active() && (is(&run.release) || is(&run.home)))
     }
 
@@ -301,7 +306,7 @@ impl App {
             Event::Try { release, settle, stands } => self.begin_trial(release, settle, stands, out),
             Event::Adopt(release) => self.adopt(release),
             Event::GoBack(release) => {
-                (self.release, self.parked) = (release, false);
+                (self.release, self.parked) = (release.map(Arc::new), false);
                 self.go_back("back to the live release", now, out);
             }
             Event::Reconfigure { spec, restart } => self.reconfigure(&spec, restart, now, out),
@@ -456,7 +461,7 @@ impl App {
 
     /// A release that goes live without a trial; what runs is told by its next start.
     fn adopt(&mut self, release: Release) {
-        self.release = Some(release);
+        self.release = Some(Arc::new(release));
     }
 
     fn reconfigure(&mut self, spec: &Arc<config::App>, restart: bool, now: Now, out: &mut Vec<Task>) {

@@ -1,5 +1,7 @@
 //! One of an app's copies: its process machine, and what people and the config want of it.
 
+use std::sync::Arc;
+
 use super::{
     Release,
     instance::{Instance, State},
@@ -27,9 +29,9 @@ pub struct Run {
     pub seat: Seat,
     pub instance: Instance,
     /// What it was last asked to start in, or to take while it runs; kept over crashes.
-    pub release: Option<Release>,
+    pub release: Option<Arc<Release>>,
     /// What its process was started in.
-    pub home: Option<Release>,
+    pub home: Option<Arc<Release>>,
 }
 
 /// The other process of a copy while one takes over from another.
@@ -119,7 +121,7 @@ impl Copy {
     }
 
     /// Has a process that is to take over from the one that counts in the other seat, which is free.
-    pub(super) fn put_beside(&mut self, release: Option<Release>, wall: At) -> Seat {
+    pub(super) fn put_beside(&mut self, release: Option<Arc<Release>>, wall: At) -> Seat {
         let seat = Seat { second: !self.run.seat.second, ..self.run.seat };
         let mut instance = self.run.instance.successor(self.spent.max(self.run.instance.attempt()), wall);
         instance.on_trial = true;

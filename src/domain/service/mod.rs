@@ -28,7 +28,7 @@ mod roll;
 mod rules;
 mod timetable;
 
-pub use app::{App, Event, Happening, Release, Rest, Task};
+pub use app::{App, Apps, Event, Happening, Release, Rest, Task};
 pub use copy::{Copy, Run, Seat};
 pub use guard::{Guard, Verdict};
 pub use instance::{Action, Instance, State};

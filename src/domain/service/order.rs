@@ -1,14 +1,14 @@
 //! Who waits for whom: `after` at the start, its reverse at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{App, Rest, State};
+use super::{App, Apps, Rest, State};
 use crate::domain::{config, model::AppName};
 
 /// Why an app must wait for the apps of its `after` and `requires`; `None`: nothing holds it back. An app
 /// of `after` is good enough when it is ready, done, failed or stopped, or, without a command, deployed.
 #[must_use]
-pub fn blocked(spec: &config::App, apps: &BTreeMap<AppName, App>) -> Option<String> {
+pub fn blocked(spec: &config::App, apps: &Apps) -> Option<String> {
     spec.after
         .iter()
         .find(|name| apps.get(name).is_some_and(|app| !is_past(app)))
@@ -18,7 +18,7 @@ pub fn blocked(spec: &config::App, apps: &BTreeMap<AppName, App>) -> Option<Stri
 
 /// What it cannot run without, in a sentence; `None`: all of `requires` is up.
 #[must_use]
-pub fn lacking(spec: &config::App, apps: &BTreeMap<AppName, App>) -> Option<String> {
+pub fn lacking(spec: &config::App, apps: &Apps) -> Option<String> {
     let down = |name: &&AppName| apps.get(*name).is_none_or(|app| !is_up(app));
     spec.requires.iter().find(down).map(|name| format!("requires {name}, which is not up"))
 }
@@ -46,7 +46,7 @@ fn is_past(app: &App) -> bool {
 }
 
 /// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
-pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
+pub fn stoppable(apps: &Apps) -> Vec<AppName> {
     let active = apps.values().filter(|app| app.is_active());
     let needed: BTreeSet<&AppName> = active.flat_map(|app| app.spec().comes_after()).collect();
     apps.keys().filter(|name| !needed.contains(name)).cloned().collect()
@@ -55,12 +55,12 @@ pub fn stoppable(apps: &BTreeMap<AppName, App>) -> Vec<AppName> {
 /// The running apps that come after one of `stopped`: whom a stop hurts. What is stopped
 /// already hurts nobody more.
 #[must_use]
-pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a BTreeMap<AppName, App>) -> Vec<&'a AppName> {
+pub fn hurt_by<'a>(stopped: &[AppName], apps: &'a Apps) -> Vec<&'a AppName> {
     let is_stopped = |app: &App| app.copies().iter().all(|copy| matches!(copy.instance().state(), State::Stopped));
     let stops = |name: &AppName| apps.get(name).is_some_and(|app| !is_stopped(app));
     apps.values()
         .filter(|app| app.is_active() && !stopped.contains(app.name()))
         .filter(|app| app.spec().comes_after().any(|name| stopped.contains(name) && stops(name)))
-        .map(App::name)
+        .map(|app| app.name())
         .collect()
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use crate::domain::{
 /// A new release being judged.
 #[derive(Debug, Clone)]
 pub(super) struct Trial {
-    previous: Option<Release>,
+    previous: Option<Arc<Release>>,
     settle: Duration,
     /// Where it fails, nothing is started in the release before.
     stands: bool,
@@ -214,7 +215,7 @@ impl App {
     pub(super) fn begin_trial(&mut self, release: Release, settle: Duration, stands: bool, out: &mut Vec<Task>) {
         let cause = format!("release {}", release.id);
         self.call_off(&cause, out);
-        let previous = self.release.replace(release);
+        let previous = self.release.replace(Arc::new(release));
         let stands = stands && !self.spec.keeps_the_old_one();
         self.trial = Some(Box::new(Trial { previous, settle, stands, until: None }));
         let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(super::Copy::number).collect();
@@ -259,7 +260,7 @@ impl App {
     /// caller's.
     pub(super) fn fail_trial(&mut self, reason: &str, now: Now, out: &mut Vec<Task>) {
         let Some(trial) = self.trial.take() else { return };
-        let folder = |release: &Option<Release>| release.as_ref().map(|release| release.directory.clone());
+        let folder = |release: &Option<Arc<Release>>| release.as_ref().map(|release| release.directory.clone());
         if !trial.stands {
             self.parked = trial.previous.is_some() && folder(&trial.previous) == folder(&self.release);
             self.release = trial.previous;

@@ -75,11 +75,11 @@ fn a_failure_of_one_copy_on_trial_takes_all_back() {
     world.settle();
     world.feed(Event::Try { release: release(2), settle: seconds(3), stands: false });
     world.settle();
-    assert!(world.app.runs().all(|run| run.release == Some(release(2))));
+    assert!(world.app.runs().all(|run| run.release == Some(release(2).into())));
     world.exit_in(Seat::first(2), Exit::Code(1));
     world.settle();
     assert_eq!(world.trial_ends(), [false]);
-    assert!(world.app.runs().all(|run| run.release == Some(release(1))));
+    assert!(world.app.runs().all(|run| run.release == Some(release(1).into())));
     assert_eq!(world.words(), [(1, "ready"), (2, "ready")]);
 }
 
@@ -100,7 +100,7 @@ fn what_cannot_be_taken_back_stands_and_the_rest_stays_as_it_is() {
     assert_eq!(world.app.release(), Some(&release(2)));
     world.feed(Event::GoBack(Some(release(1))));
     world.settle();
-    assert!(world.app.runs().all(|run| run.release == Some(release(1))));
+    assert!(world.app.runs().all(|run| run.release == Some(release(1).into())));
     // The one before that was kept beside it serves on.
     let mut world = beside();
     world.feed(Event::Try { release: release(2), settle: seconds(3), stands: true });
@@ -120,7 +120,7 @@ fn a_crash_during_a_trial_restarts_in_the_release_that_it_ran() {
     assert!(world.trial_ends().is_empty());
     assert_eq!(world.app.run(Seat::first(2)).unwrap().release, None, "its turn has not come");
     world.settle();
-    assert_eq!(world.app.run(Seat::first(2)).unwrap().release, Some(release(2)));
+    assert_eq!(world.app.run(Seat::first(2)).unwrap().release, Some(release(2).into()));
 }
 
 const SECOND: Seat = Seat { number: 1, second: true };
@@ -194,5 +194,5 @@ fn a_release_on_trial_runs_beside_the_old_one_until_it_has_settled() {
     world.pass(seconds(3));
     assert_eq!(world.trial_ends(), [false, true]);
     assert_eq!(world.all_words(), [(SECOND, "ready"), (FIRST, "draining")]);
-    assert_eq!(world.app.run(SECOND).unwrap().release, Some(release(3)));
+    assert_eq!(world.app.run(SECOND).unwrap().release, Some(release(3).into()));
 }

@@ -12,11 +12,11 @@ use tokio::{
 
 use super::super::{
     Supervisor,
-    apply::SeatId,
     event::{Event, Events},
     jobs::JobSpec,
     keys::Keys,
     launch,
+    seats::SeatId,
 };
 use crate::domain::{
     config::Command,
@@ -109,7 +109,8 @@ impl Supervisor {
         let instance = id.instance();
         let name = format!("{instance}.{}", if id.seat.second { "probe2" } else { "probe" });
         let Some(shell) = self.shells.get(&id.app) else { return };
-        let env = launch::instance_env(&spec, &instance, release.as_ref(), &self.me.boot_of(id.seat), &shell.env_file);
+        let env =
+            launch::instance_env(&spec, &instance, release.as_deref(), &self.me.boot_of(id.seat), &shell.env_file);
         if self.seat(id).and_then(|seat| seat.health.command).is_some_and(|job| self.jobs.contains_key(&job)) {
             let _ = answer.send(Err("the probe before has not ended yet".into()));
             return;
@@ -127,7 +128,7 @@ impl Supervisor {
             app: id.app.clone(),
             args: launch::arguments(command, instance.number),
             env,
-            directory: launch::directory(&spec, release.as_ref()),
+            directory: launch::directory(&spec, release.as_deref()),
             who: spec.run_as.clone(),
             is_step: false,
             cgroup,

@@ -25,9 +25,9 @@ use tracing::warn;
 use self::ask::{Answer, Asker, Question};
 use super::{
     Supervisor,
-    apply::SeatId,
     event::{Event, Events},
     jobs::JobId,
+    seats::SeatId,
 };
 use crate::{
     domain::{

@@ -16,10 +16,10 @@ use tracing::{debug, warn};
 use super::{
     super::{
         Supervisor,
-        apply::SeatId,
         children::Owner,
         event::Event,
         ledger::{Command, NewEvent},
+        seats::SeatId,
     },
     Task,
 };

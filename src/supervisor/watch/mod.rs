@@ -106,7 +106,7 @@ impl Supervisor {
     }
 
     fn watched_changed(&mut self, app: &AppName, paths: &[PathBuf]) {
-        let heeds = self.apps.get(app).is_some_and(service::App::heeds_changes);
+        let heeds = self.apps.get(app).is_some_and(|app| app.heeds_changes());
         let Some(first) = paths.first().filter(|_| heeds && !self.is_ending()) else { return };
         let own = self.is_own_work(app, paths);
         let Some(watched) = self.watches.apps.get_mut(app) else { return };
