@@ -292,6 +292,35 @@ fn what_a_crash_left_of_a_failed_deploy_takes_no_place() {
     assert!(kept.len() == 2 && kept[0].starts_with("1-") && kept[1].starts_with("3-"), "{kept:?}");
 }
 
+/// A commit is small, and what a build makes of it is not.
+#[test]
+fn a_release_needs_room_for_two_of_the_last_one() {
+    if !is_root() {
+        return println!("only root mounts a small disk: left out");
+    }
+    let (mut server, repo) = world("", "build: [\"if [ -e heavy ]; then head -c 320m /dev/zero > made; fi\"]");
+    let state = server.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let disk = Disk::new(&state, "900m");
+    repo.commit(&[("heavy", "")], "heavy");
+    start_live(&mut server);
+    let before = Untouched::of(&server);
+    repo.git(&["rm", "-q", "heavy"]);
+    repo.commit(&[("VERSION", "2")], "light");
+    let deploy = server.deliver("site", &repo);
+    let (state, _, reason) = ended(&deploy);
+    assert_eq!(state, "failed", "{deploy}");
+    assert!(reason.starts_with("not enough space: ") && reason.ends_with(", 640 MiB are needed"), "{reason}");
+    before.still(&server);
+    disk.resize("2g");
+    for _ in 0..2 {
+        repo.commit(&[], "light again");
+        assert_eq!(server.deliver("site", &repo)["state"], "live");
+    }
+    assert!(server.stop().success());
+    drop(disk);
+}
+
 #[test]
 fn a_full_disk_fails_the_deploy_alone() {
     if !is_root() {

@@ -8,7 +8,7 @@ use super::{
     filter, git,
     git::is_ref_name,
     judge::{self, Question},
-    limit,
+    limit, measure,
     mirror::Mirror,
     refs::{HEADS, MIRRORED, Refs, TAGS, default_branch, refspec},
 };
@@ -125,6 +125,9 @@ fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) 
         fetched.verdict = Verdict::NotWanted { reason };
     } else {
         fetched.tree_bytes = Some(content::measure(mirror, &commit)?);
+        // A hint alone: what this user may not read, or is gone, is no reason to fail.
+        let taken = task.live_release.clone().and_then(|release| measure::measure(&[release]).ok());
+        fetched.live_bytes = taken.map(|taken| taken.size_bytes);
         fetched.changes = compare::changes(mirror, live, &commit, &task.changes)?;
     }
     (fetched.subject, fetched.author) = (Some(said.subject), Some(said.author));
@@ -150,6 +153,7 @@ fn unjudged(verdict: Verdict, ref_name: String, commit: Option<CommitId>) -> Fet
         subject: None,
         author: None,
         tree_bytes: None,
+        live_bytes: None,
         behind: BTreeMap::new(),
         changes: Vec::new(),
     }

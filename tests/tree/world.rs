@@ -130,6 +130,7 @@ impl World {
             asked: false,
             damaged: None,
             live: None,
+            live_release: None,
             changes: vec![],
             filters: None,
         }

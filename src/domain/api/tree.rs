@@ -80,6 +80,8 @@ pub struct Fetch {
     pub damaged: Option<String>,
     /// What is live now.
     pub live: Option<CommitId>,
+    /// Its folder, where the next one gets one of its own too.
+    pub live_release: Option<PathBuf>,
     /// `None`: nothing keeps it from being deployed, since somebody asked for it or nothing is live.
     pub filters: Option<Filters>,
     /// Lists of patterns: of each, does a file that fits differ between what is live and the commit?
@@ -145,8 +147,9 @@ pub struct Fetched {
     pub subject: Option<String>,
     /// `Name <mail>`.
     pub author: Option<String>,
-    /// Bytes of the commit's tree, for the free-space check.
+    /// Bytes of the commit's tree, and of all that the live release has become, for the free-space check.
     pub tree_bytes: Option<u64>,
+    pub live_bytes: Option<u64>,
     /// How many commits this one, and what is live, are behind the tip of the ref, where that is known.
     pub behind: BTreeMap<CommitId, u64>,
     /// Answers [`Fetch::changes`], in their order: what differs, in a sentence; `None`: nothing. Empty where

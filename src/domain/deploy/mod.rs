@@ -102,6 +102,12 @@ pub struct Places {
     pub app: PathBuf,
 }
 
+impl Places {
+    fn release(&self, release: &ReleaseId) -> PathBuf {
+        self.app.join("releases").join(release.to_string())
+    }
+}
+
 /// What the file `live` of an app names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {

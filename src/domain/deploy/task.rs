@@ -10,9 +10,10 @@ use crate::domain::{
 /// Free space that a release needs at least, in bytes.
 const LEAST_SPACE: u64 = 500 << 20;
 
-/// How much must be free before a commit is put anywhere, in bytes. `tree`: what its files are.
-pub(super) fn space(tree: Option<u64>) -> u64 {
-    LEAST_SPACE.max(tree.unwrap_or(0).saturating_mul(2))
+/// How much must be free before a commit is put anywhere, in bytes. `size`: what it will take, as far as
+/// that is known.
+pub(super) fn space(size: Option<u64>) -> u64 {
+    LEAST_SPACE.max(size.unwrap_or(0).saturating_mul(2))
 }
 
 /// A step that may be to be run.
@@ -80,6 +81,7 @@ pub(super) fn fetch(
         asked: view.by.is_person(),
         damaged: None,
         live: live.map(|live| live.commit.clone()),
+        live_release: live.filter(|_| deploy.tree().is_none()).map(|live| queued.places.release(&live.release)),
         filters: (!asked).then_some(filters),
         changes: changes(deploy),
     }

@@ -66,7 +66,8 @@ pub(super) struct Pipeline {
     step_began: Instant,
     step_limit: Option<(Instant, Duration)>,
     stop: Option<Stop>,
-    tree_bytes: Option<u64>,
+    /// What it will take on the disk, in bytes.
+    size: Option<u64>,
     /// Once it has switched it cannot be taken back.
     irreversible: bool,
     /// Somebody wants it live though it was not proven.
@@ -177,7 +178,7 @@ impl Pipeline {
             step_began: now.mono,
             step_limit: None,
             stop: None,
-            tree_bytes: None,
+            size: None,
             irreversible: false,
             kept: false,
             progress: place::Progress::AsItWas,

@@ -101,7 +101,7 @@ impl Pipeline {
         let Some(tree) = self.tree() else { return Course::Goes };
         let (mirror, repo) = (self.queued.places.mirror.clone(), self.deploy.repo.clone());
         let goes_back = self.returning.is_some() || self.queued.is_rollback();
-        let needs_bytes = if goes_back { 0 } else { task::space(self.tree_bytes) };
+        let needs_bytes = if goes_back { 0 } else { task::space(self.size) };
         let task = Place { deploy: self.id(), tree, mirror, repo, to, builds, needs_bytes };
         self.run_tree(phase, TreeTask::Place(Box::new(task)), out)
     }

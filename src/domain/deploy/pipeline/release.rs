@@ -19,7 +19,7 @@ impl Pipeline {
     }
 
     pub(super) fn dir_of(&self, release: &ReleaseId) -> PathBuf {
-        self.queued.places.app.join("releases").join(release.to_string())
+        self.queued.places.release(release)
     }
 
     pub(super) fn release_dir(&self) -> Option<PathBuf> {
@@ -31,7 +31,7 @@ impl Pipeline {
             return self.next_step(now, out);
         }
         if let Some(release) = self.queued.view.release.clone() {
-            let (deploy, app, needs_bytes) = (self.id(), self.queued.view.app.clone(), task::space(self.tree_bytes));
+            let (deploy, app, needs_bytes) = (self.id(), self.queued.view.app.clone(), task::space(self.size));
             out.push(Action::MakeRelease { deploy, app, release, needs_bytes });
         }
         self.phase = Phase::Making;
@@ -78,7 +78,8 @@ impl Pipeline {
         view.subject = fetched.subject.or(view.subject.take());
         view.author = fetched.author.or(view.author.take());
         view.ref_name = Some(fetched.ref_name.clone());
-        self.tree_bytes = fetched.tree_bytes;
+        // What a build makes of it is known of the last one.
+        self.size = fetched.tree_bytes.max(fetched.live_bytes);
         self.steps = task::steps(&self.deploy, &fetched.changes).into();
         self.asks = task::irreversible(&self.deploy, &fetched.changes);
         if !fetched.behind.is_empty() {

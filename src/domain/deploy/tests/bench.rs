@@ -124,7 +124,8 @@ pub(super) fn fetched(verdict: Verdict, commit: Option<CommitId>) -> JobEnd {
 pub(super) fn fetched_with(verdict: Verdict, commit: Option<CommitId>, changes: Vec<Option<String>>) -> JobEnd {
     let ref_name = "refs/heads/master".to_owned();
     let (subject, tree_bytes, behind) = (Some("s".into()), Some(9), BTreeMap::new());
-    let fetched = Fetched { verdict, ref_name, commit, subject, author: None, tree_bytes, behind, changes };
+    let live_bytes = Some(400 << 20);
+    let fetched = Fetched { verdict, ref_name, commit, subject, author: None, tree_bytes, live_bytes, behind, changes };
     JobEnd { answer: serde_json::to_vec(&fetched).unwrap(), ..good() }
 }
 

@@ -36,6 +36,15 @@ fn a_good_commit_takes_every_step_in_order() {
 }
 
 #[test]
+fn a_release_needs_room_for_two_of_the_last_one() {
+    let mut bench = Bench::new(1);
+    bench.queue(queued(7, &app("a", &[], &[])));
+    bench.run_to("make 7");
+    let Some(Action::MakeRelease { needs_bytes, .. }) = bench.open.front() else { panic!("{:?}", bench.open) };
+    assert_eq!(*needs_bytes, 800 << 20);
+}
+
+#[test]
 fn nothing_acts_before_its_record_is_durable() {
     let mut bench = Bench::new(1);
     bench.queue(queued(7, &app("a", &[], &[])));
