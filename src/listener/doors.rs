@@ -14,16 +14,17 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
     answer::Content,
     guests::{Guests, Seat},
+    tls::Tls,
 };
 
 /// From the first moment on a connection, or the last answer, to a whole request head.
@@ -56,10 +57,12 @@ pub(super) trait Desk {
 pub(super) async fn open<D: Desk + 'static>(
     listener: TcpListener,
     guests: Guests,
+    tls: Option<Tls>,
     desk: Rc<D>,
     end: impl Future<Output = ()>,
 ) {
     let (closing, closed) = watch::channel(());
+    let tls = tls.map(Rc::new);
     let mut connections = JoinSet::new();
     let mut end = pin!(end);
     loop {
@@ -67,7 +70,7 @@ pub(super) async fn open<D: Desk + 'static>(
             () = &mut end => break,
             Some(_) = connections.join_next() => {}
             (stream, address, seat) = next(&listener, &guests) => {
-                connections.spawn_local(attend(stream, address, seat, Rc::clone(&desk), closed.clone()));
+                connections.spawn_local(attend((stream, address, seat), tls.clone(), Rc::clone(&desk), closed.clone()));
             }
         }
     }
@@ -103,15 +106,38 @@ fn gone(error: &io::Error) -> bool {
 }
 
 async fn attend<D: Desk + 'static>(
-    stream: TcpStream,
-    address: IpAddr,
-    _seat: Seat,
+    (stream, address, _seat): (TcpStream, IpAddr, Seat),
+    tls: Option<Rc<Tls>>,
     desk: Rc<D>,
-    mut closed: watch::Receiver<()>,
+    closed: watch::Receiver<()>,
 ) {
     // Without these two a connection works all the same.
     let _ = stream.set_nodelay(true);
     let _ = set_tcp_user_timeout(&stream, WRITE_TIME_MS);
+    match tls {
+        None => converse(stream, address, desk, closed).await,
+        Some(tls) => {
+            if let Some(stream) = tls.greet(stream).await {
+                // Larger, and so not within the plain ones.
+                Box::pin(converse(stream, address, desk, closed)).await;
+            }
+        }
+    }
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Unpin, D: Desk + 'static>(
+    stream: S,
+    address: IpAddr,
+    desk: Rc<D>,
+    mut closed: watch::Receiver<()>,
+) {
+    let begun = Instant::now();
+    let mut last_call = pin!(async {
+        let _ = closed.changed().await;
+        // Whose handshake ended late has as long for its request.
+        sleep_until(begun + LAST_CALL).await;
+    });
+    let mut called = false;
     let service = service_fn(move |request| {
         let desk = Rc::clone(&desk);
         Box::pin(async move { Ok::<_, Infallible>(desk.answer(request, address).await) })
@@ -126,11 +152,14 @@ async fn attend<D: Desk + 'static>(
         let outcome = tokio::select! {
             biased;
             outcome = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(outcome),
-            _ = closed.changed() => None,
+            () = &mut last_call, if !called => None,
         };
         match outcome {
             Some(outcome) => break outcome,
-            None => Pin::new(&mut connection).graceful_shutdown(),
+            None => {
+                called = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
         }
     };
     if outcome.is_ok() {
@@ -140,7 +169,7 @@ async fn attend<D: Desk + 'static>(
 
 /// Closes so that the peer can read the answer: a socket closed with unread bytes in it resets the
 /// connection, and the answer to a body that was refused would be lost (RFC 9112 section 9.6).
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     if stream.shutdown().await.is_err() {
         return;
     }

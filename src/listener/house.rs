@@ -20,6 +20,7 @@ use super::{
     link::Link,
     routes::Route,
     signals::told_to_end,
+    tls::Tls,
 };
 use crate::{
     domain::access::{client, is_among},
@@ -41,12 +42,20 @@ pub(super) struct Served {
     trusted: Vec<IpNet>,
     /// Who may ask; `None`: everybody.
     allow: Option<Vec<IpNet>>,
+    tls: bool,
 }
 
 impl Served {
-    /// Reads `--serve hooks,api [--trust NET,…] [--allow NET,…]`.
+    /// Reads `--serve hooks,api [--trust NET,…] [--allow NET,…] [--tls]`.
     pub(super) fn from_args(args: &[String]) -> Option<Self> {
         let mut served = Self::default();
+        let args = match args {
+            [args @ .., last] if last == "--tls" => {
+                served.tls = true;
+                args
+            }
+            args => args,
+        };
         for pair in args.chunks(2) {
             let [flag, list] = pair else { return None };
             match flag.as_str() {
@@ -105,6 +114,12 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         carriers.spawn_local(carry);
         house.people = Some(People { link });
     }
+    let mut tls = None;
+    if served.tls {
+        let (keys, carry) = Tls::open(channel()?).await?;
+        carriers.spawn_local(carry);
+        tls = Some(keys);
+    }
     let end = async {
         tokio::select! {
             () = told => {}
@@ -113,7 +128,7 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         }
     };
     let guests = Guests::new(house.trusted.clone());
-    doors::open(listener, guests, Rc::new(house), end).await;
+    doors::open(listener, guests, tls, Rc::new(house), end).await;
     Ok(())
 }
 

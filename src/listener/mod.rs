@@ -19,6 +19,7 @@ mod routes;
 mod signals;
 mod site;
 mod streams;
+mod tls;
 
 use std::{future::Future, io, process::ExitCode};
 
@@ -27,7 +28,8 @@ use tokio::{runtime, task::LocalSet};
 pub use site::serve;
 
 /// `everhook listener --serve hooks,api`: one listener process. Descriptor 3 is the listening socket;
-/// from 4 on come the channels, `hooks` before `api`, of what is served. Ends with 0 when a channel
+/// from 4 on come the channels, `hooks` before `api`, of what is served, then with `--tls` that of the
+/// certificate. Ends with 0 when a channel
 /// closes or on TERM, 2 on wrong usage, 1 when it cannot start.
 #[must_use]
 pub fn main(args: &[String]) -> ExitCode {

@@ -26,6 +26,7 @@ pub mod memory;
 pub mod mounts;
 pub mod notify;
 pub mod open_files;
+pub mod pair_files;
 pub mod pidfd;
 pub mod reap;
 pub mod record;

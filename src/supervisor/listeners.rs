@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Supervisor,
+    certificates::{self, Certificates},
     children::Owner,
     control,
     internals::{Keeper, WELL},
@@ -18,7 +19,7 @@ use crate::{
     domain::{
         api::{EventKind, InstanceState},
         config::{Http, Plan, Serve},
-        model::{Exit, Signal},
+        model::{Exit, Pair, Signal},
     },
     os::{
         channel::Channel,
@@ -38,6 +39,8 @@ pub struct Listener {
     pub keeper: Keeper,
     /// How often it was tried to have the address: a try that was planned before the last one is none.
     tries: u64,
+    /// To its process, where that serves HTTPS.
+    certificate: Option<Channel>,
     /// Names its channels in the ledger; never used twice.
     pub number: usize,
 }
@@ -46,7 +49,7 @@ impl Listener {
     /// Not bound yet.
     #[must_use]
     pub fn new(entry: Http, number: usize) -> Self {
-        Self { entry, socket: None, keeper: Keeper::default(), tries: 0, number }
+        Self { entry, socket: None, keeper: Keeper::default(), tries: 0, certificate: None, number }
     }
 
     /// Binds the socket where it is not held.
@@ -96,6 +99,11 @@ impl Listener {
         self.entry.serve.iter().map(word).collect()
     }
 
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.entry.tls.is_some() { "https" } else { "http" }
+    }
+
     /// Lets its process leave; true if there is one, or one is being started.
     pub fn end(&mut self) -> bool {
         self.keeper.ending = true;
@@ -131,18 +139,35 @@ impl Supervisor {
     /// Starts the process of an entry, once it has its socket.
     pub fn start_listener(&mut self, number: usize) {
         let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        let certificate = listener.entry.tls.as_ref().map(|tls| self.certificates.of(tls)).transpose();
+        let certificate = match certificate {
+            Ok(certificate) => certificate,
+            Err(why) => {
+                let why = format!("cannot serve HTTPS on {}: {why}", listener.address());
+                return self.listener_fails(number, &why, "it is served once that is mended");
+            }
+        };
         if let Err(error) = listener.bind() {
             return self.listener_waits(number, error);
         }
         listener.keeper.state = InstanceState::Starting;
-        match self.listener_spec(number) {
-            Ok(spec) => self.spawn(Owner::Listener(number), spec),
+        match self.listener_spec(number, certificate.as_deref()) {
+            Ok((spec, channel)) => {
+                if let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) {
+                    listener.certificate = channel;
+                }
+                self.spawn(Owner::Listener(number), spec);
+            }
             Err(error) => self.listener_stumbles(number, &error),
         }
     }
 
-    /// How to start a bound one; its channels are told to those who hear them.
-    fn listener_spec(&self, number: usize) -> Result<SpawnSpec, String> {
+    /// How to start a bound one, and the channel of its certificate; the others are told to those who hear them.
+    fn listener_spec(
+        &self,
+        number: usize,
+        certificate: Option<&Pair>,
+    ) -> Result<(SpawnSpec, Option<Channel>), String> {
         let listener = self.listeners.iter().find(|l| l.number == number);
         let (listener, (socket, _)) = listener.and_then(|l| Some((l, l.socket.as_ref()?))).ok_or("it has no socket")?;
         let networks = |list: &[IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -150,6 +175,9 @@ impl Supervisor {
         args.extend(["--trust".to_owned(), networks(&listener.entry.trusted)]);
         if let Some(allow) = &listener.entry.allow {
             args.extend(["--allow".to_owned(), networks(allow)]);
+        }
+        if certificate.is_some() {
+            args.push("--tls".to_owned());
         }
         let spec = self.outward_spec(&args, |users| users.listener, 4096, Arc::clone(socket));
         let mut spec = spec.map_err(|e| e.to_string())?;
@@ -161,7 +189,14 @@ impl Supervisor {
                 Serve::Api => control::people(ours, self.events.clone()),
             }
         }
-        Ok(spec)
+        let mut certificates = None;
+        if let Some(pair) = certificate {
+            let (mut ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+            certificates::hand_over(&mut ours, pair).map_err(|e| e.to_string())?;
+            spec.fds.push((Arc::new(theirs), 4 + i32::try_from(listener.entry.serve.len()).unwrap_or(0)));
+            certificates = Some(ours);
+        }
+        Ok((spec, certificates))
     }
 
     pub fn listener_spawned(&mut self, number: usize, result: Result<Spawned, SpawnError>) {
@@ -217,17 +252,40 @@ impl Supervisor {
         let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
         listener.tries += 1;
         let (tries, pause) = (listener.tries, listener.keeper.next_pause(LONGEST_WAIT));
-        listener.keeper.state = InstanceState::Failed;
-        let new = listener.keeper.reason.replace(why.clone()).as_ref() != Some(&why);
-        if new {
-            error!("{why}; it is tried again until it can be had, and everything else runs");
-            self.note(EventKind::Listener, None, "failed", Some(why));
-        }
+        self.listener_fails(number, &why, "it is tried again until it can be had");
         self.later(pause, move |supervisor| {
             if supervisor.listeners.iter().any(|l| l.number == number && l.tries == tries && !l.is_bound()) {
                 supervisor.start_listener(number);
             }
         });
+    }
+
+    /// It cannot be served now. What was said already is not said again.
+    fn listener_fails(&mut self, number: usize, why: &str, then: &str) {
+        let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
+        listener.keeper.state = InstanceState::Failed;
+        if listener.keeper.reason.replace(why.to_owned()).as_deref() != Some(why) {
+            error!("{why}; {then}, and everything else runs");
+            self.note(EventKind::Listener, None, "failed", Some(why.to_owned()));
+        }
+    }
+
+    /// Serves with these from now on. Processes that run go on, and so do their connections.
+    pub fn take_certificates(&mut self, new: Certificates) {
+        new.warnings().iter().for_each(|warning| warn!("{warning}"));
+        let old = std::mem::replace(&mut self.certificates, new);
+        for listener in &mut self.listeners {
+            let Some(tls) = &listener.entry.tls else { continue };
+            let Ok(pair) = self.certificates.of(tls) else { continue };
+            let Some(channel) = listener.certificate.as_mut().filter(|_| old.of(tls).as_ref() != Ok(&pair)) else {
+                continue;
+            };
+            match certificates::hand_over(channel, &pair) {
+                Ok(()) => info!(bind = %listener.address(), until = %pair.until(), "a new certificate"),
+                // It gets the new one when it is started again.
+                Err(error) => warn!(bind = %listener.address(), %error, "a listener takes no new certificate"),
+            }
+        }
     }
 
     /// Carries out what a reload means for listeners: `new` is bound, or waits.
@@ -237,7 +295,8 @@ impl Supervisor {
         };
         self.listeners.retain_mut(|listener| !gone(&listener.entry) || listener.end());
         // Whoever reloads may just have made room.
-        let mut due: Vec<_> = self.listeners.iter_mut().filter(|listener| !listener.is_bound()).collect();
+        let failed = |listener: &&mut Listener| listener.keeper.state == InstanceState::Failed;
+        let mut due: Vec<_> = self.listeners.iter_mut().filter(failed).collect();
         due.iter_mut().for_each(|listener| listener.keeper.hurry());
         let mut due: Vec<_> = due.iter().map(|listener| listener.number).collect();
         for mut listener in new {

@@ -7,6 +7,7 @@
 
 mod answers;
 mod apply;
+mod certificates;
 mod children;
 mod control;
 mod courier;
@@ -103,6 +104,7 @@ pub struct Supervisor {
     /// The files' texts as they were applied.
     config_text: settings::Text,
     tokens: Keyring,
+    certificates: certificates::Certificates,
     /// Who has sent wrong tokens lately.
     guard: Guard,
     /// A reload is on its way.

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::{
     Supervisor,
+    certificates::Certificates,
     control::ReplyTo,
     internals::echoes,
     layout::Layout,
@@ -196,9 +197,10 @@ impl Supervisor {
         then: impl FnOnce(&mut Supervisor, Result<Prepared, String>) + Send + 'static,
     ) {
         let (path, old, maker) = (self.config.path.clone(), Arc::clone(&self.config), self.maker.clone());
+        let certificates = self.certificates.clone();
         let envs: BTreeMap<AppName, Vec<(String, String)>> =
             self.shells.iter().map(|(name, shell)| (name.clone(), shell.env_file.clone())).collect();
-        self.files.run(move || prepare(&path, &old, &maker, &envs, make), then);
+        self.files.run(move || prepare(&path, (&old, &certificates), &maker, &envs, make), then);
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
@@ -212,6 +214,7 @@ impl Supervisor {
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
         self.tokens.set_config(settings.tokens);
+        self.take_certificates(settings.certificates);
         self.ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
         self.deploys.set_parallel(self.config.deploys.parallel);
         for (old, new) in &moved {
@@ -359,7 +362,7 @@ impl Supervisor {
 
 fn prepare(
     path: &Path,
-    old: &Config,
+    (old, certificates): (&Config, &Certificates),
     maker: &Maker,
     envs: &BTreeMap<AppName, Vec<(String, String)>>,
     make: bool,
@@ -369,6 +372,11 @@ fn prepare(
     if !plan.refused.is_empty() {
         return Err(plan.refused.join("\n"));
     }
+    let faults = settings.certificates.faults(certificates);
+    if !faults.is_empty() {
+        return Err(faults.join("\n"));
+    }
+    plan.renewed = settings.certificates.renewed(certificates, &settings.config);
     for (name, env) in &settings.env_files {
         let touched = plan.restarted.iter().any(|(app, _)| app == name);
         if !touched && envs.get(name).is_some_and(|before| before != env) {

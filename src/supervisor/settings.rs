@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::secrets::{self, Secrets};
+use super::{
+    certificates::Certificates,
+    secrets::{self, Secrets},
+};
 use crate::{
     domain::{
         config::{self, Config, Finding, Places},
@@ -27,6 +30,7 @@ pub struct Settings {
     pub env_files: BTreeMap<AppName, Vec<(String, String)>>,
     pub tokens: Vec<(config::Token, Secret)>,
     pub hooks: accept::Snapshot,
+    pub certificates: Certificates,
 }
 
 /// What the config file and those that it includes said when they were read.
@@ -85,7 +89,8 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     let tokens = tokens(&config, &secrets)?;
     let hooks = hooks(&config, &secrets)?;
     let text = Text { main: text, included: loaded.included };
-    Ok(Settings { config: Arc::new(config), text, warnings: loaded.warnings, env_files, tokens, hooks })
+    let certificates = Certificates::read(&config);
+    Ok(Settings { config: Arc::new(config), text, warnings: loaded.warnings, env_files, tokens, hooks, certificates })
 }
 
 /// As root nobody else may decide what root does.

@@ -96,6 +96,9 @@ pub fn run(path: &Path) -> Result<(), String> {
     for warning in &settings.warnings {
         warn!("{warning}");
     }
+    for warning in settings.certificates.warnings() {
+        warn!("{warning}");
+    }
     reap::set_child_subreaper().map_err(|e| format!("cannot become a subreaper: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -157,6 +160,7 @@ fn build(
         config: Arc::clone(&settings.config),
         config_text: settings.text,
         tokens,
+        certificates: settings.certificates,
         guard: Guard::default(),
         reloading: false,
         reloads: Vec::new(),
@@ -319,7 +323,7 @@ impl Supervisor {
     /// The first lines of the shipped default: what runs where, and what to try.
     fn say_hello(&self) {
         for listener in self.listeners.iter().filter(|listener| listener.is_bound()) {
-            info!("listening on http://{} for {}", listener.address(), listener.serve().join(" and "));
+            info!("listening on {}://{} for {}", listener.scheme(), listener.address(), listener.serve().join(" and "));
         }
         for app in self.config.apps.values() {
             if let config::Ready::Probe { probe: config::Probe::Http(probe), .. } = &app.ready {

@@ -7,6 +7,7 @@
 
 mod courier;
 mod hooks;
+mod listener;
 mod logger;
 mod people;
 mod places;
@@ -17,6 +18,7 @@ mod view;
 
 pub use courier::*;
 pub use hooks::*;
+pub use listener::*;
 pub use logger::*;
 pub use people::*;
 pub use places::*;

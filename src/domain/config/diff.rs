@@ -1,6 +1,6 @@
 //! What a reload from one config to another does to whom.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{App, Config, Http, Ready};
 use crate::domain::model::AppName;
@@ -21,6 +21,8 @@ pub struct Plan {
     pub listeners_removed: Vec<Http>,
     /// The same address serves something else: the new entry.
     pub listeners_changed: Vec<Http>,
+    /// Addresses that go on with another certificate.
+    pub renewed: Vec<SocketAddr>,
     /// Top-level fields that count from now on.
     pub other: Vec<&'static str>,
     /// What cannot change in a running supervisor, each a sentence: the reload is refused.
@@ -54,6 +56,7 @@ impl Plan {
         lines.extend(listeners(&self.listeners_removed, "closed"));
         lines.extend(listeners(&self.listeners_added, "opened"));
         lines.extend(listeners(&self.listeners_changed, "serves anew, as its entry says now"));
+        lines.extend(self.renewed.iter().map(|bind| format!("listener {bind}: a new certificate")));
         lines.extend(self.other.iter().map(|field| format!("{field}: changed")));
         lines
     }

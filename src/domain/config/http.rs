@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{Http, Serve, judge::Judge, raw};
+use super::{Http, Serve, Tls, judge::Judge, raw};
 
 pub fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
     let mut listeners: Vec<Http> = Vec::new();
@@ -27,27 +27,39 @@ pub fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
         let mut serve = entry.serve.clone();
         serve.sort_unstable();
         serve.dedup();
-        judge_reach(judge, &i, bind, &serve, entry.insecure);
+        judge_reach(judge, &i, bind, &serve, entry.insecure || entry.tls.is_some());
         if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
             judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));
         }
         let trusted = networks(judge, &["http", &i, "trusted_proxies"], &entry.trusted_proxies);
         let allow = entry.allow.as_ref().map(|list| networks(judge, &["http", &i, "allow"], list));
         let place = judge.place(&bind_keys);
-        listeners.push(Http { bind, serve, trusted, allow, place });
+        let tls = entry.tls.as_ref().and_then(|raw| tls(judge, &i, raw));
+        listeners.push(Http { bind, serve, trusted, allow, tls, place });
     }
     listeners
 }
 
+fn tls(judge: &mut Judge<'_>, i: &str, raw: &raw::Tls) -> Option<Tls> {
+    let keys = ["http", i, "tls"];
+    let (Some(cert), Some(key)) = (&raw.cert, &raw.key) else {
+        judge.error(&keys, "TLS needs `cert` and `key`, such as (cert: \"fullchain.pem\", key: \"privkey.pem\")");
+        return None;
+    };
+    let (cert_keys, key_keys) = (["http", i, "tls", "cert"], ["http", i, "tls", "key"]);
+    let places = [judge.place(&cert_keys), judge.place(&key_keys)];
+    Some(Tls { cert: judge.path(&cert_keys, cert), key: judge.path(&key_keys, key), places })
+}
+
 /// What others can reach: tokens are read on the way, and who hears the internet should serve no people.
-fn judge_reach(judge: &mut Judge<'_>, i: &str, bind: SocketAddr, serve: &[Serve], insecure: bool) {
+fn judge_reach(judge: &mut Judge<'_>, i: &str, bind: SocketAddr, serve: &[Serve], private: bool) {
     if bind.ip().is_loopback() {
         return;
     }
-    if serve.contains(&Serve::Api) && !insecure {
+    if serve.contains(&Serve::Api) && !private {
         let message = format!(
-            "whoever is on the way to {bind} could read people's tokens, as this is no HTTPS: bind it to 127.0.0.1 \
-             behind a proxy that has, or say `insecure: true` where the network is trusted"
+            "whoever is on the way to {bind} could read people's tokens, as this is no HTTPS: give it `tls`, bind it \
+             to 127.0.0.1 behind a proxy that has, or say `insecure: true` where the network is trusted"
         );
         judge.error(&["http", i, "bind"], message);
     }

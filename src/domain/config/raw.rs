@@ -39,7 +39,15 @@ pub struct Http {
     pub serve: Vec<Serve>,
     pub trusted_proxies: Vec<String>,
     pub allow: Option<Vec<String>>,
+    pub tls: Option<Tls>,
     pub insecure: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    pub cert: Option<String>,
+    pub key: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -67,7 +67,7 @@ async fn open(dir: &Path, bind: SocketAddr) -> io::Result<()> {
     let at = listener.local_addr()?;
     // Nobody reading is no reason not to serve.
     let _ = writeln!(io::stdout(), "serving {} on http://{at}", dir.display());
-    doors::open(listener, Guests::new(Vec::new()), Rc::new(Site { folder }), told).await;
+    doors::open(listener, Guests::new(Vec::new()), None, Rc::new(Site { folder }), told).await;
     Ok(())
 }
 

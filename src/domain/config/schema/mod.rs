@@ -61,14 +61,32 @@ pub struct Http {
     pub trusted: Vec<IpNet>,
     /// Who may ask at all; `None`: everybody.
     pub allow: Option<Vec<IpNet>>,
+    /// Serves HTTPS with these; `None`: HTTP.
+    pub tls: Option<Tls>,
     /// Of `bind`, for what is found out later.
     pub place: Option<Place>,
+}
+
+/// The files of a certificate chain and of its private key, absolute.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Of `cert` and of `key`.
+    pub places: [Option<Place>; 2],
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.cert, &self.key) == (&other.cert, &other.key)
+    }
 }
 
 /// It is the same wherever it stands.
 impl PartialEq for Http {
     fn eq(&self, other: &Self) -> bool {
-        (self.bind, &self.serve, &self.trusted, &self.allow) == (other.bind, &other.serve, &other.trusted, &other.allow)
+        (self.bind, &self.serve, &self.trusted, &self.allow, &self.tls)
+            == (other.bind, &other.serve, &other.trusted, &other.allow, &other.tls)
     }
 }
 

@@ -1,0 +1,97 @@
+//! Certificates and keys of the `http` entries with `tls`. They are read on the files thread: at the start, at
+//! each reload and when the files change. What is of no use at the start keeps that address alone from being
+//! served; later the one before is kept.
+
+use std::{fs::File, io, io::Write, net::SocketAddr, sync::Arc};
+
+use crate::{
+    domain::{
+        api::ToListener,
+        config::{Config, Http, Place, Tls},
+        model::{At, BadPair, Pair},
+    },
+    os::{channel::Channel, clock, memfd, pair_files},
+};
+
+/// What stands behind a `tls`, or a sentence why nothing usable does.
+pub type Found = Result<Arc<Pair>, String>;
+
+/// What stands behind each `tls` of a config.
+#[derive(Clone, Default)]
+pub struct Certificates(Vec<(Tls, Found)>);
+
+impl Certificates {
+    /// Reads them all.
+    #[must_use]
+    pub fn read(config: &Config) -> Self {
+        let now = clock::now().wall;
+        Self(entries(config).map(|(_, tls)| (tls.clone(), read(tls, now))).collect())
+    }
+
+    /// # Errors
+    /// Why the entry cannot be served.
+    pub fn of(&self, tls: &Tls) -> Found {
+        let found = self.0.iter().find(|(known, _)| known == tls);
+        found.map_or_else(|| Err("its certificate was not read".to_owned()), |(_, found)| found.clone())
+    }
+
+    /// What is wrong here that was not, or did not matter, before.
+    #[must_use]
+    pub fn faults(&self, before: &Self) -> Vec<String> {
+        let new = self.0.iter().filter(|(tls, _)| before.was_well_or_unknown(tls));
+        new.filter_map(|(_, found)| found.clone().err()).collect()
+    }
+
+    fn was_well_or_unknown(&self, tls: &Tls) -> bool {
+        self.0.iter().find(|(known, _)| known == tls).is_none_or(|(_, found)| found.is_ok())
+    }
+
+    /// The entries that have another certificate than before.
+    #[must_use]
+    pub fn renewed(&self, before: &Self, config: &Config) -> Vec<SocketAddr> {
+        let is_new = |tls: &Tls| {
+            let known = before.0.iter().find(|(known, _)| known == tls);
+            known.zip(self.of(tls).ok()).is_some_and(|((_, old), new)| old.as_ref() != Ok(&new))
+        };
+        entries(config).filter(|(_, tls)| is_new(tls)).map(|(http, _)| http.bind).collect()
+    }
+
+    /// What should be looked after soon.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let now = clock::now().wall;
+        let of = |(tls, found): &(Tls, Found)| {
+            let what = found.as_ref().ok()?.warning(now)?;
+            Some(placed(&format!("the certificate {} {what}", tls.cert.display()), tls.places[0].as_ref()))
+        };
+        self.0.iter().filter_map(of).collect()
+    }
+}
+
+fn entries(config: &Config) -> impl Iterator<Item = (&Http, &Tls)> {
+    config.http.iter().filter_map(|http| Some((http, http.tls.as_ref()?)))
+}
+
+fn read(tls: &Tls, now: At) -> Found {
+    let [cert, key] = &tls.places;
+    pair_files::read(&tls.cert, &tls.key, now).map(Arc::new).map_err(|bad| match bad {
+        BadPair::Chain(why) => placed(&why, cert.as_ref()),
+        BadPair::Key(why) => placed(&why, key.as_ref()),
+    })
+}
+
+fn placed(what: &str, place: Option<&Place>) -> String {
+    place.map_or_else(|| what.to_owned(), |place| format!("{what} ({place})"))
+}
+
+/// Hands a certificate and its key to a listener's process.
+///
+/// # Errors
+/// When descriptors run out, or the process takes nothing.
+pub fn hand_over(channel: &mut Channel, pair: &Pair) -> io::Result<()> {
+    let mut file = File::from(memfd::anonymous("everhook-certificate")?);
+    file.write_all(pair.pem().expose())?;
+    memfd::seal(&file)?;
+    channel.queue(&ToListener::Certificate, &[], Some(file.into()));
+    if channel.flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+}
