@@ -8,10 +8,10 @@ use super::{
 use crate::{
     domain::{
         api::Request,
-        config::{Config, SecretRef, Severity, deploy_key, describe},
-        model::Secret,
+        config::{Config, SecretRef, Severity, Tls, deploy_key, describe},
+        model::{BadPair, Secret},
     },
-    os::{clock, secret_file},
+    os::{clock, pair_files, secret_file},
 };
 
 /// What is wrong in the config, with place and fix; delays and warnings
@@ -48,13 +48,39 @@ impl Check {
                 format!("{name} can be applied, but these apps cannot run: {apps}"),
             ));
         }
-        let useless = useless_keys(&loaded.config);
+        let mut useless = useless_keys(&loaded.config);
+        for tls in loaded.config.http.iter().filter_map(|http| http.tls.as_ref()) {
+            match certificate(tls) {
+                Ok(warning) => warning.iter().for_each(|warning| complain(warning)),
+                Err(error) => useless.push(error),
+            }
+        }
         if !useless.is_empty() {
             screen.flush()?;
             return Err(Failure::new(Code::Failed, useless.join("\n")));
         }
         screen.line(&format!("{name} is good"))?;
         Ok(screen.flush()?)
+    }
+}
+
+/// What should be looked after soon of a certificate and its key, as far as whoever asks may look at them.
+fn certificate(tls: &Tls) -> Result<Option<String>, String> {
+    let now = clock::now().wall;
+    if std::fs::File::open(&tls.key).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied) {
+        return Ok(None);
+    }
+    let placed = |what: String, i: usize| match &tls.places[i] {
+        Some(place) => format!("{place}: {what}"),
+        None => what,
+    };
+    match pair_files::read(&tls.cert, &tls.key, now) {
+        Ok(pair) => {
+            let warning = pair.warning(now);
+            Ok(warning.map(|what| placed(format!("warning: the certificate {} {what}", tls.cert.display()), 0)))
+        }
+        Err(BadPair::Chain(why)) => Err(placed(why, 0)),
+        Err(BadPair::Key(why)) => Err(placed(why, 1)),
     }
 }
 

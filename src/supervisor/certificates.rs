@@ -2,16 +2,23 @@
 //! each reload and when the files change. What is of no use at the start keeps that address alone from being
 //! served; later the one before is kept.
 
-use std::{fs::File, io, io::Write, net::SocketAddr, sync::Arc};
+use std::{fs::File, io, io::Write, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use tracing::error;
+
+use super::Supervisor;
 use crate::{
     domain::{
-        api::ToListener,
-        config::{Config, Http, Place, Tls},
+        api::{EventKind, ToListener},
+        config::{Config, Http, Ignore, Place, Tls, Watch},
         model::{At, BadPair, Pair},
     },
     os::{channel::Channel, clock, memfd, pair_files},
 };
+
+/// One file comes after the other when a certificate is renewed: they are looked at when nothing has changed
+/// for so long.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What stands behind a `tls`, or a sentence why nothing usable does.
 pub type Found = Result<Arc<Pair>, String>;
@@ -56,6 +63,27 @@ impl Certificates {
         entries(config).filter(|(_, tls)| is_new(tls)).map(|(http, _)| http.bind).collect()
     }
 
+    /// These, with the one before in place of each that is of no use now; what is wrong with those.
+    fn or_before(self, before: &Self) -> (Self, Vec<String>) {
+        let mut faults = Vec::new();
+        let kept = self.0.into_iter().map(|(tls, found)| match (found, before.of(&tls)) {
+            (Err(fault), Ok(pair)) => {
+                faults.push(fault);
+                (tls, Ok(pair))
+            }
+            (found, _) => (tls, found),
+        });
+        (Self(kept.collect()), faults)
+    }
+
+    /// Their files, where there are any.
+    #[must_use]
+    pub fn watch(&self) -> Option<Watch> {
+        let paths: Vec<PathBuf> = self.0.iter().flat_map(|(tls, _)| [tls.cert.clone(), tls.key.clone()]).collect();
+        let ignore = Ignore::new(&[]).ok()?;
+        (!paths.is_empty()).then_some(Watch { paths, ignore, debounce: SETTLED, poll: None })
+    }
+
     /// What should be looked after soon.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -65,6 +93,30 @@ impl Certificates {
             Some(placed(&format!("the certificate {} {what}", tls.cert.display()), tls.places[0].as_ref()))
         };
         self.0.iter().filter_map(of).collect()
+    }
+}
+
+impl Supervisor {
+    /// The files have changed: what is of use counts from now on, of the rest the one before.
+    pub fn look_at_certificates(&mut self) {
+        let (config, before) = (Arc::clone(&self.config), self.certificates.clone());
+        let read = Arc::clone(&config);
+        let work = move || Certificates::read(&read).or_before(&before);
+        self.files.run(work, move |supervisor, (new, faults)| {
+            if !Arc::ptr_eq(&config, &supervisor.config) {
+                // A reload came between, and may have looked before this.
+                return supervisor.look_at_certificates();
+            }
+            for fault in faults {
+                error!("a certificate is not renewed, the one before is kept: {fault}");
+                supervisor.note(EventKind::Listener, None, "certificate_refused", Some(fault));
+            }
+            for bind in new.renewed(&supervisor.certificates, &config) {
+                supervisor.note(EventKind::Listener, None, "certificate_renewed", Some(bind.to_string()));
+            }
+            supervisor.take_certificates(new);
+            supervisor.start_failed_listeners();
+        });
     }
 }
 

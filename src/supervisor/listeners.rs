@@ -270,6 +270,15 @@ impl Supervisor {
         }
     }
 
+    /// What kept them from being served may be gone.
+    pub fn start_failed_listeners(&mut self) {
+        let failed = |listener: &&mut Listener| listener.keeper.state == InstanceState::Failed;
+        let mut due: Vec<_> = self.listeners.iter_mut().filter(failed).collect();
+        due.iter_mut().for_each(|listener| listener.keeper.hurry());
+        let due: Vec<_> = due.iter().map(|listener| listener.number).collect();
+        due.into_iter().for_each(|number| self.start_listener(number));
+    }
+
     /// Serves with these from now on. Processes that run go on, and so do their connections.
     pub fn take_certificates(&mut self, new: Certificates) {
         new.warnings().iter().for_each(|warning| warn!("{warning}"));
@@ -295,10 +304,8 @@ impl Supervisor {
         };
         self.listeners.retain_mut(|listener| !gone(&listener.entry) || listener.end());
         // Whoever reloads may just have made room.
-        let failed = |listener: &&mut Listener| listener.keeper.state == InstanceState::Failed;
-        let mut due: Vec<_> = self.listeners.iter_mut().filter(failed).collect();
-        due.iter_mut().for_each(|listener| listener.keeper.hurry());
-        let mut due: Vec<_> = due.iter().map(|listener| listener.number).collect();
+        self.start_failed_listeners();
+        let mut due = Vec::new();
         for mut listener in new {
             listener.number = usize::try_from(self.ticket()).unwrap_or(usize::MAX);
             due.push(listener.number);

@@ -270,7 +270,7 @@ impl Supervisor {
         }
         self.change_listeners(&plan, listeners);
         self.sample();
-        self.watch_apps();
+        self.watch_files();
         self.set_polls();
         self.look_for_letters();
         self.give_back();

@@ -297,7 +297,7 @@ impl Supervisor {
             self.tell_blocked(&name, &spec);
         }
         self.look_at_clock();
-        self.watch_apps();
+        self.watch_files();
         let ticket = self.ticket();
         self.ledger.send(Command::Query { ticket, query: Query::Unfinished });
         self.say_hello();

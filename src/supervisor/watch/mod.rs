@@ -1,5 +1,5 @@
-//! Restarts of apps whose files change: `watch`. Looking is a thread's, what follows is the guard's and
-//! the app's own machine's to say.
+//! Restarts of apps whose files change: `watch`; and certificates that are renewed. Looking is a thread's, what
+//! follows for an app is the guard's and the app's own machine's to say.
 
 mod folder;
 mod thread;
@@ -19,18 +19,27 @@ use super::{Supervisor, event::Event};
 use crate::{
     domain::{
         api::{WatchState, WatchView},
+        config::Watch,
         model::AppName,
         service::{self, Guard, Verdict},
     },
     os::open_files,
 };
 
+/// Whom changes matter to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whose {
+    App(AppName),
+    /// The listeners with `tls`.
+    Certificates,
+}
+
 /// What the thread tells.
 pub enum Report {
     /// It has settled; the first of the paths, in the order they changed.
-    Changed { app: AppName, paths: Vec<PathBuf> },
-    /// What keeps an app's watch from seeing everything; `None`: nothing any more.
-    Trouble { app: AppName, trouble: Option<String> },
+    Changed { whose: Whose, paths: Vec<PathBuf> },
+    /// What keeps a watch from seeing everything; `None`: nothing any more.
+    Trouble { whose: Whose, trouble: Option<String> },
 }
 
 /// The apps that are watched.
@@ -39,10 +48,11 @@ pub struct Watches {
     /// To the thread, once there is something to watch.
     orders: Option<mpsc::Sender<Order>>,
     apps: BTreeMap<AppName, Watched>,
+    certificates: Option<Watch>,
 }
 
 struct Watched {
-    wanted: Wanted,
+    watch: Watch,
     guard: Guard,
     trouble: Option<String>,
     /// That it writes there itself was told.
@@ -51,20 +61,26 @@ struct Watched {
 
 impl Supervisor {
     /// Watches what the config says, and nothing else. A changed `watch` is looked at afresh.
-    pub fn watch_apps(&mut self) {
+    pub fn watch_files(&mut self) {
         let apps = self.config.apps.values().filter(|app| app.enabled && app.problem.is_none());
-        let wanted: Vec<Wanted> =
-            apps.filter_map(|app| Some(Wanted { app: app.name.clone(), watch: *app.watch.clone()? })).collect();
-        let as_before = wanted.iter().eq(self.watches.apps.values().map(|watched| &watched.wanted));
-        if as_before {
+        let apps: Vec<(AppName, Watch)> =
+            apps.filter_map(|app| Some((app.name.clone(), *app.watch.clone()?))).collect();
+        let certificates = self.certificates.watch();
+        let as_before = apps.iter().map(|(app, watch)| (app, watch));
+        let as_before = as_before.eq(self.watches.apps.iter().map(|(app, watched)| (app, &watched.watch)));
+        if as_before && certificates == self.watches.certificates {
             return;
         }
         let mut old = std::mem::take(&mut self.watches.apps);
-        for wanted in &wanted {
-            let same = old.remove(&wanted.app).filter(|watched| watched.wanted == *wanted);
-            let fresh = || Watched { wanted: wanted.clone(), guard: Guard::default(), trouble: None, told_own: false };
-            self.watches.apps.insert(wanted.app.clone(), same.unwrap_or_else(fresh));
+        let mut wanted = Vec::new();
+        for (app, watch) in apps {
+            let same = old.remove(&app).filter(|watched| watched.watch == watch);
+            wanted.push(Wanted { whose: Whose::App(app.clone()), watch: watch.clone() });
+            let fresh = || Watched { watch, guard: Guard::default(), trouble: None, told_own: false };
+            self.watches.apps.insert(app, same.unwrap_or_else(fresh));
         }
+        wanted.extend(certificates.clone().map(|watch| Wanted { whose: Whose::Certificates, watch }));
+        self.watches.certificates = certificates;
         match self.watch_thread() {
             // The thread lives as long as this sender.
             Ok(orders) => drop(orders.send(Order::Watch(wanted))),
@@ -90,8 +106,14 @@ impl Supervisor {
 
     fn watched(&mut self, report: Report) {
         match report {
-            Report::Changed { app, paths } => self.watched_changed(&app, &paths),
-            Report::Trouble { app, trouble } => {
+            Report::Changed { whose: Whose::App(app), paths } => self.watched_changed(&app, &paths),
+            Report::Changed { whose: Whose::Certificates, .. } => self.look_at_certificates(),
+            Report::Trouble { whose: Whose::Certificates, trouble } => {
+                if let Some(trouble) = trouble {
+                    warn!("not every renewed certificate is seen before the next reload: {trouble}");
+                }
+            }
+            Report::Trouble { whose: Whose::App(app), trouble } => {
                 let Some(watched) = self.watches.apps.get_mut(&app) else { return };
                 watched.trouble.clone_from(&trouble);
                 match trouble {

@@ -19,11 +19,8 @@ use notify::{
     event::{CreateKind, ModifyKind},
 };
 
-use super::{Report, folder::Ground};
-use crate::{
-    domain::{config::Watch, model::AppName},
-    os::mounts,
-};
+use super::{Report, Whose, folder::Ground};
+use crate::{domain::config::Watch, os::mounts};
 
 /// More that waits here counts as lost, as in the kernel's own queue.
 const WAITING: usize = 4096;
@@ -35,7 +32,7 @@ const TOLD: usize = 16;
 /// What is to be watched for whom.
 #[derive(Clone, PartialEq)]
 pub struct Wanted {
-    pub app: AppName,
+    pub whose: Whose,
     pub watch: Watch,
 }
 
@@ -46,7 +43,7 @@ pub enum Order {
     Seen(notify::Result<Event>),
 }
 
-/// One app's watch.
+/// One watch.
 struct Eye {
     wanted: Wanted,
     change: Option<Change>,
@@ -162,11 +159,11 @@ impl Watching {
         }
     }
 
-    /// Begins anew; an app whose watch is the same goes on with its change.
+    /// Begins anew; a watch that is the same goes on with its change.
     fn watch(&mut self, wanted: Vec<Wanted>) {
         let mut old = std::mem::take(&mut self.eyes);
         for wanted in wanted {
-            let same = old.iter().position(|eye| eye.wanted.app == wanted.app && eye.wanted.watch == wanted.watch);
+            let same = old.iter().position(|eye| eye.wanted.whose == wanted.whose && eye.wanted.watch == wanted.watch);
             let mut eye = same.map_or_else(|| Eye::new(wanted), |same| old.swap_remove(same));
             eye.poll_at = eye.wanted.watch.poll.map(|poll| Instant::now() + poll);
             self.eyes.push(eye);
@@ -231,7 +228,7 @@ impl Watching {
         let trouble = trouble.or_else(|| eye.foreign.clone());
         if eye.trouble != trouble {
             eye.trouble.clone_from(&trouble);
-            (self.tell)(Report::Trouble { app: eye.wanted.app.clone(), trouble });
+            (self.tell)(Report::Trouble { whose: eye.wanted.whose.clone(), trouble });
         }
     }
 
@@ -280,7 +277,7 @@ impl Watching {
         look_again
     }
 
-    /// Notes a change for every app that it counts for.
+    /// Notes a change for everybody whom it counts for.
     fn changed(&mut self, path: &Path) {
         let now = Instant::now();
         for eye in &mut self.eyes {
@@ -331,7 +328,7 @@ impl Watching {
         for eye in &mut self.eyes {
             if let Some(change) = eye.change.take_if(|change| change.due.min(change.at_last) <= now) {
                 eye.signature = Ground { watch: &eye.wanted.watch, ours: &self.ours }.walk().signature;
-                (self.tell)(Report::Changed { app: eye.wanted.app.clone(), paths: change.paths });
+                (self.tell)(Report::Changed { whose: eye.wanted.whose.clone(), paths: change.paths });
             }
         }
     }
@@ -400,7 +397,7 @@ mod tests {
         let mut watching = Watching::new(mpsc::channel(), Vec::new(), move |report| drop(told.send(report)));
         let ignore = Ignore::new(&[]).unwrap();
         let watch = Watch { paths: vec![root.clone()], ignore, debounce: Duration::ZERO, poll: None };
-        watching.hear(vec![Order::Watch(vec![Wanted { app: "a".parse().unwrap(), watch }])]);
+        watching.hear(vec![Order::Watch(vec![Wanted { whose: Whose::App("a".parse().unwrap()), watch }])]);
         let mut lose = |change: bool| {
             if change {
                 fs::write(root.join("main"), "22").unwrap();
