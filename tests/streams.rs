@@ -220,3 +220,42 @@ fn a_stream_outlives_a_reader_that_does_not_read_and_ends_with_the_supervisor() 
     drop(deaf);
     assert!(server.stop().success());
 }
+
+/// Reads until the stream is over, which must be long before it would be by itself.
+fn is_over(mut reader: Reader) -> bool {
+    let mut silences = 0;
+    while let Some(chunk) = reader.client.chunk() {
+        silences += usize::from(chunk == b":\n\n");
+        if silences > 3 {
+            return false;
+        }
+    }
+    true
+}
+
+#[test]
+fn streams_end_with_the_token_that_opened_them() {
+    let server = server();
+    let token = |name: &str| server.ok(&["token", "create", name, "--role", "viewer"]).trim().to_owned();
+    let (gone, stays) = (token("gone"), token("stays"));
+    let open = |token: &str| {
+        let (events, mut logs) =
+            (Reader::open(&server, token, "events", None), Reader::open(&server, token, "logs/blog", None));
+        logs.until(|line| line["line"] == "first");
+        (events, logs)
+    };
+    let ((events, logs), (mut kept_events, mut kept_logs)) = (open(&gone), open(&stays));
+    server.ok(&["token", "revoke", "gone"]);
+    assert!(is_over(events) && is_over(logs));
+    assert_eq!(get(&server, &gone, "status", &[]).status, 401);
+    // Others go on.
+    say(&server, "more\n");
+    kept_logs.until(|line| line["line"] == "more");
+    kept_events.until(|event| event["app"] == "blog");
+
+    // So do those of the config, until the config says otherwise.
+    let (events, logs) = open("eye");
+    server.edit_config("role: Viewer, apps: [\"blog\"]", "role: Viewer, apps: [\"shop\"]");
+    server.ok(&["reload"]);
+    assert!(is_over(events) && is_over(logs));
+}

@@ -102,7 +102,13 @@ fn proven_by(address: SocketAddr, trusted: &CertificateDer<'static>) -> bool {
 
 fn curl(server: &Server, args: &[&str]) -> Output {
     let trust = server.path().join("tls/cert.pem");
-    Command::new("curl").args(["-sS", "--max-time", "30", "--cacert"]).arg(trust).args(args).stdin(Stdio::null()).output().unwrap()
+    Command::new("curl")
+        .args(["-sS", "--max-time", "30", "--cacert"])
+        .arg(trust)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 fn reason(server: &Server, i: usize) -> Value {
@@ -255,8 +261,9 @@ fn spoil_text(folder: &Path) {
 }
 
 fn spoil_key(folder: &Path) {
-    let locked = openssl(folder, &["pkey", "-in", "key.pem", "-aes256", "-passout", "pass:word", "-out", "key.pem"]);
+    let locked = openssl(folder, &["pkey", "-in", "key.pem", "-aes256", "-passout", "pass:word", "-out", "locked"]);
     assert!(locked.status.success(), "{}", text(&locked));
+    fs::rename(folder.join("locked"), folder.join("key.pem")).unwrap();
     fs::set_permissions(folder.join("key.pem"), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
@@ -300,10 +307,16 @@ fn no_request_is_lost_while_certificates_are_exchanged() {
         renew(&folder, LONG);
         server.ok(&["reload"]);
         // Of fresh connections each is proven by the old one or the new one.
-        fs::write(server.path().join("both.pem"), [before, fs::read(folder.join("cert.pem")).unwrap()].concat()).unwrap();
+        fs::write(server.path().join("both.pem"), [before, fs::read(folder.join("cert.pem")).unwrap()].concat())
+            .unwrap();
         let both = server.path().join("both.pem");
         for _ in 0..3 {
-            let asked = Command::new("curl").args(["-sS", "--max-time", "30", "--cacert"]).arg(&both).arg(&url).output().unwrap();
+            let asked = Command::new("curl")
+                .args(["-sS", "--max-time", "30", "--cacert"])
+                .arg(&both)
+                .arg(&url)
+                .output()
+                .unwrap();
             assert_eq!(text(&asked), "ok");
         }
     }

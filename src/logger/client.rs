@@ -76,6 +76,8 @@ struct Follow {
 pub struct Client {
     channel: Channel,
     follows: Vec<Follow>,
+    /// The name of the token that opened it.
+    opener: Option<String>,
     /// `None` while the past is being told, elsewhere.
     filter: Option<Filter>,
     aside: Aside,
@@ -84,9 +86,9 @@ pub struct Client {
 impl Client {
     /// Opens what is to be followed. The socket must be non-blocking.
     #[must_use]
-    pub fn new(socket: OwnedFd, feeds: Vec<LogFeed>, aside: Aside) -> Self {
+    pub fn new(socket: OwnedFd, feeds: Vec<LogFeed>, opener: Option<String>, aside: Aside) -> Self {
         let follows = feeds.into_iter().map(Follow::new).collect();
-        Self { channel: Channel::new(socket), follows, filter: None, aside }
+        Self { channel: Channel::new(socket), follows, opener, filter: None, aside }
     }
 
     /// What comes before that which is followed.
@@ -171,6 +173,12 @@ impl Client {
         }
         let first = self.follows.iter().filter_map(|follow| follow.waiting_since).min();
         Ok(Progress::Waiting(first.map(|since| since + PATIENCE)))
+    }
+
+    /// Was it opened by the token of this name?
+    #[must_use]
+    pub fn is_opened_by(&self, token: &str) -> bool {
+        self.opener.as_deref() == Some(token)
     }
 
     /// Does the socket have to be watched for room?

@@ -113,7 +113,8 @@ impl Logger {
                 }
             }
             ToLogger::Tail { ticket, path, n } => self.tail(ticket, &path, n),
-            ToLogger::Serve { feeds, wish } => self.serve(feeds, wish, fds.pop()),
+            ToLogger::Serve { feeds, token, wish } => self.serve(feeds, token, wish, fds.pop()),
+            ToLogger::Dismiss { token } => self.dismiss_of(&token),
             ToLogger::End { path } => self.end(&path),
             ToLogger::Reopen => self.sources.values_mut().for_each(|source| source.sink.opened = None),
             ToLogger::Finish => self.finished = true,
@@ -206,7 +207,7 @@ impl Logger {
         self.step_clients();
     }
 
-    fn serve(&mut self, feeds: Vec<LogFeed>, wish: LogWish, socket: Option<OwnedFd>) {
+    fn serve(&mut self, feeds: Vec<LogFeed>, opener: Option<String>, wish: LogWish, socket: Option<OwnedFd>) {
         let Some(socket) = socket else { return };
         if let Some(bad) = feeds.iter().find(|feed| !read::is_below(&feed.path, &self.logs)) {
             eprintln!("everhook logger: {} is not below {}", bad.path.display(), self.logs.display());
@@ -215,19 +216,25 @@ impl Logger {
         for feed in &feeds {
             self.drain_into(&feed.path);
         }
-        if let Err(error) = self.begin_to_serve(feeds, wish, socket) {
+        if let Err(error) = self.begin_to_serve(feeds, opener, wish, socket) {
             eprintln!("everhook logger: a reader's socket: {error}");
         }
     }
 
-    fn begin_to_serve(&mut self, feeds: Vec<LogFeed>, mut wish: LogWish, socket: OwnedFd) -> io::Result<()> {
+    fn begin_to_serve(
+        &mut self,
+        feeds: Vec<LogFeed>,
+        opener: Option<String>,
+        mut wish: LogWish,
+        socket: OwnedFd,
+    ) -> io::Result<()> {
         set_nonblocking(&socket)?;
         let token = self.token();
         wish.follow &= !wish.previous;
         let (socket, chapters) = if wish.follow {
             let theirs = socket.try_clone()?;
             self.epoll.add(&socket, EpollEvent::new(EpollFlags::empty(), token))?;
-            let client = Client::new(socket, feeds, self.aside.clone());
+            let client = Client::new(socket, feeds, opener, self.aside.clone());
             let past = client.past();
             self.clients.insert(token, client);
             (theirs, past)

@@ -460,6 +460,13 @@ impl Logger {
         }
     }
 
+    /// Lets everybody go whom the token of this name opened a log for.
+    pub fn dismiss_of(&mut self, opener: &str) {
+        let theirs = self.clients.iter().filter(|(_, client)| client.is_opened_by(opener));
+        let theirs: Vec<u64> = theirs.map(|(token, _)| *token).collect();
+        theirs.into_iter().for_each(|token| self.dismiss(token));
+    }
+
     fn dismiss(&mut self, token: u64) {
         if let Some(client) = self.clients.remove(&token) {
             self.forget(&client);

@@ -12,7 +12,7 @@ use super::{
     waiters::{Goal, Waiter},
 };
 use crate::domain::{
-    api::{DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, Reply, Saying, ToLogger},
+    api::{DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, RefusalKind, Reply, Saying, ToLogger},
     deploy,
     model::AppName,
     outbox,
@@ -26,7 +26,13 @@ pub type Read = Box<dyn FnOnce(&mut Supervisor, Vec<String>) + Send>;
 /// Somebody who follows the events.
 pub struct Follower {
     apps: Option<Vec<AppName>>,
+    /// The token that opened it.
+    token: Option<String>,
     reply: ReplyTo,
+}
+
+fn taken_back() -> Refusal {
+    Refusal::new(RefusalKind::Unknown, "the token was taken back")
 }
 
 /// Lines of a deploy's log that `history show` has.
@@ -54,12 +60,22 @@ impl Supervisor {
     }
 
     /// `follow`: of which apps, once the past is told.
-    pub fn say_events(&mut self, query: Query, follow: Option<Option<Vec<AppName>>>, reply: ReplyTo) {
+    pub fn say_events(
+        &mut self,
+        query: Query,
+        follow: Option<Option<Vec<AppName>>>,
+        token: Option<String>,
+        reply: ReplyTo,
+    ) {
         let Some(apps) = follow else { return self.say_found(query, reply) };
         self.ask_ledger(query, move |supervisor, found| match found {
+            // Its token may have been taken back meanwhile.
+            Ok(_) if token.as_deref().is_some_and(|name| supervisor.tokens.source_of(name).is_none()) => {
+                reply.say(Saying::Refused(taken_back()));
+            }
             Ok(past) => {
                 reply.say(Saying::Done(past));
-                supervisor.followers.push(Follower { apps, reply });
+                supervisor.followers.push(Follower { apps, token, reply });
             }
             Err(refusal) => {
                 reply.say(Saying::Refused(refusal));
@@ -146,7 +162,10 @@ impl Supervisor {
                 }
                 self.set_polls();
             }
-            Told::Tokens(tokens) => self.tokens.set_made(tokens),
+            Told::Tokens(tokens) => {
+                let gone = self.tokens.set_made(tokens);
+                self.end_streams(&gone);
+            }
             Told::Mail { app } => self.mail(&app),
             Told::Letters { ticket, letters } => self.letters_read(ticket, letters),
             Told::ChannelClosed { .. } => {}
@@ -172,6 +191,20 @@ impl Supervisor {
         }
         let order = self.orders.remove(&ticket).unwrap_or_default();
         self.queue_deploy(deploy, 0, order);
+    }
+
+    /// Ends every stream that one of these tokens opened.
+    pub fn end_streams(&mut self, tokens: &[String]) {
+        self.followers.retain(|follower| {
+            let ends = follower.token.as_ref().is_some_and(|name| tokens.contains(name));
+            if ends {
+                follower.reply.say(Saying::Refused(taken_back()));
+            }
+            !ends
+        });
+        for token in tokens {
+            self.logger.tell(&ToLogger::Dismiss { token: token.clone() }, None);
+        }
     }
 
     fn tell_followers(&mut self, event: &EventView) {

@@ -163,11 +163,7 @@ impl Supervisor {
     }
 
     /// How to start a bound one, and the channel of its certificate; the others are told to those who hear them.
-    fn listener_spec(
-        &self,
-        number: usize,
-        certificate: Option<&Pair>,
-    ) -> Result<(SpawnSpec, Option<Channel>), String> {
+    fn listener_spec(&self, number: usize, certificate: Option<&Pair>) -> Result<(SpawnSpec, Option<Channel>), String> {
         let listener = self.listeners.iter().find(|l| l.number == number);
         let (listener, (socket, _)) = listener.and_then(|l| Some((l, l.socket.as_ref()?))).ok_or("it has no socket")?;
         let networks = |list: &[IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");

@@ -9,7 +9,7 @@ use crate::domain::{
 
 impl Supervisor {
     /// Serves the output of these instances.
-    pub fn serve_logs(&self, ids: &[InstanceId], logs: LogsRequest, reply: &ReplyTo) {
+    pub fn serve_logs(&self, ids: &[InstanceId], logs: LogsRequest, token: Option<String>, reply: &ReplyTo) {
         let streams = if logs.stderr { &[Stream::Err][..] } else { &[Stream::Out, Stream::Err] };
         let mut feeds = Vec::new();
         for id in ids {
@@ -20,7 +20,7 @@ impl Supervisor {
                 feeds.push(LogFeed { instance, stream: *stream, path, form, from });
             }
         }
-        self.hand_to_logger(feeds, logs, reply, None);
+        self.hand_to_logger(feeds, logs, None, token, reply);
     }
 
     /// Serves the log of a deploy, until it is over.
@@ -29,6 +29,7 @@ impl Supervisor {
         id: DeployId,
         apps: Option<Vec<AppName>>,
         mut logs: LogsRequest,
+        token: Option<String>,
         reply: ReplyTo,
     ) {
         self.ask_ledger(Query::Deploy { id, apps }, move |supervisor, found| match found {
@@ -38,7 +39,7 @@ impl Supervisor {
                 let from = resumed(&logs, &instance, Stream::Out);
                 let path = supervisor.layout.deploy_log(id);
                 let feed = LogFeed { instance, stream: Stream::Out, path, form: Form::Raw, from };
-                supervisor.hand_to_logger(vec![feed], logs, &reply, Some(id));
+                supervisor.hand_to_logger(vec![feed], logs, Some(id), token, &reply);
             }
             Ok(_) => {}
             Err(refusal) => {
@@ -52,13 +53,26 @@ impl Supervisor {
         self.logger.tell(ToLogger::End { path: self.layout.deploy_log(id) }, None);
     }
 
-    /// `deploy`: whose log it is, where nobody follows one that is over.
-    fn hand_to_logger(&self, feeds: Vec<LogFeed>, logs: LogsRequest, reply: &ReplyTo, deploy: Option<DeployId>) {
+    /// `deploy`: whose log it is, where nobody follows one that is over. `token`: what opened it; the logger lets
+    /// the client go when that is taken back.
+    fn hand_to_logger(
+        &self,
+        feeds: Vec<LogFeed>,
+        logs: LogsRequest,
+        deploy: Option<DeployId>,
+        token: Option<String>,
+        reply: &ReplyTo,
+    ) {
         let LogsRequest { follow, n, previous, since, grep, .. } = logs;
-        let message = ToLogger::Serve { feeds, wish: LogWish { follow, n, previous, since, grep } };
+        let message =
+            ToLogger::Serve { feeds, token: token.clone(), wish: LogWish { follow, n, previous, since, grep } };
         let events = self.events.clone();
         reply.hand_over(move |socket| {
             let then = move |supervisor: &mut Supervisor| {
+                if token.is_some_and(|name| supervisor.tokens.source_of(&name).is_none()) {
+                    // The client that loses its socket sees that it is over.
+                    return;
+                }
                 supervisor.logger.tell_any(message, socket);
                 // Its end was told before, if that came while this was on its way.
                 if let Some(id) = deploy.filter(|id| supervisor.deploys.find(*id).is_none()) {

@@ -213,7 +213,8 @@ impl Supervisor {
         self.logger.set_echo(echoes(&settings.config));
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
-        self.tokens.set_config(settings.tokens);
+        let changed = self.tokens.set_config(settings.tokens);
+        self.end_streams(&changed);
         self.take_certificates(settings.certificates);
         self.ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
         self.deploys.set_parallel(self.config.deploys.parallel);

@@ -273,7 +273,7 @@ impl Supervisor {
             Request::Status { .. } => self.say_status(&wish.chosen, wish.reply),
             Request::Events { n, since, follow, after, before, .. } => {
                 let query = Query::Events { apps: shown.clone(), n, since, after, before };
-                self.say_events(query, follow.then_some(shown), wish.reply);
+                self.say_events(query, follow.then_some(shown), token_of(&wish.who), wish.reply);
             }
             Request::History { n, before, .. } => {
                 self.say_found(Query::Deploys { apps: shown, n, before }, wish.reply);
@@ -297,10 +297,10 @@ impl Supervisor {
                 });
             }
             Request::Logs(logs) => match logs.deploy {
-                Some(id) => self.serve_deploy_log(id, shown, logs, wish.reply),
+                Some(id) => self.serve_deploy_log(id, shown, logs, token_of(&wish.who), wish.reply),
                 None => {
                     let ids: Vec<_> = wish.chosen.iter().flat_map(|chosen| self.instances_of(chosen)).collect();
-                    self.serve_logs(&ids, logs, &wish.reply);
+                    self.serve_logs(&ids, logs, token_of(&wish.who), &wish.reply);
                 }
             },
             Request::Start { .. } => return self.start_apps(wish, false),
@@ -518,6 +518,10 @@ fn told_later(request: &Request) -> bool {
             | TokenCreate { .. }
             | TokenRevoke { .. }
     )
+}
+
+fn token_of(who: &Principal) -> Option<String> {
+    if let Principal::Token { name, .. } = who { Some(name.clone()) } else { None }
 }
 
 fn by(who: &Principal) -> By {

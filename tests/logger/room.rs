@@ -172,7 +172,7 @@ impl Logger {
 
     pub fn serve_feeds(&mut self, feeds: Vec<LogFeed>, wish: LogWish) -> Channel {
         let (ours, theirs) = Channel::pair().unwrap();
-        self.send(&ToLogger::Serve { feeds, wish }, Some(theirs));
+        self.send(&ToLogger::Serve { feeds, token: None, wish }, Some(theirs));
         ours
     }
 

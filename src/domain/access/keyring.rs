@@ -79,14 +79,20 @@ pub enum Locked {
 }
 
 impl Keyring {
-    /// Those of the config, in place of the ones before. Their secrets are not kept.
-    pub fn set_config(&mut self, tokens: Vec<(Token, Secret)>) {
-        self.of_config = tokens.into_iter().map(|(token, secret)| (token, TokenHash::of(secret.expose()))).collect();
+    /// Those of the config, in place of the ones before. Their secrets are not kept. The names of those before
+    /// that open something else now, or nothing.
+    pub fn set_config(&mut self, tokens: Vec<(Token, Secret)>) -> Vec<String> {
+        let new = tokens.into_iter().map(|(token, secret)| (token, TokenHash::of(secret.expose()))).collect();
+        let old = std::mem::replace(&mut self.of_config, new);
+        let changed = old.into_iter().filter(|token| !self.of_config.contains(token));
+        changed.map(|(token, _)| token.name).collect()
     }
 
-    /// Those of the store, in place of the ones before.
-    pub fn set_made(&mut self, tokens: Vec<MadeToken>) {
-        self.made = Some(tokens);
+    /// Those of the store, in place of the ones before. The names of those before that are gone.
+    pub fn set_made(&mut self, tokens: Vec<MadeToken>) -> Vec<String> {
+        let old = self.made.replace(tokens).unwrap_or_default();
+        let is_there = |old: &MadeToken| self.made().any(|token| token.hash == old.hash);
+        old.iter().filter(|old| !is_there(old)).map(|token| token.name.clone()).collect()
     }
 
     /// Whose token has this hash.
@@ -181,6 +187,19 @@ mod tests {
         ring.set_config(vec![(token, Secret::new(b"from the file".to_vec()))]);
         ring.set_made(vec![made("ci", "made", None), made("old", "late", Some(At(1000)))]);
         ring
+    }
+
+    #[test]
+    fn whose_token_opens_something_else_now_is_told() {
+        let mut ring = ring();
+        assert_eq!(ring.set_made(vec![made("old", "late", Some(At(1000)))]), ["ci"]);
+        assert_eq!(ring.set_made(vec![made("old", "another", None)]), ["old"]);
+        let token = |name: &str| (ring.of_config.iter().find(|(token, _)| token.name == name)).unwrap().0.clone();
+        let ann = token("ann");
+        assert_eq!(ring.set_config(vec![(ann.clone(), Secret::new(b"another".to_vec()))]), ["ann"]);
+        let wider = Token { role: Role::Admin, ..ann };
+        assert_eq!(ring.set_config(vec![(wider.clone(), Secret::new(b"another".to_vec()))]), ["ann"]);
+        assert_eq!(ring.set_config(vec![(wider, Secret::new(b"another".to_vec()))]), [] as [String; 0]);
     }
 
     #[test]

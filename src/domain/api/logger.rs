@@ -53,7 +53,10 @@ pub enum ToLogger {
     /// The last `n` lines of a file below the logs folder. Answered with [`FromLogger::Lines`].
     Tail { ticket: u64, path: PathBuf, n: u32 },
     /// Serve `logs` on the client's socket, which is beside the frame: [`LogFrame`]s, then close.
-    Serve { feeds: Vec<LogFeed>, wish: LogWish },
+    /// `token`: the name of what opened it, where that was a token.
+    Serve { feeds: Vec<LogFeed>, token: Option<String>, wish: LogWish },
+    /// Let everybody go whom this token opened a log for.
+    Dismiss { token: String },
     /// Nothing more will come into this log: who follows it is told the rest, then left.
     End { path: PathBuf },
     /// Close and open all files again.

@@ -78,7 +78,11 @@ impl Pair {
     /// # Errors
     /// When every client turns away.
     pub fn judge(&self, now: At) -> Result<(), BadPair> {
-        if now < self.until { Ok(()) } else { Err(BadPair::Chain(format!("expired at {}: have it renewed", self.until))) }
+        if now < self.until {
+            Ok(())
+        } else {
+            Err(BadPair::Chain(format!("expired at {}: have it renewed", self.until)))
+        }
     }
 
     /// What should be looked after soon, in words that follow the name of the chain.
@@ -137,9 +141,7 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(At, At), BadPair> {
     let read = x509_cert::Certificate::from_der(certificate);
     let read = read.map_err(|error| BadPair::Chain(format!("holds a certificate that cannot be read: {error}")))?;
     let validity = read.tbs_certificate().validity();
-    let at = |time: x509_cert::time::Time| {
-        At(i64::try_from(time.to_unix_duration().as_millis()).unwrap_or(i64::MAX))
-    };
+    let at = |time: x509_cert::time::Time| At(i64::try_from(time.to_unix_duration().as_millis()).unwrap_or(i64::MAX));
     Ok((at(validity.not_before), at(validity.not_after)))
 }
 
