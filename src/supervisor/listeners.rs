@@ -148,7 +148,7 @@ impl Supervisor {
             }
         };
         if let Err(error) = listener.bind() {
-            return self.listener_waits(number, error);
+            return self.listener_waits(number, &error);
         }
         listener.keeper.state = InstanceState::Starting;
         match self.listener_spec(number, certificate.as_deref()) {
@@ -244,11 +244,11 @@ impl Supervisor {
     }
 
     /// Its address cannot be had: it is tried again, and what was said already is not said again.
-    fn listener_waits(&mut self, number: usize, why: String) {
+    fn listener_waits(&mut self, number: usize, why: &str) {
         let Some(listener) = self.listeners.iter_mut().find(|l| l.number == number) else { return };
         listener.tries += 1;
         let (tries, pause) = (listener.tries, listener.keeper.next_pause(LONGEST_WAIT));
-        self.listener_fails(number, &why, "it is tried again until it can be had");
+        self.listener_fails(number, why, "it is tried again until it can be had");
         self.later(pause, move |supervisor| {
             if supervisor.listeners.iter().any(|l| l.number == number && l.tries == tries && !l.is_bound()) {
                 supervisor.start_listener(number);
