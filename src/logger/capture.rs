@@ -23,6 +23,7 @@ use std::{
 };
 
 use memchr::{memchr, memchr_iter, memrchr};
+use zeroize::Zeroizing;
 
 use super::{
     aside::Aside,
@@ -30,7 +31,11 @@ use super::{
     sink::{Cut, Gap, Opened, SinkFile, UNROTATED, cut},
 };
 use crate::{
-    domain::{api::Sink, config::Form, model::Size},
+    domain::{
+        api::Sink,
+        config::Form,
+        model::{Secret, Size, Veil},
+    },
     os::{
         capture::{Buffer, CAPACITY, MAX_PATH, Note, WORDS, reserve},
         clock,
@@ -150,6 +155,7 @@ pub struct Capture {
     buffer: Buffer,
     /// Bytes that the last pass read.
     last: usize,
+    veil: Veil,
 }
 
 impl Capture {
@@ -158,7 +164,7 @@ impl Capture {
     /// # Errors
     /// Beside the capture, which is good all the same: why that could not be finished.
     pub fn take_over(buffer: Buffer, aside: &Aside) -> (Self, io::Result<()>) {
-        let mut capture = Self { buffer, last: 0 };
+        let mut capture = Self { buffer, last: 0, veil: Veil::default() };
         let finished = match Step::read(capture.buffer.noted()) {
             Some((step, sink)) => capture.finish(step, &mut SinkFile::new(sink, aside.clone())),
             None => Ok(()),
@@ -216,6 +222,9 @@ impl Capture {
             }
         };
         self.last = read.unwrap_or(0);
+        if sink.sink.veiled {
+            self.cover(sink, LEAD, LEAD + self.last);
+        }
         let told = match (&read, &sink.gap) {
             (Err(_), _) => None,
             (Ok(n), None) => self.put(sink, LEAD, LEAD + n),
@@ -223,6 +232,32 @@ impl Capture {
         };
         self.idle();
         Ok((read?, told))
+    }
+
+    /// Covers these from now on where a sink wants it.
+    pub fn set_veil(&mut self, veil: Veil) {
+        self.veil = veil;
+    }
+
+    /// Covers known secrets in what was read, and in the file the beginning of one whose end has come now.
+    fn cover(&mut self, sink: &mut SinkFile, from: usize, end: usize) {
+        let data = &mut self.buffer.data_mut()[from..end];
+        let tail = std::mem::replace(&mut sink.tail, Secret::new(Vec::new()));
+        let before = if sink.gap.is_none() { tail.expose() } else { &[] };
+        let mut text = Zeroizing::new([before, data].concat());
+        if self.veil.cover(&mut text) {
+            let (began, here) = text.split_at(before.len());
+            data.copy_from_slice(here);
+            if began != before
+                && let Some(opened) = &sink.opened
+                && let Some(at) = opened.size.checked_sub(before.len() as u64)
+                && let Err(error) = opened.file.write_all_at(began, at)
+            {
+                eprintln!("everhook logger: the beginning of a secret stays in a log: {error}");
+            }
+        }
+        let kept = text.len().saturating_sub(self.veil.longest().saturating_sub(1));
+        sink.tail = Secret::exact(text[kept..].to_vec());
     }
 
     /// What the last pass read.

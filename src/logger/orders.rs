@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{
     domain::{
-        api::{FromLogger, LogFeed, LogWish, Refusal, RefusalKind, Sink, Stream, ToLogger},
+        api::{FromLogger, LARGEST_VEIL, LogFeed, LogWish, Refusal, RefusalKind, Sink, Stream, ToLogger},
         config::Form,
-        model::At,
+        model::{At, Secret, Veil},
     },
-    os::{capture::set_nonblocking, channel::Channel, files},
+    os::{capture::set_nonblocking, channel::Channel, files, memfd},
 };
 
 impl Logger {
@@ -116,6 +116,13 @@ impl Logger {
             ToLogger::Serve { feeds, token, wish } => self.serve(feeds, token, wish, fds.pop()),
             ToLogger::Dismiss { token } => self.dismiss_of(&token),
             ToLogger::End { path } => self.end(&path),
+            ToLogger::Veil => {
+                let packed = fds.pop().ok_or_else(|| io::ErrorKind::InvalidData.into());
+                match packed.and_then(|fd| memfd::read_sealed(fd, LARGEST_VEIL)) {
+                    Ok(packed) => self.capture.set_veil(Veil::unpack(&Secret::new(packed))),
+                    Err(error) => eprintln!("everhook logger: what is to be hidden is not known: {error}"),
+                }
+            }
             ToLogger::Reopen => self.sources.values_mut().for_each(|source| source.sink.opened = None),
             ToLogger::Finish => self.finished = true,
         }

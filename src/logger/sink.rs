@@ -17,7 +17,10 @@ use super::{
     form::{Pen, Tip},
     times,
 };
-use crate::{domain::api::Sink, os::clock};
+use crate::{
+    domain::{api::Sink, model::Secret},
+    os::clock,
+};
 
 /// A log that is never rotated takes this many bytes; what comes after is dropped and counted.
 pub const UNROTATED: u64 = 64 * 1024 * 1024;
@@ -58,6 +61,8 @@ pub struct SinkFile {
     pub pen: Pen,
     /// Where the last line stands, beside what the file itself tells.
     pub tip: Tip,
+    /// The end of what was written last, where secrets are covered: one may go on in what comes next.
+    pub tail: Secret,
     /// The open file was looked at not long ago: it is still there, and as large as was written.
     known: bool,
     /// When a place was last noted in the log's times.
@@ -70,7 +75,7 @@ impl SinkFile {
     pub fn new(sink: Sink, aside: Aside) -> Self {
         let pen = Pen::of(&sink);
         let (opened, gap, fresh, tip, noted) = (None, None, Vec::new(), Tip::default(), None);
-        Self { sink, opened, gap, fresh, pen, tip, known: false, noted, aside }
+        Self { sink, opened, gap, fresh, pen, tip, tail: Secret::new(Vec::new()), known: false, noted, aside }
     }
 
     /// Goes on as this says. A file that is not there is made with its first byte.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::FileExt,
@@ -17,6 +17,17 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_
 /// When descriptors or memory run out.
 pub fn anonymous(name: &str) -> io::Result<OwnedFd> {
     Ok(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?)
+}
+
+/// A sealed one that holds this.
+///
+/// # Errors
+/// When descriptors or memory run out.
+pub fn holding(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(anonymous(name)?);
+    file.write_all(bytes)?;
+    seal(&file)?;
+    Ok(file.into())
 }
 
 /// Makes its content final, for whoever holds it.
@@ -59,11 +70,9 @@ pub fn read_sealed(fd: OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
-    fn holding(bytes: &[u8]) -> OwnedFd {
+    fn unsealed(bytes: &[u8]) -> OwnedFd {
         let mut file = File::from(anonymous("test").unwrap());
         file.write_all(bytes).unwrap();
         file.into()
@@ -71,14 +80,14 @@ mod tests {
 
     #[test]
     fn content_is_read_from_the_start() {
-        assert_eq!(read_all(holding(b"result"), 6).unwrap(), b"result");
-        assert_eq!(read_all(holding(b""), 6).unwrap(), b"");
-        assert_eq!(read_all(holding(b"results"), 6).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read_all(unsealed(b"result"), 6).unwrap(), b"result");
+        assert_eq!(read_all(unsealed(b""), 6).unwrap(), b"");
+        assert_eq!(read_all(unsealed(b"results"), 6).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
     fn what_is_sealed_is_final() {
-        let fd = holding(b"body");
+        let fd = unsealed(b"body");
         let mut writer = File::from(fd.try_clone().unwrap());
         seal(&fd).unwrap();
         assert!(writer.write_all(b"x").is_err());
@@ -88,7 +97,7 @@ mod tests {
 
     #[test]
     fn only_what_is_sealed_is_trusted() {
-        assert!(read_sealed(holding(b"body"), 10).is_err());
+        assert!(read_sealed(unsealed(b"body"), 10).is_err());
         assert!(read_sealed(tempfile::tempfile().unwrap().into(), 10).is_err());
         assert!(read_sealed(File::open("/dev/zero").unwrap().into(), 10).is_err());
         let (read, _write) = std::io::pipe().unwrap();

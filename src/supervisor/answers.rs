@@ -203,7 +203,7 @@ impl Supervisor {
             !ends
         });
         for token in tokens {
-            self.logger.tell(&ToLogger::Dismiss { token: token.clone() }, None);
+            self.logger.tell(ToLogger::Dismiss { token: token.clone() }, None);
         }
     }
 

@@ -2,7 +2,7 @@
 //! each reload and when the files change. What is of no use at the start keeps that address alone from being
 //! served; later the one before is kept.
 
-use std::{fs::File, io, io::Write, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tracing::error;
 
@@ -40,6 +40,11 @@ impl Certificates {
     pub fn of(&self, tls: &Tls) -> Found {
         let found = self.0.iter().find(|(known, _)| known == tls);
         found.map_or_else(|| Err("its certificate was not read".to_owned()), |(_, found)| found.clone())
+    }
+
+    /// All that are of use.
+    pub fn pairs(&self) -> impl Iterator<Item = &Arc<Pair>> {
+        self.0.iter().filter_map(|(_, found)| found.as_ref().ok())
     }
 
     /// What is wrong here that was not, or did not matter, before.
@@ -141,9 +146,7 @@ fn placed(what: &str, place: Option<&Place>) -> String {
 /// # Errors
 /// When descriptors run out, or the process takes nothing.
 pub fn hand_over(channel: &mut Channel, pair: &Pair) -> io::Result<()> {
-    let mut file = File::from(memfd::anonymous("everhook-certificate")?);
-    file.write_all(pair.pem().expose())?;
-    memfd::seal(&file)?;
-    channel.queue(&ToListener::Certificate, &[], Some(file.into()));
+    let fd = memfd::holding("everhook-certificate", pair.pem().expose())?;
+    channel.queue(&ToListener::Certificate, &[], Some(fd));
     if channel.flush()? { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
 }

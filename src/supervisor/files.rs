@@ -9,6 +9,10 @@ use super::{
 };
 use crate::os::mask::with_all_blocked;
 
+/// Bytes of the thread's stack. A config that is read again brings parsers and RSA, and an overflow ends everything
+/// without a word; what is not used costs nothing.
+const STACK: usize = 2 * 1024 * 1024;
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The files thread's inbox.
@@ -27,7 +31,7 @@ impl Files {
                 piece();
             }
         };
-        with_all_blocked(|| thread::Builder::new().name("files".into()).stack_size(256 * 1024).spawn(work_off))?;
+        with_all_blocked(|| thread::Builder::new().name("files".into()).stack_size(STACK).spawn(work_off))?;
         Ok(Self { work, events })
     }
 

@@ -24,11 +24,11 @@ use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
         config::{Config, Identity},
-        model::{Exit, InstanceId},
+        model::{Exit, InstanceId, Veil},
     },
     os::{
         channel::Channel,
-        fifo, identity,
+        fifo, identity, memfd,
         spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
         watched::Watched,
     },
@@ -116,6 +116,8 @@ pub struct Logger {
     /// Said when there is one again.
     waiting: Vec<Outgoing>,
     echo: bool,
+    /// What it hides in the logs of deploys.
+    veil: Veil,
 }
 
 struct Outgoing {
@@ -127,8 +129,23 @@ struct Outgoing {
 
 impl Logger {
     #[must_use]
-    pub fn new(echo: bool) -> Self {
-        Self { echo, ..Self::default() }
+    pub fn new(echo: bool, veil: Veil) -> Self {
+        Self { echo, veil, ..Self::default() }
+    }
+
+    /// Has it hide this in the logs of deploys, and nothing else.
+    pub fn set_veil(&mut self, veil: Veil) {
+        if self.veil != veil {
+            self.veil = veil;
+            self.tell_veil();
+        }
+    }
+
+    fn tell_veil(&self) {
+        match memfd::holding("everhook-veil", self.veil.pack().expose()) {
+            Ok(fd) => self.tell(ToLogger::Veil, Some(fd)),
+            Err(error) => error!(%error, "the logger cannot be told which secrets it hides"),
+        }
     }
 
     /// Repeats what it captures on our own stdout, or not.
@@ -279,6 +296,7 @@ impl Supervisor {
                 self.logger.run += 1;
                 let (to, outbox) = mpsc::unbounded_channel();
                 self.logger.to = Some(to);
+                self.logger.tell_veil();
                 tokio::spawn(speak_to_logger(ours, outbox, self.events.clone(), self.logger.run));
                 self.capture_everything();
                 self.logger.go_on();

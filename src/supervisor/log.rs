@@ -8,6 +8,7 @@ use tracing_appender::{
 };
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
+use super::veil::Veiled;
 use crate::{
     domain::config::{Log, LogFormat},
     os::mask::with_all_blocked,
@@ -74,7 +75,7 @@ impl Writing {
 }
 
 fn layer(format: LogFormat, to: NonBlocking, colour: bool) -> Layers {
-    let plain = fmt::layer().with_writer(to).with_target(false).with_ansi(colour);
+    let plain = fmt::layer().with_writer(Veiled(to)).with_target(false).with_ansi(colour);
     match format {
         LogFormat::Text => plain.boxed(),
         LogFormat::Json => plain.json().boxed(),

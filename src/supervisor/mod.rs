@@ -46,6 +46,7 @@ mod spawner;
 mod start;
 mod status;
 mod tokens;
+mod veil;
 mod waiters;
 mod watch;
 mod words;

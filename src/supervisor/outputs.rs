@@ -60,7 +60,7 @@ impl Supervisor {
     }
 
     fn deploy_sink(&self, deploy: DeployId) -> Sink {
-        Sink::raw(self.layout.deploy_log(deploy), Some(LOG_PART), 1)
+        Sink { veiled: true, ..Sink::raw(self.layout.deploy_log(deploy), Some(LOG_PART), 1) }
     }
 
     fn capture_deploy(&self, app: &AppName, fifo: &OwnedFd, deploy: DeployId) {

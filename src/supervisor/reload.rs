@@ -17,6 +17,7 @@ use super::{
     rename,
     seats::Shell,
     settings::{self, Settings},
+    veil,
 };
 use crate::{
     domain::{
@@ -215,6 +216,8 @@ impl Supervisor {
         self.config_text = settings.text;
         let changed = self.tokens.set_config(settings.tokens);
         self.end_streams(&changed);
+        veil::set(&settings.veil);
+        self.logger.set_veil(settings.veil);
         self.take_certificates(settings.certificates);
         self.ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
         self.deploys.set_parallel(self.config.deploys.parallel);

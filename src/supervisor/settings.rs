@@ -17,7 +17,7 @@ use crate::{
     domain::{
         config::{self, Config, Finding, Places},
         deploy::accept,
-        model::{AppName, Secret},
+        model::{AppName, Secret, Veil},
     },
     os::{files, users},
 };
@@ -31,6 +31,8 @@ pub struct Settings {
     pub tokens: Vec<(config::Token, Secret)>,
     pub hooks: accept::Snapshot,
     pub certificates: Certificates,
+    /// What nobody is told.
+    pub veil: Veil,
 }
 
 /// What the config file and those that it includes said when they were read.
@@ -90,7 +92,17 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     let hooks = hooks(&config, &secrets)?;
     let text = Text { main: text, included: loaded.included };
     let certificates = Certificates::read(&config);
-    Ok(Settings { config: Arc::new(config), text, warnings: loaded.warnings, env_files, tokens, hooks, certificates })
+    let veil = veil(&config, &secrets, &env_files, &certificates);
+    Ok(Settings {
+        config: Arc::new(config),
+        text,
+        warnings: loaded.warnings,
+        env_files,
+        tokens,
+        hooks,
+        certificates,
+        veil,
+    })
 }
 
 /// As root nobody else may decide what root does.
@@ -126,6 +138,36 @@ fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)
         read.insert(name.clone(), variables);
     }
     read
+}
+
+/// Everything that is a secret: what the config calls one, passwords in URLs, and variables of apps whose name says
+/// so.
+fn veil(
+    config: &Config,
+    read: &Secrets,
+    env_files: &BTreeMap<AppName, Vec<(String, String)>>,
+    certificates: &Certificates,
+) -> Veil {
+    let mut all: Vec<Secret> = read.values().flatten().cloned().collect();
+    all.extend(certificates.pairs().map(|pair| pair.pem().clone()));
+    let text = |text: &str| Secret::exact(text.as_bytes().to_vec());
+    for app in config.apps.values() {
+        let of_file = env_files.get(&app.name).into_iter().flatten().map(|(name, value)| (name, value));
+        let of_steps = app.deploy.iter().flat_map(|deploy| &deploy.env);
+        for (name, value) in app.env.iter().chain(of_file).chain(of_steps) {
+            all.extend(Veil::password_of(value).map(text));
+            all.extend(Veil::is_secret_name(name).then(|| text(value)));
+        }
+        let Some(deploy) = &app.deploy else { continue };
+        all.extend(Veil::password_of(&deploy.repo).map(text));
+        let fetcher = config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
+        let owners = [fetcher.uid, app.run_as.uid, app.work_as.uid];
+        let access = [deploy.access.ssh_key.as_ref(), deploy.access.https_token.as_ref().map(|https| &https.token)];
+        let status = deploy.status.as_ref().map(|status| &status.token);
+        // What cannot be read is told where it is needed.
+        all.extend(access.into_iter().chain([status]).flatten().filter_map(|one| secrets::existing(one, &owners).ok()));
+    }
+    Veil::new(&all)
 }
 
 fn tokens(config: &Config, secrets: &Secrets) -> Result<Vec<(config::Token, Secret)>, String> {

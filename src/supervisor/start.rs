@@ -36,7 +36,7 @@ use super::{
     shutdown::Ending,
     signals,
     spawner::Spawning,
-    watch,
+    veil, watch,
 };
 use crate::{
     domain::{
@@ -87,6 +87,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     let own_users = root.then(OwnUsers::find);
     let maker = Maker { layout: layout.clone(), root, cgroups, own_users };
     maker.common()?;
+    veil::set(&settings.veil);
     let log = log::start(log::make(&settings.config.log, &layout.logs())?)?;
     if let Some(why) = no_cgroup {
         warn!(
@@ -203,7 +204,7 @@ fn build(
         jobs: HashMap::new(),
         schedules: schedule::Schedules::default(),
         watches: watch::Watches::default(),
-        logger: internals::Logger::new(echo),
+        logger: internals::Logger::new(echo, settings.veil),
         courier: Courier::new(),
         listeners,
         sampling: false,

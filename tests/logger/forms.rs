@@ -7,10 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use everhook::domain::{
-    api::{LogLine, LogWish, Sink, Stream, ToLogger},
-    config::Form,
-    model::Size,
+use everhook::{
+    domain::{
+        api::{LogLine, LogWish, Sink, Stream, ToLogger},
+        config::Form,
+        model::{Secret, Size, Veil},
+    },
+    os::memfd,
 };
 
 use crate::room::{Fifo, Room, files, line, text, wait_for, write_numbered};
@@ -188,4 +191,24 @@ fn following_shows_unfinished_lines_of_every_form() {
         assert_eq!(line(&mut client), None);
         logger.ended();
     }
+}
+
+#[test]
+fn a_secret_is_covered_however_it_comes() {
+    let room = Room::new();
+    let mut fifo = room.fifo();
+    let mut logger = room.start();
+    let secrets = ["hunter2hunter2", "another one"].map(|text| Secret::new(text.as_bytes().to_vec()));
+    let packed = Veil::new(&secrets).pack();
+    let veil = || memfd::holding("test", packed.expose()).unwrap();
+    logger.send(&ToLogger::Veil, Some(veil()));
+    logger.open(&fifo, Stream::Out, Sink { veiled: true, ..room.sink("out", 1 << 20, 3) });
+    // In pieces that are in the file before the next one comes.
+    for piece in ["a hunter2hunter2, hun", "ter2", "hunter2 and anoth", "er", " one, hunter2", "\nhunter2 is short\n"] {
+        fifo.write.write_all(piece.as_bytes()).unwrap();
+        logger.tail(&room.log("out"), 1).unwrap();
+    }
+    let covered = "a **************, ************** and ***********, hunter2\nhunter2 is short\n";
+    assert_eq!(fs::read_to_string(room.log("out")).unwrap(), covered);
+    logger.terminate();
 }

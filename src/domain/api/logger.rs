@@ -59,6 +59,9 @@ pub enum ToLogger {
     Dismiss { token: String },
     /// Nothing more will come into this log: who follows it is told the rest, then left.
     End { path: PathBuf },
+    /// Hide these secrets in what has [`Sink::veiled`], and no others: a packed [`Veil`](crate::domain::model::Veil),
+    /// in the sealed memfd beside the frame.
+    Veil,
     /// Close and open all files again.
     Reopen,
     /// Write everything that the FIFOs hold, then end with 0.
@@ -80,21 +83,26 @@ pub struct Sink {
     pub form: Form,
     /// Bytes of a line, where the form is not raw; a longer one is cut into marked parts.
     pub line_limit: Size,
+    /// Known secrets are covered before they are in the file. Only where the form is raw.
+    pub veiled: bool,
 }
+
+/// No packed veil is larger, in bytes.
+pub const LARGEST_VEIL: usize = 16 * 1024 * 1024;
 
 impl Sink {
     /// Raw, for a log that is cut into files by its size alone, or never.
     #[must_use]
     pub fn raw(path: PathBuf, rotate: Option<Size>, keep: u32) -> Self {
         let line_limit = Size(u64::MAX);
-        Self { path, rotate, age: None, keep, compress: false, form: Form::Raw, line_limit }
+        Self { path, rotate, age: None, keep, compress: false, form: Form::Raw, line_limit, veiled: false }
     }
 
     /// As an app's config says.
     #[must_use]
     pub fn of(path: PathBuf, logs: &Logs) -> Self {
         let Logs { rotate, age, keep, compress, form, line_limit } = *logs;
-        Self { path, rotate: Some(rotate), age, keep, compress, form, line_limit }
+        Self { path, rotate: Some(rotate), age, keep, compress, form, line_limit, veiled: false }
     }
 }
 

@@ -13,6 +13,7 @@ mod signal;
 mod size;
 pub mod span;
 mod time;
+mod veil;
 
 pub use capability::{BadCapability, Capabilities};
 pub use exit::Exit;
@@ -26,3 +27,4 @@ pub use signal::Signal;
 pub use size::Size;
 pub use span::{parse_span, show_span};
 pub use time::{At, Now};
+pub use veil::Veil;

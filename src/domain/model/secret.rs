@@ -22,6 +22,12 @@ impl Secret {
         Self(Zeroizing::new(bytes))
     }
 
+    /// Takes the bytes as they are.
+    #[must_use]
+    pub fn exact(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0

@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Supervisor,
     event::{Event, Events},
+    veil,
 };
 use crate::{
     domain::api::{Ask, Said, Saying},
@@ -172,7 +173,7 @@ async fn talk(channel: Channel, from: From, events: Events, first: Option<Ask>) 
     loop {
         tokio::select! {
             said = outbox.recv() => match said {
-                Some(Out::Say(said)) => channel.queue(&said, &[], None),
+                Some(Out::Say(said)) => channel.queue(&veil::message(&said), &[], None),
                 Some(Out::Socket(to)) => {
                     to(channel.into_socket());
                     return Ok(());

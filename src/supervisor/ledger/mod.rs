@@ -32,6 +32,7 @@ use std::{
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::veil;
 use crate::os::mask::with_all_blocked;
 
 pub use say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told, Unfinished};
@@ -86,7 +87,8 @@ impl Ledger {
     }
 
     /// Hands a command over that can wait until the next one is sent, or [`Ledger::wake`].
-    pub fn put(&self, command: Command) {
+    pub fn put(&self, mut command: Command) {
+        veil::clean(&mut command);
         self.inbox.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
     }
 

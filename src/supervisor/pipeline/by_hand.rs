@@ -6,6 +6,7 @@ use super::super::{
     ledger::{Command, NewDeploy},
     live,
     requests::Wish,
+    veil,
     waiters::{Goal, Waiter},
 };
 use super::{Order, Rollback, told_end};
@@ -123,7 +124,7 @@ impl Supervisor {
     pub fn freeze_app(&mut self, wish: Wish, why: &str) -> Result<(), Refusal> {
         let app = wish.apps[0].clone();
         self.has_repository(&app)?;
-        let freeze = Freeze::new(wish.who.to_string(), crate::os::clock::now().wall, why)
+        let freeze = Freeze::new(wish.who.to_string(), crate::os::clock::now().wall, &veil::text(why))
             .map_err(|why| Refusal::new(RefusalKind::BadRequest, why))?;
         match self.deploys.freeze(&app) {
             Some(first) => {
