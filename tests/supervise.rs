@@ -429,7 +429,11 @@ fn who_ends_just_after_it_was_ready_is_given_up_too() {
     let instance = &app["instances"][0];
     assert_eq!((&instance["restarts"], &instance["last_exit"]["code"]), (&2.into(), &1.into()), "{instance}");
     assert_eq!(said(&server).len(), 3);
-    let states: Vec<_> = transitions(&server, "a").into_iter().map(|(to, _)| to).collect();
+    // Its end is written down with its last words, which are read first.
+    let states = server.until("its end is written down", |s| {
+        let states: Vec<_> = transitions(s, "a").into_iter().map(|(to, _)| to).collect();
+        states.iter().any(|state| state == "failed").then_some(states)
+    });
     let round = ["starting", "ready", "backoff"];
     assert_eq!(states, [&round[..], &round, &["starting", "ready", "failed"]].concat());
 }
