@@ -21,7 +21,7 @@ use super::{
 };
 use crate::domain::{
     api::{self, Ask, Refusal, RefusalKind, Said, Saying, Target},
-    model::{AppName, DeployId, ReleaseId, parse_span},
+    model::{AppName, Bearer, DeployId, ReleaseId, parse_span},
 };
 
 /// How long the supervisor may take for what is done at once.
@@ -241,6 +241,7 @@ pub(super) fn ask(
     wait: Option<Duration>,
     request: api::Request,
 ) -> impl FnOnce(u64) -> Ask {
+    let token = token.map(Bearer::new);
     move |ticket| Ask { ticket, token, address: Some(from.to_string()), wait: wait.is_some(), timeout: wait, request }
 }
 

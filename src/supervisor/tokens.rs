@@ -7,7 +7,7 @@ use crate::{
     domain::{
         access::{Locked, MadeToken, Principal, TokenHash},
         api::{Ask, Refusal, RefusalKind, Reply, Request, Saying, TokenSource},
-        model::{At, nearest},
+        model::{At, Bearer, nearest},
     },
     os::clock,
 };
@@ -76,7 +76,7 @@ impl Supervisor {
             created_at,
             expires_at,
         };
-        let ticket = self.answer_later(wish, move |_| Reply::Token { name, token, expires_at });
+        let ticket = self.answer_later(wish, move |_| Reply::Token { name, token: Bearer::new(token), expires_at });
         self.ledger.send(Command::NewToken { ticket, token: made });
         Ok(())
     }

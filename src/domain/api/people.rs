@@ -14,7 +14,7 @@ use super::{
 };
 use crate::domain::{
     config::Role,
-    model::{AppName, At, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal, show_span},
+    model::{AppName, At, Bearer, DeliveryId, DeployId, Exit, InstanceId, ReleaseId, Signal, show_span},
 };
 
 /// One question.
@@ -23,7 +23,7 @@ pub struct Ask {
     /// Names the question on this channel.
     pub ticket: u64,
     /// People channels only: the bearer token. On `control.sock` the peer's uid counts.
-    pub token: Option<String>,
+    pub token: Option<Bearer>,
     /// People channels only: the client's address.
     pub address: Option<String>,
     /// Answer when the end state is reached (or surely missed), not when the change is begun.
@@ -412,7 +412,7 @@ pub enum Reply {
     /// A new token, told this once.
     Token {
         name: String,
-        token: String,
+        token: Bearer,
         expires_at: Option<At>,
     },
     Tokens(Vec<TokenView>),

@@ -1,6 +1,7 @@
 //! Plain words that every room speaks: names, ids, secrets, exits, signals, sizes, durations, times.
 //! Each is parsed once at the edge and carries its rule from then on.
 
+mod bearer;
 mod capability;
 mod exit;
 mod facts;
@@ -15,6 +16,7 @@ pub mod span;
 mod time;
 mod veil;
 
+pub use bearer::Bearer;
 pub use capability::{BadCapability, Capabilities};
 pub use exit::Exit;
 pub use facts::{Account, Facts, Group, Texts};
