@@ -140,7 +140,7 @@ impl Supervisor {
                     self.queue_deploy(deploy, 0, Order::default());
                 }
             }
-            Told::Health { ticket } => self.ledger.send(Command::Health { ticket }),
+            Told::Health => self.ledger.send(Command::Health),
             Told::Queued { ticket, deploy } => self.queued(ticket, *deploy),
             Told::Committed { ticket } => self.committed(ticket),
             Told::Event(event) => self.tell_followers(&event),

@@ -29,12 +29,22 @@ pub(super) struct NewDelivery {
 }
 
 pub(super) fn append(connection: &Connection, new: &NewDelivery) -> rusqlite::Result<DeliveryId> {
+    append_as(connection, None, new)
+}
+
+/// As [`append`], under a number that was promised.
+pub(super) fn append_as(
+    connection: &Connection,
+    id: Option<DeliveryId>,
+    new: &NewDelivery,
+) -> rusqlite::Result<DeliveryId> {
     let mut insert = connection.prepare_cached(
         "INSERT INTO deliveries
-             (sender_id, at, app, dialect, event, ref, \"commit\", sender, address, state, reason, duplicate_of)
-         VALUES (:sender_id, :at, :app, :dialect, :event, :ref, :commit, :sender, :address, :state, :reason, :of)",
+             (id, sender_id, at, app, dialect, event, ref, \"commit\", sender, address, state, reason, duplicate_of)
+         VALUES (:id, :sender_id, :at, :app, :dialect, :event, :ref, :commit, :sender, :address, :state, :reason, :of)",
     )?;
     insert.execute(named_params! {
+        ":id": id,
         ":sender_id": new.sender_id,
         ":at": new.at.0,
         ":app": new.app,

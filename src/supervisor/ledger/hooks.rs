@@ -1,7 +1,7 @@
 //! The hooks channels: what listeners send is taken in, what they are answered goes out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -28,18 +28,17 @@ const MOST_ASKED: usize = 1024;
 #[derive(Default)]
 pub(super) struct Arrived {
     pub deliveries: Vec<Incoming>,
-    /// Questions after the loop's health, by our own tickets.
-    pub health: Vec<u64>,
+    /// Somebody asks after the loop's health, and it has not been asked yet.
+    pub health: bool,
     pub closed: Vec<usize>,
 }
 
 #[derive(Default)]
 pub(super) struct Hooks {
     channels: BTreeMap<usize, Channel>,
-    /// Open health questions by our own ticket: listener and its ticket. Ours, since the loop's answer
-    /// may come when another listener process has the number.
-    asked: BTreeMap<u64, (usize, u64)>,
-    last_asked: u64,
+    /// Open health questions: listener and its ticket. The loop is asked once for all of them, as its answer
+    /// is as good for whoever asked meanwhile.
+    asked: VecDeque<(usize, u64)>,
     /// The last round left frames behind that poll(2) does not see.
     left: bool,
 }
@@ -54,7 +53,7 @@ impl Hooks {
 
     fn remove(&mut self, listener: usize) {
         self.channels.remove(&listener);
-        self.asked.retain(|_, (asking, _)| *asking != listener);
+        self.asked.retain(|(asking, _)| *asking != listener);
     }
 
     /// Waits until a channel or `wake` is ready, at most `timeout`.
@@ -95,17 +94,17 @@ impl Hooks {
                     }
                 };
                 match frame.message() {
-                    Ok(FromHooks::Delivery(raw)) => {
+                    Ok(FromHooks::Delivery(mut raw)) => {
+                        let headers = std::mem::take(&mut raw.headers).into();
                         let (inline, memfd) = (frame.body, frame.fds.into_iter().next());
-                        arrived.deliveries.push(Incoming { listener: *listener, at, raw, inline, memfd });
+                        arrived.deliveries.push(Incoming { listener: *listener, at, raw, headers, inline, memfd });
                     }
                     Ok(FromHooks::Health { ticket }) => {
-                        self.last_asked += 1;
+                        arrived.health |= self.asked.is_empty();
                         if self.asked.len() == MOST_ASKED {
-                            self.asked.pop_first();
+                            self.asked.pop_front();
                         }
-                        self.asked.insert(self.last_asked, (*listener, ticket));
-                        arrived.health.push(self.last_asked);
+                        self.asked.push_back((*listener, ticket));
                     }
                     Err(e) => {
                         tracing::warn!("listener {listener} sent what is no message: {e}");
@@ -128,9 +127,9 @@ impl Hooks {
         }
     }
 
-    /// The loop is alive: answers the listener that asked.
-    pub(super) fn healthy(&mut self, ticket: u64) {
-        if let Some((listener, ticket)) = self.asked.remove(&ticket) {
+    /// The loop is alive: answers whoever asked.
+    pub(super) fn healthy(&mut self) {
+        for (listener, ticket) in std::mem::take(&mut self.asked) {
             let ok = Answer { ticket, status: 200, body: "ok".to_owned(), retry_after: None };
             self.answer(listener, &ok);
         }

@@ -13,7 +13,7 @@ use super::{
 use crate::domain::{
     api::{DeliveryState, DeliveryView, DeployOf, RawDelivery, Redelivered, Refusal, RefusalKind, Reply},
     deploy::accept::{App, Snapshot},
-    hook::{self, Dialect, Head, Kind},
+    hook::{self, Dialect, Head, Headers, Kind},
     model::{AppName, At, CommitId, DeliveryId},
 };
 
@@ -57,6 +57,7 @@ pub(super) fn redeliver(
             address: format!("redelivery of {id}"),
             memfd: None,
         },
+        headers: Headers::default(),
         inline: body,
         memfd: None,
     };

@@ -49,7 +49,7 @@ pub enum Command {
     /// [`Told::Unfinished`].
     Query { ticket: u64, query: Query },
     /// The loop is alive: the answer to [`Told::Health`].
-    Health { ticket: u64 },
+    Health,
     /// Commit what is there and end.
     Close,
 }
@@ -160,9 +160,7 @@ pub enum Told {
         deploys: Vec<DeployView>,
     },
     /// A listener asks whether the loop is alive; answer with [`Command::Health`].
-    Health {
-        ticket: u64,
-    },
+    Health,
     Queued {
         ticket: u64,
         deploy: Box<DeployView>,

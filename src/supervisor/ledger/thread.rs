@@ -21,7 +21,7 @@ use super::{
     say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told},
     store::{self, Fault, StoreError},
     tokens,
-    webhook::{self, Incoming, Reading},
+    webhook::{self, Incoming, Passed, Proven, Reading},
 };
 use crate::domain::{
     access::MadeToken,
@@ -32,12 +32,14 @@ use crate::domain::{
 
 /// How often a store that takes nothing is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// A refused delivery is written with the next commit, at the latest after this.
-const REFUSED_WAIT: Duration = Duration::from_secs(1);
+/// What nothing comes of is written with the next commit, at the latest after this.
+const FRUITLESS_WAIT: Duration = Duration::from_secs(1);
 /// So does what nobody waits for: a delivery that comes meanwhile need not wait for a commit before its own.
 const UNHURRIED_WAIT: Duration = Duration::from_millis(20);
 /// Writes that may wait for a store that takes nothing; then events are dropped and counted.
 const MOST_WAITING: usize = 10_000;
+/// So many deliveries of which nothing comes are a commit of their own.
+const PASSED: usize = 512;
 /// An update of a deploy takes the place of one of the same among so many writes before it: under many
 /// pushes each deploy is queued and superseded in one commit.
 const NEAR: usize = 512;
@@ -114,7 +116,6 @@ impl Write {
 struct Done {
     answers: Vec<(usize, Answer)>,
     told: Vec<Told>,
-    refused: Vec<NewDelivery>,
     /// Apps that got rows, `None` for rows of no app.
     touched: BTreeSet<Option<AppName>>,
 }
@@ -138,6 +139,10 @@ pub(super) struct State {
     queries: Vec<(u64, Query)>,
     /// Refused deliveries that are not written yet.
     refused: VecDeque<NewDelivery>,
+    /// Proven ones that are answered and not written yet.
+    passed: Vec<Passed>,
+    /// The last number that a delivery was given; `None` while no store says it.
+    last_delivery: Option<DeliveryId>,
     /// By when whatever waits is written even if nothing else is.
     due: Option<Instant>,
     /// The store took nothing at the last try; when it is tried again.
@@ -165,6 +170,8 @@ impl State {
             hurried: false,
             queries: Vec::new(),
             refused: VecDeque::new(),
+            passed: Vec::new(),
+            last_delivery: None,
             due: None,
             trouble: None,
             dropped: 0,
@@ -228,7 +235,7 @@ impl State {
             Command::Forget { letter } => self.put_off(Write::Forget { letter }),
             Command::Wait { apps, by } => self.put_off(Write::Wait { apps, by }),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
-            Command::Health { ticket } => self.hooks.healthy(ticket),
+            Command::Health => self.hooks.healthy(),
             Command::Close => self.closing = true,
         }
     }
@@ -265,14 +272,18 @@ impl State {
     }
 
     fn round(&mut self, arrived: Arrived) {
-        for ticket in arrived.health {
-            (self.tell)(Told::Health { ticket });
+        if arrived.health {
+            (self.tell)(Told::Health);
         }
-        let done = self.write(&arrived.deliveries);
+        let snapshot = Arc::clone(&self.snapshot);
+        let proven = self.hear(&arrived.deliveries, &snapshot);
+        // These wait for no commit.
+        let mut gone = self.hooks.flush();
+        let done = self.write(&proven);
         for (listener, answer) in &done.answers {
             self.hooks.answer(*listener, answer);
         }
-        let gone = self.hooks.flush();
+        gone.append(&mut self.hooks.flush());
         for told in done.told {
             (self.tell)(told);
         }
@@ -282,20 +293,48 @@ impl State {
         self.answer_queries();
     }
 
+    /// Answers what needs no store, and returns what does.
+    fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> Vec<Proven<'a>> {
+        let mut kept = Vec::new();
+        for one in incoming {
+            match webhook::read(one, snapshot) {
+                Reading::Refused { answer, row } => {
+                    self.hooks.answer(one.listener, &answer);
+                    self.remember(row);
+                }
+                Reading::Proven(proven) => {
+                    // While the store takes nothing, nobody is told that it will.
+                    let number = self.last_delivery.filter(|_| self.trouble.is_none()).map(|last| last + 1);
+                    match number.and_then(|number| webhook::pass(&proven, snapshot, number)) {
+                        Some((answer, passed)) => {
+                            self.hooks.answer(one.listener, &answer);
+                            self.last_delivery = number;
+                            self.passed.push(passed);
+                            self.wait_at_most(FRUITLESS_WAIT);
+                        }
+                        None => kept.push(proven),
+                    }
+                }
+            }
+        }
+        kept
+    }
+
     /// Writes everything that waits, if there is something and it is time.
-    fn write(&mut self, incoming: &[Incoming]) -> Done {
+    fn write(&mut self, incoming: &[Proven<'_>]) -> Done {
         if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
-            return self.turn_away(incoming);
+            return turned_away(incoming);
         }
         self.open();
         let overdue = self.due.is_some_and(|due| due <= Instant::now());
         let asked = !self.queries.is_empty() || self.closing || overdue;
-        let waits = !self.refused.is_empty() || !self.writes.is_empty();
-        let something = self.hurried || !incoming.is_empty() || (asked && waits);
+        let waits = !self.refused.is_empty() || !self.passed.is_empty() || !self.writes.is_empty();
+        let many = self.passed.len() >= PASSED;
+        let something = self.hurried || many || !incoming.is_empty() || (asked && waits);
         if !something && self.trouble.is_none() {
             return Done::default();
         }
-        let Some(store) = &self.store else { return self.turn_away(incoming) };
+        let Some(store) = &self.store else { return turned_away(incoming) };
         match self.transact(store, incoming) {
             Ok(done) => self.finish(done),
             Err(error) if Fault::of(&error) == Fault::Damaged => {
@@ -303,21 +342,21 @@ impl State {
                 match self.store.as_ref().map(|store| self.transact(store, incoming)) {
                     Some(Ok(done)) => self.finish(done),
                     Some(Err(error)) => self.give_up(&error, incoming),
-                    None => self.turn_away(incoming),
+                    None => turned_away(incoming),
                 }
             }
             Err(error) => self.give_up(&error, incoming),
         }
     }
 
-    fn transact(&self, store: &Connection, incoming: &[Incoming]) -> rusqlite::Result<Done> {
+    fn transact(&self, store: &Connection, incoming: &[Proven<'_>]) -> rusqlite::Result<Done> {
         match self.try_to_transact(store, incoming, Care::Together) {
             Err(error) if Fault::of(&error) == Fault::Statement => self.try_to_transact(store, incoming, Care::Alone),
             other => other,
         }
     }
 
-    fn try_to_transact(&self, store: &Connection, incoming: &[Incoming], care: Care) -> rusqlite::Result<Done> {
+    fn try_to_transact(&self, store: &Connection, incoming: &[Proven<'_>], care: Care) -> rusqlite::Result<Done> {
         store.prepare_cached("BEGIN")?.execute([])?;
         let done = self.fill(store, incoming, care).and_then(|done| {
             store.prepare_cached("COMMIT")?.execute([])?;
@@ -334,8 +373,14 @@ impl State {
 
     /// Everything inside the transaction. A single command that SQLite refuses is left out and logged,
     /// so that it never stands in the way of the others.
-    fn fill(&self, store: &Connection, incoming: &[Incoming], care: Care) -> rusqlite::Result<Done> {
+    fn fill(&self, store: &Connection, incoming: &[Proven<'_>], care: Care) -> rusqlite::Result<Done> {
         let mut done = Done::default();
+        // Before whatever is given the numbers after theirs.
+        for passed in &self.passed {
+            let told = guarded(store, care, || note(store, passed))?.unwrap_or_default();
+            done.touched.extend(told.iter().filter_map(subject));
+            done.told.extend(told);
+        }
         for write in &self.writes {
             if let Some(told) = guarded(store, care, || self.post(store, self.put(store, write)?))? {
                 done.touched.insert(touched(write));
@@ -343,29 +388,21 @@ impl State {
                 done.told.extend(told);
             }
         }
-        for one in incoming {
-            let answer = match webhook::read(one, &self.snapshot) {
-                Reading::Refused { answer, row } => {
-                    done.refused.push(row);
-                    answer
-                }
-                Reading::Proven(proven) => {
-                    let kept = guarded(store, care, || {
-                        let mut kept = webhook::keep(store, &proven, &self.snapshot, &self.live)?;
-                        kept.told = self.post(store, kept.told)?;
-                        Ok(kept)
-                    })?;
-                    kept.map_or_else(
-                        || one.unavailable(),
-                        |kept| {
-                            done.touched.extend(kept.told.iter().filter_map(subject));
-                            done.told.extend(kept.told);
-                            kept.answer
-                        },
-                    )
-                }
-            };
-            done.answers.push((one.listener, answer));
+        for proven in incoming {
+            let kept = guarded(store, care, || {
+                let mut kept = webhook::keep(store, proven, &self.snapshot, &self.live)?;
+                kept.told = self.post(store, kept.told)?;
+                Ok(kept)
+            })?;
+            let answer = kept.map_or_else(
+                || proven.incoming.unavailable(),
+                |kept| {
+                    done.touched.extend(kept.told.iter().filter_map(subject));
+                    done.told.extend(kept.told);
+                    kept.answer
+                },
+            );
+            done.answers.push((proven.incoming.listener, answer));
         }
         self.fill_in_passing(store, &done, care)?;
         Ok(done)
@@ -475,16 +512,17 @@ impl State {
             self.written = 0;
             self.touched.clear();
         }
-        let rows = self.writes.len() + self.refused.len() + done.answers.len();
+        let rows = self.writes.len() + self.refused.len() + self.passed.len() + done.answers.len();
         self.written = self.written.saturating_add(u32::try_from(rows).unwrap_or(u32::MAX));
         self.touched.append(&mut done.touched);
         self.writes.clear();
         self.writes.shrink_to(FEW);
         self.dropped = 0;
         self.refused.clear();
+        self.passed.clear();
+        self.count_deliveries();
         self.hurried = false;
         self.due = None;
-        self.remember(std::mem::take(&mut done.refused));
         if self.trouble.take().is_some() {
             tracing::info!("{}: takes what comes again", self.path.display());
             done.told.insert(0, Told::Recovered);
@@ -493,13 +531,13 @@ impl State {
     }
 
     /// The store takes nothing now: everything waits but the deliveries, which are answered.
-    fn give_up(&mut self, error: &rusqlite::Error, incoming: &[Incoming]) -> Done {
+    fn give_up(&mut self, error: &rusqlite::Error, incoming: &[Proven<'_>]) -> Done {
         // What failed in the disk's hands is better opened again; a full one can still be read.
         if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
             self.store = None;
         }
         self.begin_trouble(format!("{}: {error}", self.path.display()));
-        self.turn_away(incoming)
+        turned_away(incoming)
     }
 
     fn begin_trouble(&mut self, message: String) {
@@ -513,33 +551,19 @@ impl State {
         }
     }
 
-    /// Answers deliveries without the store: what proves itself may come again later.
-    fn turn_away(&mut self, incoming: &[Incoming]) -> Done {
-        let mut done = Done::default();
-        let snapshot = Arc::clone(&self.snapshot);
-        for one in incoming {
-            let answer = match webhook::read(one, &snapshot) {
-                Reading::Refused { answer, row } => {
-                    done.refused.push(row);
-                    answer
-                }
-                Reading::Proven(_) => one.unavailable(),
-            };
-            done.answers.push((one.listener, answer));
-        }
-        self.remember(std::mem::take(&mut done.refused));
-        done
-    }
-
     /// Refused deliveries wait for the next commit; the oldest go when there are too many.
-    fn remember(&mut self, refused: Vec<NewDelivery>) {
-        if !refused.is_empty() {
-            self.wait_at_most(REFUSED_WAIT);
-        }
-        self.refused.extend(refused);
+    fn remember(&mut self, refused: NewDelivery) {
+        self.wait_at_most(FRUITLESS_WAIT);
+        self.refused.push_back(refused);
         while self.refused.len() > keep::REFUSED as usize {
             self.refused.pop_front();
         }
+    }
+
+    /// Deliveries are numbered on from the last one in the store, and the last one that was answered.
+    fn count_deliveries(&mut self) {
+        let stored = self.store.as_ref().and_then(|store| store::last_number(store, "deliveries").ok());
+        self.last_delivery = stored.map(|stored| stored.max(self.last_delivery.unwrap_or(0)));
     }
 
     /// Opens the store where it is not open.
@@ -564,6 +588,7 @@ impl State {
             Err(error) => tracing::error!("{}: the tokens cannot be read: {error}", self.path.display()),
         }
         self.store = Some(store);
+        self.count_deliveries();
         if let Some(message) = alert {
             tracing::error!("{message}");
             (self.tell)(Told::Alert { message });
@@ -616,6 +641,18 @@ impl State {
             (self.tell)(told);
         }
     }
+}
+
+/// The answers to these without the store: they may come again later.
+fn turned_away(incoming: &[Proven<'_>]) -> Done {
+    let answers = incoming.iter().map(|one| (one.incoming.listener, one.incoming.unavailable())).collect();
+    Done { answers, ..Done::default() }
+}
+
+/// Writes what was answered already.
+fn note(store: &Connection, passed: &Passed) -> rusqlite::Result<Vec<Told>> {
+    deliveries::append_as(store, Some(passed.id), &passed.row)?;
+    passed.events.iter().map(|event| journal::append_event(store, event).map(Told::Event)).collect()
 }
 
 /// Does one command's work, with care so that all of it or nothing is in the transaction. `None`: SQLite

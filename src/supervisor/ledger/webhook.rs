@@ -30,6 +30,8 @@ pub(super) struct Incoming {
     pub listener: usize,
     pub at: At,
     pub raw: RawDelivery,
+    /// Those of `raw`.
+    pub headers: Headers,
     /// The body, unless `memfd` holds it.
     pub inline: Vec<u8>,
     pub memfd: Option<OwnedFd>,
@@ -86,13 +88,13 @@ pub(super) struct Proven<'a> {
 /// Proves and parses a request.
 pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Reading<'a> {
     let raw = &incoming.raw;
-    let headers = Headers::from(raw.headers.clone());
-    let recognised = hook::recognise(&headers);
+    let headers = &incoming.headers;
+    let recognised = hook::recognise(headers);
     let name = raw.app.as_deref();
     let dialect = snapshot.dialect(name, recognised.as_ref());
     let refused = |status: u16, title: &str, detail: &str, reason: String| {
         let known = name.and_then(|name| snapshot.app(name));
-        let head = dialect.map(|dialect| hook::head(dialect, &headers));
+        let head = dialect.map(|dialect| hook::head(dialect, headers));
         let row = NewDelivery {
             sender_id: head.as_ref().and_then(|head| head.sender_id.clone()),
             dialect: dialect.map(|dialect| dialect.name().to_owned()),
@@ -109,14 +111,14 @@ pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Readin
         Ok(body) => body,
         Err(error) => return unproven(format!("the body did not arrive whole: {error}")),
     };
-    let request = hook::Request { headers: &headers, body: &body, at: incoming.at };
+    let request = hook::Request { headers, body: &body, at: incoming.at };
     let proves = |dialect: Option<&Dialect>, secret: &Secret| hook::proves(dialect, &request, secret, name.is_some());
     let Sender { dialect, apps } = match snapshot.proven(name, recognised.as_ref(), proves) {
         Ok(sender) => sender,
         Err(Unproven::NoneFits) => return unproven(hook::why_unproven(dialect, &request)),
         Err(why) => return unproven(why.to_string()),
     };
-    match hook::parse(&dialect, hook::head(&dialect, &headers), &body) {
+    match hook::parse(&dialect, hook::head(&dialect, headers), &body) {
         Ok(parsed) => Reading::Proven(Proven { incoming, body, dialect, parsed, apps }),
         Err(why) => {
             let why = why.to_string();
@@ -141,6 +143,51 @@ enum Fruitless {
     Duplicate(Option<DeliveryId>, String),
 }
 
+/// A proven delivery of which nothing comes, whatever the store knows: written with the next commit.
+pub(super) struct Passed {
+    pub id: DeliveryId,
+    pub row: NewDelivery,
+    pub events: Vec<NewEvent>,
+}
+
+/// What the config says of a delivery.
+enum Fate<'a> {
+    Fruitless(Fruitless),
+    /// Each change may be one for each of these apps.
+    Judged(&'a [Change], Vec<&'a App>),
+}
+
+fn fate<'a>(proven: &'a Proven<'_>, snapshot: &Snapshot) -> Fate<'a> {
+    let named = proven.incoming.raw.app.is_some();
+    match &proven.parsed.kind {
+        Kind::Ping => Fate::Fruitless(Fruitless::Pong),
+        Kind::Other { why } => Fate::Fruitless(Fruitless::Skipped(why.clone())),
+        Kind::Changes(changes) => match snapshot.matching(&proven.apps, named, &proven.parsed.repository) {
+            Ok(apps) => Fate::Judged(changes, apps),
+            Err(why) => Fate::Fruitless(Fruitless::Unmatched(format!("unmatched: {why}"))),
+        },
+    }
+}
+
+/// The answer where the config alone says that nothing comes of a delivery, which gets this number. `None`: the
+/// store has to be asked.
+pub(super) fn pass(proven: &Proven<'_>, snapshot: &Snapshot, id: DeliveryId) -> Option<(Answer, Passed)> {
+    let (apps, what) = match fate(proven, snapshot) {
+        Fate::Fruitless(what) => (Vec::new(), what),
+        Fate::Judged(changes, apps) => {
+            let pairs = changes.iter().flat_map(|change| apps.iter().map(move |app| (app, change)));
+            let unasked = pairs.map(|(app, change)| judge(app, change, || Err(())).map(|judged| ((), judged)));
+            match outcome(unasked.collect::<Result<_, ()>>().ok()?) {
+                Outcome::Skipped(reason) => (names(&apps), Fruitless::Skipped(reason)),
+                _ => return None,
+            }
+        }
+    };
+    let (row, apps) = fruitless_row(proven, &apps, &what);
+    let (answer, events) = fruitless_words(proven, id, &apps, &what);
+    Some((answer, Passed { id, row, events }))
+}
+
 /// Records a proven delivery and queues its deploys, inside the transaction that is open.
 ///
 /// # Errors
@@ -151,17 +198,14 @@ pub(super) fn keep(
     snapshot: &Snapshot,
     live: &BTreeMap<AppName, CommitId>,
 ) -> rusqlite::Result<Kept> {
-    let named = proven.incoming.raw.app.is_some();
-    let changes = match &proven.parsed.kind {
-        Kind::Ping => return fruitless(connection, proven, &[], Fruitless::Pong),
-        Kind::Other { why } => return fruitless(connection, proven, &[], Fruitless::Skipped(why.clone())),
-        Kind::Changes(changes) => changes,
-    };
-    let apps = match snapshot.matching(&proven.apps, named, &proven.parsed.repository) {
-        Ok(apps) => apps,
-        Err(why) => return fruitless(connection, proven, &[], Fruitless::Unmatched(format!("unmatched: {why}"))),
-    };
-    judge_changes(connection, proven, changes, &apps, live, None)
+    match fate(proven, snapshot) {
+        Fate::Fruitless(what) => fruitless(connection, proven, &[], &what),
+        Fate::Judged(changes, apps) => judge_changes(connection, proven, changes, &apps, live, None),
+    }
+}
+
+fn names(apps: &[&App]) -> Vec<AppName> {
+    apps.iter().map(|app| app.name.clone()).collect()
 }
 
 /// Judges each change for each of these apps. `again`: the delivery that they repeat by hand.
@@ -183,17 +227,17 @@ pub(super) fn judge_changes(
         let known = || deploys::known(connection, &app.name, change, live.get(&app.name), same);
         judged.push(((change, &app.name), judge(app, change, known)?));
     }
-    let names: Vec<AppName> = apps.iter().map(|app| app.name.clone()).collect();
+    let names = names(apps);
     match outcome(judged) {
         Outcome::Accepted(accepted) => accept(connection, proven, &names, &accepted),
-        Outcome::Skipped(reason) => fruitless(connection, proven, &names, Fruitless::Skipped(reason)),
+        Outcome::Skipped(reason) => fruitless(connection, proven, &names, &Fruitless::Skipped(reason)),
         Outcome::Duplicate(of) => {
             let reason = match (of, changes) {
                 (Some(of), _) => format!("repeats delivery {of}"),
                 (None, [Change { after: Some(commit), .. }]) => format!("commit {} is live", commit.short()),
                 (None, _) => "repeats an earlier one".to_owned(),
             };
-            fruitless(connection, proven, &names, Fruitless::Duplicate(of, reason))
+            fruitless(connection, proven, &names, &Fruitless::Duplicate(of, reason))
         }
     }
 }
@@ -220,7 +264,8 @@ fn accept(
         };
         deploys::append(connection, &mut deploy, None)?;
         queued.push(deploy);
-        told.push(event(connection, proven, Some(change), id, Some(app), DeliveryState::Accepted, None)?);
+        let event = event(proven, Some(change), id, Some(app), DeliveryState::Accepted, None);
+        told.push(Told::Event(journal::append_event(connection, &event)?));
     }
     let listed: Vec<Value> = queued.iter().map(|deploy| json!({"app": deploy.app, "id": deploy.id})).collect();
     let answer = success(proven, 202, &json!({"delivery": id, "deploys": listed}));
@@ -232,33 +277,54 @@ fn fruitless(
     connection: &Connection,
     proven: &Proven<'_>,
     about: &[AppName],
-    what: Fruitless,
+    what: &Fruitless,
 ) -> rusqlite::Result<Kept> {
-    let (state, of, reason) = match &what {
-        Fruitless::Pong => (DeliveryState::Skipped, None, "ping"),
-        Fruitless::Unmatched(reason) | Fruitless::Skipped(reason) => (DeliveryState::Skipped, None, reason.as_str()),
-        Fruitless::Duplicate(of, reason) => (DeliveryState::Duplicate, *of, reason.as_str()),
-    };
+    let (row, apps) = fruitless_row(proven, about, what);
+    let id = deliveries::append(connection, &row)?;
+    let (answer, events) = fruitless_words(proven, id, &apps, what);
+    let told = events.iter().map(|event| journal::append_event(connection, event).map(Told::Event));
+    Ok(Kept { id, answer, told: told.collect::<rusqlite::Result<_>>()? })
+}
+
+impl Fruitless {
+    fn reason(&self) -> &str {
+        match self {
+            Self::Pong => "ping",
+            Self::Unmatched(reason) | Self::Skipped(reason) | Self::Duplicate(_, reason) => reason,
+        }
+    }
+
+    fn state(&self) -> DeliveryState {
+        if let Self::Duplicate(..) = self { DeliveryState::Duplicate } else { DeliveryState::Skipped }
+    }
+}
+
+/// The row, and the apps that it concerns.
+fn fruitless_row(proven: &Proven<'_>, about: &[AppName], what: &Fruitless) -> (NewDelivery, Vec<AppName>) {
     // What has no repository yet, or is no push, concerns the app that the path names.
     let named = if proven.incoming.raw.app.is_some() { proven.apps.first() } else { None };
-    let names: Vec<AppName> =
+    let apps: Vec<AppName> =
         if about.is_empty() { named.iter().map(|app| app.name.clone()).collect() } else { about.to_vec() };
-    let shown = if let Kind::Changes(changes) = &proven.parsed.kind { changes.first() } else { None };
-    let id = deliveries::append(connection, &row(proven, shown, state, Some(reason.to_owned()), of, &names))?;
-    let mut told = Vec::new();
-    if names.is_empty() {
-        told.push(event(connection, proven, shown, id, None, state, Some(reason))?);
-    }
-    for app in &names {
-        told.push(event(connection, proven, shown, id, Some(app), state, Some(reason))?);
-    }
+    let of = if let Fruitless::Duplicate(of, _) = what { *of } else { None };
+    (row(proven, shown(proven), what.state(), Some(what.reason().to_owned()), of, &apps), apps)
+}
+
+/// What is answered, and what is told of it.
+fn fruitless_words(proven: &Proven<'_>, id: DeliveryId, apps: &[AppName], what: &Fruitless) -> (Answer, Vec<NewEvent>) {
+    let event = |app| event(proven, shown(proven), id, app, what.state(), Some(what.reason()));
+    let events = if apps.is_empty() { vec![event(None)] } else { apps.iter().map(|app| event(Some(app))).collect() };
     let body = match what {
         Fruitless::Pong => json!({"pong": true}),
         Fruitless::Unmatched(_) => json!({"delivery": id, "skipped": "no app deploys this repository"}),
         Fruitless::Skipped(reason) => json!({"delivery": id, "skipped": reason}),
         Fruitless::Duplicate(of, _) => json!({"delivery": id, "duplicate_of": of}),
     };
-    Ok(Kept { id, answer: success(proven, 200, &body), told })
+    (success(proven, 200, &body), events)
+}
+
+/// The change that stands for all.
+fn shown<'a>(proven: &'a Proven<'_>) -> Option<&'a Change> {
+    if let Kind::Changes(changes) = &proven.parsed.kind { changes.first() } else { None }
 }
 
 /// A shorter secret may stand in a body by chance: only where it is a whole text is it meant.
@@ -280,16 +346,15 @@ fn without_secrets<'a>(body: &'a [u8], apps: &[&App]) -> Cow<'a, [u8]> {
 }
 
 fn event(
-    connection: &Connection,
     proven: &Proven<'_>,
     change: Option<&Change>,
     id: DeliveryId,
     app: Option<&AppName>,
     state: DeliveryState,
     reason: Option<&str>,
-) -> rusqlite::Result<Told> {
+) -> NewEvent {
     let what = change.map_or_else(|| format!("event {:?}", proven.parsed.event), said);
-    let new = NewEvent {
+    NewEvent {
         at: proven.incoming.at,
         app: app.cloned(),
         instance: None,
@@ -298,8 +363,7 @@ fn event(
         to: Some(state.to_string()),
         cause: Some(reason.map_or_else(|| what.clone(), str::to_owned)),
         detail: Some(format!("delivery {id} of {}: {what}", proven.dialect.name())),
-    };
-    journal::append_event(connection, &new).map(Told::Event)
+    }
 }
 
 fn said(change: &Change) -> String {
