@@ -58,6 +58,8 @@ struct Outgoing {
 pub struct Channel {
     socket: OwnedFd,
     incoming: Vec<u8>,
+    /// Bytes at the beginning of `incoming` that were taken out already.
+    taken: usize,
     /// Descriptors whose frames are not complete.
     fds: VecDeque<(u64, OwnedFd)>,
     /// Bytes taken out of `incoming` and received, ever: they place the descriptors.
@@ -84,6 +86,7 @@ impl Channel {
         Self {
             socket,
             incoming: Vec::new(),
+            taken: 0,
             fds: VecDeque::new(),
             consumed: 0,
             received: 0,
@@ -104,19 +107,25 @@ impl Channel {
     /// Never: the messages are plain data, which always serializes.
     pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
         let fds: Vec<OwnedFd> = fds.into_iter().take(MAX_FDS).collect();
-        let head = serde_json::to_vec(message).expect("plain data always serializes");
-        let mut bytes = Vec::with_capacity(8 + head.len() + body.len());
-        bytes.extend_from_slice(&u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
-        bytes.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-        bytes.extend_from_slice(&head);
-        bytes.extend_from_slice(body);
         // Small frames travel together; one with descriptors begins a message of its own.
-        match self.outgoing.back_mut() {
-            Some(last) if fds.is_empty() && last.fds.is_empty() && last.sent == 0 && last.bytes.len() < READ => {
-                last.bytes.extend_from_slice(&bytes);
+        let joins = |last: &Outgoing| last.fds.is_empty() && last.sent == 0 && last.bytes.len() < READ;
+        let mut last = match self.outgoing.pop_back() {
+            Some(last) if fds.is_empty() && joins(&last) => last,
+            other => {
+                self.outgoing.extend(other);
+                Outgoing { bytes: Vec::new(), sent: 0, fds, held: Vec::new() }
             }
-            _ => self.outgoing.push_back(Outgoing { bytes, sent: 0, fds, held: Vec::new() }),
+        };
+        let bytes = &mut last.bytes;
+        let start = bytes.len();
+        bytes.extend_from_slice(&[0; 8]);
+        serde_json::to_writer(&mut *bytes, message).expect("plain data always serializes");
+        let lengths = [bytes.len() - start - 8, body.len()];
+        for (place, length) in bytes[start..start + 8].chunks_exact_mut(4).zip(lengths) {
+            place.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         }
+        bytes.extend_from_slice(body);
+        self.outgoing.push_back(last);
     }
 
     /// Keeps this open until everything that is queued now was sent; whoever has its other end sees that by
@@ -190,7 +199,8 @@ impl Channel {
     }
 
     fn parse(&mut self) -> io::Result<Option<Frame>> {
-        let Some(lengths) = self.incoming.first_chunk::<8>() else { return Ok(None) };
+        let there = &self.incoming[self.taken..];
+        let Some(lengths) = there.first_chunk::<8>() else { return Ok(None) };
         let length =
             |i: usize| u32::from_le_bytes([lengths[i], lengths[i + 1], lengths[i + 2], lengths[i + 3]]) as usize;
         let (head, body) = (length(0), length(4));
@@ -198,15 +208,13 @@ impl Channel {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer sent no frame"));
         }
         let whole = 8 + head + body;
-        if self.incoming.len() < whole {
+        if there.len() < whole {
             return Ok(None);
         }
+        let (bytes, body) = (there[8..8 + head].to_vec(), there[8 + head..whole].to_vec());
+        self.taken += whole;
         let frame_start = self.consumed;
-        let rest = self.incoming.split_off(whole);
-        let mut bytes = std::mem::replace(&mut self.incoming, rest);
         self.consumed += whole as u64;
-        let body = bytes.split_off(8 + head);
-        bytes.drain(..8);
         let mut fds = Vec::new();
         while let Some((place, _)) = self.fds.front() {
             if *place >= self.consumed {
@@ -243,6 +251,7 @@ impl Channel {
             self.fds.push_back(((self.received + n as u64).saturating_sub(1), fd));
         }
         self.received += n as u64;
+        self.incoming.drain(..std::mem::take(&mut self.taken));
         self.incoming.extend_from_slice(&buffer[..n]);
         self.closed |= n == 0;
         Ok(())

@@ -45,6 +45,11 @@ struct PushBody<'a> {
     deleted: bool,
     #[serde(default, borrow)]
     head_commit: Option<Commit<'a>>,
+    /// Of any event; what comes most is read once.
+    #[serde(default)]
+    repository: Option<RepositoryField>,
+    #[serde(default)]
+    sender: Option<Sender>,
 }
 
 #[derive(Deserialize)]
@@ -131,19 +136,26 @@ fn parse(head: &Head, body: &[u8]) -> Result<Said, NotUnderstood> {
 
 /// The bodies are those of other forges too.
 pub(super) fn read(event: &str, json: &[u8]) -> Result<Said, NotUnderstood> {
+    if event == "push" {
+        let body: PushBody = serde_json::from_slice(json)?;
+        return Ok(said(Kind::Changes(vec![push(&body)?]), body.repository, body.sender));
+    }
     let any: Any = serde_json::from_slice(json)?;
     let kind = match event {
         "ping" => Kind::Ping,
-        "push" => Kind::Changes(vec![push(&serde_json::from_slice(json)?)?]),
         "release" => release(&serde_json::from_slice(json)?)?,
         "workflow_run" => workflow_run(serde_json::from_slice(json)?)?,
         other => not_deployed(other),
     };
-    let sender = any.sender.and_then(|s| s.login).and_then(|login| text::some_line(&login, 100));
-    let repository = any.repository.map_or_else(Repository::default, |r| {
+    Ok(said(kind, any.repository, any.sender))
+}
+
+fn said(kind: Kind, repository: Option<RepositoryField>, sender: Option<Sender>) -> Said {
+    let sender = sender.and_then(|s| s.login).and_then(|login| text::some_line(&login, 100));
+    let repository = repository.map_or_else(Repository::default, |r| {
         Repository::new(r.full_name, [r.clone_url, r.ssh_url, r.git_url, r.html_url])
     });
-    Ok(Said { sender, repository, ..Said::of(kind) })
+    Said { sender, repository, ..Said::of(kind) }
 }
 
 fn push(body: &PushBody) -> Result<Change, NotUnderstood> {
@@ -221,7 +233,7 @@ mod tests {
         proves(Some(&Dialect::GitHub), &Request { headers, body, at: At(0) }, secret, false)
     }
 
-    fn said(event: &str, form: bool, body: &[u8]) -> Result<Said, NotUnderstood> {
+    fn read_as(event: &str, form: bool, body: &[u8]) -> Result<Said, NotUnderstood> {
         parse(&Head { event: event.to_owned(), sender_id: None, form }, body)
     }
 
@@ -300,7 +312,7 @@ mod tests {
         let body = |after: &str, deleted: bool| {
             format!(r#"{{"ref": "refs/heads/a", "after": "{after}", "deleted": {deleted}, "head_commit": null}}"#)
         };
-        let push = |body: &str| change(said("push", false, body.as_bytes()).unwrap().kind);
+        let push = |body: &str| change(read_as("push", false, body.as_bytes()).unwrap().kind);
         assert_eq!(push(&body(&"a".repeat(40), false)).after.unwrap().as_str(), "a".repeat(40));
         assert_eq!(push(&body(&"a".repeat(40), true)).after, None);
         assert_eq!(push(&body(&"0".repeat(40), false)).after, None);
@@ -310,7 +322,7 @@ mod tests {
     fn a_published_release_is_of_its_tag() {
         let release = |action: &str| {
             let body = format!(r#"{{"action": "{action}", "release": {{"tag_name": "v1/x", "name": "One"}}}}"#);
-            said("release", false, body.as_bytes()).unwrap().kind
+            read_as("release", false, body.as_bytes()).unwrap().kind
         };
         let change = change(release("published"));
         assert_eq!((change.what, change.ref_name.as_str()), (What::Release, "refs/tags/v1/x"));
@@ -328,7 +340,7 @@ mod tests {
             let body = format!(
                 r#"{{"action": "{action}", "repository": {{"id": 7}}, "workflow_run": {{"head_sha": "{sha}", {run}}}}}"#
             );
-            said("workflow_run", false, body.as_bytes()).unwrap().kind
+            read_as("workflow_run", false, body.as_bytes()).unwrap().kind
         };
         let good = r#""conclusion": "success", "head_branch": "main", "head_repository": {"id": 7}"#;
         let change = change(run("completed", good));
@@ -358,10 +370,10 @@ mod tests {
             ("ping", ""),
             ("issues", "5"),
         ] {
-            let why = said(event, false, body.as_bytes()).err().unwrap().to_string();
+            let why = read_as(event, false, body.as_bytes()).err().unwrap().to_string();
             assert!(!why.contains('\n') && why.len() < 300, "{why}");
         }
-        assert!(said("ping", true, b"{}").err().unwrap().to_string().contains("payload"));
-        assert_eq!(said("ping", true, b"payload=%7B%7D").unwrap().kind, Kind::Ping);
+        assert!(read_as("ping", true, b"{}").err().unwrap().to_string().contains("payload"));
+        assert_eq!(read_as("ping", true, b"payload=%7B%7D").unwrap().kind, Kind::Ping);
     }
 }
