@@ -6,19 +6,17 @@
 //! device cookie).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
-use super::TokenHash;
+use super::{Debts, TokenHash, debts::REMEMBERED};
 
 /// Wrong tokens that an address may send at once.
 const ATTEMPTS: u32 = 10;
 /// So long until one of them is forgiven.
 const FORGIVEN_IN: Duration = Duration::from_secs(6);
-/// Addresses, and right tokens, that are remembered at a time.
-const REMEMBERED: usize = 10_000;
 
 /// Addresses that belong to one sender: an IPv6 host has a whole /64 to itself.
 #[must_use]
@@ -30,12 +28,17 @@ pub fn sender(address: IpAddr) -> IpAddr {
 }
 
 /// Who has guessed wrongly lately.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Guard {
-    /// When all that an address got wrong is forgiven.
-    forgiven_at: BTreeMap<IpAddr, Instant>,
-    /// What was right, and from where.
+    wrong: Debts,
+    /// What was right, and from where; as many as there are addresses that are remembered.
     right: BTreeSet<(IpAddr, [u8; 32])>,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { wrong: Debts::new(ATTEMPTS, FORGIVEN_IN), right: BTreeSet::new() }
+    }
 }
 
 impl Guard {
@@ -44,25 +47,15 @@ impl Guard {
     /// # Errors
     /// How long it has to wait before it tries again.
     pub fn admit(&self, from: IpAddr, token: TokenHash, now: Instant) -> Result<(), Duration> {
-        let from = sender(from);
-        let Some(forgiven_at) = self.forgiven_at.get(&from) else { return Ok(()) };
-        let debt = forgiven_at.saturating_duration_since(now);
-        let room = FORGIVEN_IN * (ATTEMPTS - 1);
-        if debt <= room || self.right.contains(&(from, *token.bytes())) { Ok(()) } else { Err(debt - room) }
+        match self.wrong.wait(from, now) {
+            Some(wait) if !self.right.contains(&(sender(from), *token.bytes())) => Err(wait),
+            _ => Ok(()),
+        }
     }
 
     /// It was wrong.
     pub fn wrong(&mut self, from: IpAddr, now: Instant) {
-        let from = sender(from);
-        if self.forgiven_at.len() >= REMEMBERED && !self.forgiven_at.contains_key(&from) {
-            self.forgiven_at.retain(|_, at| *at > now);
-            let soonest = self.forgiven_at.iter().min_by_key(|(_, at)| **at).map(|(from, _)| *from);
-            if let Some(soonest) = soonest.filter(|_| self.forgiven_at.len() >= REMEMBERED) {
-                self.forgiven_at.remove(&soonest);
-            }
-        }
-        let debt = self.forgiven_at.entry(from).or_insert(now);
-        *debt = (*debt).max(now) + FORGIVEN_IN;
+        self.wrong.add(from, now);
     }
 
     /// It was right.
@@ -132,7 +125,7 @@ mod tests {
             guard.wrong(IpAddr::V4((0x0a00_0000 + n).into()), now);
             guard.right(IpAddr::V4((0x0a00_0000 + n).into()), hash("good"));
         }
-        assert_eq!((guard.forgiven_at.len(), guard.right.len()), (REMEMBERED, REMEMBERED));
+        assert_eq!((guard.wrong.remembered(), guard.right.len()), (REMEMBERED, REMEMBERED));
         assert!(guard.admit(worst, hash("x"), now).is_err());
     }
 

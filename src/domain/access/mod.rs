@@ -5,6 +5,7 @@
 //! secret. DESIGN.md section 9.
 
 mod client;
+mod debts;
 mod guard;
 mod keyring;
 
@@ -16,6 +17,7 @@ use super::{
 };
 
 pub use client::{client, is_among};
+pub use debts::Debts;
 pub use guard::{Guard, sender};
 pub use keyring::{Keyring, Locked, MadeToken, TokenHash};
 
