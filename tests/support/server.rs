@@ -129,7 +129,8 @@ impl Server {
         self.events = Some((client, Mutex::new(events)));
     }
 
-    fn unfollow(&mut self) {
+    /// From now on nobody follows the events: what is waited for is looked at again every 50 ms.
+    pub fn unfollow(&mut self) {
         if let Some((mut client, _)) = self.events.take() {
             let _ = client.kill();
             let _ = client.wait();
