@@ -248,6 +248,136 @@ fn answers_find_whoever_asked() {
 }
 
 #[test]
+fn a_request_that_waits_to_be_asked_is_asked() {
+    let mut listener = Listener::start("hooks");
+    let expect = [GITHUB.as_slice(), &[("Expect", "100-continue")]].concat();
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &expect, Some(2)));
+    assert_eq!(client.begin().status, 100);
+    client.send(b"{}");
+    let (delivery, frame) = listener.delivery();
+    assert_eq!(frame.body, b"{}");
+    listener.answer(delivery.ticket, 202, "{}", None);
+    assert_eq!(client.answer(false).status, 202);
+    // Whoever is refused need not send its body.
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &expect, Some(MAX_BODY + 1)));
+    assert_eq!(client.answer(false).status, 413);
+    assert!(client.is_closed());
+    assert!(listener.is_silent());
+}
+
+#[test]
+fn requests_in_a_row_are_answered_in_order() {
+    let mut listener = Listener::start("hooks");
+    let mut client = Client::connect(listener.address);
+    let requests: Vec<Vec<u8>> =
+        (0..20).map(|n| [&head("POST", &format!("/hooks/app-{n}"), &GITHUB, Some(2))[..], b"{}"].concat()).collect();
+    client.send(&requests.concat());
+    for number in 0..20 {
+        let (delivery, _) = listener.delivery();
+        assert_eq!(delivery.app, Some(format!("app-{number}")));
+        // The next one is not begun before.
+        assert!(listener.is_silent());
+        listener.answer(delivery.ticket, 200, &format!("{number}"), None);
+    }
+    for number in 0..20 {
+        assert_eq!(client.answer(false).text(), format!("{number}"));
+    }
+    // A connection whose buffers were let go meanwhile goes on as before.
+    thread::sleep(Duration::from_millis(1500));
+    client.send(&requests[..2].concat());
+    for _ in 0..2 {
+        let ticket = listener.delivery().0.ticket;
+        listener.answer(ticket, 202, "{}", None);
+        assert_eq!(client.answer(false).status, 202);
+    }
+}
+
+/// What a line of `smuggling.txt` stands for.
+fn bytes_of(line: &str) -> Vec<u8> {
+    let second = "POST /hooks/smuggled HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{}";
+    let mut bytes = Vec::new();
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '@' => bytes.extend(b"POST /hooks/blog HTTP/1.1\r\nHost: test\r\n"),
+            '%' => bytes.extend(second.as_bytes()),
+            '#' => bytes.extend(second.len().to_string().as_bytes()),
+            '\\' => bytes.push(match rest.next() {
+                Some('r') => b'\r',
+                Some('n') => b'\n',
+                Some('t') => b'\t',
+                Some('x') => u8::from_str_radix(&rest.by_ref().take(2).collect::<String>(), 16).unwrap(),
+                other => panic!("{other:?} after a backslash: {line}"),
+            }),
+            c => bytes.push(u8::try_from(c).unwrap()),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_request_hides_in_another() {
+    let mut listener = Listener::start("hooks");
+    let mut wrong = Vec::new();
+    for line in include_str!("smuggling.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (verdict, bytes) = line.split_once(' ').unwrap();
+        let (address, bytes) = (listener.address, bytes_of(bytes.trim_start()));
+        let client = thread::spawn(move || {
+            let mut client = Client::connect(address);
+            client.send(&bytes);
+            let status = client.status();
+            // If it goes on at all, then with this.
+            client.send(b"GET /nothing HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            client.rest();
+            status
+        });
+        let apps = listener.answer_while(|| !client.is_finished());
+        let status = client.join().unwrap();
+        let right = match verdict {
+            "one" => apps == ["blog"] && status == Some(200),
+            // What breaks off in the middle of a body is closed at once.
+            "refused" => apps.is_empty() && status.is_none_or(|status| (400..500).contains(&status)),
+            other => panic!("{other}"),
+        };
+        if !right {
+            wrong.push(format!("{line}: {status:?} {apps:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn more_than_can_be_answered_is_told_to_come_later() {
+    let mut listener = Listener::start("hooks");
+    let body = vec![b'x'; INLINE_BODY];
+    let request = [&head("POST", "/hooks/blog", &GITHUB, Some(body.len()))[..], &body].concat();
+    // Nobody answers; 16 MiB of bodies are all that is taken.
+    let mut clients: Vec<Client> = (0..300).map(|_| Client::connect(listener.address)).collect();
+    for client in &mut clients {
+        client.send(&request);
+    }
+    let told = clients.iter_mut().map(|client| client.answer(false)).collect::<Vec<_>>();
+    for answer in &told {
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{}", answer.text());
+    }
+    for why in ["too many bodies", "did not answer in time"] {
+        assert!(told.iter().any(|answer| answer.text().contains(why)), "{why}");
+    }
+    // And then it goes on.
+    let address = listener.address;
+    let client = thread::spawn(move || {
+        let mut client = Client::connect(address);
+        client.send(&request);
+        client.answer(false).status
+    });
+    let taken = listener.answer_while(|| !client.is_finished()).len();
+    assert_eq!(client.join().unwrap(), 200);
+    assert!(taken <= 257, "{taken} were taken");
+}
+
+#[test]
 fn health_is_the_supervisors() {
     let mut listener = Listener::start("hooks");
     let mut client = Client::connect(listener.address);

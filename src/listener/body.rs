@@ -14,19 +14,21 @@ use tokio::{
     time::timeout,
 };
 
-use super::{answer::Problem, request::too_large};
+use super::{answer::Problem, guests::Guest, request::too_large};
 use crate::domain::api::{INLINE_BODY, MAX_BODY};
 
 /// How long a body may take to come.
 const TIME: Duration = Duration::from_secs(30);
-/// How long a body waits for others to be done before it is sent away.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of bodies over [`INLINE_BODY`] that are under way at a time. Those below never wait: the
-/// number of connections bounds them to as much again.
-const UNDER_WAY: usize = 64 * 1024 * 1024;
+/// Bytes of bodies over [`INLINE_BODY`] that are under way at a time. They are in memfds, not in this process.
+const LARGE: usize = 64 * 1024 * 1024;
+/// The same of those up to [`INLINE_BODY`], which need not wait for the large ones.
+const SMALL: usize = 16 * 1024 * 1024;
 
-/// Room for the large bodies under way.
-pub(super) struct Cellar(Semaphore);
+/// Room for the bodies under way, from their first byte to their answer.
+pub(super) struct Cellar {
+    small: Semaphore,
+    large: Semaphore,
+}
 
 /// A sealed memfd and its length in bytes.
 pub(super) type Sealed = (OwnedFd, usize);
@@ -37,44 +39,53 @@ pub(super) struct Whole<'a> {
     pub bytes: Vec<u8>,
     pub memfd: Option<Sealed>,
     /// Kept until the answer is known.
-    _room: Option<SemaphorePermit<'a>>,
+    _room: SemaphorePermit<'a>,
 }
 
 impl Cellar {
     pub(super) fn new() -> Self {
-        Self(Semaphore::new(UNDER_WAY))
+        Self { small: Semaphore::new(SMALL), large: Semaphore::new(LARGE) }
     }
 
     /// Reads a body of this announced length (`None`: in chunks).
     ///
     /// # Errors
     /// 408, 413, 400 for one that breaks off, 503 when there is no room.
-    pub(super) async fn take(&self, body: Incoming, announced: Option<usize>) -> Result<Whole<'_>, Problem> {
-        let room = match announced {
-            Some(length) if length > INLINE_BODY => Some(self.room(length).await?),
-            _ => None,
-        };
+    pub(super) async fn take(
+        &self,
+        body: Incoming,
+        announced: Option<usize>,
+        guest: &Guest,
+    ) -> Result<Whole<'_>, Problem> {
+        let room = self.room(announced.unwrap_or(INLINE_BODY), guest).await?;
         let late = "the body did not come in time";
-        timeout(TIME, self.read(body, room))
+        let whole = timeout(TIME, self.read(body, room, guest))
             .await
-            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, late).hang_up())?
+            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, late).hang_up())?;
+        guest.is_heard();
+        whole
     }
 
     /// All at once, so that two half-read bodies never wait for each other.
-    async fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Problem> {
-        let bytes = u32::try_from(bytes.min(MAX_BODY)).expect("25 MiB fit");
-        match timeout(PATIENCE, self.0.acquire_many(bytes)).await {
-            Ok(Ok(room)) => Ok(room),
-            _ => Err(Problem::unavailable("too many large bodies are under way").hang_up()),
+    async fn room(&self, bytes: usize, guest: &Guest) -> Result<SemaphorePermit<'_>, Problem> {
+        let room = if bytes > INLINE_BODY { &self.large } else { &self.small };
+        let permits = u32::try_from(bytes.min(MAX_BODY)).expect("25 MiB fit");
+        match guest.wait_for(room.acquire_many(permits)).await {
+            Some(Ok(room)) => {
+                guest.speaks(bytes);
+                Ok(room)
+            }
+            _ => Err(Problem::unavailable("too many bodies are under way").hang_up()),
         }
     }
 
     async fn read<'a>(
         &'a self,
         mut body: Incoming,
-        mut room: Option<SemaphorePermit<'a>>,
+        mut room: SemaphorePermit<'a>,
+        guest: &Guest,
     ) -> Result<Whole<'a>, Problem> {
-        let mut store = Store::Memory(Vec::new());
+        let mut store = Store::Memory(Vec::with_capacity(room.num_permits().min(INLINE_BODY)));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Problem::bad_request("the body broke off").hang_up())?;
             let Ok(data) = frame.into_data() else { continue };
@@ -82,14 +93,15 @@ impl Cellar {
             if length > MAX_BODY {
                 return Err(too_large());
             }
-            if length > INLINE_BODY && room.is_none() {
-                room = Some(self.room(MAX_BODY).await?);
+            if store.len() <= INLINE_BODY && length > room.num_permits() {
+                // In chunks, and larger than most.
+                room = self.room(MAX_BODY, guest).await?;
             }
             store.push(&data).map_err(|e| no_memory(&e))?;
         }
         let length = store.len();
         // One in chunks took the most that it may be.
-        drop(room.as_mut().and_then(|held| held.split(held.num_permits().saturating_sub(length))));
+        drop(room.split(room.num_permits().saturating_sub(length)));
         let (bytes, memfd) = store.seal().map_err(|e| no_memory(&e))?;
         Ok(Whole { bytes, memfd, _room: room })
     }

@@ -1,16 +1,23 @@
 //! The doors: accepts connections, serves HTTP/1.1 on each under limits, and closes in order.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     future::{Future, poll_fn},
     io,
-    net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
+    task::Poll,
     time::Duration,
 };
 
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, Version,
+    body::{Body, Bytes, Incoming},
+    header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::{
@@ -23,16 +30,21 @@ use tokio::{
 
 use super::{
     answer::Content,
-    guests::{Guests, Seat},
+    guests::{Guest, Guests},
+    peeked::{self, Peeked},
     tls::Tls,
 };
 
-/// From the first moment on a connection, or the last answer, to a whole request head.
+/// From a request's first byte to its whole head.
 const HEAD_TIME: Duration = Duration::from_secs(30);
+/// How long a connection may say nothing.
+const SILENCE: Duration = Duration::from_secs(60);
+/// After so long without a request the buffers of a connection are let go.
+const REST: Duration = Duration::from_secs(1);
 /// Bytes of a request's head.
 const HEAD_SIZE: usize = 16 * 1024;
 /// What hyper buffers of a connection at most, each way.
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 20 * 1024;
 /// A peer that takes nothing of an answer for this long is given up.
 const WRITE_TIME_MS: u32 = 30_000;
 /// Between the last accept and the closing of what is idle: whoever was let in last has sent its
@@ -45,23 +57,25 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for want of descriptors or memory.
 const BREATH: Duration = Duration::from_millis(100);
 
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n\
+    Content-Length: 37\r\nConnection: close\r\n\r\ntoo many requests are being answered";
 const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n\
     Content-Length: 35\r\nConnection: close\r\n\r\ntoo many connections of one address";
 
 /// Who answers behind the doors.
 pub(super) trait Desk {
-    fn answer(&self, request: Request<Incoming>, from: IpAddr) -> impl Future<Output = Response<Content>>;
+    fn answer(&self, request: Request<Incoming>, guest: &Guest) -> impl Future<Output = Response<Content>>;
 }
 
 /// Serves until `end` is ready, then closes: nothing new, what is under way within [`GRACE`].
 pub(super) async fn open<D: Desk + 'static>(
     listener: TcpListener,
-    guests: Guests,
+    guests: Rc<Guests>,
     tls: Option<Tls>,
     desk: Rc<D>,
     end: impl Future<Output = ()>,
 ) {
-    let (closing, closed) = watch::channel(());
+    let (closing, closed) = watch::channel(false);
     let tls = tls.map(Rc::new);
     let mut connections = JoinSet::new();
     let mut end = pin!(end);
@@ -69,30 +83,27 @@ pub(super) async fn open<D: Desk + 'static>(
         tokio::select! {
             () = &mut end => break,
             Some(_) = connections.join_next() => {}
-            (stream, address, seat) = next(&listener, &guests) => {
-                connections.spawn_local(attend((stream, address, seat), tls.clone(), Rc::clone(&desk), closed.clone()));
+            (stream, guest) = next(&listener, &guests) => {
+                connections.spawn_local(attend(stream, guest, tls.clone(), Rc::clone(&desk), closed.clone()));
             }
         }
     }
     drop(listener);
     sleep(LAST_CALL).await;
-    closing.send_replace(());
+    closing.send_replace(true);
     // Whoever is not done by then is cut off.
     let _ = timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-async fn next(listener: &TcpListener, guests: &Guests) -> (TcpStream, IpAddr, Seat) {
+async fn next(listener: &TcpListener, guests: &Rc<Guests>) -> (TcpStream, Guest) {
     loop {
-        let place = guests.place().await;
+        let seat = guests.seat().await;
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let address = peer.ip().to_canonical();
-                match guests.seat(place, address) {
-                    Some(seat) => return (stream, address, seat),
-                    // Best effort: a fresh socket has room for it.
-                    None => drop(stream.try_write(TOO_MANY)),
-                }
-            }
+            Ok((stream, peer)) => match guests.welcome(seat, peer.ip().to_canonical()) {
+                Some(guest) => return (stream, guest),
+                // Best effort: a fresh socket has room for it.
+                None => drop(stream.try_write(TOO_MANY)),
+            },
             Err(error) if gone(&error) => {}
             Err(_) => sleep(BREATH).await,
         }
@@ -106,41 +117,129 @@ fn gone(error: &io::Error) -> bool {
 }
 
 async fn attend<D: Desk + 'static>(
-    (stream, address, _seat): (TcpStream, IpAddr, Seat),
+    stream: TcpStream,
+    guest: Guest,
     tls: Option<Rc<Tls>>,
     desk: Rc<D>,
-    closed: watch::Receiver<()>,
+    closed: watch::Receiver<bool>,
 ) {
     // Without these two a connection works all the same.
     let _ = stream.set_nodelay(true);
     let _ = set_tcp_user_timeout(&stream, WRITE_TIME_MS);
-    match tls {
-        None => converse(stream, address, desk, closed).await,
-        Some(tls) => {
-            if let Some(stream) = tls.greet(stream).await {
-                // Larger, and so not within the plain ones.
-                Box::pin(converse(stream, address, desk, closed)).await;
+    let guest = Rc::new(guest);
+    let attended = async {
+        match tls {
+            None => converse(stream, &guest, desk, closed).await,
+            Some(tls) => {
+                if let Some(stream) = tls.greet(stream).await {
+                    // Larger, and so not within the plain ones.
+                    Box::pin(converse(stream, &guest, desk, closed)).await;
+                }
             }
+        }
+    };
+    tokio::select! {
+        () = guest.sent_away() => {}
+        () = attended => {}
+    }
+}
+
+/// Request after request, until the peer has no more, or the doors close.
+async fn converse<S, D>(mut stream: S, guest: &Rc<Guest>, desk: Rc<D>, mut closed: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: Desk + 'static,
+{
+    let begun = Instant::now();
+    let mut first = Bytes::new();
+    loop {
+        if first.is_empty() {
+            guest.is_silent();
+            let said = tokio::select! {
+                biased;
+                said = timeout(SILENCE, peeked::first(&mut stream)) => said,
+                () = last_call(&mut closed, begun) => return linger(stream).await,
+            };
+            match said {
+                Ok(Ok(bytes)) if !bytes.is_empty() => first = bytes,
+                _ => return,
+            }
+        }
+        let Some(_turn) = guest.turn().await else {
+            let _ = stream.write_all(BUSY).await;
+            return linger(stream).await;
+        };
+        // Larger than the rest, and not there most of the time.
+        let end = last_call(&mut closed, begun);
+        match Box::pin(serve(Peeked::new(first, stream), guest, &desk, end)).await {
+            // Where others wait for a turn nothing is kept of a request that has none: its sender has to repeat it.
+            Some(Rest::Silent(silent, ahead)) if ahead.is_empty() || !guest.is_waited_for() => {
+                (stream, first) = (silent, ahead);
+            }
+            Some(Rest::Silent(stream, _) | Rest::Done(stream)) => return linger(stream).await,
+            None => return,
         }
     }
 }
 
-async fn converse<S: AsyncRead + AsyncWrite + Unpin, D: Desk + 'static>(
-    stream: S,
-    address: IpAddr,
-    desk: Rc<D>,
-    mut closed: watch::Receiver<()>,
-) {
-    let begun = Instant::now();
-    let mut last_call = pin!(async {
-        let _ = closed.changed().await;
-        // Whose handshake ended late has as long for its request.
-        sleep_until(begun + LAST_CALL).await;
-    });
-    let mut called = false;
-    let service = service_fn(move |request| {
-        let desk = Rc::clone(&desk);
-        Box::pin(async move { Ok::<_, Infallible>(desk.answer(request, address).await) })
+/// The doors close; whose handshake ended late has as long for its request as others.
+async fn last_call(closed: &mut watch::Receiver<bool>, begun: Instant) {
+    let _ = closed.wait_for(|closed| *closed).await;
+    sleep_until(begun + LAST_CALL).await;
+}
+
+/// How a conversation stands.
+enum Rest<S> {
+    /// Nothing is under way; what was read ahead is there.
+    Silent(S, Bytes),
+    Done(S),
+}
+
+/// What becomes of a connection after an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// The answer is not there yet.
+    Open,
+    /// Everything of the request was read, and the peer may send the next one.
+    Goes(Instant),
+    /// hyper judges, and ends it where it has to.
+    Else,
+}
+
+/// Answers requests as long as they come; `None`: the connection broke.
+async fn serve<S, D>(
+    stream: Peeked<S>,
+    guest: &Rc<Guest>,
+    desk: &Rc<D>,
+    last_call: impl Future<Output = ()>,
+) -> Option<Rest<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: Desk + 'static,
+{
+    let after = Rc::new(Cell::new(After::Open));
+    let service = service_fn(|request: Request<Incoming>| {
+        let (desk, guest, after) = (Rc::clone(desk), Rc::clone(guest), Rc::clone(&after));
+        Box::pin(async move {
+            after.set(After::Open);
+            guest.begins(request.body().is_end_stream());
+            let (ends, goes) = wish(&request);
+            // Whoever is in front may have taken a length for its end (RFC 9112 section 6.1).
+            let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+            let mut response = desk.answer(request, &guest).await;
+            if chunked {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            if goes && guest.is_whole() && !response.headers().contains_key(CONNECTION) {
+                after.set(After::Goes(Instant::now()));
+            } else {
+                after.set(After::Else);
+                if !ends {
+                    guest.speaks(0);
+                }
+            }
+            Ok::<_, Infallible>(response)
+        })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -148,22 +247,68 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin, D: Desk + 'static>(
         .max_header_size(HEAD_SIZE)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
+    let (mut last_call, mut rest) = (pin!(last_call), pin!(sleep(REST)));
+    let (mut closing, mut resting) = (false, false);
     let outcome = loop {
-        let outcome = tokio::select! {
+        let wanted = || !resting && matches!(after.get(), After::Goes(_)) && guest.is_waited_for();
+        tokio::select! {
             biased;
-            outcome = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(outcome),
-            () = &mut last_call, if !called => None,
-        };
-        match outcome {
-            Some(outcome) => break outcome,
-            None => {
-                called = true;
+            outcome = until(&mut connection, wanted) => match outcome {
+                Some(outcome) => break outcome,
+                None => resting = true,
+            },
+            () = &mut last_call, if !closing => {
+                closing = true;
                 Pin::new(&mut connection).graceful_shutdown();
+                continue;
             }
+            () = &mut rest, if !resting => match after.get() {
+                After::Goes(at) if at.elapsed() >= REST => resting = true,
+                After::Goes(at) => rest.set(sleep_until(at + REST)),
+                After::Open | After::Else => rest.set(sleep(REST)),
+            },
+        }
+        if resting && !closing {
+            // Ends as soon as the answer is sent, and does not say so to the peer: its head is written already.
+            Pin::new(&mut connection).graceful_shutdown();
         }
     };
-    if outcome.is_ok() {
-        linger(connection.into_parts().io.into_inner()).await;
+    let parts = connection.into_parts();
+    let (stream, unread) = parts.io.into_inner().into_parts();
+    match outcome {
+        Ok(()) if resting && !closing => Some(Rest::Silent(stream, joined(parts.read_buf, unread))),
+        Ok(()) => Some(Rest::Done(stream)),
+        Err(_) => None,
+    }
+}
+
+/// Drives the connection to its end, or to where it is `enough`: `None`.
+async fn until<F: Future + Unpin>(connection: &mut F, enough: impl Fn() -> bool) -> Option<F::Output> {
+    poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        Poll::Pending if enough() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// Does the peer want the connection to end with this answer, and may it go on for sure?
+fn wish(request: &Request<Incoming>) -> (bool, bool) {
+    let says = |word: &str| {
+        let values = request.headers().get_all(CONNECTION).iter();
+        values.filter_map(|value| value.to_str().ok()).any(|value| value.eq_ignore_ascii_case(word))
+    };
+    let named = request.headers().contains_key(CONNECTION);
+    let new = request.version() == Version::HTTP_11;
+    (says("close") || (!new && !named), new && (!named || says("keep-alive")))
+}
+
+/// What hyper read comes before what it did not.
+fn joined(read: Bytes, unread: Bytes) -> Bytes {
+    match (read.is_empty(), unread.is_empty()) {
+        (true, _) => unread,
+        (_, true) => Bytes::copy_from_slice(&read),
+        _ => [read, unread].concat().into(),
     }
 }
 

@@ -11,6 +11,7 @@ use hyper::{
 use super::{
     answer::{Content, Problem, ready_json, reply},
     body::Cellar,
+    guests::Guest,
     link::Link,
     request::{FORM, JSON, READ, announced, only, refuse_encoding, refuse_type},
 };
@@ -35,12 +36,13 @@ impl Hooks {
         app: Option<String>,
         request: Request<Incoming>,
         from: IpAddr,
+        guest: &Guest,
     ) -> Result<Response<Content>, Problem> {
         only(request.method(), "POST")?;
         let (head, body) = request.into_parts();
         refuse_encoding(&head.headers)?;
         refuse_type(&head.headers, &[JSON, FORM])?;
-        let whole = self.cellar.take(body, announced(&head.headers)?).await?;
+        let whole = self.cellar.take(body, announced(&head.headers)?, guest).await?;
         let headers = forwarded(&head.headers);
         let (fd, memfd) = whole.memfd.map(|(fd, length)| (Some(fd), Some(length))).unwrap_or_default();
         let delivery =

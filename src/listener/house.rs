@@ -1,21 +1,28 @@
 //! Who answers what: the routes that this listener serves, each at its channel.
 
-use std::{io, net::IpAddr, os::fd::RawFd, rc::Rc};
+use std::{
+    cell::RefCell,
+    io,
+    net::IpAddr,
+    os::fd::RawFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
     body::Incoming,
-    header::{FORWARDED, HeaderName},
+    header::{CONNECTION, FORWARDED, HeaderName},
 };
 use ipnet::IpNet;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
 use super::{
     answer::{Content, Problem},
     api::People,
     body::Cellar,
     doors::{self, Desk},
-    guests::Guests,
+    guests::{Guest, Guests, seats},
     hooks::Hooks,
     link::Link,
     routes::Route,
@@ -23,7 +30,7 @@ use super::{
     tls::Tls,
 };
 use crate::{
-    domain::access::{client, is_among},
+    domain::access::{Debts, client, is_among},
     os::{
         inherited::inherited,
         sandbox::{self, Calls, Keeps},
@@ -32,6 +39,10 @@ use crate::{
 
 /// The listening socket.
 const SOCKET: RawFd = 3;
+/// Requests that an address may have refused at once, and how soon it may have one more.
+const REFUSED: (u32, Duration) = (100, Duration::from_secs(1));
+/// Whoever is refused more often waits so long for each answer.
+const SLOWED: Duration = Duration::from_millis(250);
 
 /// What a listener is asked to serve, and for whom.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,10 +97,13 @@ struct House {
     people: Option<People>,
     trusted: Vec<IpNet>,
     allow: Option<Vec<IpNet>>,
+    /// Of whoever cannot prove a delivery, or asks for what is not there.
+    refused: RefCell<Debts>,
 }
 
 /// Serves until the supervisor is gone or says so.
 pub(super) async fn open(served: Served) -> io::Result<()> {
+    let seats = seats()?;
     for lack in sandbox::enter(&Keeps { calls: Calls::Listener, writes: &[], reads: &[] })? {
         eprintln!("everhook: listener: {lack}");
     }
@@ -102,7 +116,8 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         next += 1;
         inherited(next - 1)
     };
-    let mut house = House { hooks: None, people: None, trusted: served.trusted, allow: served.allow };
+    let refused = RefCell::new(Debts::new(REFUSED.0, REFUSED.1));
+    let mut house = House { hooks: None, people: None, trusted: served.trusted, allow: served.allow, refused };
     let mut carriers = JoinSet::new();
     if served.hooks {
         let (link, carry) = Link::new(channel()?)?;
@@ -127,20 +142,30 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
             _ = carriers.join_next() => {}
         }
     };
-    let guests = Guests::new(house.trusted.clone());
+    let guests = Guests::new(house.trusted.clone(), seats);
     doors::open(listener, guests, tls, Rc::new(house), end).await;
     Ok(())
 }
 
 impl Desk for House {
-    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Content> {
-        let from = self.client(request.headers(), peer);
+    async fn answer(&self, request: Request<Incoming>, guest: &Guest) -> Response<Content> {
+        let from = self.client(request.headers(), guest.address());
         if self.allow.as_ref().is_some_and(|allow| !is_among(from, allow)) {
             let detail = format!("nothing is answered to {from}: `allow` of this listener names others");
             return Problem::new(StatusCode::FORBIDDEN, detail).hang_up().into();
         }
-        self.handle(request, from).await.unwrap_or_else(Response::from)
+        let route = Route::find(request.uri().path());
+        let of_hooks = self.hooks.is_some() && matches!(route, None | Some(Route::Hook(_)));
+        let response = self.handle(route, request, from, guest).await.unwrap_or_else(Response::from);
+        if of_hooks && is_refusal(response.status()) { self.slow_down(response, from).await } else { response }
     }
+}
+
+/// Nothing was proven, nor anything asked that has an answer.
+fn is_refusal(status: StatusCode) -> bool {
+    use StatusCode as S;
+    [S::UNAUTHORIZED, S::NOT_FOUND, S::METHOD_NOT_ALLOWED, S::LENGTH_REQUIRED, S::PAYLOAD_TOO_LARGE].contains(&status)
+        || [S::UNSUPPORTED_MEDIA_TYPE, S::REQUEST_TIMEOUT].contains(&status)
 }
 
 impl House {
@@ -151,11 +176,34 @@ impl House {
         client(peer, values(HeaderName::from_static("x-forwarded-for")), values(FORWARDED), &self.trusted)
     }
 
-    async fn handle(&self, request: Request<Incoming>, from: IpAddr) -> Result<Response<Content>, Problem> {
+    /// An address that is refused too often is answered late, and told to come later. Only what proves nothing is
+    /// counted, and everything is looked at first: whoever sends what is genuine from behind the same address is
+    /// not kept waiting.
+    async fn slow_down(&self, response: Response<Content>, from: IpAddr) -> Response<Content> {
+        let now = Instant::now();
+        let wait = self.refused.borrow().wait(from, now);
+        let Some(wait) = wait else {
+            self.refused.borrow_mut().add(from, now);
+            return response;
+        };
+        sleep(SLOWED).await;
+        let seconds = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
+        let problem = Problem::too_many("too many requests of this address were refused", seconds);
+        let hangs_up = response.headers().contains_key(CONNECTION);
+        if hangs_up { problem.hang_up().into() } else { problem.into() }
+    }
+
+    async fn handle(
+        &self,
+        route: Option<Route>,
+        request: Request<Incoming>,
+        from: IpAddr,
+        guest: &Guest,
+    ) -> Result<Response<Content>, Problem> {
         let not_here = || Problem::new(StatusCode::NOT_FOUND, "nothing is served under this path");
-        let route = Route::find(request.uri().path()).ok_or_else(not_here)?;
+        let route = route.ok_or_else(not_here)?;
         match (route, &self.hooks, &self.people) {
-            (Route::Hook(app), Some(hooks), _) => hooks.deliver(app, request, from).await,
+            (Route::Hook(app), Some(hooks), _) => hooks.deliver(app, request, from, guest).await,
             (Route::Health, Some(hooks), _) => hooks.health(&request).await,
             (Route::Health, None, Some(people)) => people.health(&request, from).await,
             (Route::Hook(_), None, _) | (_, _, None) => Err(not_here()),

@@ -140,7 +140,7 @@ async fn carry<Q: Serialize, R: Reply>(
     waiting.borrow_mut().clear();
 }
 
-/// One frame, out or in.
+/// Frames out, or one in.
 async fn pass<Q: Serialize, R: Reply>(
     channel: &mut Watched,
     questions: &mut mpsc::UnboundedReceiver<Question<Q>>,
@@ -148,8 +148,12 @@ async fn pass<Q: Serialize, R: Reply>(
 ) -> io::Result<()> {
     tokio::select! {
         question = questions.recv() => {
-            let Question { message, body, fd } = question.ok_or(io::ErrorKind::BrokenPipe)?;
-            channel.queue(&message, &body, fd);
+            let mut next = Some(question.ok_or(io::ErrorKind::BrokenPipe)?);
+            // All that are there travel together.
+            while let Some(Question { message, body, fd }) = next {
+                channel.queue(&message, &body, fd);
+                next = questions.try_recv().ok();
+            }
         }
         frame = channel.next() => {
             let reply: R = frame?.message()?;

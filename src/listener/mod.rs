@@ -14,6 +14,7 @@ mod guests;
 mod hooks;
 mod house;
 mod link;
+mod peeked;
 mod request;
 mod routes;
 mod signals;

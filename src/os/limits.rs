@@ -20,6 +20,14 @@ pub fn files_left(newest: &impl AsRawFd) -> io::Result<(u64, u64)> {
     Ok((most, most.saturating_sub(open)))
 }
 
+/// How many files this process may have open.
+///
+/// # Errors
+/// When the kernel refuses to say.
+pub fn files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
 /// Raises the soft limit of open files to the hard one: the supervisor holds several per app.
 /// Children get a soft limit of their own.
 ///

@@ -23,11 +23,13 @@ use crate::{
     },
     os::{
         channel::Channel,
-        pidfd, socket,
+        limits, pidfd, socket,
         spawn::{SpawnError, SpawnSpec, Spawned},
     },
 };
 
+/// Descriptors of a listener: a connection each. Fewer where everhook itself may have no more.
+const DESCRIPTORS: u64 = 16 * 1024;
 /// Between two tries to have an address.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -114,6 +116,10 @@ impl Listener {
     }
 }
 
+fn descriptors() -> u64 {
+    limits::files().unwrap_or(DESCRIPTORS).min(DESCRIPTORS)
+}
+
 /// Binds what is new. A changed entry keeps its socket, or goes on waiting for it, and one that comes
 /// back while its process still leaves takes it over; port 0 is another port each time.
 ///
@@ -175,7 +181,7 @@ impl Supervisor {
         if certificate.is_some() {
             args.push("--tls".to_owned());
         }
-        let spec = self.outward_spec(&args, |users| users.listener, 4096, Arc::clone(socket));
+        let spec = self.outward_spec(&args, |users| users.listener, descriptors(), Arc::clone(socket));
         let mut spec = spec.map_err(|e| e.to_string())?;
         for (serve, fd) in listener.entry.serve.iter().zip(4..) {
             let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;

@@ -71,6 +71,21 @@ impl Client {
         answer
     }
 
+    /// The status of the next answer, where one comes; nothing else of it is read.
+    pub fn status(&mut self) -> Option<u16> {
+        while !self.read.contains(&b'\n') {
+            if !self.more() {
+                return None;
+            }
+        }
+        String::from_utf8_lossy(&self.read).split(' ').nth(1)?.parse().ok()
+    }
+
+    /// Reads until the peer closes.
+    pub fn rest(&mut self) {
+        while self.more() {}
+    }
+
     /// Reads an answer's head.
     pub fn begin(&mut self) -> Answer {
         let end = loop {

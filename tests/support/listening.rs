@@ -91,6 +91,29 @@ impl Listener {
         }
     }
 
+    /// Answers every delivery 200 as long as `going` says so: their apps.
+    pub fn answer_while(&mut self, mut going: impl FnMut() -> bool) -> Vec<String> {
+        let mut apps = Vec::new();
+        loop {
+            let last = !going();
+            match self.channels[0].receive() {
+                Ok(frame) => match frame.message().unwrap() {
+                    FromHooks::Delivery(delivery) => {
+                        self.answer(delivery.ticket, 200, "{}", None);
+                        apps.push(delivery.app.unwrap_or_default());
+                    }
+                    other @ FromHooks::Health { .. } => panic!("{other:?}"),
+                },
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && last => return apps,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(self.channels[0].as_fd(), PollFlags::POLLIN)];
+                    poll(&mut fds, PollTimeout::from(5u16)).unwrap();
+                }
+                Err(e) => panic!("the listener is gone: {e}"),
+            }
+        }
+    }
+
     pub fn answer(&mut self, ticket: u64, status: u16, body: &str, retry_after: Option<u32>) {
         let answer = Answer { ticket, status, body: body.into(), retry_after };
         self.channels[0].queue(&answer, &[], None);

@@ -10,7 +10,7 @@ mod types;
 
 use std::{
     io::{self, Write},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::OwnedFd,
     path::Path,
     process::ExitCode,
@@ -33,7 +33,7 @@ pub(super) use file::FileBody;
 use super::{
     answer::{Content, reply},
     doors::{self, Desk},
-    guests::Guests,
+    guests::{Guest, Guests, seats},
     signals::told_to_end,
 };
 use file::{Found, Page};
@@ -67,7 +67,8 @@ async fn open(dir: &Path, bind: SocketAddr) -> io::Result<()> {
     let at = listener.local_addr()?;
     // Nobody reading is no reason not to serve.
     let _ = writeln!(io::stdout(), "serving {} on http://{at}", dir.display());
-    doors::open(listener, Guests::new(Vec::new()), None, Rc::new(Site { folder }), told).await;
+    let guests = Guests::new(Vec::new(), seats()?);
+    doors::open(listener, guests, None, Rc::new(Site { folder }), told).await;
     Ok(())
 }
 
@@ -76,7 +77,7 @@ struct Site {
 }
 
 impl Desk for Site {
-    async fn answer(&self, request: Request<Incoming>, _: IpAddr) -> Response<Content> {
+    async fn answer(&self, request: Request<Incoming>, _: &Guest) -> Response<Content> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are understood here\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
