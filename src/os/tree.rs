@@ -314,6 +314,11 @@ mod tests {
         let script = r#"(setsid sh -c 'sh -c "$BARE" & eval "$WAIT"' &); sh -c "$BARE" & eval "$WAIT""#;
         let boot = format!("descent-{}", std::process::id());
         let (child, told) = tree(script, &boot, 4);
+        // Who is just executing another program shows no environment.
+        let shown = |pid: &u32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| !text.is_empty());
+        while !told.iter().all(|pid| name_of(*pid) == "sleep" && shown(pid)) {
+            std::thread::yield_now();
+        }
         let query = TreeQuery {
             root: Some(child.id()),
             boot: &boot,
