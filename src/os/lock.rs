@@ -78,17 +78,24 @@ fn lives(pid: u32) -> bool {
 mod tests {
     use super::*;
 
+    /// No process ever has that.
+    const DEAD: u32 = u32::MAX;
+
+    /// Whoever held it is gone; a child of another test, on its way to exec, may hold it for a moment more.
+    fn dies(first: Lock, path: &Path) {
+        fs::write(path, format!("{DEAD}\n")).unwrap();
+        drop(first);
+    }
+
     /// A child that is not on its way to exec yet has the open files of the one that is killed meanwhile.
     #[test]
     fn who_was_killed_is_waited_for_and_not_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
-        // No process ever has that.
-        let dead = u32::MAX;
-        assert!(!lives(dead) && lives(std::process::id()));
-        for _ in 0..20 {
+        assert!(!lives(DEAD) && lives(std::process::id()));
+        for round in 0..20 {
+            let path = folder.path().join(format!("lock{round}"));
             let first = Lock::take(&path).unwrap();
-            fs::write(&path, format!("{dead}\n")).unwrap();
+            fs::write(&path, format!("{DEAD}\n")).unwrap();
             thread::scope(|scope| {
                 let next = scope.spawn(|| Lock::take(&path).map(drop));
                 thread::yield_now();
@@ -105,7 +112,7 @@ mod tests {
         let first = Lock::take(&path).unwrap();
         let refused = Lock::take(&path).unwrap_err();
         assert_eq!(refused.to_string(), format!("it is held by process {}", std::process::id()));
-        drop(first);
+        dies(first, &path);
         Lock::take(&path).unwrap();
         assert!(matches!(Lock::take(&folder.path().join("no/lock")), Err(LockError::Io(_))));
     }
