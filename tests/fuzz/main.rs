@@ -1,7 +1,7 @@
 //! Whatever strangers, apps and hijacked processes send, nothing that reads it panics. Every target gets
 //! its corpus (`tests/corpus`) and a fixed number of inputs made out of it, the same ones each time.
-//! `EVERHOOK_FUZZ=1000000 cargo test --test fuzz -- --nocapture` makes so many for each, and others each time;
-//! what it finds becomes a file of the corpus.
+//! `EVERHOOK_FUZZ=30m cargo test --test fuzz -- --nocapture` goes on for so long, with others each time; what it
+//! finds becomes a file of the corpus.
 #![allow(clippy::unwrap_used)]
 
 // Rooms that nobody outside of theirs sees, as they are.
@@ -17,10 +17,11 @@ use std::{
     fs,
     path::Path,
     thread,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 pub(crate) use everhook::domain;
+use everhook::domain::model::parse_span;
 
 /// Inputs that are made for each target.
 const MADE: u32 = 2_000;
@@ -95,10 +96,27 @@ fn seeds(folder: &Path) -> Vec<Vec<u8>> {
     files.iter().filter(|file| file.is_file()).map(|file| fs::read(file).unwrap()).collect()
 }
 
+/// When a target has had enough.
+enum End {
+    Made(u32),
+    At(Instant),
+}
+
+impl End {
+    fn is_reached(&self, made: u32) -> bool {
+        match self {
+            Self::Made(number) => made >= *number,
+            Self::At(end) => Instant::now() >= *end,
+        }
+    }
+}
+
 #[test]
 fn nothing_that_reads_bytes_of_others_panics() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let long = std::env::var("EVERHOOK_FUZZ").ok().map(|number| number.parse().expect("a number of inputs"));
+    let long =
+        std::env::var("EVERHOOK_FUZZ").ok().map(|span| parse_span(&span).expect("a length of time, such as 30m"));
+    let share = long.map(|span| span / u32::try_from(targets::TARGETS.len()).unwrap());
     let start = if long.is_some() { clock() } else { 0x9e37_79b9_7f4a_7c15 };
     for (name, target) in targets::TARGETS {
         let mut seeds = seeds(&tests.join("corpus").join(name));
@@ -106,16 +124,24 @@ fn nothing_that_reads_bytes_of_others_panics() {
             seeds.extend(self::seeds(&tests.join("config")));
         }
         assert!(!seeds.is_empty(), "{name} has no corpus");
-        let mut numbers = Numbers(start);
-        let made = (0..long.unwrap_or(MADE)).map(|_| numbers.changed(&seeds));
-        for input in seeds.iter().cloned().chain(made) {
-            let _shown = Shown(name, &input);
-            target(&input);
+        for input in &seeds {
+            run(name, target, input);
         }
-        if let Some(number) = long {
-            eprintln!("{name}: {number} inputs from {start:#x}");
+        let end = share.map_or(End::Made(MADE), |share| End::At(Instant::now() + share));
+        let (mut numbers, mut made) = (Numbers(start), 0);
+        while !end.is_reached(made) {
+            run(name, target, &numbers.changed(&seeds));
+            made += 1;
+        }
+        if long.is_some() {
+            eprintln!("{name}: {made} inputs from {start:#x}, no findings");
         }
     }
+}
+
+fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
+    let _shown = Shown(name, input);
+    target(input);
 }
 
 fn clock() -> u64 {

@@ -2,16 +2,22 @@
 
 use std::{
     io::Write,
+    net::{IpAddr, Ipv4Addr},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
+    sync::LazyLock,
 };
 
 use everhook::{
     domain::{
-        api::{Answer, Ask, FromHooks, FromLogger, LogFrame, Saying, Sink, ToLogger, TreeTask},
+        access::client,
+        api::{
+            Answer, Ask, Compared, Fetched, FromHooks, FromLogger, LogFrame, Measured, Post, Posted, Said, Sink, Tip,
+            ToLogger, TreeTask,
+        },
         config::{self, Dialect, Form, Places},
         hook::{self, Head, Headers, Kind, Request},
-        model::{At, Facts, Secret, Size},
+        model::{AppName, At, CommitId, Facts, InstanceId, ReleaseId, Secret, Size, parse_span},
         service::Notice,
     },
     os::channel::Channel,
@@ -22,7 +28,7 @@ use super::{form, routes};
 /// By its name, which is that of its folder in `tests/corpus`.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("config", config),
     ("env_file", env_file),
     ("delivery", delivery),
@@ -31,15 +37,15 @@ pub const TARGETS: [Target; 8] = [
     ("notice", notice),
     ("lines", lines),
     ("routes", route),
+    ("query", query),
+    ("proxies", proxies),
 ];
 
 fn nothing_included(_: &Path) -> Result<Vec<(std::path::PathBuf, String)>, String> {
     Ok(Vec::new())
 }
 
-/// `supervisor.ron`: faults have places inside the text, and a good one can be described and compared.
-fn config(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
+fn load(text: &str) -> Result<config::Loaded, config::Faults> {
     let facts = Facts {
         uid: 1000,
         user: |_| None,
@@ -51,7 +57,12 @@ fn config(bytes: &[u8]) {
         zone: |_| None,
     };
     let places = Places { state_home: "/state".into() };
-    match config::load(&text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts) {
+    config::load(text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts)
+}
+
+/// `supervisor.ron`: faults have places inside the text, and a good one can be described and compared.
+fn config(bytes: &[u8]) {
+    match load(&String::from_utf8_lossy(bytes)) {
         Ok(loaded) => {
             assert!(loaded.config.apps.is_empty() || !config::describe(&loaded.config, At(0)).is_empty());
             assert!(config::diff(&loaded.config, &loaded.config).lines().len() <= 1, "it differs from itself");
@@ -77,6 +88,25 @@ const DIALECTS: [Dialect; 10] = [
     Dialect::StandardWebhooks,
 ];
 
+/// Senders that a config describes, one for each kind of proof.
+static GENERIC: LazyLock<Vec<Dialect>> = LazyLock::new(|| {
+    let proofs = [
+        "Hmac(header: \"X-Signature\", prefix: \"sha256=\", hash: Sha256, encoding: Hex)",
+        "Hmac(header: \"X-Signature\", hash: Sha512, encoding: Base64)",
+        "Bearer",
+        "Standard",
+    ];
+    let one = |proof: &str| {
+        let text = format!(
+            "(apps: {{\"a\": (deploy: (repo: \"https://h/r\", secret: Env(\"S\"), dialect: Generic(proof: {proof}, \
+             ref: \"/ref\", commit: \"/after\", repository: \"/repository/full_name\", event: \"X-Event\")))}})"
+        );
+        let loaded = load(&text).unwrap_or_else(|faults| panic!("{faults}"));
+        loaded.config.apps.values().next().unwrap().deploy.as_ref().unwrap().dialect.clone().unwrap()
+    };
+    proofs.iter().map(|proof| one(proof)).collect()
+});
+
 /// Headers, an empty line, the body: nobody proves a secret that is in neither, and what is read is fit to be kept.
 fn delivery(bytes: &[u8]) {
     let end = bytes.windows(2).position(|pair| pair == b"\n\n").unwrap_or(bytes.len());
@@ -88,7 +118,7 @@ fn delivery(bytes: &[u8]) {
     let secret = Secret::new(b"a secret that no corpus holds".to_vec());
     let request = Request { headers: &headers, body, at: At(1_774_699_200_000) };
     let recognised = hook::recognise(&headers);
-    for dialect in DIALECTS.iter().chain(&recognised) {
+    for dialect in DIALECTS.iter().chain(&*GENERIC).chain(&recognised) {
         assert!(!hook::proves(Some(dialect), &request, &secret, false), "{dialect:?} proves without the secret");
         let why = hook::why_unproven(Some(dialect), &request);
         assert!(!why.is_empty() && why.len() < 500, "{why}");
@@ -152,11 +182,17 @@ fn messages(bytes: &[u8]) {
     read::<FromHooks>(bytes);
     read::<Answer>(bytes);
     read::<Ask>(bytes);
-    read::<Saying>(bytes);
+    read::<Said>(bytes);
     read::<FromLogger>(bytes);
     read::<ToLogger>(bytes);
     read::<LogFrame>(bytes);
     read::<TreeTask>(bytes);
+    read::<Fetched>(bytes);
+    read::<Compared>(bytes);
+    read::<Measured>(bytes);
+    read::<Vec<Tip>>(bytes);
+    read::<Post>(bytes);
+    read::<Posted>(bytes);
 }
 
 /// `sd_notify`: what is read of a message.
@@ -211,4 +247,32 @@ fn route(bytes: &[u8]) {
     if let Some(routes::Route::Hook(Some(name))) = routes::Route::find(&text) {
         assert!(name.chars().count() <= 64, "{name}");
     }
+}
+
+/// The part of a request's target behind `?`, and what each parameter is read as.
+fn query(bytes: &[u8]) {
+    for name in ["app", "n", "wait", "since", "grep"] {
+        let Ok(Some(value)) = hook::field(bytes, name) else { continue };
+        assert!(value.len() <= bytes.len());
+        let Ok(text) = std::str::from_utf8(&value) else { continue };
+        if let Ok(name) = text.parse::<AppName>() {
+            assert!(name.to_string() == text && text.len() <= 63, "{text:?}");
+        }
+        let _ = parse_span(text);
+        let _ = text.parse::<At>().map(|at| at.to_string());
+        let _ = text.parse::<InstanceId>().map(|id| id.to_string());
+        let _ = text.parse::<ReleaseId>().map(|id| id.to_string());
+        let _ = text.parse::<CommitId>().map(|id| id.to_string());
+    }
+}
+
+/// `X-Forwarded-For`, a line each, and behind an empty line `Forwarded`: only who is trusted is believed.
+fn proxies(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (plain, forwarded) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let (peer, stranger) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+    let trusted = ["127.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+    let found = |peer| client(peer, plain.lines(), forwarded.lines(), &trusted);
+    assert_eq!(found(stranger), stranger);
+    assert_eq!(found(peer), found(peer).to_canonical());
 }
