@@ -315,3 +315,126 @@ fn the_audit_tells_who_did_what_from_where() {
     server.ok(&["status"]);
     assert_eq!(server.json(&["audit"]).as_array().unwrap().len(), rows, "looking changes nothing");
 }
+
+/// Rows of the audit, as verb and outcome.
+fn verbs(server: &Server) -> Vec<(String, String)> {
+    let rows = server.json(&["audit", "-n", "1000"]);
+    let word = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
+    rows.as_array().unwrap().iter().map(|row| (word(row, "action"), word(row, "outcome"))).collect()
+}
+
+/// Waits for one more row than `before`, which must be of this verb.
+fn one_more_row(server: &Server, before: usize, verb: &str) -> String {
+    let rows = server.until(&format!("a row of {verb}"), |s| Some(verbs(s)).filter(|rows| rows.len() > before));
+    assert_eq!((rows.len(), rows[before].0.as_str()), (before + 1, verb), "{rows:?}");
+    rows[before].1.clone()
+}
+
+#[test]
+fn every_change_over_http_stands_in_the_audit() {
+    let (server, _repo) = server();
+    let document = http::request(server.address("api"), "GET", "/api/v1/openapi.json", &[], b"").json();
+    let mut seen = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        if operations["post"]["security"].is_null() {
+            continue;
+        }
+        let (verb, before) = (path.rsplit('/').next().unwrap(), verbs(&server).len());
+        let target = path.replace("{app}", "plain").replace("{id}", "1");
+        let body = if verb == "freeze" { r#"{"why": "the fair"}"# } else { "{}" };
+        let answer = call(&server, "admin", "POST", target.trim_start_matches("/api/v1/"), body);
+        let done = matches!(answer.status, 200 | 202);
+        assert!(done || [404, 409].contains(&answer.status), "{path}: {}", answer.text());
+        assert_eq!(one_more_row(&server, before, verb), if done { "done" } else { "refused" }, "{path}");
+        let row = server.json(&["audit", "-n", "1"])[0].clone();
+        assert_eq!((&row["by"]["name"], &row["address"]), (&json!("boss"), &json!("127.0.0.1")), "{row}");
+        seen.push(verb.to_owned());
+    }
+    for verb in
+        ["restart", "start", "stop", "deploy", "rollback", "freeze", "unfreeze", "cancel", "approve", "redeliver"]
+    {
+        assert!(seen.iter().any(|seen| seen == verb), "{verb} is in no path of {seen:?}");
+    }
+}
+
+#[test]
+fn every_changing_command_stands_in_the_audit() {
+    let (mut server, repo) = server();
+    repo.commit(&[("VERSION", "2")], "second");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+    for (args, outcome) in [
+        (&["stop", "-y", "plain"][..], "done"),
+        (&["start", "plain"], "done"),
+        (&["restart", "plain"], "done"),
+        (&["signal", "plain", "CONT"], "done"),
+        (&["exec", "plain", "--", "true"], "done"),
+        (&["freeze", "site", "--why", "the fair"], "done"),
+        (&["deploy", "site"], "refused"),
+        (&["unfreeze", "site"], "done"),
+        (&["deploy", "site"], "done"),
+        (&["rollback", "site", "--to", "99-1a2b3c4"], "refused"),
+        (&["cancel", "1"], "refused"),
+        (&["approve", "1"], "done"),
+        (&["deliveries", "redeliver", "1"], "done"),
+        (&["token", "create", "guest", "--role", "viewer"], "done"),
+        (&["token", "revoke", "guest"], "done"),
+        (&["reload"], "done"),
+    ] {
+        let before = verbs(&server).len();
+        let output = server.cli(args);
+        let verb = match args[0] {
+            "token" => args[..2].join(" "),
+            "deliveries" => args[1].to_owned(),
+            verb => verb.to_owned(),
+        };
+        assert_eq!(one_more_row(&server, before, &verb), outcome, "{args:?}: {}", server::text(&output));
+    }
+    let before = verbs(&server).len();
+    server.signal(nix::sys::signal::Signal::SIGHUP);
+    one_more_row(&server, before, "reload");
+    server.ok(&["shutdown"]);
+    assert!(server.ended().success());
+    server.start();
+    assert_eq!(one_more_row(&server, before + 1, "shutdown"), "done");
+}
+
+#[test]
+fn groups_of_this_machine_have_the_roles_that_local_gives_them() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("left out: other users need root");
+    }
+    let server = Server::new(
+        r#"(state_dir: "@DIR@/state", local: {"bin": Viewer, "daemon": Operator},
+        apps: {"plain": (command: ["sleep", "1000"], ready: Immediate)})"#,
+    );
+    let server = server.started();
+    // The first of them copies the binary to where others may run it.
+    assert_eq!(server.cli_as(60_999, &["status"]).status.code(), Some(5));
+    let run = |groups: &str, args: &[&str]| {
+        let line = server.client(args);
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=60999", "--regid=60999", groups]).arg(server.path().join("everhook"));
+        let output = command.args(line.get_args()).current_dir(server.path()).output().unwrap();
+        (output.status.code(), server::text(&output))
+    };
+    let id = |name: &str| nix::unistd::Group::from_name(name).unwrap().unwrap().gid.as_raw();
+    let (bin, daemon) = (format!("--groups={}", id("bin")), format!("--groups={}", id("daemon")));
+    let both = format!("--groups={},{}", id("bin"), id("daemon"));
+    for (groups, args, code) in [
+        ("--clear-groups", &["status"][..], 5),
+        (&bin, &["status"], 0),
+        (&bin, &["restart", "plain"], 5),
+        (&daemon, &["restart", "plain"], 0),
+        (&both, &["restart", "plain"], 0),
+        (&both, &["deploy", "plain"], 5),
+        (&daemon, &["audit"], 5),
+    ] {
+        let (seen, text) = run(groups, args);
+        assert_eq!(seen, Some(code), "{groups} {args:?}: {text}");
+    }
+    let rows = server.json(&["audit"]);
+    let seen: Vec<_> = rows.as_array().unwrap().iter().map(|row| (&row["by"]["uid"], &row["outcome"])).collect();
+    let row = |outcome| (json!(60_999), json!(outcome));
+    let expected = ["refused", "done", "done", "refused"].map(row);
+    assert_eq!(seen, expected.iter().map(|(uid, outcome)| (uid, outcome)).collect::<Vec<_>>());
+}

@@ -19,6 +19,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::site::FileBody;
+use crate::domain::api::ProblemView;
 
 /// What follows an answer's head.
 pub(super) enum Content {
@@ -80,7 +81,7 @@ pub(super) fn answer(status: StatusCode, kind: &'static str, body: Content) -> R
 }
 
 /// JSON that is there already; as a problem where the status says so.
-pub(super) fn ready_json(status: StatusCode, body: String) -> Response<Content> {
+pub(super) fn ready_json(status: StatusCode, body: impl Into<Bytes>) -> Response<Content> {
     let error = status.is_client_error() || status.is_server_error();
     reply(status, if error { "application/problem+json" } else { "application/json" }, body)
 }
@@ -103,14 +104,6 @@ pub(super) struct Problem {
     header: Option<(HeaderName, HeaderValue)>,
     /// The rest of the request is not wanted.
     hang_up: bool,
-}
-
-#[derive(Serialize)]
-struct ProblemBody<'a> {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
 }
 
 impl Problem {
@@ -155,12 +148,8 @@ impl Problem {
 impl From<Problem> for Response<Content> {
     fn from(problem: Problem) -> Self {
         let status = problem.status;
-        let body = ProblemBody {
-            r#type: "about:blank",
-            title: status.canonical_reason().unwrap_or("Error"),
-            status: status.as_u16(),
-            detail: &problem.detail,
-        };
+        let title = status.canonical_reason().unwrap_or("Error");
+        let body = ProblemView::new(status.as_u16(), title, &problem.detail);
         let mut response = json(status, &body);
         if let Some((name, value)) = problem.header {
             response.headers_mut().insert(name, value);

@@ -6,22 +6,25 @@ use std::{net::IpAddr, time::Duration};
 use http_body_util::{BodyExt, Limited};
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Bytes, Incoming},
     header::{CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, LINK},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::{
     answer::{Content, Problem, json, json_text, ready_json, reply},
     link::Link,
-    request::{JSON, READ, only, parameter, refuse_encoding, refuse_type, token},
+    request::{JSON, parameter, refuse_encoding, refuse_type, token},
     routes::{Action, Route, Sentence},
 };
 use crate::domain::{
-    api::{self, Ask, Refusal, RefusalKind, Said, Saying, Target},
-    model::{AppName, Bearer, DeployId, ReleaseId, parse_span},
+    api::{
+        self, Ask, ChangedView, DeployBody, FreezeBody, NoBody, Refusal, RefusalKind, RollbackBody, Said, Saying,
+        Target,
+    },
+    model::{AppName, Bearer, DeployId, parse_span},
 };
 
 /// How long the supervisor may take for what is done at once.
@@ -41,43 +44,6 @@ const ROWS: (u32, u32) = (20, 1000);
 pub(super) struct People {
     pub link: Link<Ask, Said>,
 }
-
-/// The answer to a change.
-#[derive(Serialize)]
-struct Changed {
-    action: &'static str,
-    app: Option<AppName>,
-    deploy: Option<DeployId>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DeployBody {
-    #[serde(default)]
-    rev: Option<String>,
-    #[serde(default)]
-    dry_run: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RollbackBody {
-    #[serde(default)]
-    to: Option<ReleaseId>,
-    #[serde(default)]
-    dry_run: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FreezeBody {
-    #[serde(default)]
-    why: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoBody {}
 
 impl People {
     /// Changes an app. 202 when it is begun; with `?wait=`, 200 when it is so.
@@ -116,7 +82,7 @@ impl People {
             return Ok(json(StatusCode::OK, &preview));
         }
         let (_, deploy) = about(reply);
-        Ok(begun(wait, &Changed { action: action.name(), app: Some(app), deploy }))
+        Ok(begun(wait, &ChangedView { action: action.name(), app: Some(app), deploy }))
     }
 
     /// Says what is to become of a deploy. 202 when it is begun; with `?wait=`, 200 when it is so.
@@ -135,7 +101,7 @@ impl People {
             Sentence::Approve => ("approve", api::Request::Approve { id }),
         };
         let (app, deploy) = about(self.ask(Some(token), from, wait, question).await?);
-        Ok(begun(wait, &Changed { action, app, deploy }))
+        Ok(begun(wait, &ChangedView { action, app, deploy }))
     }
 
     /// Has a delivery judged anew: 202 where something is deployed, 200 where it repeats what was.
@@ -145,7 +111,6 @@ impl People {
         request: Request<Incoming>,
         from: IpAddr,
     ) -> Result<Response<Content>, Problem> {
-        only(request.method(), "POST")?;
         let token = token(request.headers())?;
         let id = number(id, "deliveries")?;
         let NoBody {} = body(request).await?;
@@ -165,7 +130,6 @@ impl People {
         request: &Request<Incoming>,
         from: IpAddr,
     ) -> Result<Response<Content>, Problem> {
-        only(request.method(), READ)?;
         let token = token(request.headers())?;
         let question = question(route, request.uri().query())?;
         let reply = self.ask(Some(token), from, None, question).await?;
@@ -191,8 +155,7 @@ impl People {
     }
 
     /// Any answer shows that the supervisor answers; without a token it tells nothing.
-    pub(super) async fn health(&self, request: &Request<Incoming>, from: IpAddr) -> Result<Response<Content>, Problem> {
-        only(request.method(), READ)?;
+    pub(super) async fn health(&self, from: IpAddr) -> Result<Response<Content>, Problem> {
         let ask = ask(None, from, None, api::Request::Status { apps: Vec::new() });
         self.link.ask(ask, Vec::new(), None, LIMIT).await?;
         Ok(reply(StatusCode::OK, "text/plain", "ok"))
@@ -217,12 +180,11 @@ impl People {
 
 /// Who orders a change, and how long they wait for it.
 fn orders(request: &Request<Incoming>) -> Result<(String, Option<Duration>), Problem> {
-    only(request.method(), "POST")?;
     Ok((token(request.headers())?, wait(request.uri().query())?))
 }
 
 /// The answer to an order: begun, or done where somebody waited for that.
-fn begun(wait: Option<Duration>, what: &Changed) -> Response<Content> {
+fn begun(wait: Option<Duration>, what: &ChangedView) -> Response<Content> {
     json(if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED }, what)
 }
 
@@ -250,8 +212,7 @@ fn question(route: &Route, query: Option<&str>) -> Result<api::Request, Problem>
         Some(name) => known(&name).map(Some),
         None => Ok(None),
     };
-    let before = || parameter::<i64>(query, "before", "number");
-    let n = || rows(query);
+    let (n, before) = (|| rows(query), || before(query));
     Ok(match route {
         Route::Deploys => api::Request::History { app: app()?, n: n()?, before: before()? },
         Route::Deliveries => api::Request::Deliveries { app: app()?, n: n()?, before: before()? },
@@ -262,6 +223,12 @@ fn question(route: &Route, query: Option<&str>) -> Result<api::Request, Problem>
     })
 }
 
+/// The number before which a page ends.
+pub(super) fn before(query: Option<&str>) -> Result<Option<i64>, Problem> {
+    let number = parameter::<u64>(query, "before", "number")?.map(i64::try_from).transpose();
+    number.map_err(|_| Problem::bad_request("`before` in the query is larger than any number here"))
+}
+
 /// Rows that are wanted of a list.
 pub(super) fn rows(query: Option<&str>) -> Result<u32, Problem> {
     Ok(parameter::<u32>(query, "n", "number")?.unwrap_or(ROWS.0).min(ROWS.1))
@@ -269,7 +236,11 @@ pub(super) fn rows(query: Option<&str>) -> Result<u32, Problem> {
 
 /// What was asked for, or that it is what the client has already (RFC 9110 section 13.1.2).
 pub(super) fn found(headers: &HeaderMap, value: &impl Serialize) -> Response<Content> {
-    let body = json_text(value);
+    found_text(headers, json_text(value).into())
+}
+
+/// The same of JSON that is there already.
+pub(super) fn found_text(headers: &HeaderMap, body: Bytes) -> Response<Content> {
     let tag = format!(
         "\"{}\"",
         Sha256::digest(&body)[..12].iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))

@@ -57,10 +57,15 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for want of descriptors or memory.
 const BREATH: Duration = Duration::from_millis(100);
 
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n\
-    Content-Length: 37\r\nConnection: close\r\n\r\ntoo many requests are being answered";
-const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nContent-Type: text/plain\r\n\
-    Content-Length: 35\r\nConnection: close\r\n\r\ntoo many connections of one address";
+const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: application/problem+json\r\n\
+    Content-Length: 113\r\nConnection: close\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
+    \"detail\":\"too many requests are being answered\"}";
+const TOO_MANY: &[u8] =
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nContent-Type: application/problem+json\r\n\
+    Content-Length: 110\r\nConnection: close\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\
+    \"detail\":\"too many connections of one address\"}";
 
 /// Who answers behind the doors.
 pub(super) trait Desk {
@@ -321,4 +326,17 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let mut sink = vec![0; 16 * 1024];
     let drain = async { while matches!(stream.read(&mut sink).await, Ok(n) if n > 0) {} };
     let _ = timeout(LINGER, drain).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_at_the_door_is_whole() {
+        let text = std::str::from_utf8(TOO_MANY).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["status"], 429);
+    }
 }

@@ -19,12 +19,15 @@ use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
 use super::{
     answer::{Content, Problem},
-    api::People,
+    api::{People, found_text},
     body::Cellar,
     doors::{self, Desk},
     guests::{Guest, Guests, seats},
     hooks::Hooks,
     link::Link,
+    metrics::Numbers,
+    openapi,
+    request::only,
     routes::Route,
     signals::told_to_end,
     tls::Tls,
@@ -49,6 +52,7 @@ const SLOWED: Duration = Duration::from_millis(250);
 pub(super) struct Served {
     hooks: bool,
     api: bool,
+    metrics: bool,
     /// Proxies whose word counts on whom they ask for.
     trusted: Vec<IpNet>,
     /// Who may ask; `None`: everybody.
@@ -57,7 +61,7 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// Reads `--serve hooks,api [--trust NET,…] [--allow NET,…] [--tls]`.
+    /// Reads `--serve hooks,api,metrics [--trust NET,…] [--allow NET,…] [--tls]`.
     pub(super) fn from_args(args: &[String]) -> Option<Self> {
         let mut served = Self::default();
         let args = match args {
@@ -75,6 +79,7 @@ impl Served {
                         match word {
                             "hooks" => served.hooks = true,
                             "api" => served.api = true,
+                            "metrics" => served.metrics = true,
                             _ => return None,
                         }
                     }
@@ -84,7 +89,7 @@ impl Served {
                 _ => return None,
             }
         }
-        (served.hooks || served.api).then_some(served)
+        (served.hooks || served.api || served.metrics).then_some(served)
     }
 }
 
@@ -95,6 +100,7 @@ fn networks(list: &str) -> Option<Vec<IpNet>> {
 struct House {
     hooks: Option<Hooks>,
     people: Option<People>,
+    numbers: Option<Numbers>,
     trusted: Vec<IpNet>,
     allow: Option<Vec<IpNet>>,
     /// Of whoever cannot prove a delivery, or asks for what is not there.
@@ -117,7 +123,8 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         inherited(next - 1)
     };
     let refused = RefCell::new(Debts::new(REFUSED.0, REFUSED.1));
-    let mut house = House { hooks: None, people: None, trusted: served.trusted, allow: served.allow, refused };
+    let (trusted, allow) = (served.trusted, served.allow);
+    let mut house = House { hooks: None, people: None, numbers: None, trusted, allow, refused };
     let mut carriers = JoinSet::new();
     if served.hooks {
         let (link, carry) = Link::new(channel()?)?;
@@ -128,6 +135,11 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         let (link, carry) = Link::new(channel()?)?;
         carriers.spawn_local(carry);
         house.people = Some(People { link });
+    }
+    if served.metrics {
+        let (link, carry) = Link::new(channel()?)?;
+        carriers.spawn_local(carry);
+        house.numbers = Some(Numbers { link });
     }
     let mut tls = None;
     if served.tls {
@@ -202,10 +214,28 @@ impl House {
     ) -> Result<Response<Content>, Problem> {
         let not_here = || Problem::new(StatusCode::NOT_FOUND, "nothing is served under this path");
         let route = route.ok_or_else(not_here)?;
+        let served = match &route {
+            Route::Hook(_) => self.hooks.is_some(),
+            Route::Health => true,
+            Route::Metrics => self.numbers.is_some(),
+            _ => self.people.is_some(),
+        };
+        if !served {
+            return Err(not_here());
+        }
+        only(request.method(), route.methods())?;
+        if let (Route::Metrics, Some(numbers)) = (&route, &self.numbers) {
+            return numbers.show(request.headers(), from).await;
+        }
         match (route, &self.hooks, &self.people) {
             (Route::Hook(app), Some(hooks), _) => hooks.deliver(app, request, from, guest).await,
-            (Route::Health, Some(hooks), _) => hooks.health(&request).await,
-            (Route::Health, None, Some(people)) => people.health(&request, from).await,
+            (Route::Health, Some(hooks), _) => hooks.health().await,
+            (Route::Health, None, Some(people)) => people.health(from).await,
+            (Route::Health, None, None) => match &self.numbers {
+                Some(numbers) => numbers.health(from).await,
+                None => Err(not_here()),
+            },
+            (Route::OpenApi, _, Some(_)) => Ok(found_text(request.headers(), openapi::DOCUMENT.into())),
             (Route::Hook(_), None, _) | (_, _, None) => Err(not_here()),
             (Route::Change(app, action), _, Some(people)) => people.change(&app, action, request, from).await,
             (Route::Judge(id, sentence), _, Some(people)) => people.judge(&id, sentence, request, from).await,

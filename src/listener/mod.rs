@@ -14,6 +14,8 @@ mod guests;
 mod hooks;
 mod house;
 mod link;
+mod metrics;
+mod openapi;
 mod peeked;
 mod request;
 mod routes;
@@ -29,13 +31,13 @@ use tokio::{runtime, task::LocalSet};
 pub use site::serve;
 
 /// `everhook listener --serve hooks,api`: one listener process. Descriptor 3 is the listening socket;
-/// from 4 on come the channels, `hooks` before `api`, of what is served, then with `--tls` that of the
-/// certificate. Ends with 0 when a channel
+/// from 4 on come the channels, `hooks` before `api` before `metrics`, of what is served, then with `--tls` that
+/// of the certificate. Ends with 0 when a channel
 /// closes or on TERM, 2 on wrong usage, 1 when it cannot start.
 #[must_use]
 pub fn main(args: &[String]) -> ExitCode {
     let Some(served) = house::Served::from_args(args) else {
-        eprintln!("everhook: listener: expected --serve hooks, --serve api or --serve hooks,api");
+        eprintln!("everhook: listener: expected --serve with some of hooks,api,metrics");
         return ExitCode::from(2);
     };
     match run(house::open(served)) {

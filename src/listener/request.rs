@@ -11,7 +11,6 @@ use super::answer::Problem;
 use crate::domain::{api::MAX_BODY, hook::field};
 
 pub(super) const JSON: &str = "application/json";
-pub(super) const READ: &str = "GET, HEAD";
 pub(super) const FORM: &str = "application/x-www-form-urlencoded";
 
 /// # Errors
@@ -93,11 +92,11 @@ pub(super) fn token(headers: &HeaderMap) -> Result<String, Problem> {
 /// A parameter of the query, read as what is expected of it.
 ///
 /// # Errors
-/// 400 with `expected` when it is something else.
+/// 400 with `expected` when it is something else, and so when it is empty.
 pub(super) fn parameter<T: FromStr>(query: Option<&str>, name: &str, expected: &str) -> Result<Option<T>, Problem> {
     let bad = || Problem::bad_request(format!("`{name}` in the query is no {expected}"));
     let value = field(query.unwrap_or_default().as_bytes(), name).map_err(|_| bad())?;
-    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let Some(value) = value else { return Ok(None) };
     let text = String::from_utf8(Cow::into_owned(value)).map_err(|_| bad())?;
     text.parse().map(Some).map_err(|_| bad())
 }
@@ -158,9 +157,10 @@ mod tests {
     fn parameters_are_what_is_expected_or_absent() {
         assert_eq!(parameter::<u32>(Some("app=blog&n=5"), "n", "number").unwrap(), Some(5));
         assert_eq!(parameter::<String>(Some("app=%62log&n=5"), "app", "name").unwrap().as_deref(), Some("blog"));
-        assert_eq!(parameter::<u32>(Some("n="), "n", "number").unwrap(), None);
         assert_eq!(parameter::<u32>(None, "n", "number").unwrap(), None);
-        assert!(parameter::<u32>(Some("n=-1"), "n", "number").is_err());
+        for bad in ["n=-1", "n=", "n=1.0"] {
+            assert!(parameter::<u32>(Some(bad), "n", "number").is_err(), "{bad}");
+        }
         assert!(parameter::<u32>(Some("n=%"), "n", "number").is_err());
     }
 }

@@ -2,6 +2,9 @@
 
 use crate::domain::hook::percent_decode;
 
+/// Of what is looked at.
+const READ: &str = "GET, HEAD";
+
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
@@ -21,6 +24,8 @@ pub(super) enum Route {
     Deploy(String),
     Deliveries,
     Delivery(String),
+    OpenApi,
+    Metrics,
 }
 
 /// What people change over HTTP.
@@ -43,6 +48,9 @@ pub(super) enum Sentence {
 }
 
 impl Action {
+    pub(super) const ALL: [Self; 7] =
+        [Self::Restart, Self::Start, Self::Stop, Self::Deploy, Self::Rollback, Self::Freeze, Self::Unfreeze];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Restart => "restart",
@@ -56,8 +64,7 @@ impl Action {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        use Action::{Deploy, Freeze, Restart, Rollback, Start, Stop, Unfreeze};
-        [Restart, Start, Stop, Deploy, Rollback, Freeze, Unfreeze].into_iter().find(|action| action.name() == name)
+        Self::ALL.into_iter().find(|action| action.name() == name)
     }
 }
 
@@ -85,8 +92,18 @@ impl Route {
             ["api", "v1", "deliveries", id, "redeliver"] => Self::Redeliver(id.to_owned()),
             ["api", "v1", "deliveries"] => Self::Deliveries,
             ["api", "v1", "deliveries", id] => Self::Delivery(id.to_owned()),
+            ["api", "v1", "openapi.json"] => Self::OpenApi,
+            ["metrics"] => Self::Metrics,
             _ => return None,
         })
+    }
+
+    /// The methods that are understood, as the `Allow` header has them.
+    pub(super) fn methods(&self) -> &'static str {
+        match self {
+            Self::Hook(_) | Self::Change(..) | Self::Judge(..) | Self::Redeliver(_) => "POST",
+            _ => READ,
+        }
     }
 }
 

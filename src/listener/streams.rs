@@ -19,8 +19,8 @@ use tokio::{
 
 use super::{
     answer::{Content, Problem, answer, json_text},
-    api::{LIMIT, People, ask, found, known, paged, refused, rows, strange},
-    request::{READ, only, parameter, token},
+    api::{LIMIT, People, ask, before, found, known, paged, refused, rows, strange},
+    request::{parameter, token},
 };
 use crate::{
     domain::{
@@ -52,7 +52,6 @@ type Piece = io::Result<Bytes>;
 impl People {
     /// `GET /api/v1/events`.
     pub(super) async fn events(&self, request: &Request<Incoming>, from: IpAddr) -> Result<Response<Content>, Problem> {
-        only(request.method(), READ)?;
         let (token, query) = (token(request.headers())?, request.uri().query());
         let app = parameter::<String>(query, "app", "name of an app")?.map(|name| known(&name)).transpose()?;
         let follow = wants_stream(request.headers());
@@ -63,7 +62,7 @@ impl People {
             since: parameter::<At>(query, "since", "moment such as 2026-11-25T04:15:39Z")?,
             follow,
             after,
-            before: parameter(query, "before", "number")?,
+            before: before(query)?,
         };
         if !follow {
             let Reply::Events(events) = self.ask(Some(token), from, None, question).await? else {
@@ -86,7 +85,6 @@ impl People {
         request: &Request<Incoming>,
         from: IpAddr,
     ) -> Result<Response<Content>, Problem> {
-        only(request.method(), READ)?;
         let (token, query) = (token(request.headers())?, request.uri().query());
         let target = match of.parse::<InstanceId>() {
             Ok(instance) => Target::Instance(instance),

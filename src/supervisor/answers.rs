@@ -125,10 +125,13 @@ impl Supervisor {
                 }
             }
             FromLogger::Crowded { source, stream } => self.widen(&source, stream),
-            FromLogger::Dropping { source, dropped, reason } => match reason {
-                Some(reason) => self.trouble(&format!("output of {source} is being dropped: {reason}")),
-                None => warn!(%source, dropped, "output is logged again"),
-            },
+            FromLogger::Dropping { source, dropped, reason } => {
+                self.tally.dropping(&source, dropped, reason.is_some());
+                match reason {
+                    Some(reason) => self.trouble(&format!("output of {source} is being dropped: {reason}")),
+                    None => warn!(%source, dropped, "output is logged again"),
+                }
+            }
         }
     }
 
@@ -169,8 +172,14 @@ impl Supervisor {
             Told::Mail { app } => self.mail(&app),
             Told::Letters { ticket, letters } => self.letters_read(ticket, letters),
             Told::ChannelClosed { .. } => {}
-            Told::Trouble { message } => self.trouble(&format!("the store takes nothing: {message}")),
-            Told::Recovered => warn!("the store works again"),
+            Told::Trouble { message } => {
+                self.tally.store_works = false;
+                self.trouble(&format!("the store takes nothing: {message}"));
+            }
+            Told::Recovered => {
+                self.tally.store_works = true;
+                warn!("the store works again");
+            }
             Told::Alert { message } => self.trouble(&message),
         }
     }

@@ -161,6 +161,7 @@ impl Supervisor {
                     shell.pidfd = None;
                 }
                 let exit = self.judge_memory(&id, exit);
+                self.tally.exited(&id.instance(), exit);
                 let alone = self.tree_is_empty(&id);
                 self.tell(&id, Happening::Exited { exit, alone });
                 self.put_sockets_back(&id.app);

@@ -94,11 +94,7 @@ impl Listener {
     /// The words of SURFACE.md section 4, and of the listener's command line.
     #[must_use]
     pub fn serve(&self) -> Vec<&'static str> {
-        let word = |serve: &Serve| match serve {
-            Serve::Hooks => "hooks",
-            Serve::Api => "api",
-        };
-        self.entry.serve.iter().map(word).collect()
+        self.entry.serve.iter().map(|serve| serve.word()).collect()
     }
 
     #[must_use]
@@ -189,6 +185,7 @@ impl Supervisor {
             match serve {
                 Serve::Hooks => self.ledger.send(Command::Channel { listener: number, channel: ours }),
                 Serve::Api => control::people(ours, self.events.clone()),
+                Serve::Metrics => control::metrics(ours, self.events.clone()),
             }
         }
         let mut certificates = None;

@@ -27,6 +27,7 @@ mod listeners;
 mod live;
 mod log;
 mod logs;
+mod metrics;
 mod outputs;
 mod pipeline;
 mod prepare;
@@ -181,6 +182,8 @@ pub struct Supervisor {
     courier: courier::Courier,
     listeners: Vec<listeners::Listener>,
 
+    /// What is counted for `/metrics`.
+    tally: metrics::Tally,
     /// The timer of `memory_restart` runs.
     sampling: bool,
     tickets: u64,

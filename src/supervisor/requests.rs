@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{
     Supervisor,
-    control::{Asked, ReplyTo},
+    control::{Asked, From, ReplyTo},
     exec,
     ledger::{Command, NewAudit, Query},
     reload::Wanted,
@@ -70,7 +70,7 @@ impl Chosen {
         InstanceId { app: self.app.clone(), number: self.only.unwrap_or(1) }
     }
 
-    fn all(app: AppName) -> Self {
+    pub fn all(app: AppName) -> Self {
         Self { app, only: None }
     }
 }
@@ -88,9 +88,13 @@ impl Supervisor {
     /// Hears a request, and answers it sooner or later.
     pub fn hear(&mut self, asked: Asked) {
         let Asked { ask, from, fds, reply } = asked;
+        if matches!(from, From::Metrics) {
+            return self.say_metrics(reply);
+        }
         match self.principal(from, &ask) {
             Ok(who) => self.look_for_subject(Caller { who, ask, fds, reply }),
-            Err(refusal) => self.turn_down(&By::Nobody, &ask, &reply, refusal),
+            Err(stranger) if stranger.noted => self.turn_down(&By::Nobody, &ask, &reply, stranger.refusal),
+            Err(stranger) => drop(reply.say(Saying::Refused(stranger.refusal))),
         }
     }
 
@@ -163,8 +167,7 @@ impl Supervisor {
 
     /// Refuses what was not even looked into.
     fn turn_down(&mut self, by: &By, ask: &Ask, reply: &ReplyTo, refusal: Refusal) {
-        // A crowd of strangers writes nothing: what was not looked at is no row.
-        if ask.request.changes() && !matches!(refusal.kind, RefusalKind::TooMany { .. }) {
+        if ask.request.changes() {
             let named: Vec<AppName> = ask.request.named().into_iter().cloned().collect();
             self.audit_all(by, ask.address.as_deref(), &ask.request, &named, Some(&refusal.message));
         }
@@ -324,6 +327,7 @@ impl Supervisor {
             Request::Unfreeze { .. } => return self.unfreeze_app(wish),
             Request::Redeliver { id } => return self.redeliver(wish, id),
             Request::Prune { paths } => self.prune_remains(wish, paths),
+            Request::Metrics => self.say_metrics(wish.reply),
             Request::Plan => self.say_plan(wish.reply),
             Request::Reload => {
                 let who = wish.who.to_string();

@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use signal_hook::iterator::exfiltrator::origin::Origin;
 use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{error, info, warn};
 
@@ -29,7 +30,7 @@ use super::{
     layout::Layout,
     ledger::{Command, Ledger, Query},
     listeners::Listener,
-    log,
+    log, metrics,
     prepare::{Maker, OwnUsers},
     reload, rename, schedule, secrets,
     settings::{self, Settings},
@@ -207,6 +208,7 @@ fn build(
         logger: internals::Logger::new(echo, settings.veil),
         courier: Courier::new(),
         listeners,
+        tally: metrics::Tally::default(),
         sampling: false,
         // Numbers of the first listeners are below.
         tickets: settings.config.http.len() as u64,
@@ -348,22 +350,39 @@ impl Supervisor {
                 }
                 set = next;
             }
-            tokio::select! {
+            // First what is due, then the work, whose time is measured without the waiting.
+            let due = tokio::select! {
                 biased;
-                Ok(()) = ends.some() => self.reap(),
-                Some(origin) = next_signal(&mut signals) => self.signalled(&origin),
-                Some(event) = inbox.recv() => self.on(event),
-                () = &mut timer, if set.is_some() => {
+                Ok(()) = ends.some() => Due::Reap,
+                Some(origin) = next_signal(&mut signals) => Due::Signal(origin),
+                Some(event) = inbox.recv() => Due::Event(event),
+                () = &mut timer, if set.is_some() => Due::Moment,
+            };
+            let begun = Instant::now();
+            match due {
+                Due::Reap => self.reap(),
+                Due::Signal(origin) => self.signalled(&origin),
+                Due::Event(event) => self.on(event),
+                Due::Moment => {
                     set = None;
                     self.moment();
                 }
             }
             self.write_down();
+            self.tally.turned(begun.elapsed());
         }
     }
 }
 
-async fn next_signal(signals: &mut signals::Signals) -> Option<signal_hook::iterator::exfiltrator::origin::Origin> {
+/// What the loop woke up for.
+enum Due {
+    Reap,
+    Signal(Origin),
+    Event(Event),
+    Moment,
+}
+
+async fn next_signal(signals: &mut signals::Signals) -> Option<Origin> {
     std::future::poll_fn(|context| std::pin::Pin::new(&mut *signals).poll_next(context)).await
 }
 

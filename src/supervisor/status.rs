@@ -3,19 +3,33 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Supervisor, control::ReplyTo, requests::Chosen, seats::SeatId};
-use crate::domain::{
-    api::{
-        AppView, AwaitingView, DeployState, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply,
-        Saying, Status, SupervisorView,
+use crate::{
+    domain::{
+        api::{
+            AppView, AwaitingView, DeployState, ExitView, InstanceState, InstanceView, ListenerView, LoggerView, Reply,
+            Saying, Status, SupervisorView,
+        },
+        model::{AppName, At, Exit, InstanceId},
+        service::{App, Instance, Rest, Run, State},
     },
-    model::{AppName, At, Exit, InstanceId},
-    service::{App, Instance, Rest, Run, State},
+    os::stat,
 };
 
 impl Supervisor {
-    /// Answers with the state of these apps and copies. What must be read from files is, on the files
-    /// thread.
+    /// Answers with the state of these apps and copies.
     pub fn say_status(&mut self, chosen: &[Chosen], reply: ReplyTo) {
+        self.gather_status(chosen, move |_, status, _| {
+            reply.say(Saying::Done(Reply::Status(Box::new(status))));
+        });
+    }
+
+    /// The state of these apps and copies, and what the supervisor itself uses: bytes of memory and seconds of
+    /// processor time. What must be read from files is, on the files thread.
+    pub fn gather_status(
+        &mut self,
+        chosen: &[Chosen],
+        then: impl FnOnce(&mut Supervisor, Status, Option<(u64, f64)>) + Send + 'static,
+    ) {
         let mut status = Status { supervisor: self.supervisor_view(), apps: Vec::new() };
         let mut trees = Vec::new();
         let mut apps: Vec<&App> =
@@ -33,7 +47,7 @@ impl Supervisor {
                 trees.push(run.instance.is_active().then(|| self.measured(&id)));
             }
         }
-        let (config, text) = (Arc::clone(&self.config), self.config_text.clone());
+        let (config, text, own) = (Arc::clone(&self.config), self.config_text.clone(), self.me.pid);
         self.files.run(
             move || {
                 status.supervisor.config_differs = text.differs(&config);
@@ -43,11 +57,9 @@ impl Supervisor {
                     instance.memory_bytes = usage.map(|(memory, _)| memory);
                     instance.cpu_s = usage.map(|(_, cpu)| cpu);
                 }
-                status
+                (status, stat::usage(own))
             },
-            move |_, status| {
-                reply.say(Saying::Done(Reply::Status(Box::new(status))));
-            },
+            move |supervisor, (status, own)| then(supervisor, status, own),
         );
     }
 

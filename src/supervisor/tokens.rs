@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Instant};
 use super::{Supervisor, control::From, ledger::Command, requests::Wish, secrets::random_hex};
 use crate::{
     domain::{
-        access::{Locked, MadeToken, Principal, TokenHash},
+        access::{Admission, Locked, MadeToken, Principal, TokenHash},
         api::{Ask, Refusal, RefusalKind, Reply, Request, Saying, TokenSource},
         model::{At, Bearer, nearest},
     },
@@ -17,31 +17,46 @@ const PREFIX: &str = "everhook_";
 /// Characters of a name.
 const LONGEST_NAME: usize = 64;
 
+/// Nobody who is known.
+pub struct Stranger {
+    pub refusal: Refusal,
+    /// Does it stand in the audit? A crowd of strangers writes nothing: what was not looked at is no row, and
+    /// neither is the same wrong token again.
+    pub noted: bool,
+}
+
+impl Stranger {
+    fn new(kind: RefusalKind, message: impl Into<String>, noted: bool) -> Self {
+        Self { refusal: Refusal::new(kind, message), noted }
+    }
+}
+
 impl Supervisor {
     /// Who asks: the peer's uid on `control.sock`, the token on a people channel.
-    pub fn principal(&mut self, from: From, ask: &Ask) -> Result<Principal, Refusal> {
+    pub fn principal(&mut self, from: From, ask: &Ask) -> Result<Principal, Stranger> {
         if let From::Local { uid, user, groups } = from {
             return Ok(Principal::Local { uid, user, groups });
         }
         let Some(given) = ask.token.as_deref().filter(|token| !token.is_empty()) else {
-            return Err(Refusal::new(RefusalKind::Unknown, "a token is needed"));
+            return Err(Stranger::new(RefusalKind::Unknown, "a token is needed", false));
         };
         let (hash, now) = (TokenHash::of(given.as_bytes()), Instant::now());
         let address: Option<IpAddr> = ask.address.as_deref().and_then(|address| address.parse().ok());
-        if let Some(Err(wait)) = address.map(|address| self.guard.admit(address, hash, now)) {
+        let admission = address.map(|address| self.guard.admit(address, hash, now)).transpose().map_err(|wait| {
             let wait_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
             let message = format!("too many unknown tokens came from this address; come again in {wait_s} s");
-            return Err(Refusal::new(RefusalKind::TooMany { wait_s }, message));
-        }
+            Stranger::new(RefusalKind::TooMany { wait_s }, message, false)
+        })?;
+        let again = admission == Some(Admission::Again);
         let found = self.tokens.find(hash, clock::now().wall);
         match (address, &found) {
             (Some(address), Ok(_)) => self.guard.right(address, hash),
-            (Some(address), Err(Locked::Unknown)) => self.guard.wrong(address, now),
+            (Some(address), Err(Locked::Unknown)) if !again => self.guard.wrong(address, hash, now),
             _ => {}
         }
         found.map_err(|locked| {
             let kind = if locked == Locked::Unread { RefusalKind::Unavailable } else { RefusalKind::Unknown };
-            Refusal::new(kind, locked.to_string())
+            Stranger::new(kind, locked.to_string(), !again)
         })
     }
 

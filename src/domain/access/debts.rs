@@ -36,8 +36,8 @@ impl Debts {
         debt.checked_sub(room).filter(|wait| !wait.is_zero())
     }
 
-    /// It got something wrong.
-    pub fn add(&mut self, from: IpAddr, now: Instant) {
+    /// It got something wrong. Who is forgotten in its favour.
+    pub fn add(&mut self, from: IpAddr, now: Instant) -> Option<IpAddr> {
         let from = sender(from);
         let debt = match self.forgiven_at.remove(&from) {
             Some(debt) => {
@@ -46,13 +46,14 @@ impl Debts {
             }
             None => now,
         } + self.forgiven_in;
-        if self.forgiven_at.len() >= REMEMBERED
-            && let Some((_, forgotten)) = self.soonest.pop_first()
-        {
+        let many = self.forgiven_at.len() >= REMEMBERED;
+        let forgotten = if many { self.soonest.pop_first().map(|(_, forgotten)| forgotten) } else { None };
+        if let Some(forgotten) = forgotten {
             self.forgiven_at.remove(&forgotten);
         }
         self.forgiven_at.insert(from, debt);
         self.soonest.insert((debt, from));
+        forgotten
     }
 
     #[cfg(test)]
@@ -86,27 +87,29 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn nobody_is_wrong_more_often_than_the_rate(pauses in proptest::collection::vec(0u64..3000, 1..300)) {
-            let (mut debts, start, from) = (Debts::new(5, EACH), Instant::now(), ip("192.0.2.1"));
-            let (mut now, mut free) = (start, 0u64);
-            for pause in pauses {
-                now += Duration::from_millis(pause);
-                if debts.wait(from, now).is_none() {
-                    debts.add(from, now);
-                    free += 1;
-                }
-            }
-            prop_assert!(free <= 5 + (now - start).as_secs());
-        }
+           #[test]
+           fn nobody_is_wrong_more_often_than_the_rate(pauses in proptest::collection::vec(0u64..3000, 1..300)) {
+               let (mut debts, start, from) = (Debts::new(5, EACH), Instant::now(), ip("192.0.2.1"));
+               let (mut now, mut free) = (start, 0u64);
+               for pause in pauses {
+                   now += Duration::from_millis(pause);
+                   if debts.wait(from, now).is_none() {
+                       debts.add(from, now);
+                       free += 1;
+                   }
+               }
+               prop_assert!(free <= 5 + (now - start).as_secs());
+           }
 
-        #[test]
-        fn whoever_waits_as_long_as_it_is_told_is_let_in(times in 1u32..100) {
-            let (mut debts, now, from) = (Debts::new(5, EACH), Instant::now(), ip("192.0.2.1"));
-            (0..times).for_each(|_| debts.add(from, now));
-            let wait = debts.wait(from, now).unwrap_or_default();
-            prop_assert_eq!(wait.is_zero(), times < 5);
-            prop_assert_eq!(debts.wait(from, now + wait), None);
-        }
+           #[test]
+           fn whoever_waits_as_long_as_it_is_told_is_let_in(times in 1u32..100) {
+               let (mut debts, now, from) = (Debts::new(5, EACH), Instant::now(), ip("192.0.2.1"));
+               for _ in 0..times {
+    debts.add(from, now);
     }
+               let wait = debts.wait(from, now).unwrap_or_default();
+               prop_assert_eq!(wait.is_zero(), times < 5);
+               prop_assert_eq!(debts.wait(from, now + wait), None);
+           }
+       }
 }

@@ -1,12 +1,13 @@
 //! Slows down who guesses tokens, and nobody else.
 //!
 //! An address may be wrong a few times, then once in a while; between that what it sends is not even
-//! looked at. A token that has once been right from an address goes on being looked at from there, so
-//! that whoever guesses from behind the same router or proxy locks nobody out (OWASP calls this a
-//! device cookie).
+//! looked at. The same wrong token again is no guess, as of a program whose token has expired: it tells
+//! nobody anything new. A token that has once been right from an address goes on being looked at from
+//! there, so that whoever guesses from behind the same router or proxy locks nobody out (OWASP calls this
+//! a device cookie).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
@@ -31,14 +32,24 @@ pub fn sender(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub struct Guard {
     wrong: Debts,
+    /// What each address got wrong last.
+    last: BTreeMap<IpAddr, [u8; 32]>,
     /// What was right, and from where; as many as there are addresses that are remembered.
     right: BTreeSet<(IpAddr, [u8; 32])>,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { wrong: Debts::new(ATTEMPTS, FORGIVEN_IN), right: BTreeSet::new() }
+        Self { wrong: Debts::new(ATTEMPTS, FORGIVEN_IN), last: BTreeMap::new(), right: BTreeSet::new() }
     }
+}
+
+/// How what somebody sends is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    New,
+    /// It was wrong the last time.
+    Again,
 }
 
 impl Guard {
@@ -46,16 +57,23 @@ impl Guard {
     ///
     /// # Errors
     /// How long it has to wait before it tries again.
-    pub fn admit(&self, from: IpAddr, token: TokenHash, now: Instant) -> Result<(), Duration> {
+    pub fn admit(&self, from: IpAddr, token: TokenHash, now: Instant) -> Result<Admission, Duration> {
+        let known = sender(from);
+        if self.last.get(&known) == Some(token.bytes()) {
+            return Ok(Admission::Again);
+        }
         match self.wrong.wait(from, now) {
-            Some(wait) if !self.right.contains(&(sender(from), *token.bytes())) => Err(wait),
-            _ => Ok(()),
+            Some(wait) if !self.right.contains(&(known, *token.bytes())) => Err(wait),
+            _ => Ok(Admission::New),
         }
     }
 
-    /// It was wrong.
-    pub fn wrong(&mut self, from: IpAddr, now: Instant) {
-        self.wrong.add(from, now);
+    /// It was wrong, and not the same as the last time.
+    pub fn wrong(&mut self, from: IpAddr, token: TokenHash, now: Instant) {
+        if let Some(forgotten) = self.wrong.add(from, now) {
+            self.last.remove(&forgotten);
+        }
+        self.last.insert(sender(from), *token.bytes());
     }
 
     /// It was right.
@@ -84,28 +102,31 @@ mod tests {
     #[test]
     fn a_few_are_free_and_then_one_at_a_time() {
         let (mut guard, start, from) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
-        for _ in 0..ATTEMPTS {
-            assert_eq!(guard.admit(from, hash("x"), start), Ok(()));
-            guard.wrong(from, start);
+        for n in 0..ATTEMPTS {
+            let guess = hash(&n.to_string());
+            assert_eq!(guard.admit(from, guess, start), Ok(Admission::New));
+            guard.wrong(from, guess, start);
         }
         assert_eq!(guard.admit(from, hash("x"), start), Err(FORGIVEN_IN));
-        assert_eq!(guard.admit(ip("192.0.2.2"), hash("x"), start), Ok(()));
+        assert_eq!(guard.admit(ip("192.0.2.2"), hash("x"), start), Ok(Admission::New));
         let later = start + FORGIVEN_IN;
-        assert_eq!(guard.admit(from, hash("x"), later), Ok(()));
-        guard.wrong(from, later);
-        assert_eq!(guard.admit(from, hash("x"), later), Err(FORGIVEN_IN));
+        assert_eq!(guard.admit(from, hash("x"), later), Ok(Admission::New));
+        guard.wrong(from, hash("x"), later);
+        assert_eq!(guard.admit(from, hash("y"), later), Err(FORGIVEN_IN));
+        assert_eq!(guard.admit(from, hash("x"), later), Ok(Admission::Again));
+        assert_eq!(guard.admit(ip("192.0.2.2"), hash("x"), later), Ok(Admission::New));
     }
 
     #[test]
     fn who_was_right_is_let_in_beside_a_guesser() {
         let (mut guard, now, from) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
         guard.right(from, hash("good"));
-        for _ in 0..100 {
-            guard.wrong(from, now);
+        for n in 0..100 {
+            guard.wrong(from, hash(&n.to_string()), now);
         }
-        assert_eq!(guard.admit(from, hash("good"), now), Ok(()));
+        assert_eq!(guard.admit(from, hash("good"), now), Ok(Admission::New));
         assert!(guard.admit(from, hash("guess"), now).is_err());
-        assert_eq!(guard.admit(ip("192.0.2.9"), hash("guess"), now), Ok(()));
+        assert_eq!(guard.admit(ip("192.0.2.9"), hash("guess"), now), Ok(Admission::New));
     }
 
     #[test]
@@ -119,13 +140,14 @@ mod tests {
     fn memory_is_bounded_and_the_worst_is_remembered() {
         let (mut guard, now, worst) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
         for _ in 0..2 * ATTEMPTS {
-            guard.wrong(worst, now);
+            guard.wrong(worst, hash("guess"), now);
         }
         for n in 0..2 * REMEMBERED as u32 {
-            guard.wrong(IpAddr::V4((0x0a00_0000 + n).into()), now);
+            guard.wrong(IpAddr::V4((0x0a00_0000 + n).into()), hash("guess"), now);
             guard.right(IpAddr::V4((0x0a00_0000 + n).into()), hash("good"));
         }
-        assert_eq!((guard.wrong.remembered(), guard.right.len()), (REMEMBERED, REMEMBERED));
+        let remembered = (guard.wrong.remembered(), guard.last.len(), guard.right.len());
+        assert_eq!(remembered, (REMEMBERED, REMEMBERED, REMEMBERED));
         assert!(guard.admit(worst, hash("x"), now).is_err());
     }
 
@@ -134,10 +156,11 @@ mod tests {
         fn nobody_guesses_faster_than_the_rate(pauses in proptest::collection::vec(0u64..20, 1..200)) {
             let (mut guard, start, from) = (Guard::default(), Instant::now(), ip("192.0.2.1"));
             let (mut now, mut looked_at) = (start, 0u32);
-            for pause in pauses {
+            for (n, pause) in pauses.into_iter().enumerate() {
                 now += Duration::from_secs(pause);
-                if guard.admit(from, hash("x"), now).is_ok() {
-                    guard.wrong(from, now);
+                let guess = hash(&n.to_string());
+                if guard.admit(from, guess, now).is_ok() {
+                    guard.wrong(from, guess, now);
                     looked_at += 1;
                 }
             }

@@ -18,7 +18,7 @@ use super::{
 
 pub use client::{client, is_among};
 pub use debts::Debts;
-pub use guard::{Guard, sender};
+pub use guard::{Admission, Guard, sender};
 pub use keyring::{Keyring, Locked, MadeToken, TokenHash};
 
 /// Who asks.

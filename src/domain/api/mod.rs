@@ -7,19 +7,25 @@
 
 mod courier;
 mod hooks;
+mod http;
 mod listener;
 mod logger;
+mod metrics;
 mod people;
 mod places;
 mod preview;
+#[cfg(test)]
+mod schema;
 mod step;
 mod tree;
 mod view;
 
 pub use courier::*;
 pub use hooks::*;
+pub use http::*;
 pub use listener::*;
 pub use logger::*;
+pub use metrics::*;
 pub use people::*;
 pub use places::*;
 pub use preview::*;

@@ -10,7 +10,8 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Preview, Status, StepView, TokenView,
+    AuditView, DeliveryView, DeployView, EventView, InstanceState, LogPlace, Metrics, Preview, Status, StepView,
+    TokenView,
 };
 use crate::domain::{
     config::Role,
@@ -168,6 +169,8 @@ pub enum Request {
     Shutdown {
         now: bool,
     },
+    /// Everything that is measured; the one question of a metrics channel.
+    Metrics,
 }
 
 impl Request {
@@ -201,6 +204,7 @@ impl Request {
             Self::Plan => "check",
             Self::Reload => "reload",
             Self::Shutdown { .. } => "shutdown",
+            Self::Metrics => "metrics",
         }
     }
 
@@ -238,7 +242,8 @@ impl Request {
             | Self::Prune { .. }
             | Self::Plan
             | Self::Reload
-            | Self::Shutdown { .. } => Vec::new(),
+            | Self::Shutdown { .. }
+            | Self::Metrics => Vec::new(),
         }
     }
 
@@ -436,10 +441,12 @@ pub enum Reply {
     Plan {
         lines: Vec<String>,
     },
+    Metrics(Box<Metrics>),
 }
 
 /// What became of a delivery that was judged anew: what its sender would have been told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Redelivered {
     /// Its new number.
     pub delivery: DeliveryId,
@@ -451,6 +458,7 @@ pub struct Redelivered {
 
 /// A deploy and its app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeployOf {
     pub app: AppName,
     pub id: DeployId,

@@ -7,6 +7,7 @@ use crate::domain::model::{AppName, CommitId, InstanceId, ReleaseId};
 
 /// What a deploy or a rollback would do now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Preview {
     pub app: AppName,
     #[serde(rename = "ref")]
@@ -33,6 +34,7 @@ pub struct Preview {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlannedStep {
     /// As in a deploy's steps.
     pub name: String,

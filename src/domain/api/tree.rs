@@ -174,6 +174,7 @@ pub enum Verdict {
 
 /// What a release would bring, from one commit to another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Compared {
     /// The first commit is there to be compared with; else all of the second one counts.
     pub known: bool,
@@ -188,6 +189,7 @@ pub struct Compared {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CommitView {
     pub commit: CommitId,
     pub subject: String,

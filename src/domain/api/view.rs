@@ -11,12 +11,14 @@ use crate::domain::{
 
 /// `status --json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     pub supervisor: SupervisorView,
     pub apps: Vec<AppView>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SupervisorView {
     pub pid: u32,
     pub version: String,
@@ -30,6 +32,7 @@ pub struct SupervisorView {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ListenerView {
     /// The address really bound; that of the config while it cannot be had.
     pub bind: String,
@@ -43,6 +46,7 @@ pub struct ListenerView {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LoggerView {
     pub pid: Option<u32>,
     pub restarts: u64,
@@ -50,6 +54,7 @@ pub struct LoggerView {
 
 /// State of an instance, and of an app (which adds `deployed`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     Stopped,
@@ -65,7 +70,23 @@ pub enum InstanceState {
     Deployed,
 }
 
+impl InstanceState {
+    pub const ALL: [Self; 10] = [
+        Self::Stopped,
+        Self::Waiting,
+        Self::Starting,
+        Self::Ready,
+        Self::Stopping,
+        Self::Backoff,
+        Self::Failed,
+        Self::Done,
+        Self::Draining,
+        Self::Deployed,
+    ];
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AppView {
     pub name: AppName,
     pub state: InstanceState,
@@ -84,6 +105,7 @@ pub struct AppView {
 
 /// A deploy that somebody is to decide about, and what is to be known for that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AwaitingView {
     pub deploy: DeployId,
     pub reason: Option<String>,
@@ -91,12 +113,14 @@ pub struct AwaitingView {
 
 /// How well an app's files are watched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WatchView {
     pub state: WatchState,
     pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WatchState {
     Watching,
@@ -107,6 +131,7 @@ pub enum WatchState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InstanceView {
     pub name: InstanceId,
     pub state: InstanceState,
@@ -125,6 +150,7 @@ pub struct InstanceView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExitView {
     pub code: Option<i32>,
     pub signal: Option<i32>,
@@ -134,6 +160,7 @@ pub struct ExitView {
 
 /// One object of `events --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct EventView {
     pub id: i64,
     pub at: At,
@@ -147,6 +174,7 @@ pub struct EventView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     Instance,
@@ -161,6 +189,7 @@ pub enum EventKind {
 
 /// One deploy of `history --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeployView {
     pub id: DeployId,
     pub app: AppName,
@@ -213,6 +242,7 @@ impl DeployView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeployState {
     Accepted,
@@ -232,15 +262,18 @@ pub enum DeployState {
 }
 
 impl DeployState {
+    pub const ENDS: [Self; 6] =
+        [Self::Live, Self::Failed, Self::RolledBack, Self::Superseded, Self::Cancelled, Self::Skipped];
+
     /// Has it ended?
     #[must_use]
     pub fn is_end(self) -> bool {
-        use DeployState::{Cancelled, Failed, Live, RolledBack, Skipped, Superseded};
-        matches!(self, Live | Failed | RolledBack | Superseded | Cancelled | Skipped)
+        Self::ENDS.contains(&self)
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StepView {
     /// `fetch check build before_switch switch verify after_live`.
     pub name: String,
@@ -251,6 +284,7 @@ pub struct StepView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
     Running,
@@ -261,6 +295,7 @@ pub enum StepState {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StepExit {
     pub code: Option<i32>,
     pub signal: Option<i32>,
@@ -274,6 +309,7 @@ impl From<Exit> for StepExit {
 
 /// Who asked for something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum By {
     Delivery {
@@ -308,6 +344,7 @@ impl By {
 
 /// One of `deliveries --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeliveryView {
     pub id: DeliveryId,
     pub sender_id: Option<String>,
@@ -330,6 +367,7 @@ pub struct DeliveryView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
     Accepted,
@@ -379,6 +417,7 @@ pub enum TokenSource {
 
 /// One object of `logs --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LogLine {
     /// `null` in raw files.
     pub at: Option<At>,

@@ -27,7 +27,7 @@ pub fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
         let mut serve = entry.serve.clone();
         serve.sort_unstable();
         serve.dedup();
-        judge_reach(judge, &i, bind, &serve, entry.insecure || entry.tls.is_some());
+        judge_reach(judge, &i, bind, &serve, entry);
         if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
             judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));
         }
@@ -52,20 +52,27 @@ fn tls(judge: &mut Judge<'_>, i: &str, raw: &raw::Tls) -> Option<Tls> {
 }
 
 /// What others can reach: tokens are read on the way, and who hears the internet should serve no people.
-fn judge_reach(judge: &mut Judge<'_>, i: &str, bind: SocketAddr, serve: &[Serve], private: bool) {
+fn judge_reach(judge: &mut Judge<'_>, i: &str, bind: SocketAddr, serve: &[Serve], entry: &raw::Http) {
     if bind.ip().is_loopback() {
         return;
     }
-    if serve.contains(&Serve::Api) && !private {
+    if serve.contains(&Serve::Api) && !entry.insecure && entry.tls.is_none() {
         let message = format!(
             "whoever is on the way to {bind} could read people's tokens, as this is no HTTPS: give it `tls`, bind it \
              to 127.0.0.1 behind a proxy that has, or say `insecure: true` where the network is trusted"
         );
         judge.error(&["http", i, "bind"], message);
     }
-    if serve.len() > 1 {
+    if serve.contains(&Serve::Hooks) && serve.contains(&Serve::Api) {
         let message =
             format!("{bind} serves Hooks and Api from one process that others can reach: give each its entry");
+        judge.warn(&["http", i, "serve"], message);
+    }
+    if serve.contains(&Serve::Metrics) && entry.allow.is_none() {
+        let message = format!(
+            "whoever reaches {bind} can read the names and the states of all apps: say in `allow` who may, or serve \
+             Metrics on 127.0.0.1"
+        );
         judge.warn(&["http", i, "serve"], message);
     }
 }

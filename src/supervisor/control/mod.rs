@@ -13,7 +13,7 @@ use super::{
     veil,
 };
 use crate::{
-    domain::api::{Ask, Said, Saying},
+    domain::api::{Ask, Request, Said, Saying},
     os::{channel::Channel, socket, users, watched::Watched},
 };
 
@@ -33,6 +33,8 @@ pub enum From {
     Local { uid: u32, user: Option<String>, groups: Vec<String> },
     /// A people channel; who it is stands in the token.
     People,
+    /// A metrics channel, which asks for these alone.
+    Metrics,
 }
 
 /// The way back to whoever asked.
@@ -143,6 +145,11 @@ pub fn people(channel: Channel, events: Events) {
     tokio::spawn(serve(channel, From::People, events));
 }
 
+/// Serves a listener's metrics channel.
+pub fn metrics(channel: Channel, events: Events) {
+    tokio::spawn(serve(channel, From::Metrics, events));
+}
+
 async fn serve(channel: Channel, from: From, events: Events) {
     if let Err(error) = talk(channel, from, events, None).await {
         debug!(%error, "a client is gone");
@@ -183,6 +190,9 @@ async fn talk(channel: Channel, from: From, events: Events, first: Option<Ask>) 
             frame = channel.next() => {
                 let mut frame = frame?;
                 let ask: Ask = frame.message()?;
+                if matches!(from, From::Metrics) && !matches!(ask.request, Request::Metrics) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "it may not ask for this"));
+                }
                 if matches!(from, From::People) && ask.request.streams() {
                     // On the shared channel it would stand in everybody's way, or be given away.
                     let Some(socket) = frame.fds.pop().filter(|_| !is_stream) else {
@@ -194,5 +204,35 @@ async fn talk(channel: Channel, from: From, events: Events, first: Option<Ask>) 
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_a_metrics_channel_nothing_else_can_be_asked() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let (events, mut heard) = mpsc::unbounded_channel();
+            for request in [Request::Metrics, Request::Status { apps: Vec::new() }, Request::Shutdown { now: true }] {
+                let (ours, theirs) = Channel::pair().unwrap();
+                metrics(ours, events.clone());
+                let mut theirs = Watched::new(Channel::new(theirs)).unwrap();
+                let passes = matches!(request, Request::Metrics);
+                let ask = Ask { ticket: 1, token: None, address: None, wait: false, timeout: None, request };
+                theirs.queue(&ask, &[], None);
+                assert!(theirs.flush().unwrap());
+                if passes {
+                    assert!(
+                        matches!(heard.recv().await, Some(Event::Asked(asked)) if matches!(asked.from, From::Metrics))
+                    );
+                } else {
+                    assert!(theirs.next().await.is_err(), "the channel is closed");
+                    assert!(heard.try_recv().is_err(), "and nobody heard of it");
+                }
+            }
+        });
     }
 }

@@ -26,14 +26,14 @@ mod tests;
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::veil;
-use crate::os::mask::with_all_blocked;
+use crate::{domain::api::Deliveries, os::mask::with_all_blocked};
 
 pub use say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told, Unfinished};
 
@@ -48,12 +48,18 @@ struct Inbox {
     commands: Mutex<Vec<Command>>,
     /// Readable while there may be commands.
     wake: EventFd,
+    /// What became of the deliveries since the start.
+    heard: Mutex<Deliveries>,
     /// Transactions so far.
     #[cfg(test)]
     commits: std::sync::atomic::AtomicU64,
 }
 
 impl Inbox {
+    fn heard(&self) -> MutexGuard<'_, Deliveries> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Vec<Command> {
         // The count is of no interest; "would block" says that nobody called.
         let _ = self.wake.read();
@@ -72,12 +78,19 @@ impl Ledger {
         let inbox = Arc::new(Inbox {
             commands: Mutex::new(Vec::new()),
             wake,
+            heard: Mutex::default(),
             #[cfg(test)]
             commits: std::sync::atomic::AtomicU64::new(0),
         });
         let state = thread::State::new(path.to_owned(), tell, Arc::clone(&inbox));
         let thread = with_all_blocked(|| std::thread::Builder::new().name("ledger".to_owned()).spawn(|| state.run()))?;
         Ok(Self { inbox, thread })
+    }
+
+    /// What became of the deliveries since the start.
+    #[must_use]
+    pub fn deliveries(&self) -> Deliveries {
+        *self.inbox.heard()
     }
 
     /// Hands a command over; never blocks.

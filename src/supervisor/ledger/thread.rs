@@ -25,7 +25,7 @@ use super::{
 };
 use crate::domain::{
     access::MadeToken,
-    api::{Answer, DeployState, DeployView, EventKind},
+    api::{Answer, Deliveries, DeliveryState, DeployState, DeployView, EventKind},
     deploy::accept::Snapshot,
     model::{AppName, At, CommitId, DeliveryId, DeployId},
 };
@@ -116,6 +116,8 @@ impl Write {
 struct Done {
     answers: Vec<(usize, Answer)>,
     told: Vec<Told>,
+    /// What became of those that the store had to be asked about.
+    heard: Deliveries,
     /// Apps that got rows, `None` for rows of no app.
     touched: BTreeSet<Option<AppName>>,
 }
@@ -309,6 +311,7 @@ impl State {
                         Some((answer, passed)) => {
                             self.hooks.answer(one.listener, &answer);
                             self.last_delivery = number;
+                            self.inbox.heard().count(passed.row.state, passed.unmatched);
                             self.passed.push(passed);
                             self.wait_at_most(FRUITLESS_WAIT);
                         }
@@ -399,6 +402,7 @@ impl State {
                 |kept| {
                     done.touched.extend(kept.told.iter().filter_map(subject));
                     done.told.extend(kept.told);
+                    done.heard.count(kept.state, kept.unmatched);
                     kept.answer
                 },
             );
@@ -523,6 +527,7 @@ impl State {
         self.count_deliveries();
         self.hurried = false;
         self.due = None;
+        self.inbox.heard().add(done.heard);
         if self.trouble.take().is_some() {
             tracing::info!("{}: takes what comes again", self.path.display());
             done.told.insert(0, Told::Recovered);
@@ -554,6 +559,7 @@ impl State {
     /// Refused deliveries wait for the next commit; the oldest go when there are too many.
     fn remember(&mut self, refused: NewDelivery) {
         self.wait_at_most(FRUITLESS_WAIT);
+        self.inbox.heard().count(DeliveryState::Refused, false);
         self.refused.push_back(refused);
         while self.refused.len() > keep::REFUSED as usize {
             self.refused.pop_front();

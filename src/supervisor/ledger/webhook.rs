@@ -5,16 +5,15 @@ use std::{borrow::Cow, collections::BTreeMap, fs::File, io, os::fd::OwnedFd, os:
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rusqlite::Connection;
-use serde_json::{Value, json};
 
 use super::{
     deliveries::{self, NewDelivery},
     deploys::{self, Same},
-    journal,
+    journal, rows,
     say::{NewEvent, Told},
 };
 use crate::domain::{
-    api::{Answer, By, DeliveryState, DeployView, EventKind, MAX_BODY, RawDelivery},
+    api::{Answer, By, DeliveryState, DeployOf, DeployView, EventKind, Heard, MAX_BODY, ProblemView, RawDelivery},
     deploy::accept::{App, Outcome, Sender, Snapshot, Unproven, judge, outcome},
     hook::{self, Change, Dialect, Headers, Kind, Parsed, What},
     model::{AppName, At, CommitId, DeliveryId, Secret},
@@ -133,6 +132,9 @@ pub(super) struct Kept {
     pub id: DeliveryId,
     pub answer: Answer,
     pub told: Vec<Told>,
+    pub state: DeliveryState,
+    /// No app deploys its repository.
+    pub unmatched: bool,
 }
 
 /// What a delivery that deploys nothing is recorded as.
@@ -148,6 +150,8 @@ pub(super) struct Passed {
     pub id: DeliveryId,
     pub row: NewDelivery,
     pub events: Vec<NewEvent>,
+    /// No app deploys its repository.
+    pub unmatched: bool,
 }
 
 /// What the config says of a delivery.
@@ -185,7 +189,7 @@ pub(super) fn pass(proven: &Proven<'_>, snapshot: &Snapshot, id: DeliveryId) -> 
     };
     let (row, apps) = fruitless_row(proven, &apps, &what);
     let (answer, events) = fruitless_words(proven, id, &apps, &what);
-    Some((answer, Passed { id, row, events }))
+    Some((answer, Passed { id, row, events, unmatched: what.is_unmatched() }))
 }
 
 /// Records a proven delivery and queues its deploys, inside the transaction that is open.
@@ -267,10 +271,10 @@ fn accept(
         let event = event(proven, Some(change), id, Some(app), DeliveryState::Accepted, None);
         told.push(Told::Event(journal::append_event(connection, &event)?));
     }
-    let listed: Vec<Value> = queued.iter().map(|deploy| json!({"app": deploy.app, "id": deploy.id})).collect();
-    let answer = success(proven, 202, &json!({"delivery": id, "deploys": listed}));
+    let deploys = queued.iter().map(|deploy| DeployOf { app: deploy.app.clone(), id: deploy.id }).collect();
+    let answer = success(proven, 202, &Heard::Accepted { delivery: id, deploys });
     told.push(Told::Accepted { deploys: queued });
-    Ok(Kept { id, answer, told })
+    Ok(Kept { id, answer, told, state: DeliveryState::Accepted, unmatched: false })
 }
 
 fn fruitless(
@@ -283,7 +287,8 @@ fn fruitless(
     let id = deliveries::append(connection, &row)?;
     let (answer, events) = fruitless_words(proven, id, &apps, what);
     let told = events.iter().map(|event| journal::append_event(connection, event).map(Told::Event));
-    Ok(Kept { id, answer, told: told.collect::<rusqlite::Result<_>>()? })
+    let told = told.collect::<rusqlite::Result<_>>()?;
+    Ok(Kept { id, answer, told, state: what.state(), unmatched: what.is_unmatched() })
 }
 
 impl Fruitless {
@@ -292,6 +297,10 @@ impl Fruitless {
             Self::Pong => "ping",
             Self::Unmatched(reason) | Self::Skipped(reason) | Self::Duplicate(_, reason) => reason,
         }
+    }
+
+    fn is_unmatched(&self) -> bool {
+        matches!(self, Self::Unmatched(_))
     }
 
     fn state(&self) -> DeliveryState {
@@ -314,10 +323,12 @@ fn fruitless_words(proven: &Proven<'_>, id: DeliveryId, apps: &[AppName], what: 
     let event = |app| event(proven, shown(proven), id, app, what.state(), Some(what.reason()));
     let events = if apps.is_empty() { vec![event(None)] } else { apps.iter().map(|app| event(Some(app))).collect() };
     let body = match what {
-        Fruitless::Pong => json!({"pong": true}),
-        Fruitless::Unmatched(_) => json!({"delivery": id, "skipped": "no app deploys this repository"}),
-        Fruitless::Skipped(reason) => json!({"delivery": id, "skipped": reason}),
-        Fruitless::Duplicate(of, _) => json!({"delivery": id, "duplicate_of": of}),
+        Fruitless::Pong => Heard::Pong { pong: true },
+        Fruitless::Unmatched(_) => {
+            Heard::Skipped { delivery: id, skipped: "no app deploys this repository".to_owned() }
+        }
+        Fruitless::Skipped(reason) => Heard::Skipped { delivery: id, skipped: reason.clone() },
+        Fruitless::Duplicate(of, _) => Heard::Duplicate { delivery: id, duplicate_of: *of },
     };
     (success(proven, 200, &body), events)
 }
@@ -422,11 +433,11 @@ fn blank(incoming: &Incoming) -> NewDelivery {
     }
 }
 
-fn success(proven: &Proven<'_>, status: u16, body: &Value) -> Answer {
-    Answer { ticket: proven.incoming.raw.ticket, status, body: body.to_string(), retry_after: None }
+fn success(proven: &Proven<'_>, status: u16, body: &Heard) -> Answer {
+    Answer { ticket: proven.incoming.raw.ticket, status, body: rows::json(body), retry_after: None }
 }
 
 fn problem(ticket: u64, status: u16, title: &str, detail: &str, retry_after: Option<u32>) -> Answer {
-    let body = json!({"type": "about:blank", "title": title, "status": status, "detail": detail});
-    Answer { ticket, status, body: body.to_string(), retry_after }
+    let body = rows::json(&ProblemView::new(status, title, detail));
+    Answer { ticket, status, body, retry_after }
 }

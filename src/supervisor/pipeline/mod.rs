@@ -213,6 +213,9 @@ impl Supervisor {
         if view.ended_at.is_some() {
             self.end_deploy_log(view.id);
         }
+        if view.state.is_end() && before != Some(view.state) {
+            self.tally.deployed(&view);
+        }
         self.ledger.send(Command::Update { deploy: view, attempts, ticket: Some(ticket) });
     }
 

@@ -90,11 +90,24 @@ impl PartialEq for Http {
     }
 }
 
-/// What a listener serves. The dashboard and metrics come later.
+/// What a listener serves. The dashboard comes later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub enum Serve {
     Hooks,
     Api,
+    Metrics,
+}
+
+impl Serve {
+    /// As status and the listener's command line have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Hooks => "hooks",
+            Self::Api => "api",
+            Self::Metrics => "metrics",
+        }
+    }
 }
 
 /// A bearer token of the config file.
