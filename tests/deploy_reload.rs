@@ -193,6 +193,11 @@ fn nginx_takes_its_config_from_a_release() {
     assert_eq!((server.main_pid("site"), server.instance("site")["release"].clone()), (pid, second["release"].clone()));
     assert!(fs::read_to_string(home(&server, "site").join("current/nginx.conf")).unwrap().contains("two"));
 
+    // nginx keeps the old workers for 100 ms beside the new ones, and either may be asked.
+    server.until("the broken one's worker is gone", |_| {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        (children.split_whitespace().count() == 1).then_some(())
+    });
     server.edit_config("settle: \"5m\"", "settle: \"20ms\"");
     server.ok(&["reload"]);
     server.ok(&["rollback", "site"]);

@@ -202,7 +202,7 @@ impl Instance {
             self.said.reloading = true;
             self.note("reloading".into(), out);
         }
-        self.said_reloading(notice, out);
+        self.said_reloading(notice, app, out);
         if notice.watchdog_every.is_some() || notice.watchdog == Some(Watchdog::Alive) {
             self.listen(app, now);
         }

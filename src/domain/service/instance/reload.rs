@@ -84,13 +84,13 @@ impl Instance {
             config::Reload::Signal(_) if speaks => reload.stage = Stage::Told { since },
             // While the command ran it has begun, and maybe ended.
             config::Reload::Exec(_) if speaks && self.said.reloading => reload.stage = Stage::Begun,
-            _ => self.has_reloaded(out),
+            _ => self.has_reloaded(app, out),
         }
         None
     }
 
     /// What it says may be what a reload waits for.
-    pub(super) fn said_reloading(&mut self, notice: &Notice, out: &mut Vec<Action>) {
+    pub(super) fn said_reloading(&mut self, notice: &Notice, app: &config::App, out: &mut Vec<Action>) {
         let State::Ready { reload: Some(reload), .. } = &mut self.state else { return };
         if let Stage::Told { since } = reload.stage
             && notice.reloading
@@ -99,14 +99,15 @@ impl Instance {
             reload.stage = Stage::Begun;
         }
         if notice.ready && reload.stage == Stage::Begun {
-            self.has_reloaded(out);
+            self.has_reloaded(app, out);
         }
     }
 
-    fn has_reloaded(&mut self, out: &mut Vec<Action>) {
+    fn has_reloaded(&mut self, app: &config::App, out: &mut Vec<Action>) {
         if let State::Ready { reload, .. } = &mut self.state {
             *reload = None;
             self.note("has taken the release".into(), out);
+            self.question(app, out);
         }
     }
 
