@@ -12,7 +12,7 @@ use std::{
 };
 
 use hyper::{
-    Request, Response, Version,
+    Request, Response, StatusCode, Version,
     body::{Body, Bytes, Incoming},
     header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
     server::conn::http1,
@@ -29,11 +29,12 @@ use tokio::{
 };
 
 use super::{
-    answer::Content,
+    answer::{Content, json_text},
     guests::{Guest, Guests},
     peeked::{self, Peeked},
     tls::Tls,
 };
+use crate::domain::api::ProblemView;
 
 /// From a request's first byte to its whole head.
 const HEAD_TIME: Duration = Duration::from_secs(30);
@@ -56,16 +57,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for want of descriptors or memory.
 const BREATH: Duration = Duration::from_millis(100);
-
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: application/problem+json\r\n\
-    Content-Length: 113\r\nConnection: close\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"too many requests are being answered\"}";
-const TOO_MANY: &[u8] =
-    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nContent-Type: application/problem+json\r\n\
-    Content-Length: 110\r\nConnection: close\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\
-    \"detail\":\"too many connections of one address\"}";
 
 /// Who answers behind the doors.
 pub(super) trait Desk {
@@ -107,12 +98,31 @@ async fn next(listener: &TcpListener, guests: &Rc<Guests>) -> (TcpStream, Guest)
             Ok((stream, peer)) => match guests.welcome(seat, peer.ip().to_canonical()) {
                 Some(guest) => return (stream, guest),
                 // Best effort: a fresh socket has room for it.
-                None => drop(stream.try_write(TOO_MANY)),
+                None => drop(stream.try_write(&too_many())),
             },
             Err(error) if gone(&error) => {}
             Err(_) => sleep(BREATH).await,
         }
     }
+}
+
+fn too_many() -> Vec<u8> {
+    turned_away(StatusCode::TOO_MANY_REQUESTS, "too many connections of one address")
+}
+
+fn busy() -> Vec<u8> {
+    turned_away(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered")
+}
+
+/// A whole answer for whoever does not get as far as hyper.
+fn turned_away(status: StatusCode, detail: &str) -> Vec<u8> {
+    let body = json_text(&ProblemView::new(status.as_u16(), status.canonical_reason().unwrap_or("Error"), detail));
+    let head = format!(
+        "HTTP/1.1 {status}\r\nRetry-After: 5\r\nContent-Type: application/problem+json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    (head + &body).into_bytes()
 }
 
 /// The peer went before it was accepted: no reason to pause.
@@ -171,7 +181,7 @@ where
             }
         }
         let Some(_turn) = guest.turn().await else {
-            let _ = stream.write_all(BUSY).await;
+            let _ = stream.write_all(&busy()).await;
             return linger(stream).await;
         };
         // Larger than the rest, and not there most of the time.
@@ -334,9 +344,13 @@ mod tests {
 
     #[test]
     fn what_is_said_at_the_door_is_whole() {
-        let text = std::str::from_utf8(TOO_MANY).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["status"], 429);
+        for (status, said) in [("429 Too Many Requests", too_many()), ("503 Service Unavailable", busy())] {
+            let text = std::str::from_utf8(&said).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head}");
+            assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{head}");
+            let shown = serde_json::from_str::<serde_json::Value>(body).unwrap()["status"].to_string();
+            assert_eq!(shown, status[..3]);
+        }
     }
 }
