@@ -35,11 +35,14 @@ impl Certificates {
         Self(entries(config).map(|(_, tls)| (tls.clone(), read(tls, now))).collect())
     }
 
+    fn known(&self, tls: &Tls) -> Option<&Found> {
+        self.0.iter().find(|(known, _)| known == tls).map(|(_, found)| found)
+    }
+
     /// # Errors
     /// Why the entry cannot be served.
     pub fn of(&self, tls: &Tls) -> Found {
-        let found = self.0.iter().find(|(known, _)| known == tls);
-        found.map_or_else(|| Err("its certificate was not read".to_owned()), |(_, found)| found.clone())
+        self.known(tls).cloned().unwrap_or_else(|| Err("its certificate was not read".to_owned()))
     }
 
     /// All that are of use.
@@ -50,20 +53,16 @@ impl Certificates {
     /// What is wrong here that was not, or did not matter, before.
     #[must_use]
     pub fn faults(&self, before: &Self) -> Vec<String> {
-        let new = self.0.iter().filter(|(tls, _)| before.was_well_or_unknown(tls));
+        let new = self.0.iter().filter(|(tls, _)| before.known(tls).is_none_or(Result::is_ok));
         new.filter_map(|(_, found)| found.clone().err()).collect()
-    }
-
-    fn was_well_or_unknown(&self, tls: &Tls) -> bool {
-        self.0.iter().find(|(known, _)| known == tls).is_none_or(|(_, found)| found.is_ok())
     }
 
     /// The entries that have another certificate than before.
     #[must_use]
     pub fn renewed(&self, before: &Self, config: &Config) -> Vec<SocketAddr> {
         let is_new = |tls: &Tls| {
-            let known = before.0.iter().find(|(known, _)| known == tls);
-            known.zip(self.of(tls).ok()).is_some_and(|((_, old), new)| old.as_ref() != Ok(&new))
+            let renewed = before.known(tls).zip(self.known(tls));
+            renewed.is_some_and(|(old, new)| new.is_ok() && old != new)
         };
         entries(config).filter(|(_, tls)| is_new(tls)).map(|(http, _)| http.bind).collect()
     }
