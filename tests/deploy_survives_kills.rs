@@ -13,7 +13,7 @@ mod server;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -22,7 +22,7 @@ use std::{
 use deploying::*;
 use forge::Forge;
 use serde_json::Value;
-use server::{Repo, Server, processes, unique};
+use server::{Repo, Server, free_address, processes, unique};
 
 /// Stands at a gate while it starts, once it is told to end, or not at all: as its commit says.
 const GATED: &str = r#"
@@ -208,7 +208,7 @@ fn a_terminated_supervisor_does_the_deploy_at_its_next_start() {
 
 /// An app that says when it is ready, and a free port for it.
 fn gated() -> (Server, Repo, Gate, SocketAddr) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = free_address();
     let apps = site("stop: (timeout: \"2s\"),", "")
         .replace("[\"/bin/sh\", \"app.sh\"]", "\"python3 app.py $DIR/held\"")
         .replace("After(\"20ms\")", &format!("Tcp(addr: \"{port}\", within: \"20s\")"))
@@ -320,7 +320,7 @@ fn kills_under_a_stream_of_deliveries() {
     let busy = "exec 9>>$EVERHOOK_CACHE/busy; flock -n 9 || echo twice >> $EVERHOOK_CACHE/twice; cp VERSION built";
     let (mut server, repo) = world("", &format!("build: [\"{busy}\"]"));
     // The forge knows one address.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = free_address();
     server.edit_config("127.0.0.1:0", &port.to_string());
     start_live(&mut server);
     let done = AtomicBool::new(false);

@@ -7,9 +7,9 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
-use server::{Repo, Server};
+use server::{Repo, Server, free_address};
 
 /// A server in Python that answers with the file VERSION.
 const APP: &str = r#"
@@ -23,10 +23,6 @@ class H(http.server.BaseHTTPRequestHandler):
     def log_message(self, *a): print("served", self.path, flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()
 "#;
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn site(port: u16) -> String {
     format!(
@@ -44,7 +40,7 @@ fn served(port: u16) -> String {
 
 #[test]
 fn a_push_goes_live_and_a_bad_one_is_taken_back() {
-    let port = free_port();
+    let port = free_address().port();
     let mut server = Server::with_apps(&site(port));
     let repo = Repo::new(server.path().join("repo"), &[("app.py", APP), ("VERSION", "v1")]);
     server.start();

@@ -13,7 +13,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use server::{Repo, Server, text};
+use server::{Repo, Server, free_address, text};
 
 const RESTARTS: usize = 10;
 /// Clients that keep their connection, and ask once a second each.
@@ -34,7 +34,7 @@ const RATE: u64 = 200;
 
 /// The app of this entry, whose socket is on a port that is free now.
 fn app(name: &str, entry: &str) -> (Server, SocketAddr) {
-    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let at = free_address();
     let entry = entry.replace("@PORT@", &at.port().to_string()).replace("@PRELOAD@", "@DIR@/everhook.cjs");
     let server = Server::with_apps(&format!("\"{name}\": (sockets: {{\"http\": \"{at}\"}}, {entry})"));
     let release = include_str!("support/apps/release.cjs");

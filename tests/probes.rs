@@ -10,7 +10,7 @@ mod server;
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use server::{Server, processes, unique};
+use server::{Server, free_address, processes, unique};
 
 /// An HTTP server of a few lines: `serve.py ADDRESS`, which is a port of 127.0.0.1 or a path. What the
 /// file `answer` beside it holds is the status; none: it does not answer.
@@ -47,11 +47,6 @@ fn write(server: &Server, name: &str, text: &str) {
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Causes of an app's events of this end state, oldest first.
@@ -153,7 +148,7 @@ fn a_command_decides_and_is_ended_with_its_tree() {
 
 #[test]
 fn what_fails_or_hangs_is_restarted_after_so_many_failures() {
-    let ports = [free_port(), free_port()];
+    let ports = [free_address().port(), free_address().port()];
     let app = |name: &str, port: u16, timeout: &str| {
         format!(
             r#""{name}": (command: ["python3", "@DIR@/{name}/serve.py", "{port}"], ready: Tcp(addr: "127.0.0.1:{port}"),
@@ -259,7 +254,7 @@ fn probe_commands_are_the_apps_user() {
 fn beside_an_old_one_no_hung_or_failing_one_is_taken_for_ready() {
     const APPS: usize = 10;
     const ROUNDS: usize = 5;
-    let ports: Vec<u16> = (0..APPS).map(|_| free_port()).collect();
+    let ports: Vec<u16> = (0..APPS).map(|_| free_address().port()).collect();
     let app = |(n, port): (usize, &u16)| {
         let probe = if n % 4 == 0 {
             format!("Tcp(addr: \"127.0.0.1:{port}\"")
@@ -310,7 +305,7 @@ fn beside_an_old_one_no_hung_or_failing_one_is_taken_for_ready() {
 
 #[test]
 fn a_held_socket_that_nobody_accepts_from_makes_nothing_ready_and_nothing_well() {
-    let (port, live) = (free_port(), free_port());
+    let (port, live) = (free_address().port(), free_address().port());
     let server = Server::with_apps(&format!(
         r#""sleeper": (command: ["sleep", "1000"], sockets: {{"http": "127.0.0.1:{port}"}}, restart: (policy: Never),
              ready: Tcp(addr: "localhost:{port}", within: "3s")),

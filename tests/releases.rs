@@ -11,7 +11,7 @@ mod server;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     process::{Child, Command, Stdio},
     sync::{
@@ -23,7 +23,7 @@ use std::{
 };
 
 use deploying::*;
-use server::{LIMIT, Repo, Server, text};
+use server::{LIMIT, Repo, Server, free_address, text};
 
 /// `site` without a command.
 fn folder(deploy: &str) -> (Server, Repo) {
@@ -41,7 +41,7 @@ struct Nginx {
 
 impl Nginx {
     fn serving(server: &Server) -> Self {
-        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let at = free_address();
         let work = server.path().join("nginx");
         fs::create_dir(&work).unwrap();
         fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).unwrap();
@@ -289,7 +289,7 @@ server.server_close()
 
 #[test]
 fn an_instance_stays_in_the_release_that_it_was_started_in() {
-    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let at = free_address();
     let ready = format!("Http(url: \"http://{at}/page.html\")");
     let apps = site(&format!("sockets: {{\"http\": \"{at}\"}},"), "").replace("After(\"20ms\")", &ready);
     let (mut server, repo) = world_with(&apps);

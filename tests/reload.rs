@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     os::unix::fs::{PermissionsExt, symlink},
     process::{Command, Stdio},
 };
@@ -20,7 +20,7 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 use serde_json::{Value, json};
-use server::Server;
+use server::{Server, free_address};
 
 const APPS: &str = r#""one": (command: ["sleep", "1001"], ready: Immediate, env_file: "@DIR@/one.env", restart: (policy: Always, first: "10ms")),
     "two": (command: ["sleep", "1002"], ready: Immediate, env: {"COLOUR": "red"}),
@@ -68,10 +68,6 @@ fn environ(server: &Server, app: &str) -> String {
         let environ = fs::read(format!("/proc/{}/environ", s.main_pid(app))).unwrap();
         (!environ.is_empty()).then(|| String::from_utf8(environ).unwrap())
     })
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::{
 };
 
 use serde_json::Value;
-use server::{Repo, Server};
+use server::{Repo, Server, free_address};
 
 const HELD: &str = include_str!("support/apps/held.py");
 
@@ -158,7 +158,7 @@ fn a_reload_with_another_port_and_several_copies_goes_one_by_one() {
     let server = web(r#""http": "127.0.0.1:0""#, "instances: 2");
     server.wait_state("web", "ready");
     let before = address(&server, "http");
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = free_address();
     server.edit_config("127.0.0.1:0\"}", &format!("{free}\"}}"));
     server.ok(&["reload"]);
     server.until("both are new", |s| {

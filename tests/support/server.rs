@@ -5,7 +5,8 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -18,15 +19,29 @@ use std::{
 };
 
 use hmac::{Hmac, KeyInit, Mac};
+use rustix::net::{AddressFamily, SocketType, sockopt::set_socket_reuseaddr};
 use serde_json::Value;
 use sha2::Sha256;
 
 use super::http;
 
 /// Nothing that a test waits for takes longer.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// The secret in `@DIR@/secret`.
 pub const SECRET: &str = "s3cret";
+
+/// An address that nobody listens on and that the kernel gives to nobody else while this test process
+/// lives: a socket stays bound to it without listening, which keeps nobody out who sets SO_REUSEADDR,
+/// as servers do.
+pub fn free_address() -> SocketAddr {
+    static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    set_socket_reuseaddr(&socket, true).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+    HELD.lock().unwrap().push(socket);
+    address
+}
 
 pub struct Server {
     dir: tempfile::TempDir,
