@@ -27,8 +27,8 @@ const APPS: &str = r#""site": (command: ["sleep", "1000"], ready: Immediate,
     "other": (command: ["sleep", "1000"], ready: Immediate)"#;
 /// Signed deliveries during an attack.
 const DELIVERIES: usize = 4;
-/// KiB of memory that the listener never needs.
-const MEMORY: u64 = 64 * 1024;
+/// KiB of memory that the listener never needs, as it is built for tests.
+const MEMORY: u64 = 96 * 1024;
 
 struct World {
     server: Server,

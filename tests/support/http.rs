@@ -81,6 +81,11 @@ impl Client {
         String::from_utf8_lossy(&self.read).split(' ').nth(1)?.parse().ok()
     }
 
+    /// Waits for the first byte of an answer; false: the peer closed before.
+    pub fn hears(&mut self) -> bool {
+        !self.read.is_empty() || self.more()
+    }
+
     /// Reads until the peer closes.
     pub fn rest(&mut self) {
         while self.more() {}
