@@ -66,7 +66,16 @@ impl Events {
         let who = instance.or_else(|| event.app.as_ref().map(ToString::to_string)).unwrap_or_else(|| "-".into());
         let at = screen.paint(DIM, &local_time(event.at));
         let what = format!("{who:<14}  {:<10}  {:<22}", event.kind.to_string(), visible(&transition(event)));
-        let why: Vec<String> = [&event.cause, &event.detail].into_iter().flatten().map(|text| visible(text)).collect();
-        screen.line(format!("{at}  {what}  {}", why.join("; ")).trim_end())
+        // What an app said last stands in lines of its own below.
+        let (detail, words) = match &event.detail {
+            Some(detail) if detail.contains('\n') => (None, Some(detail)),
+            detail => (detail.as_ref(), None),
+        };
+        let why: Vec<String> = [event.cause.as_ref(), detail].into_iter().flatten().map(|text| visible(text)).collect();
+        screen.line(format!("{at}  {what}  {}", why.join("; ")).trim_end())?;
+        words
+            .iter()
+            .flat_map(|words| words.lines())
+            .try_for_each(|line| screen.line(&format!("    | {}", visible(line))))
     }
 }

@@ -112,7 +112,7 @@ impl Logger {
                     eprintln!("everhook logger: standard output: {error}");
                 }
             }
-            ToLogger::Tail { ticket, path, n } => self.tail(ticket, &path, n),
+            ToLogger::Tail { ticket, path, n, run } => self.tail(ticket, &path, n, run),
             ToLogger::Serve { feeds, token, wish } => self.serve(feeds, token, wish, fds.pop()),
             ToLogger::Dismiss { token } => self.dismiss_of(&token),
             ToLogger::End { path } => self.end(&path),
@@ -185,10 +185,11 @@ impl Logger {
         true
     }
 
-    fn tail(&mut self, ticket: u64, path: &Path, n: u32) {
+    fn tail(&mut self, ticket: u64, path: &Path, n: u32, run: Option<At>) {
         let (lines, refusal) = if read::is_below(path, &self.logs) {
             let form = self.drain_into(path).map_or(Form::Raw, |sink| sink.form);
-            match read::lines(path, form, n as usize) {
+            let run = run.and_then(|at| runs::begun_at(path, at));
+            match read::lines(path, form, n as usize, run) {
                 Ok(lines) => (lines, None),
                 Err(e) => (Vec::new(), Some(Refusal::new(RefusalKind::Failed, format!("{}: {e}", path.display())))),
             }

@@ -84,6 +84,23 @@ fn shorten(runs: &Path) -> io::Result<()> {
     fs::rename(aside, runs)
 }
 
+/// Begin of the run that began at this moment, and its end where another one has begun since; `None` where
+/// nothing is known of it. The log is that of one stream.
+#[must_use]
+pub fn begun_at(log: &Path, at: At) -> Option<(Place, Option<Place>)> {
+    let files = Files::of(log)?;
+    let stream = if log == files.out { Stream::Out } else { Stream::Err };
+    let text = fs::read_to_string(&files.runs).ok()?;
+    let mut later = None;
+    for place in text.lines().rev().filter_map(|line| place(line, stream)) {
+        if place.at <= at {
+            return (place.at == at).then_some((place, later));
+        }
+        later = Some(place);
+    }
+    None
+}
+
 /// Begin and end of the run before the current one; `None` where there was none.
 ///
 /// # Errors

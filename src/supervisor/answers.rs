@@ -14,7 +14,7 @@ use super::{
 use crate::domain::{
     api::{DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, RefusalKind, Reply, Saying, ToLogger},
     deploy,
-    model::AppName,
+    model::{AppName, At},
     outbox,
 };
 
@@ -87,7 +87,7 @@ impl Supervisor {
         self.ask_ledger(query, move |supervisor, found| match found {
             Ok(Reply::Deploy { deploy, .. }) => {
                 let path = supervisor.layout.deploy_log(deploy.id);
-                supervisor.tail(path, SHOWN_LINES, move |_, log| {
+                supervisor.tail(path, SHOWN_LINES, None, move |_, log| {
                     reply.say(Saying::Done(Reply::Deploy { deploy, log }));
                 });
             }
@@ -98,14 +98,20 @@ impl Supervisor {
         });
     }
 
-    /// Has the logger read the last lines of a file; none while there is no logger.
-    pub fn tail(&mut self, path: PathBuf, n: u32, then: impl FnOnce(&mut Supervisor, Vec<String>) + Send + 'static) {
+    /// Has the logger read the last lines of a file, or of the run that was marked with this moment; none while there is no logger.
+    pub fn tail(
+        &mut self,
+        path: PathBuf,
+        n: u32,
+        run: Option<At>,
+        then: impl FnOnce(&mut Supervisor, Vec<String>) + Send + 'static,
+    ) {
         if !self.logger.is_there() {
             return then(self, Vec::new());
         }
         let ticket = self.ticket();
         self.tails.insert(ticket, Box::new(then));
-        self.logger.tell(ToLogger::Tail { ticket, path, n }, None);
+        self.logger.tell(ToLogger::Tail { ticket, path, n, run }, None);
     }
 
     /// The logger said something.

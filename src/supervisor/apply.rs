@@ -199,9 +199,10 @@ impl Supervisor {
         let run = self.apps.get(&id.app).and_then(|app| Some((app.spec(), app.run(id.seat)?)));
         let Some(((spec, run), shell)) = run.zip(self.shells.get_mut(&id.app)) else { return };
         let (mut unmet, mut empty) = (Vec::new(), false);
+        let began = crate::os::clock::now().wall;
         if let Some(seat) = shell.seat_mut(id.seat) {
             (seat.killed, seat.unkillable, seat.session) = (false, None, None);
-            seat.words = words::Words::default();
+            seat.words = words::Words::of(began);
             unmet = seat.begin_limits(&spec.limits);
             empty = [&seat.kit.out, &seat.kit.err]
                 .into_iter()
@@ -210,7 +211,7 @@ impl Supervisor {
         let instance = id.instance();
         match instance_spec(spec, run.release.as_deref(), id, shell, &self.me) {
             Ok(mut order) => {
-                order.gate = self.logger.mark(&instance, empty);
+                order.gate = self.logger.mark(&instance, began, empty);
                 self.spawn(Owner::Seat(id.clone()), order);
                 self.limits_begun(id, unmet);
             }

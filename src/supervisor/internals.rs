@@ -24,7 +24,7 @@ use crate::{
     domain::{
         api::{EventKind, FromLogger, InstanceState, Sink, Stream, ToLogger},
         config::{Config, Identity},
-        model::{Exit, InstanceId, Veil},
+        model::{At, Exit, InstanceId, Veil},
     },
     os::{
         channel::Channel,
@@ -179,10 +179,10 @@ impl Logger {
     ///
     /// Of FIFOs that are `empty` the logger has all of the run before, so that the program need not wait for it,
     /// but only until the message is on its way: see `heed_marks` of the logger.
-    pub fn mark(&self, instance: &InstanceId, empty: bool) -> Option<Arc<OwnedFd>> {
+    pub fn mark(&self, instance: &InstanceId, at: At, empty: bool) -> Option<Arc<OwnedFd>> {
         let to = self.to.as_ref()?;
         let (ours, theirs) = std::io::pipe().ok()?;
-        let message = ToLogger::Mark { source: instance.to_string(), at: crate::os::clock::now().wall };
+        let message = ToLogger::Mark { source: instance.to_string(), at };
         let theirs = theirs.into();
         let (fds, gate) = if empty { (Vec::new(), Some(theirs)) } else { (vec![theirs], None) };
         let _ = to.send(Outgoing { message, fds, gate });

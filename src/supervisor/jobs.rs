@@ -476,7 +476,7 @@ impl Supervisor {
             (Some(deploy), _) => {
                 let path = self.layout.deploy_log(deploy);
                 let (app, left) = (job.app, job.left);
-                self.tail(path, LAST_LINES, move |supervisor, lines| {
+                self.tail(path, LAST_LINES, None, move |supervisor, lines| {
                     // Not before: the last line is the reason of a failure, and the job's own.
                     if let Some(left) = left {
                         supervisor.add_to_deploy_log(&app, &left);

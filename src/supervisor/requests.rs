@@ -295,7 +295,7 @@ impl Supervisor {
             Request::TokenRevoke { name } => return self.revoke_token(wish, name),
             Request::DeployLog { id, n } => {
                 let reply = wish.reply;
-                self.tail(self.layout.deploy_log(id), n, move |_, lines| {
+                self.tail(self.layout.deploy_log(id), n, None, move |_, lines| {
                     reply.say(Saying::Done(Reply::Lines(lines)));
                 });
             }

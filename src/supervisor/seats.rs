@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, time::Instant};
 
 use super::{jobs::JobId, limits, prepare, probe, sockets::Sockets, words};
 use crate::domain::{
-    model::{AppName, InstanceId},
+    model::{AppName, At, InstanceId},
     service::Seat,
 };
 
@@ -142,7 +142,7 @@ impl SeatShell {
             pidfd: None,
             main: None,
             health: probe::Health::default(),
-            words: words::Words::default(),
+            words: words::Words::of(At(0)),
             reload: None,
             killed: false,
             unkillable: None,

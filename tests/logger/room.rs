@@ -145,7 +145,7 @@ impl Logger {
     pub fn tail(&mut self, path: &Path, n: u32) -> Result<Vec<String>, RefusalKind> {
         self.tickets += 1;
         let mine = self.tickets;
-        self.send(&ToLogger::Tail { ticket: mine, path: path.into(), n }, None);
+        self.send(&ToLogger::Tail { ticket: mine, path: path.into(), n, run: None }, None);
         loop {
             if let FromLogger::Lines { ticket, lines, refusal } = self.hear() {
                 assert_eq!(ticket, mine);

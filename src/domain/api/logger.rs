@@ -50,8 +50,9 @@ pub enum ToLogger {
     Mark { source: String, at: At },
     /// Copy app output to stdout, each line with the source's name before it.
     Echo { on: bool },
-    /// The last `n` lines of a file below the logs folder. Answered with [`FromLogger::Lines`].
-    Tail { ticket: u64, path: PathBuf, n: u32 },
+    /// The last `n` lines of a file below the logs folder; `run`: only what the run wrote that was marked with
+    /// this moment, where its mark is noted. Answered with [`FromLogger::Lines`].
+    Tail { ticket: u64, path: PathBuf, n: u32, run: Option<At> },
     /// Serve `logs` on the client's socket, which is beside the frame: [`LogFrame`]s, then close.
     /// `token`: the name of what opened it, where that was a token.
     Serve { feeds: Vec<LogFeed>, token: Option<String>, wish: LogWish },
