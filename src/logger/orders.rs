@@ -17,24 +17,20 @@ use crate::{
         config::Form,
         model::{At, Secret, Veil},
     },
-    os::{capture::set_nonblocking, channel::Channel, files, memfd},
+    os::{capture::set_nonblocking, files, memfd, notes::Notes},
 };
 
 impl Logger {
     /// Does what the supervisor says, and sends what waits. Without a supervisor it goes on capturing.
     pub fn hear(&mut self) {
-        self.receive();
-        while let Some((order, fds)) = self.orders.pop_front() {
-            self.obey(order, fds);
-        }
-        self.send();
-    }
-
-    fn receive(&mut self) {
         while let Some(channel) = &mut self.channel {
             match channel.receive().and_then(|frame| Ok((frame.message()?, frame.fds))) {
-                Ok(order) => self.orders.push_back(order),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Ok((order, fds)) => {
+                    // Whatever was marked before this was said comes before it.
+                    self.heed_marks();
+                    self.obey(order, fds);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => {
                     if e.kind() != io::ErrorKind::UnexpectedEof {
                         eprintln!("everhook logger: the supervisor's channel is broken: {e}");
@@ -43,28 +39,32 @@ impl Logger {
                 }
             }
         }
+        self.send();
     }
 
     /// Notes the runs that have begun without waiting for us, before the first byte of theirs is read.
     ///
     /// Such a run begins at FIFOs that were empty: all that was in them before has been read by us, and, as we
     /// write what we read before anything else, it is in the file (or a successor of ours writes it before it
-    /// hears anything: `Capture::take_over`). The run's mark is on the channel before its program is executed.
+    /// hears anything: `Capture::take_over`). The run's mark is left before its program is executed.
     /// So whoever first counts what a FIFO holds, then looks here, and then reads no more than it counted,
     /// reads no byte of the run without having noted where it begins. (Of two seats with one FIFO the older
     /// one may write between; that is before the new run's first byte, or beside it, in any case.)
     pub fn heed_marks(&mut self) {
-        if self.orders.is_empty() && !self.channel.as_ref().is_some_and(Channel::has_news) {
-            return;
+        while let Some(mark) = self.marks.as_ref().and_then(Notes::take) {
+            let ToLogger::Mark { source, at } = mark else { continue };
+            if !self.note(&source, at) {
+                // That it is to be captured, or called so, is still to be heard.
+                self.unplaced.insert(source, at);
+            }
         }
-        self.receive();
-        let mut orders = std::mem::take(&mut self.orders);
-        // A source that is not open yet has its mark in its turn, as everything else that was said.
-        orders.retain(|(order, waits)| match order {
-            ToLogger::Mark { source, at } if waits.is_empty() => !self.note(source, *at),
-            _ => true,
-        });
-        self.orders = orders;
+    }
+
+    /// A source has this name from now on.
+    pub fn place_mark(&mut self, name: &str) {
+        if let Some(at) = self.unplaced.remove(name) {
+            self.note(name, at);
+        }
     }
 
     /// Answers the supervisor, if there is one.
@@ -98,12 +98,16 @@ impl Logger {
         match order {
             ToLogger::Open { source, sinks } => self.begin(&source, sinks, fds),
             ToLogger::Retarget { ticket, source, stream, sink } => self.retarget(ticket, &source, stream, sink),
+            ToLogger::Marks => {
+                self.marks = fds.pop().map(Notes::new);
+                self.unplaced.clear();
+            }
+            // It was done when this was heard.
+            ToLogger::Look => {}
             ToLogger::Close { source } => self.close(self.sources.named(&source)),
             ToLogger::Rename { source, to, from, sinks } => self.rename(&source, &to, &from, sinks),
             ToLogger::Mark { source, at } => {
-                if !fds.is_empty() {
-                    self.sources.named(&source).for_each(|token| self.drain(token));
-                }
+                self.sources.named(&source).for_each(|token| self.drain(token));
                 self.note(&source, at);
                 drop(fds);
             }
@@ -134,6 +138,7 @@ impl Logger {
                 eprintln!("everhook logger: {source} {} cannot be captured: {error}", stream.as_str());
             }
         }
+        self.place_mark(source);
     }
 
     fn retarget(&mut self, ticket: u64, name: &str, stream: Stream, sink: Sink) {
@@ -172,6 +177,7 @@ impl Logger {
             source.sink = self.file(to, None, sink);
             self.sources.insert(token, source);
         }
+        self.place_mark(to);
         self.step_clients();
     }
 

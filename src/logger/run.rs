@@ -1,7 +1,7 @@
 //! The loop: what is readable is captured, what the supervisor says is done, readers are served.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -30,11 +30,15 @@ use super::{
     sources::{Source, Sources},
 };
 use crate::{
-    domain::api::{FromLogger, Sink, Stream, ToLogger},
+    domain::{
+        api::{FromLogger, Sink, Stream},
+        model::At,
+    },
     os::{
         capture::{Buffer, readable},
         channel::Channel,
         fifo::{WIDE, set_pipe_size},
+        notes::Notes,
         threads,
     },
 };
@@ -78,8 +82,9 @@ impl Bell {
 pub(super) struct Logger {
     pub epoll: Epoll,
     pub channel: Option<Channel>,
-    /// Heard, not done yet.
-    pub orders: VecDeque<(ToLogger, Vec<OwnedFd>)>,
+    /// Where runs are marked, and the last mark of each that is captured under no such name yet.
+    pub marks: Option<Notes>,
+    pub unplaced: HashMap<String, At>,
     signals: SignalFd,
     pub capture: Capture,
     pub aside: Aside,
@@ -132,7 +137,8 @@ impl Logger {
         Ok(Self {
             epoll,
             channel: Some(Channel::new(channel)),
-            orders: VecDeque::new(),
+            marks: None,
+            unplaced: HashMap::new(),
             signals,
             capture,
             aside,
@@ -172,9 +178,6 @@ impl Logger {
                     BELL => self.hear_bell(),
                     token => most = most.max(self.ready(token, event.events())),
                 }
-            }
-            if !self.orders.is_empty() {
-                self.hear();
             }
             if self.captured || self.more || self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.step_clients();

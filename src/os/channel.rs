@@ -49,8 +49,6 @@ struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
     fds: Vec<OwnedFd>,
-    /// Stay here, and are closed when it was sent.
-    held: Vec<OwnedFd>,
 }
 
 /// One end of a channel. The socket is non-blocking: `receive` and `flush` do what goes now.
@@ -113,7 +111,7 @@ impl Channel {
             Some(last) if fds.is_empty() && joins(&last) => last,
             other => {
                 self.outgoing.extend(other);
-                Outgoing { bytes: Vec::new(), sent: 0, fds, held: Vec::new() }
+                Outgoing { bytes: Vec::new(), sent: 0, fds }
             }
         };
         let bytes = &mut last.bytes;
@@ -128,14 +126,6 @@ impl Channel {
         self.outgoing.push_back(last);
     }
 
-    /// Keeps this open until everything that is queued now was sent; whoever has its other end sees that by
-    /// its end.
-    pub fn hold(&mut self, fd: OwnedFd) {
-        if let Some(last) = self.outgoing.back_mut() {
-            last.held.push(fd);
-        }
-    }
-
     /// Is something left to send?
     #[must_use]
     pub fn wants_write(&self) -> bool {
@@ -146,12 +136,6 @@ impl Channel {
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.outgoing.iter().map(|o| o.bytes.len() - o.sent).sum()
-    }
-
-    /// Has the peer sent something that was not received?
-    #[must_use]
-    pub fn has_news(&self) -> bool {
-        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
     }
 
     /// Sends what the socket takes now; `true` when nothing is left.
@@ -330,7 +314,7 @@ mod tests {
     #[test]
     fn a_peer_that_speaks_something_else_is_refused() {
         let (mut a, mut b) = both();
-        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fds: Vec::new(), held: Vec::new() });
+        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fds: Vec::new() });
         a.flush().unwrap();
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

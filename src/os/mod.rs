@@ -24,6 +24,7 @@ pub mod mask;
 pub mod memfd;
 pub mod memory;
 pub mod mounts;
+pub mod notes;
 pub mod notify;
 pub mod open_files;
 pub mod pair_files;

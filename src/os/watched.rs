@@ -34,11 +34,6 @@ impl Watched {
         self.0.get_mut().queue(message, body, fds);
     }
 
-    /// As [`Channel::hold`].
-    pub fn hold(&mut self, fd: OwnedFd) {
-        self.0.get_mut().hold(fd);
-    }
-
     /// As [`Channel::flush`], at once.
     ///
     /// # Errors
@@ -154,29 +149,7 @@ fn look(file: &File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
     use super::*;
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn what_is_held_is_let_go_as_soon_as_it_was_sent() {
-        let (ours, theirs) = Channel::pair().unwrap();
-        let (mut a, mut b) = (Watched::new(ours).unwrap(), Watched::new(Channel::new(theirs)).unwrap());
-        let (end, held) = std::io::pipe().unwrap();
-        let has_ended = || {
-            let watched = PollFd::new(end.as_fd(), PollFlags::POLLIN);
-            poll(&mut [watched], PollTimeout::ZERO).unwrap() == 1
-        };
-        a.queue(&1, &vec![7; 1_000_000], None);
-        a.hold(held.into());
-        assert!(!a.flush().unwrap(), "the socket takes it all");
-        assert!(!has_ended());
-        // Nothing more is queued: that the socket takes more is enough.
-        tokio::select! { _ = a.next() => panic!("nobody answers"), frame = b.next() => drop(frame.unwrap()) }
-        assert!(has_ended());
-    }
 
     #[tokio::test(flavor = "current_thread")]
     async fn both_ends_send_and_receive_at_once() {

@@ -394,6 +394,7 @@ impl Supervisor {
             return;
         }
         self.ledger.wake();
+        self.logger.look_at_marks();
         for (_, event) in std::mem::take(&mut self.unsaid) {
             let of = event.app.zip(event.instance).zip(event.from.zip(event.to));
             let Some(((app, instance), (from, to))) = of else { continue };

@@ -29,6 +29,7 @@ use crate::{
     os::{
         channel::Channel,
         fifo, identity, memfd,
+        notes::Notes,
         spawn::{RecordFile, SpawnError, SpawnSpec, Spawned},
         watched::Watched,
     },
@@ -113,6 +114,9 @@ pub struct Logger {
     pub keeper: Keeper,
     pub run: u64,
     to: Option<mpsc::UnboundedSender<Outgoing>>,
+    /// Where runs are marked without waking it, and whether some were since it was last told to look.
+    marks: Option<Notes>,
+    marked: bool,
     /// Said when there is one again.
     waiting: Vec<Outgoing>,
     echo: bool,
@@ -123,8 +127,6 @@ pub struct Logger {
 struct Outgoing {
     message: ToLogger,
     fds: Vec<OwnedFd>,
-    /// Closed once it was sent.
-    gate: Option<OwnedFd>,
 }
 
 impl Logger {
@@ -170,30 +172,52 @@ impl Logger {
     /// Says something to the logger; lost while there is none, since the next one is told everything.
     pub fn tell(&self, message: ToLogger, fds: impl IntoIterator<Item = OwnedFd>) {
         if let Some(to) = &self.to {
-            let _ = to.send(Outgoing { message, fds: fds.into_iter().collect(), gate: None });
+            let _ = to.send(Outgoing { message, fds: fds.into_iter().collect() });
         }
     }
 
     /// A run of this instance is about to begin: everything that stands in its FIFOs belongs to the run before.
-    /// The program must not start before the end of this pipe; `None` where nobody would answer.
+    /// The program must not start before the end of this pipe, where there is one.
     ///
     /// Of FIFOs that are `empty` the logger has all of the run before, so that the program need not wait for it,
-    /// but only until the message is on its way: see `heed_marks` of the logger.
-    pub fn mark(&self, instance: &InstanceId, at: At, empty: bool) -> Option<Arc<OwnedFd>> {
+    /// nor the logger wake up: see `heed_marks` there.
+    pub fn mark(&mut self, instance: &InstanceId, at: At, empty: bool) -> Option<Arc<OwnedFd>> {
         let to = self.to.as_ref()?;
-        let (ours, theirs) = std::io::pipe().ok()?;
         let message = ToLogger::Mark { source: instance.to_string(), at };
-        let theirs = theirs.into();
-        let (fds, gate) = if empty { (Vec::new(), Some(theirs)) } else { (vec![theirs], None) };
-        let _ = to.send(Outgoing { message, fds, gate });
+        if empty && self.marks.as_ref().is_some_and(|marks| marks.put(&message).is_ok()) {
+            self.marked = true;
+            return None;
+        }
+        let (ours, theirs) = std::io::pipe().ok()?;
+        let _ = to.send(Outgoing { message, fds: vec![theirs.into()] });
         Some(Arc::new(ours.into()))
+    }
+
+    /// Has it note the runs that were marked, when nothing waits for a processor any more.
+    pub fn look_at_marks(&mut self) {
+        if std::mem::take(&mut self.marked) {
+            self.tell(ToLogger::Look, None);
+        }
+    }
+
+    fn begin_marks(&mut self) {
+        self.marks = match Notes::pair() {
+            Ok((ours, theirs)) => {
+                self.tell(ToLogger::Marks, Some(theirs));
+                Some(ours)
+            }
+            Err(error) => {
+                error!(%error, "programs wait for the logger at each start");
+                None
+            }
+        };
     }
 
     /// Says it to this logger, or to the next one.
     pub fn tell_any(&mut self, message: ToLogger, fd: OwnedFd) {
         match &self.to {
             Some(_) => self.tell(message, Some(fd)),
-            None => self.waiting.push(Outgoing { message, fds: vec![fd], gate: None }),
+            None => self.waiting.push(Outgoing { message, fds: vec![fd] }),
         }
     }
 
@@ -223,7 +247,7 @@ impl Logger {
     /// Says what must not be lost, once everything is captured.
     pub fn go_on(&mut self) {
         self.tell(ToLogger::Echo { on: self.echo }, None);
-        for Outgoing { message, fds, .. } in std::mem::take(&mut self.waiting) {
+        for Outgoing { message, fds } in std::mem::take(&mut self.waiting) {
             self.tell(message, fds);
         }
     }
@@ -296,6 +320,7 @@ impl Supervisor {
                 self.logger.run += 1;
                 let (to, outbox) = mpsc::unbounded_channel();
                 self.logger.to = Some(to);
+                self.logger.begin_marks();
                 self.logger.tell_veil();
                 tokio::spawn(speak_to_logger(ours, outbox, self.events.clone(), self.logger.run));
                 self.capture_everything();
@@ -383,9 +408,6 @@ async fn speak_to_logger(channel: Channel, mut outbox: mpsc::UnboundedReceiver<O
             out = outbox.recv() => match out {
                 Some(out) => {
                     channel.queue(&out.message, &[], out.fds);
-                    if let Some(gate) = out.gate {
-                        channel.hold(gate);
-                    }
                     if channel.flush().is_err() {
                         return;
                     }

@@ -124,6 +124,23 @@ fn what_a_run_writes_first_is_its_own_though_it_did_not_wait() {
 }
 
 #[test]
+fn a_mark_may_be_found_before_it_is_heard_what_is_captured() {
+    let room = Room::new();
+    let mut fifo = room.fifo();
+    let mut logger = room.start();
+    logger.mark(false);
+    // Answered after the mark was looked for.
+    assert!(logger.tail(&room.log("out"), 1).unwrap().is_empty());
+    assert!(!room.logs().join("blog/blog.1.runs").exists());
+    writeln!(fifo.write, "first").unwrap();
+    logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 5));
+    wait_for(|| fs::read_to_string(room.log("out")).is_ok_and(|log| log == "first\n"));
+    let runs = fs::read_to_string(room.logs().join("blog/blog.1.runs")).unwrap();
+    assert_eq!(runs.split_whitespace().skip(1).collect::<Vec<_>>(), ["0"; 4], "{runs}");
+    logger.terminate();
+}
+
+#[test]
 fn characters_are_whole_and_unfinished_lines_are_shown() {
     let room = Room::new();
     let mut fifo = room.fifo();

@@ -22,7 +22,10 @@ use everhook::{
         config::Form,
         model::{At, Size},
     },
-    os::channel::{Channel, Frame},
+    os::{
+        channel::{Channel, Frame},
+        notes::Notes,
+    },
 };
 use nix::{
     libc::O_NONBLOCK,
@@ -47,6 +50,7 @@ pub struct Room {
 pub struct Logger {
     pub child: Child,
     pub channel: Option<Channel>,
+    marks: Notes,
     /// The logger's own end: held open as by a supervisor that does not close it.
     _channel_of_the_logger: OwnedFd,
     tickets: u64,
@@ -100,7 +104,11 @@ impl Room {
         if let Some(uid) = uid {
             command.uid(uid).gid(uid);
         }
-        Logger { child: command.spawn().unwrap(), channel: Some(channel), _channel_of_the_logger: theirs, tickets: 0 }
+        let (marks, others) = Notes::pair().unwrap();
+        let child = command.spawn().unwrap();
+        let mut logger = Logger { child, channel: Some(channel), marks, _channel_of_the_logger: theirs, tickets: 0 };
+        logger.send(&ToLogger::Marks, Some(others));
+        logger
     }
 }
 
@@ -120,10 +128,14 @@ impl Logger {
 
     /// A new run begins. Where its program `waits`, as the FIFOs may hold something, this does.
     pub fn mark(&mut self, waits: bool) {
-        let (ours, theirs) = waits.then(|| std::io::pipe().unwrap()).unzip();
         let mark = ToLogger::Mark { source: "blog.1".into(), at: now() };
-        self.send(&mark, theirs.map(OwnedFd::from));
-        assert!(ours.is_none_or(|mut gate| gate.read_to_end(&mut Vec::new()).is_ok()));
+        if waits {
+            let (mut gate, theirs) = std::io::pipe().unwrap();
+            self.send(&mark, Some(theirs.into()));
+            gate.read_to_end(&mut Vec::new()).unwrap();
+        } else {
+            self.marks.put(&mark).unwrap();
+        }
     }
 
     /// Has the process stand still.

@@ -43,11 +43,16 @@ pub enum ToLogger {
     /// A source is called something else from here on, after what the FIFOs hold was written: its log files
     /// go along, from the folder `from`.
     Rename { source: String, to: String, from: PathBuf, sinks: Vec<(Stream, Sink)> },
+    /// Marks are left on the socket that is beside the frame, from now on.
+    Marks,
     /// A new run of this instance begins here: note it in `<instance>.runs`. Where a pipe is beside the frame,
     /// the FIFOs hold something of the run before: write that first, and close the pipe at the end, as the run's
-    /// program waits for that. Where none is, they were empty, and the program does not wait: note it before
-    /// anything more is read from them.
+    /// program waits for that. Those that are left on the socket of [`ToLogger::Marks`] are of runs whose FIFOs
+    /// were empty, and whose programs do not wait: note each before anything more is read from its FIFOs, and
+    /// before anything else is done that is said later.
     Mark { source: String, at: At },
+    /// Marks have been left: note them, as nothing may be written for long.
+    Look,
     /// Copy app output to stdout, each line with the source's name before it.
     Echo { on: bool },
     /// The last `n` lines of a file below the logs folder; `run`: only what the run wrote that was marked with
