@@ -36,6 +36,7 @@ use crate::{
     domain::access::{Debts, client, is_among},
     os::{
         inherited::inherited,
+        memory,
         sandbox::{self, Calls, Keeps},
     },
 };
@@ -155,6 +156,7 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         }
     };
     let guests = Guests::new(house.trusted.clone(), seats);
+    memory::give_back();
     doors::open(listener, guests, tls, Rc::new(house), end).await;
     Ok(())
 }

@@ -325,7 +325,8 @@ impl Capture {
     fn lose(&self, sink: &mut SinkFile, from: usize, end: usize, reason: &str) -> Option<Told> {
         let first = sink.gap.is_none();
         sink.doubt();
-        let gap = sink.gap.get_or_insert_with(|| Gap { bytes: 0, line_open: false, reason: reason.to_owned() });
+        let begun = || Box::new(Gap { bytes: 0, line_open: false, reason: reason.to_owned() });
+        let gap = sink.gap.get_or_insert_with(begun);
         let data = &self.buffer.data()[from..end];
         gap.bytes += data.len() as u64;
         gap.line_open = data.last().map_or(gap.line_open, |last| *last != b'\n');

@@ -17,7 +17,7 @@ use crate::{
         config::Form,
         model::{At, Secret, Veil},
     },
-    os::{capture::set_nonblocking, files, memfd, notes::Notes},
+    os::{capture::set_nonblocking, files, memfd, memory, notes::Notes},
 };
 
 impl Logger {
@@ -127,6 +127,7 @@ impl Logger {
                     Err(error) => eprintln!("everhook logger: what is to be hidden is not known: {error}"),
                 }
             }
+            ToLogger::GiveBack => memory::give_back(),
             ToLogger::Reopen => self.sources.values_mut().for_each(|source| source.sink.opened = None),
             ToLogger::Finish => self.finished = true,
         }

@@ -329,7 +329,7 @@ impl Logger {
         };
         self.captured = true;
         if source.is_app && self.echo.is_on() {
-            self.echo.push(&source.name, lines, self.capture.last());
+            self.echo.push(&source.name, lines.get_or_insert_default(), self.capture.last());
         }
         tell_opened(sink, &mut self.clients);
         let line_open = sink.opened.as_ref().is_some_and(|opened| opened.line_open);
@@ -411,7 +411,9 @@ impl Logger {
     fn remove(&mut self, token: u64) -> Option<Source> {
         let mut source = self.sources.remove(token)?;
         self.forget(&source.fifo);
-        self.echo.finish_source(&source.name, &mut source.lines);
+        if let Some(mut lines) = source.lines.take() {
+            self.echo.finish_source(&source.name, &mut lines);
+        }
         Some(source)
     }
 

@@ -55,7 +55,7 @@ pub struct SinkFile {
     pub sink: Sink,
     /// Boxed, as most files are of apps that write little or nothing.
     pub opened: Option<Box<Opened>>,
-    pub gap: Option<Gap>,
+    pub gap: Option<Box<Gap>>,
     /// Files opened since the followers were last told, oldest first.
     pub fresh: Vec<Arc<File>>,
     pub pen: Pen,

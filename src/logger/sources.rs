@@ -17,14 +17,15 @@ pub struct Source {
     pub full: u8,
     /// An app's output, which is echoed; a job's is not.
     pub is_app: bool,
-    pub lines: Lines,
+    /// Of what is echoed.
+    pub lines: Option<Box<Lines>>,
 }
 
 impl Source {
     #[must_use]
     pub fn new(name: &str, stream: Stream, fifo: OwnedFd, sink: SinkFile) -> Self {
         let is_app = name.parse::<InstanceId>().is_ok();
-        Self { name: name.into(), stream, fifo, sink, hung_up: false, full: 0, is_app, lines: Lines::default() }
+        Self { name: name.into(), stream, fifo, sink, hung_up: false, full: 0, is_app, lines: None }
     }
 }
 

@@ -1,5 +1,10 @@
 //! Memory that is not needed any more, back to the kernel.
 
+use std::{
+    ffi::{c_int, c_void},
+    ptr, slice,
+};
+
 /// All threads share one heap: they allocate little, and what a heap of their own keeps free is lost to the
 /// others. Before any thread is started.
 pub fn share_one_heap() {
@@ -10,13 +15,35 @@ pub fn share_one_heap() {
     }
 }
 
-/// Gives back the free pages of the heap, those between used ones too.
+/// Gives back the free pages of the heap, those between used ones too, and forgets the code that has run: a
+/// start needs most of it, and what comes after little, which is found in the page cache again.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no pointer, and touches free memory alone.
     unsafe {
         libc::malloc_trim(0);
     }
+    // SAFETY: the callback is of the type that is asked for, and needs no data.
+    unsafe { libc::dl_iterate_phdr(Some(forget_code), ptr::null_mut()) };
+}
+
+/// Forgets what of an executable or a library nobody can write: its file has the same.
+unsafe extern "C" fn forget_code(of: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+    // SAFETY: valid during the call, as dl_iterate_phdr(3) says.
+    let of = unsafe { &*of };
+    // SAFETY: as above.
+    let headers = unsafe { slice::from_raw_parts(of.dlpi_phdr, of.dlpi_phnum.into()) };
+    let fixed = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+    // SAFETY: takes no pointer.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    for header in headers.iter().filter(fixed) {
+        // A loader maps whole pages.
+        let begin = (of.dlpi_addr + header.p_vaddr) as usize / page * page;
+        let end = ((of.dlpi_addr + header.p_vaddr + header.p_memsz) as usize).next_multiple_of(page);
+        // SAFETY: a file is mapped there without the right to write, so that nothing is lost.
+        unsafe { libc::madvise(begin as *mut c_void, end - begin, libc::MADV_DONTNEED) };
+    }
+    0
 }
 
 #[cfg(test)]
@@ -41,6 +68,25 @@ mod tests {
             let gone = before.saturating_sub(resident());
             drop(all);
             gone > SIZE / 2
+        };
+        assert!((0..20).any(shrinks));
+    }
+
+    #[test]
+    fn code_that_was_forgotten_runs_again() {
+        let text = || {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let own = std::env::current_exe().unwrap();
+            let mut lines =
+                maps.lines().skip_while(|line| !(line.contains(" r-xp ") && line.ends_with(own.to_str().unwrap())));
+            let resident = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap().trim();
+            resident.trim_end_matches(" kB").parse::<usize>().unwrap()
+        };
+        // The tests that run beside this one need theirs.
+        let shrinks = |_| {
+            let before = text();
+            give_back();
+            text() < before
         };
         assert!((0..20).any(shrinks));
     }

@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::{
     certificates::Certificates,
     secrets::{self, Secrets},
@@ -38,8 +40,19 @@ pub struct Settings {
 /// What the config file and those that it includes said when they were read.
 #[derive(Clone)]
 pub struct Text {
-    main: String,
-    included: Vec<(PathBuf, String)>,
+    main: Digest,
+    included: Vec<(PathBuf, Digest)>,
+}
+
+/// Stands for a text: there may be thousands of apps in one.
+type Digest = [u8; 32];
+
+fn digest(text: impl AsRef<[u8]>) -> Digest {
+    Sha256::digest(text).into()
+}
+
+fn digests(included: Vec<(PathBuf, String)>) -> Vec<(PathBuf, Digest)> {
+    included.into_iter().map(|(path, text)| (path, digest(text))).collect()
 }
 
 impl Text {
@@ -54,7 +67,7 @@ impl Text {
         }
         found.sort();
         found.dedup();
-        fs::read(&config.path).map_or(true, |now| now != self.main.as_bytes()) || found != self.included
+        fs::read(&config.path).map_or(true, |now| digest(now) != self.main) || digests(found) != self.included
     }
 }
 
@@ -90,7 +103,7 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
     let tokens = tokens(&config, &secrets)?;
     let hooks = hooks(&config, &secrets)?;
-    let text = Text { main: text, included: loaded.included };
+    let text = Text { main: digest(text), included: digests(loaded.included) };
     let certificates = Certificates::read(&config);
     let veil = veil(&config, &secrets, &env_files, &certificates);
     Ok(Settings {

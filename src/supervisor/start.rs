@@ -42,7 +42,7 @@ use super::{
 use crate::{
     domain::{
         access::{Guard, Keyring},
-        api::{EventKind, note_folder, note_name},
+        api::{EventKind, ToLogger, note_folder, note_name},
         config::{self, Config},
         deploy::Deploys,
     },
@@ -319,7 +319,8 @@ impl Supervisor {
             if starts && Instant::now() < latest {
                 return supervisor.give_back_by(latest);
             }
-            supervisor.files.run(memory::give_back, |_, ()| ());
+            supervisor.logger.tell(ToLogger::GiveBack, None);
+            supervisor.ledger.send(Command::GiveBack);
         });
     }
 

@@ -68,6 +68,8 @@ pub enum ToLogger {
     /// Hide these secrets in what has [`Sink::veiled`], and no others: a packed [`Veil`](crate::domain::model::Veil),
     /// in the sealed memfd beside the frame.
     Veil,
+    /// What the start needed is needed no more: memory goes back to the kernel.
+    GiveBack,
     /// Close and open all files again.
     Reopen,
     /// Write everything that the FIFOs hold, then end with 0.

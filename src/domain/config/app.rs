@@ -45,6 +45,7 @@ pub struct Alike {
     limits: Vec<Arc<Limits>>,
     restart: Vec<Arc<Restart>>,
     stop: Vec<Arc<Stop>>,
+    logs: Vec<Arc<Logs>>,
 }
 
 /// So many different ones are looked through at most.
@@ -97,6 +98,8 @@ impl Entry<'_> {
         let taken = matches!(ready, Ready::Fd { number, .. } if number < passed);
         let message = format!("the descriptors up to {} are those of `sockets`", passed - 1);
         judge.require(!taken || sockets.is_empty(), &self.keys(&["ready", "fd"]), &message);
+        let logs = self.logs(judge);
+        let logs = share(&mut judge.alike.logs, logs);
         let mut app = App {
             name,
             command,
@@ -120,7 +123,7 @@ impl Entry<'_> {
             reload: self.reload(judge),
             sockets,
             limits,
-            logs: self.logs(judge),
+            logs,
             schedule: schedule.map(Box::new),
             watch: watch::watch(judge, self.name, raw).map(Box::new),
             deploy: raw.deploy.as_ref().map(|own| Box::new(deploy::deploy(judge, self.name, own, self.hooks))),
@@ -138,8 +141,11 @@ impl Entry<'_> {
     /// Where the fields stand that can turn out to be wrong only when they are used.
     fn places(&self, judge: &Judge<'_>) -> Vec<(&'static str, Place)> {
         let fields = ["command", "directory", "user", "env_file", "sockets"];
+        let entry = judge.place(&self.keys(&[]));
         let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
-        let mut places: Vec<_> = written.chain(judge.place(&self.keys(&[])).map(|place| ("", place))).collect();
+        // What is not written stands where the entry does.
+        let written = written.filter(|(_, place)| Some(place) != entry.as_ref());
+        let mut places: Vec<_> = written.chain(entry.iter().cloned().map(|place| ("", place))).collect();
         places.shrink_to_fit();
         places
     }

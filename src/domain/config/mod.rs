@@ -179,7 +179,7 @@ mod tests {
         assert_eq!((app.directory.as_deref(), app.enabled, app.port), (None, true, None));
         assert_eq!(app.ready, Ready::After(Duration::from_secs(1)));
         assert_eq!(app.stop.timeout(), Duration::from_secs(10));
-        let Logs { rotate, age, keep, compress, form, line_limit } = app.logs;
+        let Logs { rotate, age, keep, compress, form, line_limit } = *app.logs;
         assert_eq!((rotate.0, age, keep, compress), (50 << 20, None, 10, true));
         assert_eq!((form, line_limit.0), (Form::Raw, 1 << 20));
         let restart = &app.restart;

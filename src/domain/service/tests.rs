@@ -53,7 +53,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
         replace: Replace::StopFirst,
         reload: config::Reload::Restart,
         limits: Limits::default().into(),
-        logs: Logs { rotate: Size(1 << 20), keep: 3, ..Logs::default() },
+        logs: Arc::new(Logs { rotate: Size(1 << 20), keep: 3, ..Logs::default() }),
         schedule: None,
         watch: None,
         deploy: None,

@@ -128,6 +128,11 @@ pub(super) struct Limited {
 }
 
 impl Limited {
+    /// Of a group that was just made.
+    pub(super) fn of_new() -> Self {
+        Self { wanted: Some(Wanted::default()), ..Self::default() }
+    }
+
     fn any(&self) -> bool {
         self.wanted.is_some_and(|wanted| wanted != Wanted::default())
     }
@@ -204,7 +209,7 @@ impl Group<'_> {
         let source = self.controllers.source(kind)?;
         if let (Source::Beside(root), None) = (&*source, limited.beside.get(&kind)) {
             let path = root.path.join(self.name);
-            let folder = make_folder(&root.folder, self.name).map_err(|e| format!("{}: {e}", path.display()))?;
+            let (folder, _) = make_folder(&root.folder, self.name).map_err(|e| format!("{}: {e}", path.display()))?;
             limited.beside.insert(kind, Beside { folder: Arc::new(folder), path });
         }
         let (folder, version) = self.of(limited, kind);

@@ -8,12 +8,12 @@ mod place;
 mod tests;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use rustix::{
@@ -55,7 +55,10 @@ pub struct Cgroup {
     folder: Arc<OwnedFd>,
     name: Box<str>,
     above: Arc<Above>,
-    limited: Mutex<Limited>,
+    /// `None`: nothing ever was, as in most.
+    limited: Mutex<Option<Box<Limited>>>,
+    /// Says whether somebody lives in it; open since that was first asked.
+    populated: OnceLock<OwnedFd>,
 }
 
 /// Finds a writable place below the group that we are in.
@@ -137,8 +140,11 @@ impl Base {
         if !plain || name.is_empty() || name.starts_with('.') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name of a cgroup")));
         }
-        let folder = Arc::new(make_folder(&self.0.root.folder, name)?);
-        Ok(Cgroup { folder, name: name.into(), above: Arc::clone(&self.0), limited: Mutex::default() })
+        let (folder, is_new) = make_folder(&self.0.root.folder, name)?;
+        // What is limited in one that was there is not known.
+        let limited = Mutex::new((!is_new).then(Box::default));
+        let (folder, above) = (Arc::new(folder), Arc::clone(&self.0));
+        Ok(Cgroup { folder, name: name.into(), above, limited, populated: OnceLock::new() })
     }
 }
 
@@ -153,10 +159,18 @@ impl Cgroup {
     #[must_use]
     pub fn entered(&self) -> Vec<Arc<OwnedFd>> {
         let tree = (self.version() == Version::One).then(|| self.folder.clone());
-        tree.into_iter().chain(self.limited().beside.values().map(|beside| beside.folder.clone())).collect()
+        let beside = |limited: &Limited| Vec::from_iter(limited.beside.values().map(|beside| beside.folder.clone()));
+        tree.into_iter().chain(self.limited(beside)).collect()
     }
 
-    fn limited(&self) -> MutexGuard<'_, Limited> {
+    fn limited<T>(&self, ask: impl FnOnce(&Limited) -> T) -> T {
+        match self.lock_limited().as_deref() {
+            Some(limited) => ask(limited),
+            None => ask(&Limited::default()),
+        }
+    }
+
+    fn lock_limited(&self) -> MutexGuard<'_, Option<Box<Limited>>> {
         self.limited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -169,36 +183,40 @@ impl Cgroup {
     /// had, each with its reason.
     #[must_use]
     pub fn begin(&self, wanted: Wanted) -> Vec<(Kind, String)> {
-        let mut limited = self.limited();
-        let unmet = self.group().limit(&mut limited, wanted);
-        self.group().begin(&mut limited);
+        let mut limited = self.lock_limited();
+        if limited.is_none() && wanted == Wanted::default() {
+            return Vec::new();
+        }
+        let limited = limited.get_or_insert_with(|| Box::new(Limited::of_new()));
+        let unmet = self.group().limit(limited, wanted);
+        self.group().begin(limited);
         unmet
     }
 
     /// Bytes in use, without what is only kept from disk; `None` where nobody counts them.
     #[must_use]
     pub fn memory(&self) -> Option<u64> {
-        self.group().memory(&self.limited())
+        self.limited(|limited| self.group().memory(limited))
     }
 
     /// Seconds of processor time of this run, those of ended processes included; `None` where nobody
     /// counts them.
     #[must_use]
     pub fn cpu(&self) -> Option<f64> {
-        self.group().cpu(&self.limited())
+        self.limited(|limited| self.group().cpu(limited))
     }
 
     /// How many processes of this run the kernel has killed for want of memory, as far as it says.
     #[must_use]
     pub fn kills(&self) -> u64 {
-        self.group().kills(&self.limited())
+        self.limited(|limited| self.group().kills(limited))
     }
 
     /// Becomes urgent, as [`Cgroup::events`] does, when [`Cgroup::kills`] may have changed. `None`
     /// where memory is not limited or the kernel does not tell.
     #[must_use]
     pub fn kill_events(&self) -> Option<OwnedFd> {
-        self.group().kill_events(&self.limited())
+        self.limited(|limited| self.group().kill_events(limited))
     }
 
     fn version(&self) -> Version {
@@ -280,10 +298,16 @@ impl Cgroup {
         if self.version() == Version::One {
             return Ok(self.open_members()?.is_empty());
         }
-        // On the way of every restart: three calls and no more.
-        let file = openat(&self.folder, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // On the way of every restart: one call and no more.
+        let file = match self.populated.get() {
+            Some(file) => file,
+            None => {
+                let file = self.events()?;
+                self.populated.get_or_init(|| file)
+            }
+        };
         let mut text = [0; 128];
-        let length = rustix::io::read(&file, &mut text)?;
+        let length = rustix::io::pread(file, &mut text, 0)?;
         Ok(text[..length].split(|byte| *byte == b'\n').any(|line| line == b"populated 0"))
     }
 
@@ -303,7 +327,8 @@ impl Cgroup {
     /// `ResourceBusy` while somebody lives in it.
     pub fn remove(&self) -> io::Result<()> {
         remove_below(self.folder.as_fd(), DEEPEST)?;
-        let beside = std::mem::take(&mut self.limited().beside).into_values().map(|beside| beside.path);
+        let beside = self.lock_limited().as_mut().map(|limited| std::mem::take(&mut limited.beside));
+        let beside = beside.into_iter().flat_map(BTreeMap::into_values).map(|beside| beside.path);
         for path in beside.chain([self.path()]) {
             match fs::remove_dir(path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -318,12 +343,14 @@ impl Cgroup {
     }
 }
 
-/// Makes a group, or takes the one that is there.
-fn make_folder(above: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
-    match mkdirat(above, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => open_folder(above, Path::new(name)),
-        Err(e) => Err(e.into()),
-    }
+/// Makes a group, or takes the one that is there; which of both.
+fn make_folder(above: &OwnedFd, name: &str) -> io::Result<(OwnedFd, bool)> {
+    let made = match mkdirat(above, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(e) => return Err(e.into()),
+    };
+    Ok((open_folder(above, Path::new(name))?, made))
 }
 
 fn write(folder: &OwnedFd, name: &str, text: &str) -> io::Result<()> {

@@ -92,7 +92,7 @@ impl Root {
         let root = Self { folder: open_folder(CWD, path)?, path: path.clone(), version: *version };
         openat(&root.folder, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         let name = format!("everhook-trial-{}-{}", std::process::id(), TRIALS.fetch_add(1, Ordering::Relaxed));
-        let trial = make_folder(&root.folder, &name)?;
+        let (trial, _) = make_folder(&root.folder, &name)?;
         // Below a threaded group no process can live.
         let fit = *version == Version::One || read(&trial, "cgroup.type")?.trim() == "domain";
         unlinkat(&root.folder, &name, AtFlags::REMOVEDIR)?;

@@ -50,6 +50,8 @@ pub enum Command {
     Query { ticket: u64, query: Query },
     /// The loop is alive: the answer to [`Told::Health`].
     Health,
+    /// The start is over: commit what is there, which takes memory, and give back all that is free.
+    GiveBack,
     /// Commit what is there and end.
     Close,
 }

@@ -23,11 +23,14 @@ use super::{
     tokens,
     webhook::{self, Incoming, Passed, Proven, Reading},
 };
-use crate::domain::{
-    access::MadeToken,
-    api::{Answer, Deliveries, DeliveryState, DeployState, DeployView, EventKind},
-    deploy::accept::Snapshot,
-    model::{AppName, At, CommitId, DeliveryId, DeployId},
+use crate::{
+    domain::{
+        access::MadeToken,
+        api::{Answer, Deliveries, DeliveryState, DeployState, DeployView, EventKind},
+        deploy::accept::Snapshot,
+        model::{AppName, At, CommitId, DeliveryId, DeployId},
+    },
+    os::memory,
 };
 
 /// How often a store that takes nothing is tried again.
@@ -138,6 +141,8 @@ pub(super) struct State {
     writes: VecDeque<Write>,
     /// Somebody waits for one of them.
     hurried: bool,
+    /// Free memory goes back once it is.
+    giving_back: bool,
     queries: Vec<(u64, Query)>,
     /// Refused deliveries that are not written yet.
     refused: VecDeque<NewDelivery>,
@@ -170,6 +175,7 @@ impl State {
             above: 0,
             writes: VecDeque::new(),
             hurried: false,
+            giving_back: false,
             queries: Vec::new(),
             refused: VecDeque::new(),
             passed: Vec::new(),
@@ -193,6 +199,9 @@ impl State {
                 self.sort(command);
             }
             self.round(arrived);
+            if std::mem::take(&mut self.giving_back) {
+                memory::give_back();
+            }
         }
         if let Some(Err((_, error))) = self.store.take().map(Connection::close) {
             tracing::error!("{}: {error}", self.path.display());
@@ -238,6 +247,7 @@ impl State {
             Command::Wait { apps, by } => self.put_off(Write::Wait { apps, by }),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
             Command::Health => self.hooks.healthy(),
+            Command::GiveBack => (self.hurried, self.giving_back) = (true, true),
             Command::Close => self.closing = true,
         }
     }

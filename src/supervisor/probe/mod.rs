@@ -51,7 +51,7 @@ pub struct Health {
     command: Option<JobId>,
     /// The end of the pipe on which its newline is awaited.
     newline: Option<OwnedFd>,
-    notices: Option<notices::Notices>,
+    notices: Option<Box<notices::Notices>>,
     /// Sees the end of a main process that may be no child of ours.
     main_watch: Option<Task>,
 }

@@ -104,7 +104,8 @@ impl Supervisor {
             }
         });
         if let Some(seat) = self.seat_mut(id) {
-            seat.health.notices = Some(Notices { path, socket: Arc::new(socket), uid, refused: false, _watch: watch });
+            let notices = Notices { path, socket: Arc::new(socket), uid, refused: false, _watch: watch };
+            seat.health.notices = Some(Box::new(notices));
         }
         Ok(())
     }
@@ -204,7 +205,7 @@ impl Supervisor {
                 seat.health.main_watch = watch;
             }
         }
-        if let Some(Notices { path, socket, uid, .. }) = notices
+        if let Some(Notices { path, socket, uid, .. }) = notices.map(|notices| *notices)
             && let Err(error) = socket.try_clone().and_then(|socket| self.take_notices(id, path, socket, uid))
         {
             warn!(app = %id.app, %error, "its notifications are not heard any more");

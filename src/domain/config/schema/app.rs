@@ -46,7 +46,7 @@ pub struct App {
     pub replace: Replace,
     pub reload: Reload,
     pub limits: Arc<Limits>,
-    pub logs: Logs,
+    pub logs: Arc<Logs>,
     /// A one-shot app that runs at these times only.
     pub schedule: Option<Box<Schedule>>,
     /// Changes of these restart it.

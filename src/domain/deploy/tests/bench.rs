@@ -46,7 +46,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
         replace: Replace::StopFirst,
         reload: config::Reload::Restart,
         limits: Limits::default().into(),
-        logs: Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() },
+        logs: std::sync::Arc::new(Logs { rotate: Size(1 << 20), keep: 1, ..Logs::default() }),
         schedule: None,
         watch: None,
         deploy: Some(Box::new(deploy)),
