@@ -6,7 +6,12 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::fs;
+use std::{fs, process::Stdio};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use server::Server;
 
@@ -52,6 +57,44 @@ fn it_stops_and_starts_again_with_what_it_requires() {
     let order = said(&server);
     let place = |name: &str| order.iter().position(|line| line == &format!("end {name}"));
     assert!(place("web") < place("db"), "{order:?}");
+}
+
+/// Of so many apps the first run while the others are still made.
+#[test]
+fn of_many_apps_each_waits_for_those_before_it_and_everybody_is_heard() {
+    let many: String =
+        (0..150).map(|n| format!("\"m{n}\": (command: [\"/bin/sleep\", \"1000\"], ready: Immediate),\n")).collect();
+    let late = r#""late": (command: "while ! test -e @DIR@/go; do sleep 0.02; done; echo >&3; exec sleep 1000", ready: Fd(fd: 3)),"#;
+    let after = r#""a-first": (command: ["/bin/sleep", "1000"], ready: Immediate, after: ["m149", "late"]),"#;
+    let mut server = Server::with_apps(&[&many, late, after].concat());
+    server.start();
+    // Whoever asks is answered when every app is known.
+    assert_eq!(server.status()["apps"].as_array().unwrap().len(), 152);
+    server.ok(&["stop", "-y", "m148"]);
+    server.wait_state("m149", "ready");
+    assert_eq!(server.wait_state("a-first", "waiting")["instances"][0]["reason"], "waits for late");
+    fs::write(server.path().join("go"), "").unwrap();
+    server.wait_state("a-first", "ready");
+    for n in 0..150 {
+        server.wait_state(&format!("m{n}"), if n == 148 { "stopped" } else { "ready" });
+    }
+    assert!(server.stop().success());
+}
+
+#[test]
+fn an_end_that_is_wanted_while_apps_are_made_ends_those_that_run() {
+    let many: String = (0..200).map(|n| app(&format!("m{n}"), "")).collect();
+    let server = Server::with_apps(&many);
+    let mut everhook = server.client(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // At the first sign of life of one of them.
+    server.until("an app runs", |server| (!said(server).is_empty()).then_some(()));
+    kill(Pid::from_raw(everhook.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let ended = server.until("the end", |_| everhook.try_wait().unwrap());
+    assert!(ended.success());
+    let said = said(&server);
+    for begun in said.iter().filter_map(|line| line.strip_prefix("start ")) {
+        assert!(said.contains(&format!("end {begun}")), "{begun} of {said:?}");
+    }
 }
 
 #[test]

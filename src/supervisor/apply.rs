@@ -96,7 +96,8 @@ impl Supervisor {
 
     /// Looks again at what `after` holds back because of this app.
     pub fn tell_dependents(&mut self, name: &AppName) {
-        if !self.awaited.contains(name) {
+        // Who comes after others starts when all are known.
+        if !self.awaited.contains(name) || self.coming.any() {
             return;
         }
         let waiting = self.apps.values().filter(|app| app.spec().comes_after().any(|before| before == name));

@@ -219,7 +219,7 @@ impl SeatShell {
         if let Some(watch) = &self.memory.watch {
             watch.abort();
         }
-        let _ = self.kit.cgroup.as_ref().map(|group| group.remove());
+        self.kit.remove_group();
     }
 }
 

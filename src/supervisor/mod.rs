@@ -9,6 +9,7 @@ mod answers;
 mod apply;
 mod certificates;
 mod children;
+mod coming;
 mod control;
 mod courier;
 mod current;
@@ -120,6 +121,8 @@ pub struct Supervisor {
     maker: prepare::Maker,
     /// Leftovers of the last supervisor are ended, apps may start.
     begun: bool,
+    /// Apps that the loop does not have yet.
+    coming: coming::Coming,
     ending: Option<shutdown::Ending>,
     /// What could not go on, and everhook with it.
     gave_up: Option<String>,
@@ -241,6 +244,7 @@ impl Supervisor {
         match event {
             Event::Spawned { token, result } => self.spawned(token, result),
             Event::Probed { seat, attempt, result } => self.tell(&seat, Happening::Probed { attempt, result }),
+            Event::Asked(asked) if self.coming.any() => self.coming.ask_later(*asked),
             Event::Asked(asked) => self.hear(*asked),
             Event::Told(told) => self.told(told),
             Event::Logger { run, message } => self.logger_said(run, message),

@@ -70,6 +70,13 @@ pub struct Kit {
     pub cgroup: Option<Arc<Cgroup>>,
 }
 
+impl Kit {
+    /// Nobody lives in its group any more, or whoever could not be killed keeps it.
+    pub fn remove_group(&self) {
+        let _ = self.cgroup.as_ref().map(|group| group.remove());
+    }
+}
+
 /// Whoever makes folders for others.
 #[derive(Clone)]
 pub struct Maker {
@@ -248,11 +255,11 @@ pub fn seat_name(id: &InstanceId, seat: Seat) -> String {
     if seat.second { format!("{id}{SECOND}") } else { id.to_string() }
 }
 
-/// A process needs further descriptors while it runs, one of them for good: an app that would take the
+/// A process needs further descriptors while it runs, two of them for good: an app that would take the
 /// last ones is not started, so that those that run are looked after.
 fn leaves_spare(newest: &fs::File) -> Result<(), String> {
     let (most, left) = limits::files_left(newest).map_err(|e| format!("the limit of descriptors: {e}"))?;
-    if left >= SPARE + (most - left) / 4 {
+    if left >= SPARE + (most - left) / 2 {
         return Ok(());
     }
     Err(format!(

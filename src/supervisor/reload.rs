@@ -130,12 +130,13 @@ impl Supervisor {
     /// applied; wishes that come meanwhile are granted by one more reading.
     pub fn reload(&mut self, wanted: Wanted) {
         self.reloads.push(wanted);
-        if !self.reloading {
+        if !self.reloading && !self.coming.any() {
             self.reload_next();
         }
     }
 
-    fn reload_next(&mut self) {
+    /// Grants the wishes that have come.
+    pub fn reload_next(&mut self) {
         let wanted = std::mem::take(&mut self.reloads);
         self.reloading = !wanted.is_empty();
         if wanted.is_empty() {
@@ -283,6 +284,15 @@ impl Supervisor {
 
     /// Takes an app in and starts it.
     pub fn add_app(&mut self, spec: &Arc<config::App>, new: NewApp, env_file: Vec<(String, String)>) {
+        self.take_in(spec, new, env_file);
+        if self.begun {
+            self.tell_blocked(&spec.name, spec);
+            self.look_for_news(&spec.name);
+        }
+    }
+
+    /// Takes an app in, which begins when it is told so.
+    pub fn take_in(&mut self, spec: &Arc<config::App>, new: NewApp, env_file: Vec<(String, String)>) {
         let name = spec.name.clone();
         let commit = new.live.as_ref().map(|release| release.commit.clone());
         let live = new.live.as_ref().map(|live| deploy::Live { release: live.id.clone(), commit: live.commit.clone() });
@@ -302,10 +312,6 @@ impl Supervisor {
             self.deploy_event(deploy::Event::Freeze { app: name.clone(), freeze: new.freeze });
         }
         self.schedule_app(spec, new.ran);
-        if self.begun {
-            self.tell_blocked(&name, spec);
-            self.look_for_news(&name);
-        }
     }
 
     fn tell_cut(&mut self, spec: &config::App, kits: &BTreeMap<Seat, Kit>) {

@@ -74,7 +74,7 @@ impl Supervisor {
         for app in due {
             self.feed(&app, service::Event::Shutdown);
         }
-        let busy = self.apps.values().any(|app| app.is_active());
+        let busy = self.apps.values().any(|app| app.is_active()) || self.coming.any();
         if busy || !self.deploys.is_idle() || !self.jobs.is_empty() || self.feeding || self.deploying {
             return;
         }

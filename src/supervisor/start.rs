@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use super::{
     Me, Supervisor,
     children::Children,
-    control,
+    coming, control,
     courier::Courier,
     event::{Event, Events},
     files::Files,
@@ -32,7 +32,7 @@ use super::{
     listeners::Listener,
     log, metrics,
     prepare::{Maker, OwnUsers},
-    reload, rename, schedule, secrets,
+    rename, schedule, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
@@ -171,6 +171,7 @@ fn build(
         log,
         maker,
         begun: false,
+        coming: coming::Coming::default(),
         ending: None,
         gave_up: None,
         ending_since: None,
@@ -233,27 +234,20 @@ impl Supervisor {
     fn take_apps(
         &mut self,
         config: &Config,
-        mut env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
+        env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
     ) {
-        let mut newest = 0;
         for (old, new) in rename::pairs(config) {
             if let Err(error) = rename::move_state(&self.layout, old, new) {
                 warn!(app = %new, "{error}");
             }
             self.ledger.send(Command::Rename { old: old.clone(), new: new.clone() });
         }
-        let mut specs: Vec<_> = config.apps.values().cloned().collect();
-        let news = reload::new_apps(&self.maker, &mut specs);
-        for (spec, new) in specs.into_iter().zip(news) {
-            if new.unfit {
-                // A reload then sees that it has to try again.
-                Arc::make_mut(&mut self.config).apps.insert(spec.name.clone(), Arc::clone(&spec));
-            }
-            newest = newest.max(newest_release(&self.layout.releases(&spec.name)));
-            let env = env_files.remove(&spec.name).unwrap_or_default();
-            self.add_app(&spec, new, env);
-        }
-        self.ledger.send(Command::Above(newest));
+        let newest = config.apps.keys().map(|name| newest_release(&self.layout.releases(name))).max();
+        self.ledger.send(Command::Above(newest.unwrap_or(0)));
+        self.coming = coming::Coming::new(config, env_files);
+        // What an earlier supervisor has left is looked at with every app in mind.
+        let first = if handover::is_needed(&self.layout) { usize::MAX } else { coming::FIRST };
+        self.take_first(first);
         self.look_for_letters();
     }
 
@@ -293,12 +287,17 @@ impl Supervisor {
         self.sample();
         self.start_logger();
         if self.is_ending() {
-            return;
+            return self.forget_others();
         }
-        let apps: Vec<_> = self.apps.values().map(|app| (app.name().clone(), Arc::clone(app.spec()))).collect();
-        for (name, spec) in apps {
-            self.tell_blocked(&name, &spec);
-        }
+        self.begin_first();
+        self.take_others();
+    }
+
+    /// Every app is known.
+    pub fn all_are_in(&mut self) {
+        // Made of all at once, a map keeps no room for others.
+        self.apps = std::mem::take(&mut self.apps).into_iter().collect();
+        self.shells = std::mem::take(&mut self.shells).into_iter().collect();
         self.look_at_clock();
         self.watch_files();
         let ticket = self.ticket();

@@ -46,6 +46,12 @@ struct Leftover {
     next: Instant,
 }
 
+/// May an earlier supervisor have left something? Whatever it started has a record.
+#[must_use]
+pub fn is_needed(layout: &Layout) -> bool {
+    fs::read_dir(layout.record("")).is_ok_and(|mut records| records.next().is_some())
+}
+
 /// Ends everything that the last supervisor left, the logger last. Returns what was found.
 pub fn end_leftovers(layout: &Layout, config: &Config, cgroups: Option<&Base>) -> Vec<String> {
     let records = read_records(layout);
