@@ -156,14 +156,18 @@ impl Supervisor {
                 if self.seat(&id).and_then(|seat| seat.main) != Some(pid) {
                     return self.look_at_ending_trees();
                 }
+                if !self.is_ending() {
+                    self.spawning.expect();
+                }
                 if let Some(shell) = self.seat_mut(&id) {
                     shell.main = None;
                     shell.pidfd = None;
                 }
                 let exit = self.judge_memory(&id, exit);
-                self.tally.exited(&id.instance(), exit);
                 let alone = self.tree_is_empty(&id);
+                // The next start is on its way with this; what is counted can wait.
                 self.tell(&id, Happening::Exited { exit, alone });
+                self.tally.exited(&id.instance(), exit);
                 self.put_sockets_back(&id.app);
             }
             Some(Owner::Job(job)) => self.job_exited(job, exit),

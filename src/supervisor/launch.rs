@@ -40,17 +40,20 @@ pub enum Unfit {
 /// The variables of everything that runs as this identity.
 #[must_use]
 pub fn base_env(who: &Identity) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::from([("PATH", PATH.to_owned()), ("LANG", "C.UTF-8".to_owned())]);
-    env.insert("HOME", who.home.display().to_string());
-    env.insert("SHELL", who.shell.display().to_string());
+    let mut env = BTreeMap::new();
+    let mut set = |name: &str, value: String| env.insert(name.to_owned(), value);
+    set("PATH", PATH.to_owned());
+    set("LANG", "C.UTF-8".to_owned());
+    set("HOME", who.home.display().to_string());
+    set("SHELL", who.shell.display().to_string());
     if let Some(name) = &who.name {
-        env.insert("USER", name.clone());
-        env.insert("LOGNAME", name.clone());
+        set("USER", name.clone());
+        set("LOGNAME", name.clone());
     }
     if let Ok(zone) = std::env::var("TZ") {
-        env.insert("TZ", zone);
+        set("TZ", zone);
     }
-    env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    env
 }
 
 /// The variables of an instance: ours, then `env_file`, then `env`.
@@ -129,7 +132,7 @@ pub fn spec(
     };
     let args = args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;
     let mut spec = SpawnSpec::new(text(&file.to_string_lossy())?, args);
-    spec.env = env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect::<Result<_, _>>()?;
+    spec.env = env.iter().map(|(name, value)| variable(name, value)).collect::<Result<_, _>>()?;
     spec.credentials = change_user.then(|| Credentials { uid: who.uid, gid: who.gid, groups: who.groups.clone() });
     Ok(spec)
 }
@@ -161,6 +164,15 @@ pub fn arguments(command: &Command, instance: u32) -> Vec<String> {
 
 fn text(plain: &str) -> Result<CString, Unfit> {
     CString::new(plain).map_err(|_| Unfit::Nul(plain.to_owned()))
+}
+
+/// Made in one piece, as each restart makes a dozen.
+fn variable(name: &str, value: &str) -> Result<CString, Unfit> {
+    let mut text = Vec::with_capacity(name.len() + value.len() + 2);
+    text.extend_from_slice(name.as_bytes());
+    text.push(b'=');
+    text.extend_from_slice(value.as_bytes());
+    CString::new(text).map_err(|_| Unfit::Nul(format!("{name}={value}")))
 }
 
 fn find(program: &str, path: &str) -> Option<PathBuf> {

@@ -5,7 +5,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +22,8 @@ use crate::os::{
 
 /// Orders that wait for so long, while none is carried out, wait for something that hangs.
 const HANGS: Duration = Duration::from_secs(1);
+/// An order that is expected comes within this time. A halted processor takes a good part of it to wake up.
+const AT_ONCE: Duration = Duration::from_micros(150);
 /// Orders that there is room for while none waits.
 const FEW: usize = 16;
 /// Threads beside the first at most: each may hang too.
@@ -28,6 +33,8 @@ const MOST_BESIDE: usize = 8;
 pub struct Spawning {
     queue: Arc<Queue>,
     events: Events,
+    /// A thread can run beside the loop.
+    beside_loop: bool,
     /// Orders without an answer.
     open: usize,
     /// When one was last answered, or given while there were none.
@@ -38,11 +45,15 @@ pub struct Spawning {
 struct Queue {
     inner: Mutex<Orders>,
     more: Condvar,
+    /// Orders that were given, ever. Changed with `inner` locked.
+    given: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Orders {
     waiting: VecDeque<(u64, SpawnSpec)>,
+    /// One is likely to come at once.
+    expected: bool,
     /// Threads beside the first.
     beside: usize,
 }
@@ -56,12 +67,28 @@ impl Queue {
     fn next(&self) -> (u64, SpawnSpec) {
         let mut orders = self.lock();
         loop {
+            let expected = std::mem::take(&mut orders.expected);
             if let Some(order) = orders.waiting.pop_front() {
                 return order;
             }
             // The start of a thousand apps leaves no room for a thousand.
             orders.waiting.shrink_to(FEW);
-            orders = self.more.wait(orders).unwrap_or_else(PoisonError::into_inner);
+            if expected {
+                let given = self.given.load(Ordering::Relaxed);
+                drop(orders);
+                self.watch(given);
+                orders = self.lock();
+            } else {
+                orders = self.more.wait(orders).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Stays awake until there is one more order than these, for a while at most.
+    fn watch(&self, given: usize) {
+        let begun = Instant::now();
+        while self.given.load(Ordering::Relaxed) == given && begun.elapsed() < AT_ONCE {
+            std::hint::spin_loop();
         }
     }
 
@@ -94,7 +121,16 @@ impl Spawning {
             }
         };
         with_all_blocked(|| thread::Builder::new().name("spawner".into()).stack_size(256 * 1024).spawn(work))?;
-        Ok(Self { queue, events, open: 0, moved: Instant::now() })
+        let beside_loop = thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+        Ok(Self { queue, events, beside_loop, open: 0, moved: Instant::now() })
+    }
+
+    /// An order will come in a moment, or not: whoever is to carry it out wakes up meanwhile.
+    pub fn expect(&self) {
+        if self.open == 0 && self.beside_loop {
+            self.queue.lock().expected = true;
+            self.queue.more.notify_one();
+        }
     }
 
     /// Answered by [`Event::Spawned`] with this token.
@@ -103,7 +139,10 @@ impl Spawning {
             self.moved = Instant::now();
         }
         self.open += 1;
-        self.queue.lock().waiting.push_back((token, spec));
+        let mut orders = self.queue.lock();
+        orders.waiting.push_back((token, spec));
+        self.queue.given.fetch_add(1, Ordering::Relaxed);
+        drop(orders);
         self.queue.more.notify_one();
     }
 
