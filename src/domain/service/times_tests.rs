@@ -1,8 +1,9 @@
 //! Laws of apps that run at times, and of those whose files are watched.
 
 use jiff::tz::TimeZone;
+use proptest::prelude::*;
 
-use super::*;
+use super::{law::*, *};
 use crate::domain::config::{Missed, Schedule};
 
 fn scheduled(policy: Policy) -> config::App {
