@@ -47,8 +47,9 @@ pub enum Order {
 struct Eye {
     wanted: Wanted,
     change: Option<Change>,
-    /// What its folders were like when a change was last told.
+    /// What its folders were like when a change was last told, and when they were last walked through.
     signature: u64,
+    walked: u64,
     /// What keeps it from seeing everything: for as long as it is watched, and now.
     foreign: Option<String>,
     trouble: Option<String>,
@@ -64,7 +65,7 @@ impl Eye {
             let path = path.display();
             format!("{path} is on {kind}: what others change there is not told; set `poll`, such as poll: \"2s\"")
         });
-        Self { wanted, change: None, signature: 0, foreign, trouble: None, poll_at: None }
+        Self { wanted, change: None, signature: 0, walked: 0, foreign, trouble: None, poll_at: None }
     }
 }
 
@@ -174,7 +175,8 @@ impl Watching {
         while !self.hold_all().is_empty() {}
         for i in 0..self.eyes.len() {
             if self.eyes[i].change.is_none() {
-                self.eyes[i].signature = self.ground(i).walk().signature;
+                let signature = self.ground(i).walk().signature;
+                (self.eyes[i].signature, self.eyes[i].walked) = (signature, signature);
             }
         }
     }
@@ -308,9 +310,16 @@ impl Watching {
             self.note_trouble(i, walk.trouble);
         }
         let eye = &mut self.eyes[i];
+        let still = walk.signature == eye.walked;
+        eye.walked = walk.signature;
         if walk.signature != eye.signature {
-            let paths = eye.wanted.watch.paths.clone();
-            eye.change.get_or_insert_with(|| Change { paths, due: Instant::now(), at_last: Instant::now() });
+            let (watch, now) = (&eye.wanted.watch, Instant::now());
+            let (due, at_last) = (now + watch.debounce, now + LONGEST.max(watch.debounce * 10));
+            match &mut eye.change {
+                Some(change) if still => {}
+                Some(change) => change.due = due,
+                empty => *empty = Some(Change { paths: watch.paths.clone(), due, at_last }),
+            }
         }
     }
 
@@ -325,9 +334,21 @@ impl Watching {
 
     fn tell_settled(&mut self) {
         let now = Instant::now();
-        for eye in &mut self.eyes {
-            if let Some(change) = eye.change.take_if(|change| change.due.min(change.at_last) <= now) {
-                eye.signature = Ground { watch: &eye.wanted.watch, ours: &self.ours }.walk().signature;
+        for i in 0..self.eyes.len() {
+            if self.eyes[i].change.as_ref().is_none_or(|change| change.due.min(change.at_last) > now) {
+                continue;
+            }
+            let signature = self.ground(i).walk().signature;
+            let eye = &mut self.eyes[i];
+            let goes_on = eye.wanted.watch.poll.is_some() && signature != eye.walked;
+            eye.walked = signature;
+            // Where the kernel tells nothing a second walk says that it has settled.
+            if let Some(change) = eye.change.as_mut().filter(|change| goes_on && now < change.at_last) {
+                change.due = now + eye.wanted.watch.debounce;
+                continue;
+            }
+            eye.signature = signature;
+            if let Some(change) = eye.change.take() {
                 (self.tell)(Report::Changed { whose: eye.wanted.whose.clone(), paths: change.paths });
             }
         }
@@ -385,6 +406,31 @@ mod tests {
 
     use super::*;
     use crate::domain::config::Ignore;
+
+    /// Half of a change is no change yet, however often it is looked at.
+    #[test]
+    fn what_is_polled_settles_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("src");
+        fs::create_dir(&root).unwrap();
+        let (told, reports) = mpsc::channel();
+        let mut watching = Watching::new(mpsc::channel(), Vec::new(), move |report| drop(told.send(report)));
+        let ignore = Ignore::new(&[]).unwrap();
+        let (debounce, poll) = (Duration::from_secs(1), Some(Duration::from_secs(1)));
+        let watch = Watch { paths: vec![root.clone()], ignore, debounce, poll };
+        watching.hear(vec![Order::Watch(vec![Wanted { whose: Whose::App("a".parse().unwrap()), watch }])]);
+        let mut look = |file: Option<&str>| {
+            file.iter().for_each(|file| fs::write(root.join(file), "1").unwrap());
+            watching.compare_one(0);
+            // Its time is over, as far as the clock goes.
+            watching.eyes[0].change.iter_mut().for_each(|change| change.due = Instant::now());
+            // And now it has changed again.
+            file.iter().for_each(|file| fs::write(root.join(file), "22").unwrap());
+            watching.tell_settled();
+            reports.try_iter().count()
+        };
+        assert_eq!([look(Some("a")), look(Some("b")), look(None), look(None)], [0, 0, 1, 0]);
+    }
 
     /// What was lost may have been reads alone: the folders say whether anything has changed.
     #[test]
