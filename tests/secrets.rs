@@ -13,6 +13,7 @@ mod statuses;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
+use data_encoding::BASE64;
 use forge::Forge;
 use server::{Repo, Server, sign, text, unique};
 use statuses::{Kind, Statuses, TOKEN};
@@ -28,6 +29,8 @@ const IN_URL: &str = "url-password-ab12cd34";
 const FILE_PASSWORD: &str = "env-file-password-3e8d";
 const FILE_URL: &str = "database-url-password-19";
 const LITERAL: &str = "literal-api-token-6d2b";
+/// In place of [`HTTPS`] in its file, while the server runs.
+const EXCHANGED: &str = "https-token-of-the-day-71";
 
 const CONFIG: &str = r#"(
     state_dir: "@DIR@/state",
@@ -69,6 +72,7 @@ fn planted(server: &Server) -> Vec<(&'static str, String)> {
         ("generic secret", GENERIC),
         ("token", BOSS),
         ("https token", HTTPS),
+        ("https token of later", EXCHANGED),
         ("password in a URL", IN_URL),
         ("password of an env file", FILE_PASSWORD),
         ("password in a URL of an env file", FILE_URL),
@@ -77,6 +81,15 @@ fn planted(server: &Server) -> Vec<(&'static str, String)> {
     ]
     .map(|(name, text)| (name, text.to_owned()))
     .into();
+    // As git shows them that is asked to trace what it does.
+    for (name, secret) in all.clone() {
+        let escaped = |byte: u8| match byte {
+            b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
+            b => format!("%{b:02X}"),
+        };
+        all.push((name, secret.bytes().map(escaped).collect()));
+        all.push((name, BASE64.encode(format!("git:{secret}").as_bytes())));
+    }
     for (name, file) in [("TLS key", "key.pem"), ("deploy key", "ssh")] {
         let pem = fs::read_to_string(server.path().join(file)).unwrap();
         let lines = pem.lines().filter(|line| !line.starts_with("-----"));
@@ -84,6 +97,12 @@ fn planted(server: &Server) -> Vec<(&'static str, String)> {
         all.extend(lines.skip(1).map(|line| (name, line.to_owned())));
     }
     all
+}
+
+/// A file of a commit that shows the secrets of these names.
+fn leak(server: &Server, shown: impl Fn(&str) -> bool) -> String {
+    let planted = planted(server).into_iter().filter(|(name, _)| shown(name));
+    planted.map(|(name, secret)| format!("{name}: {secret}\n")).collect()
 }
 
 fn run(folder: &Path, program: &str, args: &[&str]) {
@@ -97,6 +116,8 @@ struct World {
     _git: Forge,
     api: Statuses,
     said: Vec<(String, String)>,
+    /// Of `token create`, which the config knows nothing of.
+    made: Option<(&'static str, String)>,
 }
 
 fn world() -> World {
@@ -118,14 +139,14 @@ fn world() -> World {
     let url = format!("postgres://app:{FILE_URL}@127.0.0.1/db");
     server.write_secret("site.env", &format!("DB_PASSWORD={FILE_PASSWORD}\nDATABASE_URL={url}\n"));
     let api = Statuses::new(Kind::GitHub, "ann/site");
-    let leak: String = planted(&server).iter().map(|(name, secret)| format!("{name}: {secret}\n")).collect();
+    let leak: String = leak(&server, |name| name != "https token of later");
     let repo = Repo::new(folder.join("git/ann/site"), &[("leak", &leak)]);
     let git = Forge::new(&folder.join("git"));
     let config =
         CONFIG.replace("@GIT@", &git.url("ann/site")).replace("@API@", &format!("http://127.0.0.1:{}", api.port));
     server.write_config(&config.replace("@LITERAL@", LITERAL).replace("@IN_URL@", IN_URL));
     fs::set_permissions(server.config(), fs::Permissions::from_mode(0o600)).unwrap();
-    World { server, repo, _git: git, api, said: Vec::new() }
+    World { server, repo, _git: git, api, said: Vec::new(), made: None }
 }
 
 impl World {
@@ -159,7 +180,7 @@ impl World {
 
     /// Searches a text for everything that is planted.
     fn search(&self, whence: &str, text: &[u8], found: &mut Vec<String>) {
-        for (name, secret) in planted(&self.server) {
+        for (name, secret) in planted(&self.server).into_iter().chain(self.made.clone()) {
             let quoted = serde_json::to_string(&secret).unwrap();
             for form in [secret.as_str(), quoted.trim_matches('"')] {
                 if text.windows(form.len()).any(|piece| piece == form.as_bytes()) {
@@ -199,7 +220,10 @@ fn no_secret_is_written_or_said() {
         world.server.deploy_end(world.server.json(&["history", "site"])[0]["id"].as_i64().unwrap())["state"],
         "live"
     );
-    world.repo.commit(&[("bad", "1")], "bad");
+    // Exchanged without a reload, it is known from its first use on.
+    world.server.write_secret("https", EXCHANGED);
+    assert_eq!(world.server.cli(&["deploy", "web"]).status.code(), Some(1));
+    world.repo.commit(&[("bad", "1"), ("leak", &leak(&world.server, |_| true))], "bad");
     let failed = world.push(PREVIOUS);
     let end = world.server.deploy_end(failed);
     assert_eq!(end["state"], "failed", "{end}");
@@ -237,6 +261,15 @@ fn no_secret_is_written_or_said() {
     }
     world.post("/api/v1/apps/site/restart?wait=30s", &[("authorization", &format!("Bearer {BOSS}"))], "");
     world.post("/api/v1/apps/site/restart", &[("authorization", &format!("Bearer {BOSS}x"))], "");
+
+    let made = world.server.ok(&["token", "create", "made", "--role", "admin"]).trim().to_owned();
+    for (token, status) in [(made.clone(), 200), (format!("{made}x"), 401)] {
+        let token = format!("Bearer {token}");
+        let answer =
+            http::request(world.server.address("api"), "GET", "/api/v1/status", &[("authorization", &token)], b"");
+        assert_eq!(answer.status, status);
+    }
+    world.made = Some(("made token", made));
 
     // A reload that fails shows the line that is wrong.
     let good = fs::read_to_string(world.server.config()).unwrap();
@@ -290,4 +323,29 @@ fn no_secret_is_written_or_said() {
     found.sort();
     found.dedup();
     assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Of what comes in two pieces the first is in the file before the second is there, and that file has just begun.
+#[test]
+fn a_secret_in_two_pieces_is_hidden() {
+    const SECRET: &str = "hook-9f31c2-in-two-pieces";
+    let mut server = Server::with_apps(
+        r#""site": (deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], secret: File("@DIR@/hook"), settle: "10ms",
+            env: {"DIR": "@DIR@"}, check: ["sh said.sh"]))"#,
+    );
+    server.write_secret("hook", SECRET);
+    let (first, second) = SECRET.split_at(9);
+    let said = format!("yes '' | head -c 5242880\nprintf {first}\ncat \"$DIR/gate\"\necho {second}\n");
+    Repo::new(server.path().join("repo"), &[("said.sh", &said)]);
+    let gate = server.path().join("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+    fs::set_permissions(&gate, fs::Permissions::from_mode(0o666)).unwrap();
+    server.start();
+    let log = server.path().join("state/logs/deploys/1.log");
+    server.until("the first piece is there", |_| (fs::read_to_string(&log).ok()? == first).then_some(()));
+    drop(fs::File::options().write(true).open(&gate).unwrap());
+    let deploy = server.deploy_end(1);
+    assert_eq!(deploy["state"], "live", "{deploy}");
+    let whole = format!("{}\n", "*".repeat(SECRET.len()));
+    server.until("both are hidden", |_| fs::read_to_string(&log).unwrap().starts_with(&whole).then_some(()));
 }

@@ -250,10 +250,13 @@ impl Capture {
             data.copy_from_slice(here);
             if began != before
                 && let Some(opened) = &sink.opened
-                && let Some(at) = opened.size.checked_sub(before.len() as u64)
-                && let Err(error) = opened.file.write_all_at(began, at)
             {
-                eprintln!("everhook logger: the beginning of a secret stays in a log: {error}");
+                // Where a new file was begun since, it holds the last of this; no secret is in two files.
+                let there = began.len().min(usize::try_from(opened.size).unwrap_or(usize::MAX));
+                let written = opened.file.write_all_at(&began[began.len() - there..], opened.size - there as u64);
+                if let Err(error) = written {
+                    eprintln!("everhook logger: the beginning of a secret stays in a log: {error}");
+                }
             }
         }
         let kept = text.len().saturating_sub(self.veil.longest().saturating_sub(1));

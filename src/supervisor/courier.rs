@@ -159,7 +159,10 @@ impl Supervisor {
         self.files.run(
             move || secrets::existing(&reference, &owners),
             move |supervisor, token| match token {
-                Ok(token) => supervisor.post(letter, status, token),
+                Ok(token) => {
+                    supervisor.hide([&token]);
+                    supervisor.post(letter, status, token);
+                }
                 Err(why) => {
                     let outcome = Outcome::Later { why: format!("the token of `status`: {why}"), after_s: None };
                     supervisor.outbox_event(Event::Posted { letter: id, outcome });

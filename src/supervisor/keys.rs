@@ -17,7 +17,11 @@ use crate::domain::{
 
 /// A folder that is removed with this; none where nothing is needed.
 #[derive(Debug, Default)]
-pub struct Keys(Option<PathBuf>);
+pub struct Keys {
+    folder: Option<PathBuf>,
+    /// What is secret of it.
+    secrets: Vec<Secret>,
+}
 
 impl Keys {
     /// Lays out what the remote and we are proven by. `reader`: who reads it, where that is not us;
@@ -32,11 +36,12 @@ impl Keys {
         let named = |e: io::Error| format!("{}: {e}", folder.display());
         // Nobody looks into it, and only its reader opens what is there.
         fs::DirBuilder::new().mode(0o711).create(folder).map_err(named)?;
-        let keys = Self(Some(folder.to_owned()));
+        let mut keys = Self { folder: Some(folder.to_owned()), secrets: Vec::new() };
         let put = |name: &str, text: &[u8]| put(&folder.join(name), text, reader).map_err(named);
         if let Some(secret) = &access.ssh_key {
             let key = key(secret, owners).map_err(|error| format!("`ssh_key`: {error}"))?;
             put(KEY_FILE, key.expose())?;
+            keys.secrets.push(key);
         }
         if !access.host_key.is_empty() {
             // It is the only host that is asked.
@@ -51,13 +56,20 @@ impl Keys {
             // As git-credential(1) reads it.
             let login = [format!("username={user}\npassword=").as_bytes(), token.expose(), b"\n"].concat();
             put(LOGIN_FILE, Secret::new(login).expose())?;
+            keys.secrets.push(token);
         }
         Ok(keys)
     }
 
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
-        self.0.as_deref()
+        self.folder.as_deref()
+    }
+
+    /// What nobody may see of them.
+    #[must_use]
+    pub fn secrets(&self) -> &[Secret] {
+        &self.secrets
     }
 }
 
@@ -79,7 +91,7 @@ fn put(path: &Path, text: &[u8], reader: Option<(u32, u32)>) -> io::Result<()> {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        let Some(folder) = &self.0 else { return };
+        let Some(folder) = &self.folder else { return };
         for name in [KEY_FILE, HOSTS_FILE, LOGIN_FILE] {
             let _ = fs::remove_file(folder.join(name));
         }

@@ -12,14 +12,26 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::ledger::Command;
-use crate::domain::model::Veil;
+use super::{Supervisor, ledger::Command};
+use crate::domain::model::{Secret, Veil};
 
 static VEIL: RwLock<Option<Arc<Veil>>> = RwLock::new(None);
 
 /// Hides this from now on, and nothing else.
 pub fn set(veil: &Veil) {
     *VEIL.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(veil.clone()));
+}
+
+impl Supervisor {
+    /// Hides these too, which were exchanged since the config was read.
+    pub fn hide<'a>(&mut self, secrets: impl IntoIterator<Item = &'a Secret>) {
+        let veil = now().unwrap_or_default();
+        let more = veil.with(secrets);
+        if more != *veil {
+            set(&more);
+            self.logger.set_veil(more);
+        }
+    }
 }
 
 fn now() -> Option<Arc<Veil>> {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD, Encoding};
 use memchr::memmem::{self, Finder};
 use zeroize::Zeroizing;
 
@@ -22,17 +23,31 @@ pub struct Veil {
 }
 
 impl Veil {
-    /// Hides these. Of a private key in PEM every line is hidden, of other texts of several lines too.
+    /// Hides these. Of a private key in PEM every line is hidden, of other texts of several lines too; what is
+    /// of one line also as it stands in URLs and in logins.
     #[must_use]
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
-        let mut words: Vec<Secret> = Vec::new();
+        Self::default().with(secrets)
+    }
+
+    /// Hides these too.
+    #[must_use]
+    pub fn with<'a>(&self, secrets: impl IntoIterator<Item = &'a Secret>) -> Self {
+        let mut words = self.words.clone();
         for secret in secrets {
-            for line in lines(secret.expose()) {
+            let lines = lines(secret.expose());
+            for line in &lines {
                 words.push(Secret::exact(line.to_vec()));
                 // As it stands in JSON.
                 if let Ok(text) = std::str::from_utf8(line) {
                     let quoted = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
                     words.push(Secret::exact(quoted.as_bytes()[1..quoted.len() - 1].to_vec()));
+                }
+            }
+            if let [only] = lines[..] {
+                words.extend([percent(only, b"0123456789ABCDEF"), percent(only, b"0123456789abcdef")]);
+                for way in [&BASE64_NOPAD, &BASE64URL_NOPAD] {
+                    words.extend((0..3).map(|before| base64(only, before, way)));
                 }
             }
         }
@@ -131,6 +146,26 @@ fn lines(secret: &[u8]) -> Vec<&[u8]> {
     found
 }
 
+/// As it stands in a URL (RFC 3986, section 2.1).
+fn percent(secret: &[u8], digits: &[u8; 16]) -> Secret {
+    let mut text = Vec::with_capacity(secret.len() * 3);
+    for byte in secret {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => text.push(*byte),
+            _ => text.extend([b'%', digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]),
+        }
+    }
+    Secret::exact(text)
+}
+
+/// As it stands in base64 (RFC 4648) behind so many bytes, modulo 3, as a user's name in `Authorization: Basic`:
+/// the characters that nothing but the secret decides.
+fn base64(secret: &[u8], before: usize, way: &Encoding) -> Secret {
+    let bytes = Zeroizing::new([&[0; 2][..before], secret].concat());
+    let text = Zeroizing::new(way.encode(&bytes).into_bytes());
+    Secret::exact(text[(before * 8).div_ceil(6)..bytes.len() * 8 / 6].to_vec())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +183,31 @@ mod tests {
         assert!(veil.cover(&mut bytes));
         assert_eq!(bytes, b"x ********************* ************** y");
         assert!(!veil.cover(&mut bytes));
+    }
+
+    #[test]
+    fn a_secret_is_hidden_in_urls_and_logins() {
+        let veil = veil(&["pa/ss wörd+1~"]);
+        assert_eq!(veil.text("https://me:pa%2Fss%20w%C3%B6rd%2B1~@h/"), "https://me:***@h/");
+        assert_eq!(veil.text("https://me:pa%2fss%20w%c3%b6rd%2b1~@h/"), "https://me:***@h/");
+        for user in ["", "a", "me", "git", "oauth2"] {
+            for way in [BASE64_NOPAD, BASE64URL_NOPAD] {
+                for tail in ["", "x", "xy"] {
+                    let login = way.encode(format!("{user}:pa/ss wörd+1~{tail}").as_bytes());
+                    let said = veil.text(&login);
+                    // What the bytes beside it have a part in may stay.
+                    let (before, after) = said.split_once(MARK).unwrap_or_else(|| panic!("{user}{tail}: {said}"));
+                    assert!(before.len() <= (user.len() + 1).div_ceil(3) * 4 && after.len() <= 4, "{said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_too_is_hidden_as_if_from_the_start() {
+        let [one, two] = ["hunter2hunter2", "a longer secret"].map(|text| Secret::new(text.as_bytes().to_vec()));
+        assert_eq!(Veil::new([&one]).with([&two, &one]), Veil::new([&two, &one]));
+        assert_eq!(Veil::new([&one]).with([&one]), Veil::new([&one]));
     }
 
     #[test]

@@ -283,7 +283,12 @@ impl Supervisor {
                 tree.map_or(Ok(()), |tree| prepare::make_tree(&tree, owner))?;
                 Keys::lay(&folder, &access, reader, &owners)
             },
-            then,
+            move |supervisor, made| {
+                if let Ok(keys) = &made {
+                    supervisor.hide(keys.secrets());
+                }
+                then(supervisor, made);
+            },
         );
     }
 
