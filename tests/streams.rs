@@ -259,3 +259,20 @@ fn streams_end_with_the_token_that_opened_them() {
     server.ok(&["reload"]);
     assert!(is_over(events) && is_over(logs));
 }
+
+#[test]
+fn streams_end_when_their_token_does() {
+    let server = server();
+    let token = |name: &str, expires: &str| {
+        let made = server.ok(&["token", "create", name, "--role", "viewer", "--expires", expires]);
+        made.trim().to_owned()
+    };
+    let (short, long) = (token("short", "15s"), token("long", "1h"));
+    let (events, logs) =
+        (Reader::open(&server, &short, "events", None), Reader::open(&server, &short, "logs/blog", None));
+    let mut kept = Reader::open(&server, &long, "events", None);
+    assert!(is_over(events) && is_over(logs));
+    assert_eq!(get(&server, &short, "status", &[]).status, 401);
+    server.ok(&["restart", "shop"]);
+    kept.until(|event| event["app"] == "shop");
+}

@@ -14,7 +14,7 @@ use std::{
     path::Path,
     process::{Command, Output, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::sys::signal::Signal;
@@ -341,4 +341,96 @@ fn an_entry_becomes_https_and_what_expires_is_told() {
         let listener = reason(server, 0);
         (listener["state"] == "ready" && proven_by(server.address("hooks"), &trusted)).then_some(())
     });
+}
+
+/// A certificate from `from` until `until`, in seconds from now, in place of the one before.
+fn renew_for(folder: &Path, from: i64, until: i64) {
+    renew(folder, LONG);
+    fs::write(folder.join("ca.cnf"), CA).unwrap();
+    fs::write(folder.join("index"), "").unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let at = |seconds: i64| {
+        let date = format!("@{}", i64::try_from(now).unwrap() + seconds);
+        let said = Command::new("date").args(["-u", "+%Y%m%d%H%M%SZ", "-d", &date]).output().unwrap();
+        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    };
+    let request = ["req", "-new", "-key", "key.pem", "-subj", "/CN=test", "-out", "csr.pem"];
+    let made = openssl(folder, &request);
+    assert!(made.status.success(), "{}", text(&made));
+    let (from, until) = (at(from), at(until));
+    let dates = ["-startdate", &from, "-enddate", &until];
+    let fixed = ["ca", "-batch", "-selfsign", "-config", "ca.cnf", "-keyfile", "key.pem", "-in", "csr.pem"];
+    let made = openssl(folder, &[&fixed[..], &["-out", "cert.new", "-notext"], &dates].concat());
+    assert!(made.status.success(), "{}", text(&made));
+    fs::rename(folder.join("cert.new"), folder.join("cert.pem")).unwrap();
+}
+
+const CA: &str = "[ca]\ndefault_ca = own\n[own]\ndatabase = index\nnew_certs_dir = .\nrand_serial = yes\n\
+    default_md = sha256\npolicy = any\nx509_extensions = kind\n[any]\ncommonName = supplied\n\
+    [kind]\nbasicConstraints = critical,CA:FALSE\nsubjectAltName = IP:127.0.0.1\n";
+
+/// Nothing is renewed, changed or asked: the clock alone says it.
+#[test]
+fn the_end_of_a_certificate_is_told_in_time_and_when_it_has_come() {
+    let server = server();
+    // It lives for 150 s, and should be renewed when 30 are left.
+    renew_for(&server.path().join("tls"), -115, 35);
+    let server = server.started();
+    let cause = |name: &str| {
+        let event = |server: &Server| server.events().into_iter().find(|event| event["to"] == name);
+        let event = server.until(name, event);
+        event["cause"].as_str().unwrap().to_owned()
+    };
+    let due = cause("certificate_due");
+    assert!(due.contains("tls/cert.pem expires at 2") && due.contains("supervisor.ron:2:"), "{due}");
+    let expired = cause("certificate_expired");
+    assert!(expired.contains("tls/cert.pem expired at 2"), "{expired}");
+    let named = |name: &str| server.events().iter().filter(|event| event["to"] == name).count();
+    assert_eq!((named("certificate_due"), named("certificate_expired")), (1, 1));
+    assert!(server.log().contains(&due) && server.log().contains(&expired), "{}", server.log());
+}
+
+/// An address of this machine that is not its own loopback's: whoever comes from there is a stranger.
+fn outward() -> Option<std::net::IpAddr> {
+    let all = nix::ifaddrs::getifaddrs().unwrap().filter_map(|one| one.address);
+    let all = all.filter_map(|address| address.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::ip));
+    all.filter(|address| !address.is_loopback()).map(Into::into).next()
+}
+
+#[test]
+fn one_address_has_its_share_of_connections_and_no_more() {
+    const FROM_ONE: usize = 64;
+    let Some(address) = outward() else { return println!("this machine has no address but loopback: left out") };
+    let server = Server::new(&CONFIG.replacen("127.0.0.1:0", "0.0.0.0:0", 1));
+    renew(&server.path().join("tls"), LONG);
+    let server = server.started();
+    let at = SocketAddr::new(address, server.address("hooks").port());
+    let mut held: Vec<TcpStream> = Vec::new();
+    let session = |held: &mut Vec<TcpStream>| {
+        let stream = TcpStream::connect(at).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        // Whoever is turned away hears why, in the clear, before a word of TLS.
+        let mut first = [0; 12];
+        let mut hello = ClientConnection::new(anybody(), ServerName::IpAddress(address.into())).unwrap();
+        let mut own = &stream;
+        hello.write_tls(&mut own).unwrap();
+        let refused = own.read_exact(&mut first).is_err() || first.starts_with(b"HTTP/1.1 429");
+        held.push(stream);
+        !refused
+    };
+    for n in 0..FROM_ONE {
+        assert!(session(&mut held), "connection {n}");
+    }
+    assert!(!session(&mut held), "one too many");
+    // The machine itself is not held back, and whoever goes makes room.
+    assert!(ask(&mut connect(SocketAddr::new([127, 0, 0, 1].into(), at.port()), &certificate(&server))));
+    held.truncate(FROM_ONE - 1);
+    server.until("there is room again", |_| session(&mut held).then_some(()));
+}
+
+/// A client's side of TLS that gets as far as the server's first answer.
+fn anybody() -> Arc<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(ring::default_provider().into());
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    Arc::new(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }

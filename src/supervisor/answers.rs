@@ -11,11 +11,16 @@ use super::{
     pipeline::Order,
     waiters::{Goal, Waiter},
 };
-use crate::domain::{
-    api::{DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, RefusalKind, Reply, Saying, ToLogger},
-    deploy,
-    model::{AppName, At},
-    outbox,
+use crate::{
+    domain::{
+        api::{
+            DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, RefusalKind, Reply, Saying, ToLogger,
+        },
+        deploy,
+        model::{AppName, At},
+        outbox,
+    },
+    os::clock,
 };
 
 /// What is done with an answer of the ledger.
@@ -69,8 +74,8 @@ impl Supervisor {
     ) {
         let Some(apps) = follow else { return self.say_found(query, reply) };
         self.ask_ledger(query, move |supervisor, found| match found {
-            // Its token may have been taken back meanwhile.
-            Ok(_) if token.as_deref().is_some_and(|name| supervisor.tokens.source_of(name).is_none()) => {
+            // Its token may have been taken back meanwhile, or have ended.
+            Ok(_) if token.as_deref().is_some_and(|name| !supervisor.tokens.opens(name, clock::now().wall)) => {
                 reply.say(Saying::Refused(taken_back()));
             }
             Ok(past) => {
@@ -174,6 +179,7 @@ impl Supervisor {
             Told::Tokens(tokens) => {
                 let gone = self.tokens.set_made(tokens);
                 self.end_streams(&gone);
+                self.look_at_clock();
             }
             Told::Mail { app } => self.mail(&app),
             Told::Letters { ticket, letters } => self.letters_read(ticket, letters),

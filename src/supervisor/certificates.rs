@@ -4,14 +4,14 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::Supervisor;
 use crate::{
     domain::{
         api::{EventKind, ToListener},
         config::{Config, Http, Ignore, Place, Tls, Watch},
-        model::{At, BadPair, Pair},
+        model::{At, BadPair, Pair, Standing},
     },
     os::{channel::Channel, clock, memfd, pair_files},
 };
@@ -88,15 +88,37 @@ impl Certificates {
         (!paths.is_empty()).then_some(Watch { paths, ignore, debounce: SETTLED, poll: None })
     }
 
-    /// What should be looked after soon.
+    /// When one of them stands otherwise next.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let now = clock::now().wall;
-        let of = |(tls, found): &(Tls, Found)| {
-            let what = found.as_ref().ok()?.warning(now)?;
-            Some(placed(&format!("the certificate {} {what}", tls.cert.display()), tls.places[0].as_ref()))
-        };
-        self.0.iter().filter_map(of).collect()
+    pub fn next_moment(&self, now: At) -> Option<At> {
+        self.pairs().filter_map(|pair| pair.next_moment(now)).min()
+    }
+}
+
+/// How each certificate that is to be looked after stood when that was told.
+#[derive(Default)]
+pub struct Told(Vec<(PathBuf, At, Standing)>);
+
+impl Told {
+    /// What is to be told now: how the certificate stands, and a sentence.
+    fn news(&mut self, certificates: &Certificates, now: At) -> Vec<(Standing, String)> {
+        let before = std::mem::take(&mut self.0);
+        let mut news = Vec::new();
+        for (tls, found) in &certificates.0 {
+            let Some((pair, what)) = found.as_ref().ok().and_then(|pair| Some((pair, pair.warning(now)?))) else {
+                continue;
+            };
+            let told = (tls.cert.clone(), pair.until(), pair.standing(now));
+            if self.0.contains(&told) {
+                continue;
+            }
+            if !before.contains(&told) {
+                let what = format!("the certificate {} {what}", tls.cert.display());
+                news.push((told.2, placed(&what, tls.places[0].as_ref())));
+            }
+            self.0.push(told);
+        }
+        news
     }
 }
 
@@ -120,7 +142,20 @@ impl Supervisor {
             }
             supervisor.take_certificates(new);
             supervisor.start_failed_listeners();
+            supervisor.look_at_clock();
         });
+    }
+
+    /// Tells of what should have been renewed, and of what has expired, once each.
+    pub fn look_after_certificates(&mut self, now: At) {
+        for (standing, what) in self.certificates_told.news(&self.certificates, now) {
+            warn!("{what}");
+            let name = match standing {
+                Standing::Expired => "certificate_expired",
+                Standing::Early | Standing::Late | Standing::Good => "certificate_due",
+            };
+            self.note(EventKind::Listener, None, name, Some(what));
+        }
     }
 }
 

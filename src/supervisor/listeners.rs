@@ -280,7 +280,6 @@ impl Supervisor {
 
     /// Serves with these from now on. Processes that run go on, and so do their connections.
     pub fn take_certificates(&mut self, new: Certificates) {
-        new.warnings().iter().for_each(|warning| warn!("{warning}"));
         let old = std::mem::replace(&mut self.certificates, new);
         for listener in &mut self.listeners {
             let Some(tls) = &listener.entry.tls else { continue };

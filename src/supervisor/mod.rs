@@ -5,6 +5,7 @@
 //! `event` is what the loop hears, `seats` what it holds of instances, `apply` what it does for them,
 //! `pipeline` for deploys, `requests` for people; `start` is how it all begins, `shutdown` how it ends.
 
+mod alarm;
 mod answers;
 mod apply;
 mod certificates;
@@ -73,7 +74,7 @@ use crate::{
         config::Config,
         deploy::{self, Deploys},
         model::{AppName, At, CommitId, DeployId, ReleaseId},
-        service::{self, Happening},
+        service::{self, Happening, Timetable},
     },
     os::init::Machine,
 };
@@ -108,6 +109,7 @@ pub struct Supervisor {
     config_text: settings::Text,
     tokens: Keyring,
     certificates: certificates::Certificates,
+    certificates_told: certificates::Told,
     /// Who has sent wrong tokens lately.
     guard: Guard,
     /// A reload is on its way.
@@ -179,7 +181,8 @@ pub struct Supervisor {
     behind: BTreeMap<AppName, BTreeMap<CommitId, u64>>,
     jobs: jobs::Jobs,
 
-    schedules: schedule::Schedules,
+    timetable: Timetable,
+    alarm: alarm::Alarm,
     watches: watch::Watches,
     logger: internals::Logger,
     courier: courier::Courier,

@@ -275,6 +275,7 @@ impl Supervisor {
         }
         self.change_listeners(&plan, listeners);
         self.sample();
+        self.look_at_clock();
         self.watch_files();
         self.set_polls();
         self.look_for_letters();

@@ -20,7 +20,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{error, info, warn};
 
 use super::{
-    Me, Supervisor,
+    Me, Supervisor, alarm, certificates,
     children::Children,
     coming, control,
     courier::Courier,
@@ -32,7 +32,7 @@ use super::{
     listeners::Listener,
     log, metrics,
     prepare::{Maker, OwnUsers},
-    rename, schedule, secrets,
+    rename, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
@@ -45,6 +45,7 @@ use crate::{
         api::{EventKind, ToLogger, note_folder, note_name},
         config::{self, Config},
         deploy::Deploys,
+        service::Timetable,
     },
     os::{
         cgroup, clock, files,
@@ -96,9 +97,6 @@ pub fn run(path: &Path) -> Result<(), String> {
         );
     }
     for warning in &settings.warnings {
-        warn!("{warning}");
-    }
-    for warning in settings.certificates.warnings() {
         warn!("{warning}");
     }
     reap::set_child_subreaper().map_err(|e| format!("cannot become a subreaper: {e}"))?;
@@ -163,6 +161,7 @@ fn build(
         config_text: settings.text,
         tokens,
         certificates: settings.certificates,
+        certificates_told: certificates::Told::default(),
         guard: Guard::default(),
         reloading: false,
         reloads: Vec::new(),
@@ -204,7 +203,8 @@ fn build(
         early_deploys: Vec::new(),
         deploy_streams: HashMap::new(),
         jobs: HashMap::new(),
-        schedules: schedule::Schedules::default(),
+        timetable: Timetable::default(),
+        alarm: alarm::Alarm::default(),
         watches: watch::Watches::default(),
         logger: internals::Logger::new(echo, settings.veil),
         courier: Courier::new(),

@@ -64,6 +64,8 @@ pub struct Keyring {
     of_config: Vec<(Token, TokenHash)>,
     /// `None` until the store has been read.
     made: Option<Vec<MadeToken>>,
+    /// Ends up to here have been told by [`Keyring::expire`].
+    told_until: Option<At>,
 }
 
 /// Why a token opens nothing.
@@ -115,6 +117,29 @@ impl Keyring {
         match token.expires_at {
             Some(at) if at <= now => Err(Locked::Expired { name: token.name.clone(), at }),
             _ => Ok(Principal::Token { name: token.name.clone(), role: token.role, apps: token.apps.clone() }),
+        }
+    }
+
+    /// The names of those that have ended since this was asked last.
+    pub fn expire(&mut self, now: At) -> Vec<String> {
+        // A clock that was put back brings some of them back to life.
+        let since = self.told_until.replace(now);
+        let ended = |token: &&MadeToken| token.expires_at.is_some_and(|at| at <= now && since.is_none_or(|s| at > s));
+        self.made().filter(ended).map(|token| token.name.clone()).collect()
+    }
+
+    /// When the next one ends.
+    #[must_use]
+    pub fn next_end(&self, now: At) -> Option<At> {
+        self.made().filter_map(|token| token.expires_at).filter(|at| *at > now).min()
+    }
+
+    /// Does the token of this name open something?
+    #[must_use]
+    pub fn opens(&self, name: &str, now: At) -> bool {
+        match self.made().find(|token| token.name == name) {
+            Some(made) => made.expires_at.is_none_or(|at| at > now),
+            None => self.source_of(name).is_some(),
         }
     }
 
@@ -227,6 +252,17 @@ mod tests {
             ring().find(TokenHash::of(b"late"), At(1000)),
             Err(Locked::Expired { name: "old".into(), at: At(1000) })
         );
+    }
+
+    #[test]
+    fn each_end_is_told_once() {
+        let mut ring = ring();
+        assert_eq!((ring.expire(At(999)), ring.next_end(At(999))), (vec![], Some(At(1000))));
+        assert_eq!((ring.expire(At(1000)), ring.next_end(At(1000))), (vec!["old".to_owned()], None));
+        assert_eq!(ring.expire(At(2000)), [] as [String; 0]);
+        // The clock was put back, and comes there again.
+        assert_eq!((ring.expire(At(500)), ring.next_end(At(500))), (vec![], Some(At(1000))));
+        assert_eq!(ring.expire(At(2000)), ["old"]);
     }
 
     #[test]

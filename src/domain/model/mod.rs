@@ -23,7 +23,7 @@ pub use facts::{Account, Facts, Group, Texts};
 pub use glob::{BadGlob, Glob, Globs};
 pub use ids::{CommitId, DeliveryId, DeployId, ReleaseId};
 pub use name::{AppName, InstanceId, nearest};
-pub use pair::{BadPair, Pair};
+pub use pair::{BadPair, Pair, Standing};
 pub use secret::Secret;
 pub use signal::Signal;
 pub use size::Size;

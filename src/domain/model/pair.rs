@@ -25,6 +25,17 @@ pub struct Pair {
     until: At,
 }
 
+/// What the clock makes of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does not count yet.
+    Early,
+    Good,
+    /// It should have been renewed.
+    Late,
+    Expired,
+}
+
 /// Why a chain and a key are of no use, and which of the two is to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadPair {
@@ -85,15 +96,37 @@ impl Pair {
         }
     }
 
-    /// What should be looked after soon, in words that follow the name of the chain.
+    /// How it stands at this moment.
+    #[must_use]
+    pub fn standing(&self, now: At) -> Standing {
+        match now {
+            now if now < self.from => Standing::Early,
+            now if now >= self.until => Standing::Expired,
+            now if now >= self.renewal() => Standing::Late,
+            _ => Standing::Good,
+        }
+    }
+
+    /// When it stands otherwise next.
+    #[must_use]
+    pub fn next_moment(&self, now: At) -> Option<At> {
+        [self.from, self.renewal(), self.until].into_iter().filter(|at| *at > now).min()
+    }
+
+    /// From here on it should have been renewed.
+    fn renewal(&self) -> At {
+        At(self.until.0 - SOON.min((self.until.0 - self.from.0) / PART))
+    }
+
+    /// What should be looked after, in words that follow the name of the chain.
     #[must_use]
     pub fn warning(&self, now: At) -> Option<String> {
-        let left = self.until.0 - now.0;
-        if now < self.from {
-            return Some(format!("counts from {} only", self.from));
+        match self.standing(now) {
+            Standing::Good => None,
+            Standing::Early => Some(format!("counts from {} only", self.from)),
+            Standing::Late => Some(format!("expires at {}: it should have been renewed by now", self.until)),
+            Standing::Expired => Some(format!("expired at {}: clients turn away until it is renewed", self.until)),
         }
-        (left < SOON.min((self.until.0 - self.from.0) / PART))
-            .then(|| format!("expires at {}: it should have been renewed by now", self.until))
     }
 
     /// How it is served with: TLS 1.2 and 1.3, HTTP/1.1, the same key for whatever name is asked for.
