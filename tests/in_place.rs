@@ -553,3 +553,22 @@ fn a_disk_too_full_is_told_before_the_tree_is_touched() {
     assert!(server.stop().success());
     drop(disk);
 }
+
+/// It is whole when the commit is checked, and not any more when it is brought into the tree.
+#[test]
+fn a_mirror_that_rots_before_the_tree_has_the_commit_is_fetched_anew() {
+    let (server, repo, person) = live_tree("", "check: [\"test ! -p $DIR/gate || cat $DIR/gate\"],");
+    let gate = Gate::new(&server, "gate");
+    repo.commit(&[("VERSION", "2")], "second");
+    let blob = repo.git(&["rev-parse", "HEAD:VERSION"]);
+    let id = push(&server, &repo);
+    let held = gate.reached();
+    let mirror = fs::read_dir(server.path().join("state/mirrors")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(mirror.join("objects").join(&blob[..2]).join(&blob[2..])).unwrap();
+    drop(held);
+    let deploy = server.deploy_end(id);
+    assert_there(&server, &person, &deploy);
+    assert_eq!(person.reads("VERSION"), "2");
+    let log = server.ok(&["logs", "--deploy", &id.to_string(), "-n", "1000"]);
+    assert!(log.contains("fetching it anew"), "{log}");
+}

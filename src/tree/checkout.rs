@@ -6,21 +6,6 @@ use std::{fs, path::Path};
 use super::{TreeError, git::Git};
 use crate::domain::model::CommitId;
 
-/// What git says where the mirror does not hold what it should, or not as it should.
-const DAMAGE: &[&str] = &[
-    "corrupt",
-    "inflate",
-    "unable to read",
-    "failed to read",
-    "failed to unpack tree",
-    "bad object",
-    "not a valid object name",
-    "bad tree object",
-    "mmap",
-    "packfile",
-    "not a git repository",
-];
-
 /// Writes the commit's files into `release`, which must be empty.
 pub(super) fn checkout(mirror: &Path, release: &Path, commit: &CommitId) -> Result<(), TreeError> {
     let shown = release.display();
@@ -45,13 +30,11 @@ fn run(git: &Git, args: &[&str], commit: &CommitId) -> Result<(), TreeError> {
     if done.code == Some(0) {
         return Ok(());
     }
-    let short = commit.short();
-    let has = |words: &[&str]| words.iter().any(|word| done.stderr.contains(word));
-    let full = has(&["No space left on device", "Disk quota exceeded"]);
-    if !full && has(DAMAGE) {
+    if done.says_damaged() {
         return Err(TreeError::Mirror(done.last_words()));
     }
-    Err(TreeError::Refused(if full {
+    let short = commit.short();
+    Err(TreeError::Refused(if done.says_full() {
         format!("the disk is full, so commit {short} could not be checked out: make room below the state folder")
     } else {
         format!("commit {short} could not be checked out: {}", done.last_words())

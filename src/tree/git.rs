@@ -204,7 +204,40 @@ fn set_above_all(command: &mut Command) {
     }
 }
 
+/// What git says where a repository does not hold what it should, or not as it should.
+const DAMAGE: [&str; 14] = [
+    "corrupt",
+    "inflate",
+    "unable to read",
+    "failed to read",
+    "failed to unpack tree",
+    "bad object",
+    "not a valid object name",
+    "bad tree object",
+    "mmap",
+    "packfile",
+    "not a git repository",
+    // What another one is told of it that fetches there.
+    "not our ref",
+    "early EOF",
+    "did not send all necessary objects",
+];
+
 impl Done {
+    /// Did the disk or a quota have no room?
+    pub(super) fn says_full(&self) -> bool {
+        self.says(&["No space left on device", "Disk quota exceeded"])
+    }
+
+    /// Is the repository to blame that was read?
+    pub(super) fn says_damaged(&self) -> bool {
+        !self.says_full() && self.says(&DAMAGE)
+    }
+
+    fn says(&self, words: &[&str]) -> bool {
+        words.iter().any(|word| self.stderr.contains(word))
+    }
+
     /// The last thing that git complained about, without its prefix.
     pub(super) fn last_words(&self) -> String {
         let complaint = |line: &&str| ["fatal:", "error:", "ERROR:"].iter().any(|p| line.starts_with(p));

@@ -106,6 +106,9 @@ fn fetch(tree: &Worktree, mirror: &Path, commit: &CommitId, ref_name: Option<&st
         return Ok(());
     }
     let (short, words) = (commit.short(), done.last_words());
+    if done.says_damaged() {
+        return Err(TreeError::Mirror(words));
+    }
     Err(TreeError::Refused(format!("commit {short} cannot be brought into {}: {words}", tree.shown())))
 }
 
@@ -239,7 +242,6 @@ fn move_files(tree: &Worktree, from: Option<&CommitId>, to: &CommitId) -> Result
         lines.filter_map(|line| Some(line.split_once('\'')?.1.rsplit_once('\'')?.0.to_owned())).collect()
     };
     let (untracked, changed) = (named("would be overwritten"), named("not uptodate"));
-    let full = ["No space left on device", "Disk quota exceeded"].iter().any(|words| done.stderr.contains(words));
     let touched = untracked.is_empty() && changed.is_empty();
     let why = TreeError::Refused(if !untracked.is_empty() {
         format!(
@@ -249,7 +251,7 @@ fn move_files(tree: &Worktree, from: Option<&CommitId>, to: &CommitId) -> Result
         )
     } else if !changed.is_empty() {
         format!("somebody is changing {shown} right now: {}", listed(&changed))
-    } else if full {
+    } else if done.says_full() {
         format!("the disk is full, so commit {short} could not be put into {shown}: make room there")
     } else {
         format!("commit {short} could not be put into {shown}: {}", done.last_words())

@@ -43,6 +43,7 @@ impl Pipeline {
                 | Phase::Stepping
                 | Phase::Securing
                 | Phase::Placing
+                | Phase::Healing
                 | Phase::Noting
                 | Phase::Returning
                 | Phase::Rebuilding

@@ -91,6 +91,7 @@ enum Phase {
     Stepping,
     Securing,
     Placing,
+    Healing,
     Noting,
     Returning,
     Rebuilding,
@@ -394,12 +395,14 @@ impl Pipeline {
             (Phase::SharingAgain, None) => self.bridge(now, out),
             (Phase::Bridging, None) => self.try_release(now, out),
             (Phase::Placing, None) => self.next_step(now, out),
-            (Phase::Placing, Some(why)) => self.not_placed(why, now, out),
+            (Phase::Placing, Some(why)) => self.not_placed(end, why, now, out),
+            (Phase::Healing, None) => self.healed(now, out),
             (Phase::Noting, None) => self.noted(now, out),
             (
                 Phase::Fetching
                 | Phase::Clearing
                 | Phase::Sharing
+                | Phase::Healing
                 | Phase::Noting
                 | Phase::Securing
                 | Phase::SharingAgain

@@ -3,7 +3,7 @@
 //! ends as it would have then.
 //!
 //! ```text
-//! Placing ─► Stepping … ─► (Noting) ─► Trying ─► … live
+//! Placing ─► Stepping … ─► (Noting) ─► Trying ─► … live       (Healing: the mirror was damaged)
 //!    └────────┴─────────────┴───────────┴─► Returning ─► (Rebuilding …) ─► (Noting) ─► its end
 //! ```
 
@@ -14,7 +14,7 @@ use crate::domain::{
     api::{DeployState, Place, StepState, To, TreeTask},
     config,
     deploy::{Action, Job, JobEnd, StepKind, task},
-    model::Now,
+    model::{CommitId, Now},
 };
 
 /// How far the working tree is.
@@ -85,7 +85,12 @@ impl Pipeline {
             out.push(Action::RemoveRelease { app: self.queued.view.app.clone(), release });
         }
         // From here on steps work in the tree.
-        (self.made, self.progress) = (true, Progress::Moved);
+        self.made = true;
+        self.place_commit(commit, out)
+    }
+
+    fn place_commit(&mut self, commit: CommitId, out: &mut Vec<Action>) -> Course {
+        self.progress = Progress::Moved;
         let builds = self
             .steps
             .iter()
@@ -107,9 +112,17 @@ impl Pipeline {
     }
 
     /// It could not be placed, and is as it was.
-    pub(super) fn not_placed(&mut self, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+    pub(super) fn not_placed(&mut self, end: &JobEnd, why: String, now: Now, out: &mut Vec<Action>) -> Course {
         self.progress = Progress::AsItWas;
-        self.failed(why, now, out)
+        if self.may_heal(end) { self.fetch_anew(Phase::Healing, why, out) } else { self.failed(why, now, out) }
+    }
+
+    /// The mirror is a fresh one: on with the same commit.
+    pub(super) fn healed(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        match self.target() {
+            Some((_, commit)) => self.place_commit(commit, out),
+            None => self.failed("the commit of the release is not known".into(), now, out),
+        }
     }
 
     /// Must be noted what steps did to the tree?

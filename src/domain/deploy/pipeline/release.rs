@@ -44,14 +44,20 @@ impl Pipeline {
         self.run_tree(Phase::CheckingOut, TreeTask::Checkout { mirror, release, commit }, out)
     }
 
-    /// What was fetched may have rotted since: once, all of it is fetched anew.
     pub(super) fn not_checked_out(&mut self, end: &JobEnd, why: String, now: Now, out: &mut Vec<Action>) -> Course {
+        if self.may_heal(end) { self.fetch_anew(Phase::Fetching, why, out) } else { self.failed(why, now, out) }
+    }
+
+    /// Is what was fetched to blame, which may have rotted since? Once.
+    pub(super) fn may_heal(&mut self, end: &JobEnd) -> bool {
         let damaged = end.error.is_none() && end.exit == Exit::Code(DAMAGED.into());
-        if !damaged || std::mem::replace(&mut self.healed, true) {
-            return self.failed(why, now, out);
-        }
+        damaged && !std::mem::replace(&mut self.healed, true)
+    }
+
+    /// All of it is fetched anew.
+    pub(super) fn fetch_anew(&mut self, phase: Phase, why: String, out: &mut Vec<Action>) -> Course {
         let task = TreeTask::Fetch(Box::new(Fetch { damaged: Some(why), ..self.fetch() }));
-        self.run(Phase::Fetching, Job::Tree { task, who: Who::FetchUser }, out)
+        self.run(phase, Job::Tree { task, who: Who::FetchUser }, out)
     }
 
     pub(super) fn share(&mut self, now: Now, out: &mut Vec<Action>) -> Course {

@@ -79,6 +79,27 @@ fn what_fails_is_brought_back_and_built_before_it_ends() {
 }
 
 #[test]
+fn a_mirror_that_has_rotted_is_fetched_anew_once() {
+    let damaged = || bad(DAMAGED.into(), "the mirror is damaged");
+    for times in [1, 2] {
+        let (mut bench, app) = world(&["lint"], &["make"]);
+        bench.queue(queued(1, &app));
+        bench.run_to("run 1 Place");
+        bench.instead(Event::JobEnded { deploy: 1, end: damaged() });
+        assert_eq!(bench.fetching().damaged.as_deref(), Some("the mirror is damaged"));
+        let before = bench.said.len();
+        bench.run_to("run 1 Place");
+        if times == 2 {
+            bench.instead(Event::JobEnded { deploy: 1, end: damaged() });
+        }
+        bench.run_to("");
+        let ends = [(DeployState::Live, ""), (DeployState::Failed, "the mirror is damaged")];
+        assert_eq!(bench.end(1), ends[times - 1]);
+        assert!(!bench.said[before..].contains(&"run 1 `lint`".into()), "it was checked before");
+    }
+}
+
+#[test]
 fn a_way_back_that_fails_is_told_and_has_its_time() {
     let (mut bench, app) = world(&[], &["make"]);
     bench.queue(queued(1, &app));
