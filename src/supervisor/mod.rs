@@ -175,6 +175,8 @@ pub struct Supervisor {
     polls: BTreeMap<AppName, (Duration, u64)>,
     /// Helpers that wait for what a deploy does after its fetch.
     reserves: HashMap<DeployId, pipeline::Reserve>,
+    /// Helpers that wait for the fetch of a deploy that has begun.
+    fetchers: HashMap<DeployId, pipeline::Fetcher>,
     /// Mirrors that are tidied, and the jobs that do it.
     tidying: BTreeMap<PathBuf, jobs::JobId>,
     /// How many commits some of an app are behind the tip of their ref, as it was seen last.

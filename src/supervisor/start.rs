@@ -196,6 +196,7 @@ fn build(
         asking: BTreeSet::new(),
         polls: BTreeMap::new(),
         reserves: HashMap::new(),
+        fetchers: HashMap::new(),
         tidying: BTreeMap::new(),
         behind: BTreeMap::new(),
         trials: HashMap::new(),

@@ -160,11 +160,10 @@ fn unjudged(verdict: Verdict, ref_name: String, commit: Option<CommitId>) -> Fet
 }
 
 fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), TreeError> {
-    mirror.begin_to_tell()?;
     let fixed = ["fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", "--", repo];
     let args: Vec<&str> = fixed.into_iter().chain(refspecs.iter().map(String::as_str)).collect();
     limit::set(&mirror.path)?;
-    let mut done = mirror.git.run(&args, b"")?;
+    let mut done = mirror.git.run_beside(&args, b"", || mirror.begin_to_tell())?;
     for _ in 0..MOST_IN_THE_WAY {
         let names = in_the_way(&done.stderr);
         if done.code == Some(0) || names.is_empty() {

@@ -108,22 +108,34 @@ impl Git {
     /// # Errors
     /// When git cannot be started.
     pub(super) fn run<S: AsRef<OsStr>>(&self, args: &[S], input: &[u8]) -> Result<Done, TreeError> {
+        self.run_beside(args, input, || Ok(()))
+    }
+
+    /// The same; this is done as soon as it has started.
+    pub(super) fn run_beside<S: AsRef<OsStr>>(
+        &self,
+        args: &[S],
+        input: &[u8],
+        beside: impl FnOnce() -> Result<(), TreeError>,
+    ) -> Result<Done, TreeError> {
         let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
         let mut child =
             self.command()?.args(args).stdin(stdin).spawn().map_err(|e| TreeError::io("starting git", e))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let mut out = Vec::new();
-        let said = thread::scope(|scope| {
+        let (beside, said) = thread::scope(|scope| {
             let said = scope.spawn(|| stderr.map(|stderr| self.echo(stderr)).unwrap_or_default());
             // A git that does not want its input says on stderr why.
             if let Some(mut stdin) = stdin {
                 scope.spawn(move || stdin.write_all(input));
             }
+            let beside = beside();
             let read = stdout.map_or(Ok(0), |mut stdout| stdout.read_to_end(&mut out));
-            read.map(|_| said.join().unwrap_or_default())
+            (beside, read.map(|_| said.join().unwrap_or_default()))
         });
         let stderr = said.map_err(|e| TreeError::io("reading from git", e))?;
         let status = child.wait().map_err(|e| TreeError::io("waiting for git", e))?;
+        beside?;
         Ok(Done { code: status.code(), stdout: out, stderr })
     }
 

@@ -64,7 +64,7 @@ impl Mirror {
         Ok(Some(Self { path: path.to_owned(), repo: String::new(), git, objects: Objects::default(), _lock: lock }))
     }
 
-    /// Has the git start that tells of objects, for whoever will ask it while another works.
+    /// Has the gits start that tell of objects, for whoever will ask them when another has done its work.
     pub(super) fn begin_to_tell(&self) -> Result<(), TreeError> {
         self.objects.begin(&self.git)
     }
@@ -72,6 +72,11 @@ impl Mirror {
     /// The object that a name or an expression leads to, of those that are there.
     pub(super) fn object(&self, name: &str) -> Result<Option<Object>, TreeError> {
         self.objects.find(&self.git, name)
+    }
+
+    /// The bytes of objects that must be there.
+    pub(super) fn sizes(&self, ids: &[String]) -> Result<Vec<u64>, TreeError> {
+        self.objects.sizes(&self.git, ids)
     }
 
     /// Throws away what is there and begins anew.

@@ -1,5 +1,5 @@
-//! Questions about the objects of a mirror, answered by one git that stays (git-cat-file(1), `--batch`):
-//! to start a git costs more than its answer, and this one starts while another fetches.
+//! Questions about the objects of a mirror, answered by gits that stay (git-cat-file(1), `--batch` and
+//! `--batch-check`): to start a git costs more than its answer, and these start while another fetches.
 
 use std::{
     cell::RefCell,
@@ -17,9 +17,15 @@ pub(super) struct Object {
     pub bytes: Vec<u8>,
 }
 
-/// The git that answers, once it is needed.
+/// Of so many objects the sizes are asked for at once: the questions and the answers fit into their pipes.
+const AT_ONCE: usize = 400;
+
+/// The gits that answer, once they are needed: what an object holds, and how large it is.
 #[derive(Default)]
-pub(super) struct Objects(RefCell<Option<Answering>>);
+pub(super) struct Objects {
+    contents: RefCell<Option<Answering>>,
+    sizes: RefCell<Option<Answering>>,
+}
 
 struct Answering {
     child: Child,
@@ -28,11 +34,13 @@ struct Answering {
 }
 
 impl Objects {
-    /// Has it start, where it has not yet. It sees what is fetched meanwhile.
+    /// Has them start, where they have not yet. They see what is fetched meanwhile.
     pub(super) fn begin(&self, git: &Git) -> Result<(), TreeError> {
-        let mut answering = self.0.borrow_mut();
-        if answering.is_none() {
-            *answering = Some(Answering::start(git)?);
+        for (place, how) in [(&self.contents, "--batch"), (&self.sizes, "--batch-check")] {
+            let mut answering = place.borrow_mut();
+            if answering.is_none() {
+                *answering = Some(Answering::start(git, how)?);
+            }
         }
         Ok(())
     }
@@ -40,25 +48,40 @@ impl Objects {
     /// What this leads to, which is no name with a newline; `None`: nothing of that name is there.
     pub(super) fn find(&self, git: &Git, name: &str) -> Result<Option<Object>, TreeError> {
         self.begin(git)?;
-        let answer = self.0.borrow_mut().as_mut().map(|answering| answering.ask(name));
+        let answer = self.contents.borrow_mut().as_mut().map(|answering| answering.ask(name));
         answer.transpose().map(Option::flatten).map_err(|error| {
             self.end();
             TreeError::Mirror(format!("{name} cannot be read: {error}"))
         })
     }
 
+    /// The bytes of each of these, by their full ids; all must be there.
+    pub(super) fn sizes(&self, git: &Git, ids: &[String]) -> Result<Vec<u64>, TreeError> {
+        self.begin(git)?;
+        let mut sizes = Vec::with_capacity(ids.len());
+        for some in ids.chunks(AT_ONCE) {
+            let answer = self.sizes.borrow_mut().as_mut().map(|answering| answering.weigh(some, &mut sizes));
+            answer.transpose().map_err(|error| {
+                self.end();
+                TreeError::Mirror(format!("its objects cannot be read: {error}"))
+            })?;
+        }
+        Ok(sizes)
+    }
+
     /// Lets go of the mirror.
     pub(super) fn end(&self) {
-        self.0.borrow_mut().take();
+        self.contents.borrow_mut().take();
+        self.sizes.borrow_mut().take();
     }
 }
 
 impl Answering {
-    fn start(git: &Git) -> Result<Self, TreeError> {
+    fn start(git: &Git, how: &str) -> Result<Self, TreeError> {
         let failed = |e| TreeError::io("starting git", e);
         let mut command = git.command()?;
         // What is wrong with the mirror it says for all to hear; it knows nothing of the remote.
-        command.args(["cat-file", "--batch"]).stdin(Stdio::piped()).stderr(Stdio::inherit());
+        command.args(["cat-file", how]).stdin(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().map_err(failed)?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(questions), Some(answers)) => Ok(Self { child, questions, answers: BufReader::new(answers) }),
@@ -68,10 +91,7 @@ impl Answering {
 
     fn ask(&mut self, name: &str) -> io::Result<Option<Object>> {
         self.questions.write_all(format!("{name}\n").as_bytes())?;
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let line = self.line()?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let [id, kind, size] = words[..] else { return Ok(None) };
         let Ok(size) = size.parse::<usize>() else { return Ok(None) };
@@ -80,6 +100,21 @@ impl Answering {
         // A newline ends each.
         bytes.truncate(size);
         Ok(Some(Object { id: id.to_owned(), kind: kind.to_owned(), bytes }))
+    }
+
+    fn weigh(&mut self, ids: &[String], sizes: &mut Vec<u64>) -> io::Result<()> {
+        self.questions.write_all((ids.join("\n") + "\n").as_bytes())?;
+        for id in ids {
+            let line = self.line()?;
+            let size = line.split_whitespace().nth(2).and_then(|size| size.parse().ok());
+            sizes.push(size.ok_or_else(|| io::Error::other(format!("{id} is not there")))?);
+        }
+        Ok(())
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) }
     }
 }
 

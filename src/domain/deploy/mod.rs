@@ -176,6 +176,8 @@ pub struct JobEnd {
 pub enum Action {
     /// Store this; answered by [`Event::Committed`].
     Persist { view: Box<DeployView>, attempts: u32 },
+    /// A fetch follows once what was persisted is durable: whatever can be ready for it may be by then.
+    Expect { deploy: DeployId },
     /// Run a job; answered by [`Event::JobEnded`]. One at a time per deploy.
     Run { deploy: DeployId, job: Job },
     /// End the tree of the job that runs; its end is told as ever.

@@ -38,7 +38,7 @@ use crate::{
     },
     os::files,
 };
-pub use reserve::Reserve;
+pub use reserve::{Fetcher, Reserve};
 pub use rollback::Rollback;
 
 /// What was asked for beyond a deploy's record: as in [`Queued`].
@@ -70,6 +70,7 @@ impl Supervisor {
     fn deploy_action(&mut self, action: Action) {
         match action {
             Action::Persist { view, attempts } => self.persist(view, attempts),
+            Action::Expect { deploy } => self.expect_fetch(deploy),
             Action::Run { deploy, job } => self.run_job(deploy, job),
             Action::EndJob { deploy } => self.end_job_of(deploy),
             Action::Note { deploy, app, line, trouble } => self.note_deploy(&app, deploy, &line, trouble),
@@ -245,6 +246,7 @@ impl Supervisor {
 
     /// Runs a job once its output goes to this deploy's log.
     fn run_job(&mut self, deploy: DeployId, job: Job) {
+        let Some(job) = self.give_to_fetcher(deploy, job) else { return };
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let fetches = matches!(job, Job::Tree { who: Who::FetchUser, .. });
         self.with_job_folders(&Arc::clone(&app), fetches, move |supervisor, made| match made {
@@ -316,11 +318,12 @@ impl Supervisor {
 
     fn begin_job(&mut self, view: &DeployView, job: Job, keys: Keys) {
         let Some((_, app)) = self.spec_of(view.id) else { return };
-        match &job {
-            Job::Tree { task: TreeTask::Fetch(_), .. } => self.have_helper_wait(view, &app),
-            Job::Tree { task, who: Who::AppUser } if self.give_to_waiting(view.id, task) => return,
-            _ => {}
+        if let Job::Tree { task, who: Who::AppUser } = &job
+            && self.give_to_waiting(view.id, task)
+        {
+            return;
         }
+        let fetches = matches!(&job, Job::Tree { task: TreeTask::Fetch(_), .. });
         let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
         let cgroup = self.job_cgroup(&app.name, &format!("{}.job", app.name));
         let home = self.layout.app(&app.name);
@@ -349,6 +352,9 @@ impl Supervisor {
             }
         };
         self.start_job(spec);
+        if fetches {
+            self.have_helper_wait(view, &app);
+        }
     }
 
     fn make_release(&mut self, deploy: DeployId, app: &AppName, release: &ReleaseId, needed: u64) {
@@ -470,6 +476,7 @@ impl Supervisor {
     fn deploy_ended(&mut self, view: &DeployView) {
         self.deploy_states.remove(&view.id);
         self.reserves.remove(&view.id);
+        self.fetchers.remove(&view.id);
         self.remove_tmp(view);
         self.tidy(view);
         let waiters = std::mem::take(&mut self.waiters);

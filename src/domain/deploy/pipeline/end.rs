@@ -102,6 +102,7 @@ impl Pipeline {
                 (DeployState::Cancelled, StepState::Cancelled, why.to_owned())
             }
             Stop::Requeued => {
+                self.take_foretold_back();
                 record::requeue(&mut self.queued.view);
                 // Nothing went wrong with this try.
                 self.queued.attempts -= 1;
@@ -138,6 +139,7 @@ impl Pipeline {
             return self.begin_return(state, step, why, now, out);
         }
         self.end_step(step, now);
+        self.take_foretold_back();
         self.queued.view.reason = why;
         self.queued.view.state = state;
         self.over = match state {

@@ -11,7 +11,7 @@
 //! after_live, on_failure:  Stepping …                                      changes that end no more
 //! ```
 //! Before each step, and before the release's folder is made, stands `Saving`: the record is durable
-//! first. A rollback begins at switch. Where commits go into a working tree: [`place`]. An event that a
+//! first; where the commit is known before the fetch, the release is recorded with that. A rollback begins at switch. Where commits go into a working tree: [`place`]. An event that a
 //! phase does not wait for is ignored: it answers something that was given up.
 
 mod end;
@@ -56,6 +56,8 @@ pub(super) struct Pipeline {
     secured: bool,
     /// The release's folder is there.
     made: bool,
+    /// The release is recorded, and nothing of it is made yet.
+    foretold: bool,
     /// It has ended, and what runs now follows that.
     over: Option<Over>,
     phase: Phase,
@@ -160,7 +162,9 @@ impl Pipeline {
         } else if pipeline.queued.is_rollback() {
             pipeline.save_step(Next::Trial, DeployState::Switching, now, out);
         } else {
+            pipeline.foretell();
             pipeline.save_step(Next::Fetch, DeployState::Fetching, now, out);
+            out.push(Action::Expect { deploy: pipeline.id() });
         }
         Box::new(pipeline)
     }
@@ -172,6 +176,7 @@ impl Pipeline {
             holds: false,
             secured: false,
             made: false,
+            foretold: false,
             over: None,
             limit: now.mono + deploy.timeout,
             phase: Phase::Saving(Next::Fetch),

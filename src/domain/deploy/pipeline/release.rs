@@ -26,7 +26,27 @@ impl Pipeline {
         self.queued.view.release.as_ref().map(|release| self.dir_of(release))
     }
 
+    /// Names the release where its commit is known before the fetch, so that it is recorded with that. What a tag
+    /// names is not.
+    pub(super) fn foretell(&mut self) {
+        let view = &self.queued.view;
+        let of_branch = view.ref_name.as_ref().is_some_and(|name| name.starts_with("refs/heads/"));
+        let any = self.queued.rev.is_some() || task::means_tip(&self.queued, &self.deploy, self.tip);
+        if let Some(commit) = view.commit.clone().filter(|_| of_branch && !any && view.release.is_none()) {
+            self.queued.view.release = Some(ReleaseId::new(self.id(), &commit));
+            self.foretold = true;
+        }
+    }
+
+    /// It comes to nothing: what was recorded of a release leads nowhere.
+    pub(super) fn take_foretold_back(&mut self) {
+        if std::mem::take(&mut self.foretold) {
+            self.queued.view.release = None;
+        }
+    }
+
     pub(super) fn make(&mut self, now: Now, out: &mut Vec<Action>) -> Course {
+        self.foretold = false;
         if !self.checks_elsewhere() {
             return self.next_step(now, out);
         }
@@ -94,7 +114,7 @@ impl Pipeline {
         let commit = view.commit.clone();
         let short = commit.as_ref().map_or("it", CommitId::short).to_owned();
         match (fetched.verdict, commit) {
-            (Verdict::Deploy, Some(commit)) if !self.repeats(&commit) => self.name_release(&commit, out),
+            (Verdict::Deploy, Some(commit)) if !self.repeats(&commit) => self.name_release(&commit, now, out),
             (Verdict::Deploy, None) => self.failed("the tree helper named no commit".into(), now, out),
             (verdict, _) => {
                 let (state, why) = task::passed_over(verdict, &short, &fetched.ref_name);
@@ -109,8 +129,13 @@ impl Pipeline {
     }
 
     /// Records the release before its folder is made, so that a crash leaves none that nobody knows.
-    fn name_release(&mut self, commit: &CommitId, out: &mut Vec<Action>) -> Course {
+    fn name_release(&mut self, commit: &CommitId, now: Now, out: &mut Vec<Action>) -> Course {
         let release = ReleaseId::new(self.id(), commit);
+        if self.foretold && self.queued.view.release.as_ref() == Some(&release) {
+            self.persist(out);
+            return self.make(now, out);
+        }
+        self.take_foretold_back();
         let left = self.queued.view.release.replace(release.clone());
         let next = if left.as_ref() == Some(&release) { Next::Clear } else { Next::Make };
         if let Some(left) = left.filter(|left| *left != release) {

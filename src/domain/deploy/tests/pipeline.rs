@@ -191,6 +191,46 @@ fn a_rollback_switches_at_once_and_keeps_its_release() {
     assert_eq!(bench.deploys.running(&site.name).map(|view| view.id), Some(12));
 }
 
+/// The release of a commit that is known is recorded with the fetch, so that nothing is waited for behind that.
+#[test]
+fn what_was_foretold_comes_true_or_is_forgotten() {
+    let queue = |view: DeployView| {
+        let mut bench = Bench::new(1);
+        bench.queue(Queued { view, ..queued(7, &app("a", &[], &[])) });
+        bench
+    };
+    let named = |bench: &Bench| match bench.open.front() {
+        Some(Action::Persist { view, .. }) => view.release.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (view, known) = (queued(7, &app("a", &[], &[])).view, ReleaseId::new(7, &commit(7)));
+    let mut bench = queue(view.clone());
+    assert_eq!(named(&bench), Some(known.clone()));
+    bench.run_to("run 7 Fetch");
+    bench.instead(Event::JobEnded { deploy: 7, end: fetched_with(Verdict::Deploy, Some(commit(7)), vec![]) });
+    assert_eq!(bench.said[2..], ["persist 7 fetching", "make 7"], "at once");
+
+    // It was another commit, as of several that came together.
+    let other: CommitId = "f".repeat(40).parse().unwrap();
+    let mut bench = queue(view.clone());
+    bench.run_to("run 7 Fetch");
+    bench.instead(Event::JobEnded { deploy: 7, end: fetched_with(Verdict::Deploy, Some(other.clone()), vec![]) });
+    assert_eq!(bench.said[2..], ["persist 7 fetching"], "recorded first, and nothing is there to be removed");
+    assert_eq!(named(&bench), Some(ReleaseId::new(7, &other)));
+
+    // It is not deployed at all.
+    let mut bench = queue(view.clone());
+    bench.run_to("run 7 Fetch");
+    bench.instead(Event::JobEnded { deploy: 7, end: fetched_with(Verdict::Older, Some(commit(7)), vec![]) });
+    bench.run_to("");
+    assert_eq!((bench.end(7).0, &bench.ended[&7].release), (DeployState::Skipped, &None));
+    assert!(!bench.said.contains(&"remove 7".into()), "{:?}", bench.said);
+
+    // A try that a crash ended may have left something of that name.
+    let mut bench = queue(DeployView { release: Some(known), ..view });
+    bench.run_to("run 7 Empty");
+}
+
 #[test]
 fn a_mirror_that_has_rotted_is_fetched_anew_once() {
     let damaged = || bad(DAMAGED.into(), "the mirror is damaged");
