@@ -230,6 +230,26 @@ fn what_the_app_saves_until_the_switch_is_in_the_next_release() {
     assert_eq!((version(&server), current(&server, "db/x")), ("1".into(), "x".into()));
 }
 
+/// The release before ends first, and saves once more as it does.
+#[test]
+fn what_the_app_saves_as_it_ends_is_in_the_next_release() {
+    let app = "trap 'echo \"saved by $(cat VERSION)\" > db.new; mv db.new db; kill $!; exit 0' TERM\n\
+        cat db > seen || :\ntail -f \"$DIR/held\" & wait\n";
+    let (mut server, repo) = world("", "shared: [\"db\"]");
+    repo.commit(&[("app.sh", app)], "saves as it ends");
+    start_live(&mut server);
+    repo.commit(&[("VERSION", "2")], "second");
+    let second = server.deliver("site", &repo);
+    assert_eq!(second["state"], "live", "{second}");
+    let shared = home(&server, "site").join("shared/db");
+    assert_eq!((current(&server, "seen"), current(&server, "db")), ("saved by 1".into(), "saved by 1".into()));
+    assert_eq!(fs::read_link(home(&server, "site").join("current/db")).unwrap(), shared);
+    server.ok(&["rollback", "site"]);
+    assert_eq!(version(&server), "1");
+    server.until("it has read it", |s| (current(s, "seen") == "saved by 2").then_some(()));
+    assert_eq!(fs::read_link(home(&server, "site").join("current/db")).unwrap(), shared);
+}
+
 #[test]
 fn pushes_during_a_deploy_become_one() {
     let (server, repo) = live_world("", "build: [\"if [ -e slow ]; then cat $DIR/gate; fi\"]");

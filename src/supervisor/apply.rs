@@ -188,10 +188,14 @@ impl Supervisor {
         }
         let seat = id.clone();
         self.with_current(id, move |supervisor, linked| match linked {
-            Ok(()) => {
-                let id = seat.clone();
-                supervisor.with_sockets(&id, move |supervisor| supervisor.spawn_in_turn(seat));
-            }
+            Ok(()) => supervisor.start_in_place(seat),
+            Err(error) => supervisor.start_failed(&seat, "", &error),
+        });
+    }
+
+    fn start_in_place(&mut self, seat: SeatId) {
+        self.with_shared(&seat.clone(), move |supervisor, carried| match carried {
+            Ok(()) => supervisor.with_sockets(&seat.clone(), move |supervisor| supervisor.spawn_in_turn(seat)),
             Err(error) => supervisor.start_failed(&seat, "", &error),
         });
     }
@@ -212,6 +216,7 @@ impl Supervisor {
         let instance = id.instance();
         match instance_spec(spec, run.release.as_deref(), id, shell, &self.me) {
             Ok(mut order) => {
+                order.directory = launch::directory(spec, run.release.as_deref(), &self.layout.current(&id.app));
                 order.gate = self.logger.mark(&instance, began, empty);
                 self.spawn(Owner::Seat(id.clone()), order);
                 self.limits_begun(id, unmet);
@@ -468,7 +473,6 @@ fn instance_spec(
     let command = app.command.as_ref().map(|command| launch::arguments(command, instance.number)).unwrap_or_default();
     let mut spec = launch::spec(&command, &env, &app.run_as, me.root)?;
     launch::limit(&mut spec, &app.limits);
-    spec.directory = launch::directory(app, release);
     spec.fds = vec![(Arc::clone(&me.null), 0), (Arc::clone(&seat.kit.out), 1), (Arc::clone(&seat.kit.err), 2)];
     spec.fds.extend(sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;

@@ -84,7 +84,7 @@ impl Supervisor {
         env.insert("EVERHOOK_INSTANCE".to_owned(), job.to_owned());
         let mut order = launch::spec(command, &env, &spec.run_as, self.me.root).map_err(|error| error.to_string())?;
         launch::limit(&mut order, &spec.limits);
-        order.directory = launch::directory(spec, app.release());
+        order.directory = launch::directory(spec, app.release(), &self.layout.current(name));
         order.die_with_parent = true;
         Ok(order)
     }

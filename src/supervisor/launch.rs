@@ -100,11 +100,15 @@ pub fn name_sockets<'a>(
     Some("LISTEN_PID")
 }
 
-/// Where an instance works: `directory`, inside the release where it is relative to one.
+/// Where an instance works: `directory`, inside the release where it is relative to one or goes through the link
+/// `current` of its app, which leads to the release before until this one is proven.
 #[must_use]
-pub fn directory(app: &config::App, release: Option<&Release>) -> PathBuf {
+pub fn directory(app: &config::App, release: Option<&Release>, current: &Path) -> PathBuf {
     match (&app.directory, release) {
-        (Some(directory), Some(release)) => release.directory.join(directory),
+        (Some(directory), Some(release)) => match directory.strip_prefix(current) {
+            Ok(below) => release.directory.join(below),
+            Err(_) => release.directory.join(directory),
+        },
         (Some(directory), None) => directory.clone(),
         (None, Some(release)) => release.directory.clone(),
         (None, None) => PathBuf::from("/"),

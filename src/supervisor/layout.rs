@@ -54,6 +54,12 @@ impl Layout {
         self.app(app).join("frozen")
     }
 
+    /// The link to what is live, for others.
+    #[must_use]
+    pub fn current(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("current")
+    }
+
     #[must_use]
     pub fn releases(&self, app: &AppName) -> PathBuf {
         self.app(app).join("releases")

@@ -95,7 +95,7 @@ fn name_in(path: &Path, layout: &Layout, app: &AppName, named: &Release) -> Resu
 /// # Errors
 /// Names the link.
 pub fn link(layout: &Layout, app: &AppName, release: &Release) -> Result<(), String> {
-    let link = layout.app(app).join("current");
+    let link = layout.current(app);
     let target = release.directory.strip_prefix(layout.app(app)).unwrap_or(&release.directory);
     if fs::read_link(&link).is_ok_and(|found| found == target) {
         return Ok(());

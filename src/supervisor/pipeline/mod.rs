@@ -2,6 +2,7 @@
 //! Which deploy runs and what it does next is `domain::deploy`'s; nothing is decided here.
 
 mod by_hand;
+mod carry;
 mod catch_up;
 mod preview;
 mod releases;

@@ -128,7 +128,7 @@ impl Supervisor {
             app: id.app.clone(),
             args: launch::arguments(command, instance.number),
             env,
-            directory: launch::directory(&spec, release.as_deref()),
+            directory: launch::directory(&spec, release.as_deref(), &self.layout.current(&spec.name)),
             who: spec.run_as.clone(),
             is_step: false,
             cgroup,
