@@ -10,8 +10,9 @@ mod server;
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    process::Command,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
     thread,
     time::{Duration, Instant},
@@ -196,6 +197,78 @@ fn whoever_is_refused_too_often_is_told_to_wait_and_nobody_else() {
     }
     let health = http::request(world.at, "GET", "/healthz", &[("x-forwarded-for", "192.0.2.1")], b"");
     assert_eq!((health.status, health.text()), (200, "ok"));
+}
+
+/// An nginx of the machine's own before the hooks, as most have one.
+struct Nginx(Child, SocketAddr);
+
+impl Nginx {
+    fn before(world: &World) -> Self {
+        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let work = world.server.path().join("nginx");
+        fs::create_dir(&work).unwrap();
+        fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).unwrap();
+        let work = work.display();
+        let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let temp: String = temp.iter().map(|kind| format!("{kind}_temp_path {work}/{kind};\n")).collect();
+        // All come from here, so the client's address stands in a header of the test's.
+        let config = format!(
+            "daemon off;\nworker_processes 1;\npid {work}/nginx.pid;\nerror_log {work}/error.log;\nevents {{}}\nhttp {{\n\
+             access_log off;\n{temp}set_real_ip_from 127.0.0.1;\nreal_ip_header X-Test-Client;\nserver {{\nlisten {at};\n\
+             location / {{\nproxy_pass http://{};\nproxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n}}\n}}\n}}\n",
+            world.at
+        );
+        let path = world.server.path().join("nginx/nginx.conf");
+        fs::write(&path, config).unwrap();
+        let mut nginx = Command::new("/usr/sbin/nginx");
+        let child = nginx.args(["-e", "stderr", "-c"]).arg(path).stdin(Stdio::null()).spawn();
+        let nginx = Self(child.expect("Debian's nginx is there"), at);
+        let end = Instant::now() + server::LIMIT;
+        while TcpStream::connect(at).is_err() {
+            assert!(Instant::now() < end, "nginx does not answer");
+            thread::yield_now();
+        }
+        nginx
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn behind_nginx_a_stranger_uses_up_nobody_elses_allowance() {
+    const STRANGERS: usize = 1000;
+    let mut world = World::behind(r#"trusted_proxies: ["127.0.0.1"]"#);
+    let nginx = Nginx::before(&world);
+    world.at = nginx.1;
+    let stranger = [("x-github-event", "push"), ("x-test-client", "192.0.2.66")];
+    let statuses: Vec<u16> = thread::scope(|scope| {
+        // Whoever is refused too often is answered late, so several ask at a time.
+        let ask =
+            || (0..STRANGERS / 20).map(|_| http::request(world.at, "POST", "/hooks/site", &stranger, b"{}").status);
+        let asking: Vec<_> = (0..20).map(|_| scope.spawn(move || ask().collect::<Vec<_>>())).collect();
+        for n in 0..30 {
+            // From another address, and from the very same: a proof is worth more than an address.
+            let from = if n % 2 == 0 { "192.0.2.7" } else { "192.0.2.66" };
+            let answer = world.signed(&[("x-test-client", from)]);
+            assert_eq!(answer.status, 200, "{from}, {n}: {}", answer.text());
+        }
+        asking.into_iter().flat_map(|asking| asking.join().unwrap()).collect()
+    });
+    assert_eq!(statuses.len(), STRANGERS);
+    assert!(statuses.iter().all(|status| [401, 429].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&429), "the stranger is told to wait");
+    let deliveries = world.server.json(&["deliveries", "-n", "100000"]);
+    let from = |state: &str| -> Vec<&str> {
+        let mine = deliveries.as_array().unwrap().iter().filter(|delivery| delivery["state"] == state);
+        mine.map(|delivery| delivery["address"].as_str().unwrap()).collect()
+    };
+    assert!(from("refused").iter().all(|from| *from == "192.0.2.66"));
+    assert!(["192.0.2.7", "192.0.2.66"].iter().all(|client| from("skipped").contains(client)));
 }
 
 /// Half of them stop in the head, half in the body.

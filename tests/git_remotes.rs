@@ -381,6 +381,51 @@ fn no_git_is_root_and_no_git_is_told_the_token() {
 }
 
 #[test]
+fn two_hundred_deploys_leave_a_small_mirror_and_no_git() {
+    const DEPLOYS: usize = 200;
+    let apps = site("", "layout: Releases(keep: 2)").replace("command: [\"/bin/sh\", \"app.sh\"],", "");
+    let mut server = Server::with_apps(&apps.replace("20ms", "0s"));
+    let repo = Repo::new(server.path().join("repo"), &[("VERSION", "0")]);
+    // As somebody may have set it; git's own housekeeping goes on in the background.
+    repo.git(&["config", "gc.auto", "1"]);
+    fs::write(server.path().join(".gitconfig"), "[gc]\nauto = 1\nautoDetach = true\n").unwrap();
+    server.start_as(&["env", &format!("HOME={}", server.path().display())]);
+    assert_eq!(server.deploy_end(1)["state"], "live");
+    let live = home(&server, "site").join("live");
+    for n in 1..DEPLOYS {
+        let commit = repo.commit(&[("VERSION", &n.to_string())], "next");
+        if n % 50 == 25 {
+            // A git that is ended in the middle of its work.
+            let (gate, _) = Gate::in_mirror(&server);
+            let id = push(&server, &repo);
+            drop((gate.reached(), server.ok(&["cancel", &id.to_string()])));
+            assert_eq!(over(&server, id)["state"], "cancelled");
+            gate.remove();
+        } else {
+            push(&server, &repo);
+            server.until("it is live", |_| fs::read_to_string(&live).unwrap().contains(&commit).then_some(()));
+        }
+    }
+    let mirrors = server.path().join("state/mirrors");
+    let marker = mirrors.display().to_string();
+    server.until("nothing works in it any more", |_| processes(&marker).is_empty().then_some(()));
+    let mut all = Vec::new();
+    files(&mirrors, &mut all);
+    let halves: Vec<_> = all.iter().filter(|path| path.display().to_string().contains("tmp_")).collect();
+    assert!(halves.is_empty(), "{halves:?}");
+    let taken: u64 = all.iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum();
+    assert!(taken < 3 << 20, "{taken} bytes in {} files after {DEPLOYS} deploys", all.len());
+    server.until("old releases are gone", |s| (releases(s, "site").len() == 2).then_some(()));
+}
+
+fn files(folder: &Path, all: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() { files(&entry.path(), all) } else { all.push(entry.path()) }
+    }
+}
+
+#[test]
 fn many_deploys_leave_a_small_mirror_and_no_git() {
     let (mut server, repo) = world_of("");
     // As somebody may have set it; git's own housekeeping goes on in the background.

@@ -177,6 +177,26 @@ fn without_a_name_the_repository_counts() {
     assert_eq!(skipped(&stranger), "no app deploys this repository");
 }
 
+/// A repository was renamed or given away: what it sends matches nothing any more, and that is seen.
+#[test]
+fn what_matches_no_app_any_more_is_told_with_the_nearest() {
+    let (server, repo) = server();
+    let mut body: Value = serde_json::from_str(&repo.push_body()).unwrap();
+    body["repository"]["clone_url"] = format!("{}/repos", server.path().display()).into();
+    body["repository"]["full_name"] = "new-owner/repo".into();
+    let answer = github(&server, "/hooks", "push", &body.to_string());
+    assert_eq!(skipped(&answer), "no app deploys this repository");
+    let told = server.until("it is an event", |server| {
+        let events = server.events();
+        let cause =
+            |event: &Value| event["cause"].as_str().filter(|cause| cause.starts_with("unmatched")).map(str::to_owned);
+        events.iter().find_map(cause)
+    });
+    assert!(told.contains("\"new-owner/repo\"") && told.ends_with("the nearest app is \"site\""), "{told}");
+    let delivery = newest(&server);
+    assert_eq!((&delivery["state"], &delivery["app"]), (&json!("skipped"), &Value::Null), "{delivery}");
+}
+
 #[test]
 fn only_the_whole_name_of_a_branch_counts() {
     let (server, repo) = server();
