@@ -216,10 +216,8 @@ fn no_secret_is_written_or_said() {
     let mut world = world();
     world.server.start_as(&["env", &format!("EVERHOOK_TEST_HOOK={ENV_HOOK}")]);
     // Steps that print everything, one that fails, and commands whose lines hold a secret.
-    assert_eq!(
-        world.server.deploy_end(world.server.json(&["history", "site"])[0]["id"].as_i64().unwrap())["state"],
-        "live"
-    );
+    let first = world.server.until("the first deploy", |server| server.json(&["history", "site"])[0]["id"].as_i64());
+    assert_eq!(world.server.deploy_end(first)["state"], "live");
     // Exchanged without a reload, it is known from its first use on.
     world.server.write_secret("https", EXCHANGED);
     assert_eq!(world.server.cli(&["deploy", "web"]).status.code(), Some(1));
