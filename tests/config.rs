@@ -95,12 +95,26 @@ fn summary(text: &str) -> String {
     }
 }
 
+/// What a reload starts anew, a start after a kill does not take for the same, and nothing else.
+fn agrees(plan: &config::Plan, old: &config::Config, new: &config::Config) {
+    for (name, app) in &new.apps {
+        let Some(before) = old.apps.get(name).filter(|before| before.problem.is_none() && app.problem.is_none()) else {
+            continue;
+        };
+        let restarted = plan.restarted.iter().any(|(restarted, _)| restarted == name);
+        let differs = config::definition(before, &[]) != config::definition(app, &[]);
+        assert_eq!(differs, restarted, "{name}: {:?}", plan.restarted);
+    }
+}
+
 fn outcome(parts: &[&str]) -> String {
     match parts {
         [only] => summary(only),
         [old, new] => {
-            let both = [old, new].map(|text| loaded(text).expect("a config of a reload is good").config);
-            config::diff(&both[0], &both[1]).lines().into_iter().map(|line| format!("{line}\n")).collect()
+            let [old, new] = [old, new].map(|text| loaded(text).expect("a config of a reload is good").config);
+            let plan = config::diff(&old, &new);
+            agrees(&plan, &old, &new);
+            plan.lines().into_iter().map(|line| format!("{line}\n")).collect()
         }
         other => panic!("{} configs in one file", other.len()),
     }

@@ -193,7 +193,7 @@ fn a_release_is_tried_beside_the_old_one() {
 }
 
 #[test]
-fn nothing_of_a_killed_supervisor_keeps_a_port() {
+fn what_a_killed_supervisor_left_is_replaced_on_its_port() {
     let mut server = web(r#""http": "127.0.0.1:0""#, "");
     server.wait_state("web", "ready");
     let at = address(&server, "http");
@@ -202,10 +202,11 @@ fn nothing_of_a_killed_supervisor_keeps_a_port() {
     server.wait_state("web", "ready");
     let old = server.main_pid("web");
     server.kill();
+    server.edit_config("\"VERSION\": \"1\"", "\"VERSION\": \"2\"");
     server.start();
     let new = server.wait_new_pid("web", old);
-    server.wait_state("web", "ready");
-    assert_eq!(who(at).1, new);
+    server.until("the old one has left", |s| (states(s).len() == 1).then_some(()));
+    assert_eq!(who(at), ("2".into(), new));
 }
 
 /// As Node does with a path that it has bound itself.

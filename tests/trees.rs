@@ -147,9 +147,11 @@ fn what_a_killed_supervisor_left_ends_before_the_next_copy() {
         let mut outside = Bystander::new();
         server.start();
         up(&server, 1);
-        let old = helpers(&server);
+        let (main, old) = (server.main_pid("a"), helpers(&server));
         server.kill();
         assert!(!old.is_empty() && old.contains(&helpers(&server)[0]), "apps outlive it");
+        // Without a main process it does not go on.
+        kill(Pid::from_raw(main), Signal::SIGKILL).unwrap();
         server.start();
         up(&server, 2);
         assert_eq!((said(&server, "session heard"), said(&server, "daemon heard")), (1, 1));
@@ -176,13 +178,43 @@ fn a_main_process_that_ignores_the_signal_is_killed_by_the_next_supervisor() {
     server.start();
     let lines = |s: &Server| fs::read_to_string(s.path().join("said")).unwrap().lines().count();
     server.until("it is up", |s| (lines(s) == 1).then_some(()));
-    let old = server.main_pid("a");
     server.kill();
+    server.edit_config("ready: Immediate,", "ready: Immediate, enabled: false,");
     server.start();
-    server.until("it is up again", |s| (lines(s) == 2).then_some(()));
-    // A shell that is about to execute `sleep` has its parent's command line for a moment.
-    server.until("one copy runs", |s| (helpers(s) == [s.main_pid("a")]).then_some(()));
-    assert_ne!(server.main_pid("a"), old);
+    server.until("nobody is left", |s| helpers(s).is_empty().then_some(()));
+    server.wait_state("a", "stopped");
+    assert_eq!(lines(&server), 1);
+}
+
+/// What was adopted is nobody's child, nor are its children handed to anybody here.
+#[test]
+fn an_adopted_tree_ends_as_a_whole_and_restarts_in_every_way() {
+    for (way, prefix) in ways() {
+        let mut server = app("20s");
+        scripts(&server, "echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0");
+        let mut outside = Bystander::new();
+        server.start_as(&prefix);
+        up(&server, 1);
+        let (main, tree) = (server.main_pid("a"), helpers(&server));
+        server.kill();
+        server.start_as(&prefix);
+        server.wait_state("a", "ready");
+        assert_eq!((server.main_pid("a"), said(&server, "session up")), (main, 1), "{way}");
+        // By itself the main process ends, and the rest before the next.
+        kill(Pid::from_raw(main), Signal::SIGKILL).unwrap();
+        server.wait_new_pid("a", main);
+        up(&server, 2);
+        assert_eq!((said(&server, "session bye"), said(&server, "daemon bye")), (1, 1), "{way}");
+        assert!(helpers(&server).iter().all(|pid| !tree.contains(pid)), "{way}: no second copy");
+        server.kill();
+        server.start_as(&prefix);
+        server.wait_state("a", "ready");
+        server.ok(&["stop", "a"]);
+        assert_eq!((said(&server, "session bye"), said(&server, "daemon bye")), (2, 2), "{way}: all hear it, once");
+        assert!(helpers(&server).is_empty(), "{way}: stopped is said when nothing is left");
+        assert!(outside.is_untouched(), "{way}: nothing outside the tree is signalled");
+        assert!(server.stop().success());
+    }
 }
 
 #[test]
@@ -200,7 +232,9 @@ fn killed_again_and_again_no_copy_is_left_over() {
     for app in ["a", "b"] {
         let pid = server.main_pid(app);
         server.ok(&["stop", app, "-y"]);
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        // Adopted, it was handed to somebody who may be slow to look at its end.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
     }
     // Every process of any of these runs writes into a FIFO of this state folder.
     let writers: Vec<i32> = all_pids().into_iter().filter(|pid| writes_below(*pid, &home) && is_sleep(*pid)).collect();
@@ -274,6 +308,31 @@ fn whoever_hides_is_gone_after_stop_in_every_way() {
         server.ok(&["stop", "a"]);
         assert!(helpers(&server).is_empty(), "{way}: stopped is said when nothing is left");
         assert!(outside.is_untouched(), "{way}: nothing outside the tree is signalled");
+        assert!(server.stop().success());
+    }
+}
+
+/// What keeps a tree together need not be there for the next supervisor, or not have been for the last one.
+#[test]
+fn a_tree_is_whole_whatever_the_next_supervisor_has_to_keep_it_together() {
+    let ways = ways();
+    let Some((_, none)) = ways.iter().find(|(way, _)| *way == "none") else { return };
+    for (first, second) in [(&vec![], none), (none, &vec![])] {
+        let mut server = app("20s");
+        scripts(&server, "echo \"$1 bye\" >> \"${2%-tree}/said\"; exit 0");
+        server.start_as(first);
+        up(&server, 1);
+        let main = server.main_pid("a");
+        server.kill();
+        server.start_as(second);
+        server.wait_state("a", "ready");
+        let anew = usize::from(server.main_pid("a") != main);
+        server.until("it is all there", |s| (said(s, "main up") == 1 + anew).then_some(()));
+        let ends = said(&server, "session bye");
+        assert_eq!((ends, said(&server, "daemon bye")), (anew, anew), "no second copy");
+        server.ok(&["stop", "a"]);
+        assert_eq!((said(&server, "session bye"), said(&server, "daemon bye")), (ends + 1, ends + 1));
+        assert!(helpers(&server).is_empty(), "stopped is said when nothing is left");
         assert!(server.stop().success());
     }
 }

@@ -126,9 +126,13 @@ fn who_bears_the_old_name_is_ended_whole_after_a_rename() {
             server.kill();
             server.start();
             server.wait_state("new", "ready");
+            assert_eq!(server.main_pid("new"), pid);
+            speak(&server, "new", "line 1");
+            assert!(server.ok(&["logs", "new"]).contains("I am old"));
+            // By the name that it bears.
+            server.ok(&["restart", "new"]);
             assert_ne!(server.main_pid("new"), pid);
             runs_once(&server);
-            assert!(server.ok(&["logs", "new"]).contains("I am old"));
         } else {
             server.ok(&["reload"]);
             server.ok(&["stop", "new"]);
@@ -157,7 +161,8 @@ fn a_start_with_another_name_takes_all_over() {
         assert!(events.iter().all(|event| event["app"] != "old"), "{events:?}");
         if killed {
             server.wait_state("new", "ready");
-            assert_ne!(server.main_pid("new"), pid);
+            assert_eq!(server.main_pid("new"), pid);
+            speak(&server, "new", "line 1");
             runs_once(&server);
         } else {
             let app = server.wait_state("new", "stopped");

@@ -8,7 +8,7 @@ use std::{
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
-            fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+            fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
             net::UnixListener,
         },
     },
@@ -16,11 +16,15 @@ use std::{
 };
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen, setsockopt, socket,
-    sockopt::{ReuseAddr, ReusePort},
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, getsockopt, listen, setsockopt,
+    socket,
+    sockopt::{AcceptConn, ReuseAddr, ReusePort, SockType as SockTypeOf},
 };
 
-use super::socket::{reach, remove_stale};
+use super::{
+    pidfd,
+    socket::{reach, remove_stale},
+};
 
 /// What names a file whatever its path: device and inode.
 pub type FileId = (u64, u64);
@@ -55,10 +59,14 @@ fn bound(address: SocketAddr, kind: SockType, reuse_port: bool) -> io::Result<(O
     }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    let real = ip_address(&name).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    Ok((fd, real))
+}
+
+fn ip_address(name: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = name.as_sockaddr_in().map(|name| SocketAddr::from((name.ip(), name.port())));
     let v6 = name.as_sockaddr_in6().map(|name| SocketAddr::from((name.ip(), name.port())));
-    let real = v4.or(v6).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
-    Ok((fd, real))
+    v4.or(v6)
 }
 
 /// The second name of a socket's file, beside the first: a file that has lost all its names can never
@@ -130,6 +138,59 @@ pub fn is_at(path: &Path, id: FileId) -> bool {
     fs::symlink_metadata(path).is_ok_and(|facts| (facts.dev(), facts.ino()) == id)
 }
 
+/// Where a socket listens, or takes datagrams from anybody.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Bound {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Where this one does; `None` for any other descriptor.
+#[must_use]
+pub fn bound_at(fd: &OwnedFd) -> Option<Bound> {
+    let listens = getsockopt(fd, AcceptConn).ok()?;
+    let kind = getsockopt(fd, SockTypeOf).ok()?;
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
+    if let Some(name) = name.as_unix_addr() {
+        return name.path().filter(|_| listens).map(|path| Bound::Unix(path.to_owned()));
+    }
+    let address = ip_address(&name)?;
+    match kind {
+        SockType::Stream if listens => Some(Bound::Tcp(address)),
+        SockType::Datagram if address.port() != 0 => Some(Bound::Udp(address)),
+        _ => None,
+    }
+}
+
+/// The place of the socket of this name among those that a process was passed, as its `LISTEN_FDNAMES` says.
+#[must_use]
+pub fn passed(pid: u32, name: &str) -> Option<i32> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let names = environment.split(|b| *b == 0).find_map(|variable| variable.strip_prefix(b"LISTEN_FDNAMES="))?;
+    let place = names.split(|b| *b == b':').position(|known| known == name.as_bytes())?;
+    i32::try_from(place).ok()
+}
+
+/// Every socket that a process has. Of one that we may not look into, none.
+pub fn sockets_of(pid: u32, pidfd: &OwnedFd) -> impl Iterator<Item = OwnedFd> + use<'_> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let is_socket = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str().as_encoded_bytes().starts_with(b"socket:"))
+    };
+    let numbers = open.filter(is_socket).filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter_map(move |number: i32| pidfd::take_file(pidfd, number).ok())
+}
+
+/// The file of a socket that was bound by [`unix`], by whichever of its names it still has.
+///
+/// # Errors
+/// `NotFound` where it has none.
+pub fn file_of(path: &Path) -> io::Result<FileId> {
+    let facts = fs::symlink_metadata(second_name(path)).or_else(|_| fs::symlink_metadata(path))?;
+    if facts.file_type().is_socket() { Ok((facts.dev(), facts.ino())) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -158,6 +219,27 @@ mod tests {
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"hello", address).unwrap();
         let mut buffer = [0; 8];
         assert_eq!(UdpSocket::from(fd).recv(&mut buffer).unwrap(), 5);
+    }
+
+    #[test]
+    fn where_a_socket_of_a_process_listens_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let (listens, address) = tcp("127.0.0.1:0".parse().unwrap(), false, 8).unwrap();
+        let (hears, other) = udp("[::1]:0".parse().unwrap(), false).unwrap();
+        let (file, id) = unix(&path, 0o600, None, 8).unwrap();
+        assert_eq!(bound_at(&listens), Some(Bound::Tcp(address)));
+        assert_eq!(bound_at(&hears), Some(Bound::Udp(other)));
+        assert_eq!(bound_at(&file), Some(Bound::Unix(path.clone())));
+        let client: OwnedFd = TcpStream::connect(address).unwrap().into();
+        let null: OwnedFd = fs::File::open("/dev/null").unwrap().into();
+        assert_eq!((bound_at(&client), bound_at(&null)), (None, None));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(file_of(&path).unwrap(), id, "by its second name");
+        let own = pidfd::open(std::process::id()).unwrap();
+        let found: Vec<_> = sockets_of(std::process::id(), &own).filter_map(|fd| bound_at(&fd)).collect();
+        assert!(found.contains(&Bound::Tcp(address)) && found.contains(&Bound::Unix(path)), "{found:?}");
+        assert_eq!(passed(std::process::id(), "nothing"), None);
     }
 
     #[test]

@@ -12,8 +12,6 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-
 use super::pidfd;
 
 /// `KCMP_FILE`: do two descriptors mean the same open file?
@@ -67,7 +65,7 @@ pub fn find_marked(paths: &[PathBuf]) -> Vec<(usize, OwnedFd)> {
             Some((*place, entry.file_name().to_str()?.parse::<libc::c_int>().ok()?))
         });
         for (place, number) in open {
-            let Ok(file) = pidfd::open(pid).and_then(|pidfd| take(&pidfd, number)) else { continue };
+            let Ok(file) = pidfd::open(pid).and_then(|pidfd| pidfd::take_file(&pidfd, number)) else { continue };
             let own = std::process::id();
             let known = |(_, other): &(usize, OwnedFd)| {
                 is_same(own, file.as_raw_fd().cast_unsigned().into(), other.as_raw_fd())
@@ -80,10 +78,6 @@ pub fn find_marked(paths: &[PathBuf]) -> Vec<(usize, OwnedFd)> {
         }
     }
     found
-}
-
-fn take(pidfd: &OwnedFd, number: libc::c_int) -> io::Result<OwnedFd> {
-    Ok(pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())?)
 }
 
 fn id_of(file: &OwnedFd) -> io::Result<(u64, u64)> {

@@ -36,7 +36,10 @@ use self::{
     child::{Failure, PidEntry, Plan, Step},
     clone::Stack,
 };
-use super::{identity, record::RECORD_SIZE};
+use super::{
+    identity,
+    record::{self, RECORD_SIZE, StartedAs},
+};
 
 /// Soft limit of open files of a child whose spec names none; `select(2)` breaks above it.
 const NOFILE_SOFT: u64 = 1024;
@@ -57,8 +60,10 @@ pub struct Credentials {
 pub struct RecordFile {
     /// Open for writing.
     pub file: Arc<OwnedFd>,
-    /// The id of the supervisor's run, without white space, at most 64 bytes.
+    /// The id of the supervisor's run, without white space, at most 32 bytes.
     pub everhook_boot: String,
+    /// Of an instance.
+    pub started_as: Option<StartedAs>,
 }
 
 /// A value that the kernel may refuse to lower.
@@ -418,10 +423,10 @@ fn gaps(mut numbers: Vec<RawFd>) -> io::Result<Vec<(u32, u32)>> {
 fn record_tail(spec: &SpawnSpec, machine: &str) -> io::Result<String> {
     let Some(record) = &spec.record else { return Ok(String::new()) };
     let boot = &record.everhook_boot;
-    if boot.is_empty() || boot.len() > 64 || boot.contains(char::is_whitespace) {
+    if boot.is_empty() || boot.len() > 32 || boot.contains(char::is_whitespace) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no id of a run"));
     }
-    let tail = format!(" {machine} {boot}");
+    let tail = record::tail(machine, boot, record.started_as.as_ref());
     debug_assert!(tail.len() + 40 < RECORD_SIZE, "pid and start time find room before it");
     Ok(tail)
 }

@@ -17,17 +17,19 @@ use super::{
     ledger::{Command, NewEvent},
     live,
     seats::{SeatId, SeatShell, Shell},
+    sockets::FIRST_PASSED,
     words,
 };
 use crate::{
     domain::{
         api::EventKind,
         config, deploy,
-        model::{AppName, InstanceId, Signal},
+        model::{AppName, InstanceId, Progress, Signal},
         service::{self, Action, App, Happening, Task, order},
     },
     os::{
         fifo, pidfd,
+        record::{RunRecord, StartedAs},
         spawn::{Part, RecordFile, SpawnError, SpawnSpec, Spawned},
         tree::{self, Member, TreeQuery},
     },
@@ -37,9 +39,6 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_millis(20);
 /// What was started has the processors for so long before that.
 const FIRST_STEPS: Duration = Duration::from_millis(2);
-
-/// The first passed descriptor: `sd_listen_fds(3)`.
-const FIRST_PASSED: i32 = 3;
 
 impl Supervisor {
     /// Tells an app's machine what happened, and carries out everything that follows.
@@ -61,6 +60,9 @@ impl Supervisor {
         let Some(app) = self.apps.get_mut(name) else { return };
         if let service::Event::Reconfigure { spec, .. } = &event {
             self.awaited.extend(spec.comes_after().cloned());
+            if let Some(shell) = self.shells.get_mut(name) {
+                shell.definition = config::definition(spec, &shell.env_file);
+            }
         }
         let mut tasks = Vec::new();
         app.on(event, now, &mut tasks);
@@ -96,8 +98,8 @@ impl Supervisor {
 
     /// Looks again at what `after` holds back because of this app.
     pub fn tell_dependents(&mut self, name: &AppName) {
-        // Who comes after others starts when all are known.
-        if !self.awaited.contains(name) || self.coming.any() {
+        // Who comes after others starts when all are known, and have what goes on of theirs.
+        if !self.awaited.contains(name) || self.coming.any() || !self.begun {
             return;
         }
         let waiting = self.apps.values().filter(|app| app.spec().comes_after().any(|before| before == name));
@@ -155,6 +157,7 @@ impl Supervisor {
             Action::StopReload => self.stop_reload(id),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
             Action::Crashed => self.expect_words(id),
+            Action::Progress(progress) => self.note_progress(id, progress),
             Action::Record { from, to, cause } => self.record(id, from, to, cause),
         }
     }
@@ -206,7 +209,7 @@ impl Supervisor {
         let (mut unmet, mut empty) = (Vec::new(), false);
         let began = crate::os::clock::now().wall;
         if let Some(seat) = shell.seat_mut(id.seat) {
-            (seat.killed, seat.unkillable, seat.session) = (false, None, None);
+            (seat.killed, seat.unkillable, seat.session, seat.boot) = (false, None, None, None);
             seat.words = words::Words::of(began);
             unmet = seat.begin_limits(&spec.limits);
             empty = [&seat.kit.out, &seat.kit.err]
@@ -214,7 +217,7 @@ impl Supervisor {
                 .all(|output| fifo::bytes_waiting(output).is_ok_and(|n| n == 0));
         }
         let instance = id.instance();
-        match instance_spec(spec, run.release.as_deref(), id, shell, &self.me) {
+        match instance_spec(spec, run, id, shell, &self.me) {
             Ok(mut order) => {
                 order.directory = launch::directory(spec, run.release.as_deref(), &self.layout.current(&id.app));
                 order.gate = self.logger.mark(&instance, began, empty);
@@ -274,6 +277,21 @@ impl Supervisor {
         }
     }
 
+    /// For a supervisor that may follow this one.
+    fn note_progress(&self, id: &SeatId, progress: Progress) {
+        let Some(seat) = self.seat(id) else { return };
+        if let Err(error) = RunRecord::note_progress(&seat.kit.record, progress) {
+            warn!(app = %id.app, %error, "its record does not say how far it has got");
+        }
+    }
+
+    /// The run that started a seat's process, as that bears it.
+    #[must_use]
+    pub fn boot_of(&self, id: &SeatId) -> String {
+        let earlier = self.seat(id).and_then(|seat| seat.boot.as_deref());
+        earlier.map_or_else(|| self.me.boot_of(id.seat), str::to_owned)
+    }
+
     /// The name of a seat's process in its environment.
     #[must_use]
     pub fn mark_of(&self, id: &SeatId) -> String {
@@ -288,7 +306,7 @@ impl Supervisor {
 
     fn found(&self, id: &SeatId, find: fn(&TreeQuery) -> io::Result<Vec<Member>>) -> Vec<Member> {
         let Some(shell) = self.seat(id) else { return Vec::new() };
-        let (instance, boot) = (self.mark_of(id), self.me.boot_of(id.seat));
+        let (instance, boot) = (self.mark_of(id), self.boot_of(id));
         // Both seats of a copy share their output: while both live it tells nothing.
         let others = self.apps.get(&id.app).into_iter().flat_map(|app| app.runs());
         let mut others = others.filter(|run| run.seat.number == id.seat.number && run.seat != id.seat);
@@ -460,12 +478,17 @@ impl Supervisor {
 
 fn instance_spec(
     app: &config::App,
-    release: Option<&service::Release>,
+    run: &service::Run,
     id: &SeatId,
     shell: &mut Shell,
     me: &Me,
 ) -> Result<SpawnSpec, launch::Unfit> {
-    let (instance, boot) = (id.instance(), me.boot_of(id.seat));
+    let (instance, boot, release) = (id.instance(), me.boot_of(id.seat), run.release.as_deref());
+    let started_as = StartedAs {
+        definition: shell.definition,
+        release: release.map(|release| release.id.clone()),
+        restarts: run.instance.restarts(),
+    };
     let (seat, sockets, env_file) = shell.parts(id.seat).ok_or(launch::Unfit::NoSeat)?;
     let mut env = launch::instance_env(app, &instance, release, &boot, env_file);
     let mut pid_env = seat.health.announce(app, &mut env);
@@ -479,6 +502,7 @@ fn instance_spec(
     seat.health.equip(app, &mut spec)?;
     spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());
     spec.cgroups1 = seat.kit.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
-    spec.record = Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot });
+    spec.record =
+        Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot, started_as: Some(started_as) });
     Ok(spec)
 }

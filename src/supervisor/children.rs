@@ -144,8 +144,8 @@ impl Supervisor {
     }
 
     /// A main process has ended that is no child of ours.
-    pub fn ended_unseen(&mut self, pid: u32) {
-        self.ended(pid, Exit::Unknown);
+    pub fn ended_unreaped(&mut self, pid: u32, exit: Exit) {
+        self.ended(pid, exit);
     }
 
     fn ended(&mut self, pid: u32, exit: Exit) {
@@ -169,6 +169,7 @@ impl Supervisor {
                 self.tell(&id, Happening::Exited { exit, alone });
                 self.tally.exited(&id.instance(), exit);
                 self.put_sockets_back(&id.app);
+                self.watch_rest(&id);
             }
             Some(Owner::Job(job)) => self.job_exited(job, exit),
             Some(Owner::Listener(number)) => self.listener_exited(number, exit),
@@ -179,7 +180,7 @@ impl Supervisor {
     }
 
     /// A process without an owner has ended: it may have been the last of a tree.
-    fn look_at_ending_trees(&mut self) {
+    pub fn look_at_ending_trees(&mut self) {
         let mut waiting = Vec::new();
         for app in self.apps.values() {
             let runs = app.runs().filter(|run| run.instance.awaits_empty_tree());

@@ -311,7 +311,8 @@ impl Supervisor {
                     (Arc::clone(&self.me.stderr), 2),
                     (Arc::new(theirs), 3),
                 ];
-                spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
+                spec.record =
+                    Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone(), started_as: None });
                 Ok((ours, spec))
             });
         self.logger.keeper.state = InstanceState::Starting;

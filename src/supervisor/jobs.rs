@@ -305,7 +305,8 @@ impl Supervisor {
         spec.cgroups1 = job.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
         if !is_errand {
             let record = self.record_file(name).map_err(|e| e.to_string())?;
-            spec.record = Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone() });
+            spec.record =
+                Some(RecordFile { file: Arc::new(record), everhook_boot: self.me.boot.clone(), started_as: None });
         }
         Ok((answer, output, spec))
     }

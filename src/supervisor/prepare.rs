@@ -194,8 +194,13 @@ impl Maker {
         let id = InstanceId { app: app.name.clone(), number: seat.number };
         let (instance, name) = (id.to_string(), seat_name(&id, seat));
         let record = self.layout.record(&name);
-        let file =
-            fs::OpenOptions::new().write(true).create(true).truncate(false).open(&record).map_err(named(&record))?;
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&record)
+            .map_err(named(&record))?;
         leaves_spare(&file)?;
         let cgroup = self.cgroup(&name)?;
         let stream = |stream| self.stream(&instance, stream, &app.run_as).map(Arc::new);

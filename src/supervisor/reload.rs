@@ -298,7 +298,7 @@ impl Supervisor {
         let commit = new.live.as_ref().map(|release| release.commit.clone());
         let live = new.live.as_ref().map(|live| deploy::Live { release: live.id.clone(), commit: live.commit.clone() });
         self.tell_cut(spec, &new.kits);
-        self.shells.insert(name.clone(), Box::new(Shell::new(new.kits, env_file)));
+        self.shells.insert(name.clone(), Box::new(Shell::new(new.kits, env_file, spec)));
         if new.lost {
             self.lost.insert(name.clone());
         }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, time::Instant};
 
 use super::{jobs::JobId, limits, prepare, probe, sockets::Sockets, words};
 use crate::domain::{
+    config,
     model::{AppName, At, InstanceId},
     service::Seat,
 };
@@ -32,6 +33,8 @@ pub struct Shell {
     /// What `env_file` said when it was last read.
     pub env_file: Vec<(String, String)>,
     pub sockets: Sockets,
+    /// What a process is given at its start, as its record names it.
+    pub definition: u64,
     /// The deadline that stands in `Supervisor::deadlines`.
     pub armed: Option<Instant>,
     /// How many restarts one by one are over, and how the last one went.
@@ -40,8 +43,15 @@ pub struct Shell {
 
 impl Shell {
     #[must_use]
-    pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>) -> Self {
-        let mut shell = Self { seats: Vec::new(), env_file, sockets: Sockets::new(), armed: None, rolled: (0, Ok(())) };
+    pub fn new(kits: BTreeMap<Seat, prepare::Kit>, env_file: Vec<(String, String)>, app: &config::App) -> Self {
+        let mut shell = Self {
+            seats: Vec::new(),
+            definition: config::definition(app, &env_file),
+            env_file,
+            sockets: Sockets::new(),
+            armed: None,
+            rolled: (0, Ok(())),
+        };
         shell.take_kits(kits);
         shell
     }
@@ -110,6 +120,8 @@ pub struct SeatShell {
     pub unkillable: Option<String>,
     /// The session that its process began, by the number that this has even after its end.
     pub session: Option<u32>,
+    /// The run that its process was started by, as that bears it, where this is an earlier supervisor's.
+    pub boot: Option<Box<str>>,
     /// Its process was started under a name that the app has no more.
     pub renamed: Option<Box<Renamed>>,
     pub memory: limits::Memory,
@@ -147,6 +159,7 @@ impl SeatShell {
             killed: false,
             unkillable: None,
             session: None,
+            boot: None,
             renamed: None,
             memory: limits::Memory::default(),
         }

@@ -68,6 +68,10 @@ impl Supervisor {
     }
 
     fn end_apps(&mut self) {
+        if !self.begun {
+            // What outlived the last supervisor may go on, and is to end with the rest then.
+            return;
+        }
         // Each is noted before any is told, as what follows from that comes by here again.
         let mut due = order::stoppable(&self.apps);
         due.retain(|app| self.told_to_end.insert(app.clone()));

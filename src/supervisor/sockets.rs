@@ -13,8 +13,15 @@ use crate::{
         model::AppName,
         service::{App, Happening, State},
     },
-    os::held::{self, FileId},
+    os::{
+        held::{self, Bound, FileId},
+        pidfd,
+        tree::Member,
+    },
 };
+
+/// The first passed descriptor: `sd_listen_fds(3)`.
+pub const FIRST_PASSED: i32 = 3;
 
 /// One that is held.
 pub struct Held {
@@ -33,25 +40,71 @@ pub type Sockets = BTreeMap<String, Arc<Held>>;
 ///
 /// # Errors
 /// Names the socket and the address.
-fn bring_in_line(app: &config::App, held: &[Arc<Held>]) -> Result<Sockets, String> {
+fn bring_in_line(app: &config::App, held: &Sockets) -> Result<Sockets, String> {
     let mut sockets = Sockets::new();
     for (name, wanted) in &app.sockets {
-        let known = held.iter().find(|held| held.serves(wanted));
+        let same = held.get(name).filter(|held| held.serves(wanted));
+        // By another name: only where that does not stand for a port of its own.
+        let known = same.or_else(|| held.values().find(|held| !any_port(&wanted.address) && held.serves(wanted)));
         let made = match known {
             Some(known) if known.socket == *wanted => Ok(Arc::clone(known)),
             Some(known) => known.changed(wanted).map(Arc::new),
             None => Held::new(wanted).map(Arc::new),
         };
-        let made = made.map_err(|error| {
-            let why = match error.kind() {
-                io::ErrorKind::AddrInUse => "somebody else listens there".to_owned(),
-                _ => error.to_string(),
-            };
-            app.fault("sockets", &format!("socket \"{name}\": cannot listen on {}: {why}", wanted.address))
-        })?;
-        sockets.insert(name.clone(), made);
+        sockets.insert(name.clone(), made.map_err(|error| refused(app, name, &wanted.address, &error))?);
     }
     Ok(sockets)
+}
+
+fn refused(app: &config::App, name: &str, address: &SocketAddress, error: &io::Error) -> String {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => "somebody else listens there".to_owned(),
+        _ => error.to_string(),
+    };
+    app.fault("sockets", &format!("socket \"{name}\": cannot listen on {address}: {why}"))
+}
+
+/// The sockets of an app whose processes go on under a supervisor that does not hold them yet: taken out of the
+/// processes that have them, which were given them by an earlier one. Where nobody has one, it is bound anew.
+///
+/// # Errors
+/// Names the socket, where it can neither be taken nor be bound.
+pub fn take_back(app: &config::App, tree: &[Member]) -> Result<Sockets, String> {
+    let mut sockets = Sockets::new();
+    for (place, (name, wanted)) in app.sockets.iter().enumerate() {
+        let held = match find(name, place, &wanted.address, tree) {
+            Some(fd) => Held::taken(wanted, fd),
+            None if any_port(&wanted.address) => Err(io::ErrorKind::NotFound.into()),
+            None => Held::new(wanted),
+        };
+        sockets.insert(name.clone(), Arc::new(held.map_err(|error| refused(app, name, &wanted.address, &error))?));
+    }
+    Ok(sockets)
+}
+
+/// First where it was put for them, then everywhere. Of ports of the kernel's choice only the place tells which is
+/// which.
+fn find(name: &str, place: usize, wanted: &SocketAddress, tree: &[Member]) -> Option<OwnedFd> {
+    let fits = |fd: &OwnedFd| match (wanted, held::bound_at(fd)) {
+        (SocketAddress::Tcp(wanted), Some(Bound::Tcp(real))) | (SocketAddress::Udp(wanted), Some(Bound::Udp(real))) => {
+            wanted.ip() == real.ip() && (wanted.port() == 0 || wanted.port() == real.port())
+        }
+        (SocketAddress::Unix(wanted), Some(Bound::Unix(real))) => *wanted == real,
+        _ => false,
+    };
+    let put = |member: &Member| {
+        let number = held::passed(member.pid, name).or_else(|| i32::try_from(place).ok())?;
+        pidfd::take_file(&member.pidfd, FIRST_PASSED + number).ok()
+    };
+    let everywhere = || tree.iter().flat_map(|member| held::sockets_of(member.pid, &member.pidfd));
+    tree.iter().filter_map(put).find(fits).or_else(|| everywhere().filter(|_| !any_port(wanted)).find(fits))
+}
+
+fn any_port(address: &SocketAddress) -> bool {
+    match address {
+        SocketAddress::Tcp(address) | SocketAddress::Udp(address) => address.port() == 0,
+        SocketAddress::Unix(_) => false,
+    }
 }
 
 impl Held {
@@ -71,6 +124,23 @@ impl Held {
             }
         };
         Ok(Self { socket: socket.clone(), fd: Arc::new(fd), shown: address.to_string(), file })
+    }
+
+    /// One that another process has had, dressed as it is wanted now.
+    fn taken(socket: &Socket, fd: OwnedFd) -> io::Result<Self> {
+        let shown = match held::bound_at(&fd) {
+            Some(Bound::Tcp(address)) => SocketAddress::Tcp(address).to_string(),
+            Some(Bound::Udp(address)) => SocketAddress::Udp(address).to_string(),
+            Some(Bound::Unix(_)) | None => socket.address.to_string(),
+        };
+        let file = match &socket.address {
+            SocketAddress::Unix(path) => Some(held::file_of(path)?),
+            SocketAddress::Tcp(_) | SocketAddress::Udp(_) => None,
+        };
+        let known = Self { socket: socket.clone(), fd: Arc::new(fd), shown, file };
+        // Where the app has removed it, nobody could reach it.
+        known.serves(socket);
+        known.changed(socket)
     }
 
     /// Does it serve where this one is wanted, and is it still there?
@@ -119,12 +189,12 @@ impl Supervisor {
         if app.spec().sockets.iter().all(is_held) && app.spec().sockets.len() == shell.sockets.len() {
             return then(self);
         }
-        let (spec, held, id) = (Arc::clone(app.spec()), self.held_by(&id.app), id.clone());
+        let (spec, held, id) = (Arc::clone(app.spec()), shell.sockets.clone(), id.clone());
         self.files.run(
             move || {
                 let sockets = bring_in_line(&spec, &held)?;
                 let kept = |old: &&Arc<Held>| sockets.values().any(|new| new.socket.address == old.socket.address);
-                remove_files(&held.iter().filter(|old| !kept(old)).cloned().collect::<Vec<_>>());
+                remove_files(&held.values().filter(|old| !kept(old)).cloned().collect::<Vec<_>>());
                 Ok::<_, String>(sockets)
             },
             move |supervisor, sockets| match sockets {
@@ -154,10 +224,6 @@ impl Supervisor {
             }
         };
         self.files.run(work, |_, ()| ());
-    }
-
-    fn held_by(&self, app: &AppName) -> Vec<Arc<Held>> {
-        self.shells.get(app).into_iter().flat_map(|shell| shell.sockets.values().cloned()).collect()
     }
 
     /// Lets the sockets of an app go that rests: a client is refused at once, not left waiting.

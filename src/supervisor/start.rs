@@ -26,13 +26,16 @@ use super::{
     courier::Courier,
     event::{Event, Events},
     files::Files,
-    handover, internals,
+    handover::{self, Handover, Living},
+    internals,
     layout::Layout,
     ledger::{Command, Ledger, Query},
     listeners::Listener,
     log, metrics,
     prepare::{Maker, OwnUsers},
-    rename, secrets,
+    rename,
+    seats::SeatId,
+    secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
@@ -263,13 +266,18 @@ impl Supervisor {
         let (layout, config, cgroups) = (self.layout.clone(), Arc::clone(&self.config), self.maker.cgroups.clone());
         let events = self.events.clone();
         let work = move || {
-            let found = handover::end_leftovers(&layout, &config, cgroups.as_deref());
+            let ask = |living| who_goes_on(&events, living);
+            let found = handover::take_over(&layout, &config, cgroups.as_deref(), ask);
             // Nobody writes them any more.
             rename::pairs(&config).for_each(|(old, new)| rename::move_logs(&layout, old, new));
-            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(&found))));
+            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(found))));
         };
         if let Err(error) = mask::with_all_blocked(|| thread::Builder::new().name("handover".into()).spawn(work)) {
-            error!(%error, "cannot look for what the last supervisor left");
+            let why = format!("cannot look for what the last supervisor left: {error}");
+            error!("{why}");
+            self.begun = true;
+            self.gave_up = Some(why.clone());
+            self.shut_down(&why, false);
         }
     }
 
@@ -280,10 +288,12 @@ impl Supervisor {
         }
     }
 
-    fn begin_apps(&mut self, found: &[String]) {
-        if !found.is_empty() {
-            self.note(EventKind::Supervisor, None, "took_over", Some(format!("ended {}", found.join(", "))));
+    fn begin_apps(&mut self, found: Handover) {
+        if let Some(what) = found.told() {
+            self.note(EventKind::Supervisor, None, "took_over", Some(what));
         }
+        // Nobody waits for anybody before all have theirs.
+        self.adopt(found);
         self.begun = true;
         self.sample();
         self.start_logger();
@@ -373,6 +383,15 @@ impl Supervisor {
             self.tally.turned(begun.elapsed());
         }
     }
+}
+
+/// Asks the loop who of these goes on, and waits for its answer.
+fn who_goes_on(events: &Events, living: Living) -> Vec<SeatId> {
+    let (answer, answered) = std::sync::mpsc::channel();
+    let ask = move |supervisor: &mut Supervisor| drop(answer.send(supervisor.who_goes_on(living)));
+    // A loop that has ended answers nobody.
+    let _ = events.send(Event::Then(Box::new(ask)));
+    answered.recv().unwrap_or_default()
 }
 
 /// What the loop woke up for.

@@ -1,6 +1,10 @@
 //! What a reload from one config to another does to whom.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    fmt::{self, Write},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use super::{App, Config, Http, Ready};
 use crate::domain::model::AppName;
@@ -119,6 +123,31 @@ fn restarting(old: &App, new: &App) -> Vec<&'static str> {
         // What kept it from running is mended, or came up: the text also names its line, which may move.
         ("fault", old.problem.is_some() != new.problem.is_some()),
     ])
+}
+
+/// Stands for all that a process gets at its start, [`restarting`] above, and what `env_file` said: where a
+/// later supervisor finds another number, a reload would have started it anew. Another version of everhook
+/// may count otherwise.
+#[must_use]
+pub fn definition(app: &App, env_file: &[(String, String)]) -> u64 {
+    let process = (&app.command, &app.directory, app.run_as.uid, app.run_as.gid, &app.groups);
+    let given = (&app.env, &app.env_file, env_file, app.port, &app.sockets, told(app), &app.limits);
+    let mut sum = Fnv(0xcbf2_9ce4_8422_2325);
+    // Only what it is written to could fail.
+    let _ = write!(sum, "{process:?} {given:?}");
+    sum.0
+}
+
+/// FNV-1a: short, and known by everybody.
+struct Fnv(u64);
+
+impl Write for Fnv {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        Ok(())
+    }
 }
 
 /// What an app learns from its environment and descriptors: whether and where it is to say that it is

@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 pub use access::deploy_key;
 pub use describe::describe;
 pub use dialect::{Dialect, Encoding, Generic, Hash, Pointer, Shown};
-pub use diff::{Plan, diff, is_changed};
+pub use diff::{Plan, definition, diff, is_changed};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
 pub use probe::Url;

@@ -12,6 +12,7 @@ use super::{
     instance::{Action, Instance, Note, State},
     notice::Notice,
     roll::{Roll, Trial},
+    survivor::Survivor,
 };
 use crate::domain::{
     config,
@@ -32,6 +33,8 @@ pub struct Release {
 pub enum Event {
     /// Everything is known that was known before: act on it.
     Begin,
+    /// These run already: an earlier supervisor has started them.
+    Outlived(Vec<Survivor>),
     /// A person wants it, or this copy alone, to run; `restart`: anew if it runs.
     Start {
         only: Option<u32>,
@@ -291,6 +294,7 @@ impl App {
     pub fn on(&mut self, event: Event, now: Now, out: &mut Vec<Task>) {
         match event {
             Event::Begin => {}
+            Event::Outlived(survivors) => return self.outlived(&survivors, now, out),
             Event::Start { only, restart, by } => self.start(only, restart, &by, now, out),
             Event::Stop { only, by } => self.stop(only, &by, now, out),
             Event::Due(at) => self.come_due(at, out),

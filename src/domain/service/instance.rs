@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, survivor::Survivor};
 use crate::domain::{
     config,
-    model::{At, Exit, Now, Signal, show_span},
+    model::{At, Exit, Now, Progress, Signal, show_span},
 };
 
 mod end;
@@ -15,6 +15,8 @@ mod reload;
 
 use reload::Reloading;
 
+/// Why a process is ready that nobody has started.
+const ADOPTED: &str = "adopted: it has outlived the supervisor that started it";
 /// After KILL, KILL again this often until the tree is empty: a tree may fork faster than it is read.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -114,6 +116,8 @@ pub enum Action {
     Watch {
         attempt: u64,
     },
+    /// Note for a later supervisor how far it has got.
+    Progress(Progress),
     /// The transition that is recorded next is due to a failure: what it said last belongs to it.
     Crashed,
     /// A transition, or between the same states what else is worth a record, for the record.
@@ -302,6 +306,9 @@ impl Instance {
         if self.reloads() {
             out.push(Action::StopReload);
         }
+        if matches!(state, State::Stopping(_)) {
+            out.push(Action::Progress(Progress::Leaving));
+        }
         self.state = state;
         self.since = now.wall;
         out.push(Action::Record { from, to: name(&self.state), cause: cause.to_owned() });
@@ -416,6 +423,17 @@ impl Instance {
             stopping.until = now.mono + KILL_AGAIN;
             out.push(Action::Kill);
         }
+    }
+
+    /// Its process runs already, and was found ready by an earlier supervisor.
+    pub(super) fn outlived(&mut self, survivor: &Survivor, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        self.attempt += 1;
+        self.restarts = survivor.restarts;
+        self.reason = None;
+        let Survivor { pid, begun, .. } = *survivor;
+        self.enter(State::Ready { pid, since: begun.mono, reload: None }, ADOPTED, now, out);
+        self.since = begun.wall;
+        self.watch(app, now, out);
     }
 
     pub(super) fn spawned(&mut self, pid: u32, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {

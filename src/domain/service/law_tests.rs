@@ -25,7 +25,7 @@ pub(super) enum Step {
     Reconfigure(u32, bool),
 }
 
-fn any_seat() -> impl Strategy<Value = Seat> {
+pub(super) fn any_seat() -> impl Strategy<Value = Seat> {
     (1..=3u32, any::<bool>()).prop_map(|(number, second)| Seat { number, second })
 }
 
@@ -77,7 +77,7 @@ fn any_live() -> impl Strategy<Value = Option<Live>> {
     prop::option::of((probe, 1..=2u32).prop_map(live))
 }
 
-fn any_spec() -> impl Strategy<Value = config::App> {
+pub(super) fn any_spec() -> impl Strategy<Value = config::App> {
     let probe = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
     let probe = Ready::Probe { probe, within: seconds(4) };
     let notify = Ready::Notify { within: seconds(4) };

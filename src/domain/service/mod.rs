@@ -14,7 +14,8 @@
 //! *end* is decided in one place ([`Instance`]'s `after_end`): done, backoff, starting at once, or failed;
 //! on trial instead: the trial has failed and the app goes back to the release before.
 //! The copies of an app live side by side; what restarts several of them does so one by one ([`roll`]).
-//! Nothing starts while a process of the last run lives. Nothing here knows a pid's tree, a file or a clock.
+//! Nothing starts while a process of the last run lives; what outlived its supervisor goes on where it may
+//! ([`survivor`]). Nothing here knows a pid's tree, a file or a clock.
 
 mod app;
 mod backoff;
@@ -26,6 +27,7 @@ pub mod order;
 mod people;
 mod roll;
 mod rules;
+mod survivor;
 mod timetable;
 
 pub use app::{App, Apps, Event, Happening, Release, Rest, Task};
@@ -33,4 +35,5 @@ pub use copy::{Copy, Run, Seat};
 pub use guard::{Guard, Verdict};
 pub use instance::{Action, Instance, State};
 pub use notice::{Notice, Watchdog};
+pub use survivor::Survivor;
 pub use timetable::{Due, Timetable};

@@ -433,5 +433,7 @@ mod law;
 mod reload;
 #[path = "roll_tests.rs"]
 mod roll;
+#[path = "survivor_tests.rs"]
+mod survivor;
 #[path = "times_tests.rs"]
 mod times;

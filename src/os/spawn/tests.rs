@@ -349,7 +349,8 @@ fn a_failure_names_its_step_and_leaves_nothing() {
             let step = format!("chdir to {directory:?}");
             cases.push((SpawnSpec { directory, credentials: nobody(), ..shell("") }, step, libc::EACCES));
         }
-        let unwritable = RecordFile { file: file(File::open("/dev/null").unwrap()), everhook_boot: "x".into() };
+        let unwritable =
+            RecordFile { file: file(File::open("/dev/null").unwrap()), everhook_boot: "x".into(), started_as: None };
         cases.push((SpawnSpec { record: Some(unwritable), ..shell("") }, "writing its run record".into(), libc::EBADF));
         let script = closed.path().join("script");
         fs::write(&script, "no first line").unwrap();
@@ -413,7 +414,8 @@ fn the_record_is_there_before_the_program() {
     let record = tempfile::NamedTempFile::new().unwrap();
     let mut spec = shell("cat <&3; echo $$; cut -d' ' -f22 /proc/$$/stat; cut -d' ' -f1 /proc/uptime");
     spec.credentials = nobody().filter(|_| is_root());
-    spec.record = Some(RecordFile { file: file(record.reopen().unwrap()), everhook_boot: "a1b2".into() });
+    spec.record =
+        Some(RecordFile { file: file(record.reopen().unwrap()), everhook_boot: "a1b2".into(), started_as: None });
     let mut spawner = Spawner::new().unwrap();
     for _ in 0..2 {
         spec.fds = vec![(file(File::open(&record).unwrap()), 3)];
@@ -445,7 +447,8 @@ fn it_is_born_in_its_cgroup() {
         for clone3 in [true, false] {
             spawner.clone3 = clone3;
             let credentials = nobody().filter(|_| is_root());
-            let record = RecordFile { file: file(tempfile::tempfile().unwrap()), everhook_boot: "x".into() };
+            let record =
+                RecordFile { file: file(tempfile::tempfile().unwrap()), everhook_boot: "x".into(), started_as: None };
             let mut spec = shell("grep ^0:: /proc/self/cgroup; ls /proc/self/fd");
             (spec.credentials, spec.record) = (credentials, Some(record));
             (spec.cgroup, spec.cgroups1) = (cgroup.birthplace(), cgroup.entered());

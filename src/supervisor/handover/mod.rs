@@ -1,50 +1,75 @@
-//! What a supervisor finds that follows a killed one: run records, cgroups, a logger that still
-//! captures. Until adoption takes them over they are ended, by record, identity and tree, so that
-//! nothing ever runs twice. Runs on a thread of its own, before any app starts.
+//! What a supervisor finds that follows a killed one: run records, cgroups, a logger that still captures. Processes
+//! that are what it would start itself go on ([`crate::domain::service::Survivor`] says which) and are its own from
+//! then on (`adopt`); everything else is ended, by record, identity and tree (`leftover`), so that nothing ever runs
+//! twice. Runs on a thread of its own, before any app starts.
+
+mod adopt;
+mod leftover;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tracing::{info, warn};
 
-use super::{layout::Layout, prepare::SECOND};
+use self::leftover::Leftover;
+use super::{
+    layout::Layout,
+    prepare,
+    seats::SeatId,
+    sockets::{self, Sockets},
+};
 use crate::{
     domain::{
-        api::Stream,
-        config::{Config, StopStage},
-        model::Signal,
+        config::{self, Config},
+        model::{AppName, InstanceId, Signal},
     },
     os::{
         cgroup::{Base, Cgroup},
-        holder, pidfd,
+        notify, pidfd,
         record::RunRecord,
-        tree::{self, Member, TreeQuery},
+        tree::Member,
     },
 };
 
-/// Of processes whose app is in the config no more.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks at trees whose processes are not our children.
-const LOOK: Duration = Duration::from_millis(20);
+/// A logger has so long to write what it has.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The tree of a former instance or job.
-struct Leftover {
-    name: String,
-    boot: String,
-    main: Option<(u32, OwnedFd)>,
-    cgroup: Option<Arc<Cgroup>>,
-    /// Where no cgroup tells: what it was given for its output.
-    outputs: Vec<OwnedFd>,
-    stages: Vec<StopStage>,
-    /// The stage that comes next, and when.
-    stage: usize,
-    next: Instant,
+/// What was found, once nothing else runs any more.
+#[derive(Default)]
+pub struct Handover {
+    pub adopted: Vec<Adopted>,
+    /// Those of their apps.
+    pub sockets: BTreeMap<AppName, Sockets>,
+    /// Who was ended.
+    pub ended: Vec<String>,
 }
+
+/// A process that goes on, and what it is held by.
+pub struct Adopted {
+    id: SeatId,
+    record: RunRecord,
+    pidfd: OwnedFd,
+    /// Where it says how it is, made anew at the place that it knows.
+    notices: Option<(PathBuf, UnixDatagram)>,
+    bears: Option<Bears>,
+}
+
+/// Another name, which it was started under.
+struct Bears {
+    name: InstanceId,
+    record: PathBuf,
+    file: OwnedFd,
+    cgroup: Option<Arc<Cgroup>>,
+}
+
+/// Who lives, for the question who goes on.
+pub type Living = Vec<(SeatId, RunRecord)>;
 
 /// May an earlier supervisor have left something? Whatever it started has a record.
 #[must_use]
@@ -52,45 +77,108 @@ pub fn is_needed(layout: &Layout) -> bool {
     fs::read_dir(layout.record("")).is_ok_and(|mut records| records.next().is_some())
 }
 
-/// Ends everything that the last supervisor left, the logger last. Returns what was found.
-pub fn end_leftovers(layout: &Layout, config: &Config, cgroups: Option<&Base>) -> Vec<String> {
-    let records = read_records(layout);
-    let mut trees: Vec<Leftover> = records
-        .iter()
-        .filter(|(name, _)| name.as_str() != "logger")
-        .map(|(name, record)| leftover(name, record, config, layout, cgroups))
-        .collect();
-    find_outputs(&mut trees, layout);
+/// Finds what the last supervisor left, has those of it go on who may, and ends all the rest, the logger last: it
+/// captures until then.
+pub fn take_over(
+    layout: &Layout,
+    config: &Config,
+    cgroups: Option<&Base>,
+    who_goes_on: impl FnOnce(Living) -> Vec<SeatId>,
+) -> Handover {
+    let mut records = read_records(layout);
+    let logger = records.remove("logger");
+    let mut trees: Vec<Leftover> =
+        records.into_iter().map(|(name, record)| leftover::leftover(name, record, config, layout, cgroups)).collect();
+    let living = trees.iter().filter(|tree| tree.seat.is_some() && tree.is_whole());
+    let living: Living = living.filter_map(|tree| Some((tree.seat.as_ref()?.0.clone(), tree.record.clone()))).collect();
+    let wanted = if living.is_empty() { Vec::new() } else { who_goes_on(living) };
+    let (mut handover, mut seated) = (Handover::default(), BTreeSet::new());
+    for name in wanted.iter().map(|id| &id.app).collect::<BTreeSet<_>>() {
+        let goes_on = |id: &SeatId| id.app == *name && wanted.contains(id);
+        let is_theirs = |tree: &mut Leftover| {
+            let seat = tree.seat.as_ref().filter(|_| tree.main.is_some());
+            // No seat has two, whatever is noted.
+            seat.is_some_and(|(id, _)| goes_on(id) && seated.insert(id.clone()))
+        };
+        let theirs = trees.extract_if(.., is_theirs).collect();
+        trees.extend(handover.take(name, theirs, layout, config));
+    }
+    let goes_on: Vec<_> = handover.adopted.iter().map(|adopted| adopted.id.clone()).collect();
+    leftover::find_outputs(&mut trees, &goes_on, layout);
     // Nobody is born into these any more: other trees' groups are in use again already.
-    let unused = |tree: &&Leftover| {
-        !config.apps.keys().any(|app| tree.name.starts_with(&format!("{app}."))) || tree.name.ends_with(".job")
-    };
+    let unused = |tree: &&Leftover| tree.name.ends_with(".job") || tree.is_of_nobody(config);
     let unused: Vec<_> = trees.iter().filter(unused).filter_map(|tree| tree.cgroup.clone()).collect();
-    let mut found = Vec::new();
-    trees.retain(|tree| {
-        let alive = tree.main.is_some() || !tree.members().is_empty();
-        if alive {
-            found.push(tree.name.clone());
-        }
-        alive
-    });
-    if !found.is_empty() {
-        info!("ending what the last supervisor left: {}", found.join(", "));
+    trees.retain(|tree| tree.main.is_some() || !tree.members().is_empty());
+    handover.ended = trees.iter().map(|tree| tree.name.clone()).collect();
+    if !trees.is_empty() {
+        info!("ending what the last supervisor left: {}", handover.ended.join(", "));
     }
-    while !trees.is_empty() {
-        let now = Instant::now();
-        trees.retain_mut(|tree| !tree.push(now));
-        if !trees.is_empty() {
-            std::thread::sleep(LOOK);
-        }
-    }
+    leftover::end(trees);
     for group in unused {
         let _ = group.remove();
     }
-    if let Some(record) = records.get("logger") {
-        end_logger(record);
+    if let Some(record) = logger {
+        end_logger(&record);
     }
-    found
+    handover
+}
+
+impl Handover {
+    /// What became of what was found, in words.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        let adopted = self.adopted.iter().map(|one| prepare::seat_name(&one.id.instance(), one.id.seat));
+        let adopted: Vec<_> = adopted.collect();
+        let told = [("adopted", &adopted), ("ended", &self.ended)];
+        let told = told.into_iter().filter(|(_, names)| !names.is_empty());
+        let told: Vec<_> = told.map(|(what, names)| format!("{what} {}", names.join(", "))).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+
+    /// Takes the processes of an app over whole, sockets and all; whoever cannot be is returned.
+    fn take(&mut self, name: &AppName, theirs: Vec<Leftover>, layout: &Layout, config: &Config) -> Vec<Leftover> {
+        let Some(app) = config.apps.get(name) else { return theirs };
+        let tree: Vec<Member> =
+            if app.sockets.is_empty() { Vec::new() } else { theirs.iter().flat_map(Leftover::members).collect() };
+        match sockets::take_back(app, &tree) {
+            Ok(sockets) => drop(self.sockets.insert(name.clone(), sockets)),
+            Err(error) => {
+                warn!(app = %name, "it cannot go on and is started anew, as its sockets cannot be taken over: {error}");
+                return theirs;
+            }
+        }
+        let mut refused = Vec::new();
+        for tree in theirs {
+            match Adopted::of(&tree, app, layout) {
+                Ok(adopted) => self.adopted.push(adopted),
+                Err(error) => {
+                    warn!(app = %name, "{} cannot go on and is started anew: {error}", tree.name);
+                    refused.push(tree);
+                }
+            }
+        }
+        refused
+    }
+}
+
+impl Adopted {
+    fn of(tree: &Leftover, app: &config::App, layout: &Layout) -> io::Result<Self> {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let (id, name) = tree.seat.clone().ok_or_else(gone)?;
+        let (_, pidfd) = tree.main.as_ref().ok_or_else(gone)?;
+        let mut notices = None;
+        if app.notifies() {
+            let path = layout.notify(&name, id.seat.second);
+            notices = Some((path.clone(), notify::make(&path, app.run_as.uid, app.run_as.gid)?));
+        }
+        let mut bears = None;
+        if name.app != id.app {
+            let record = layout.record(&tree.name);
+            let file = fs::File::options().read(true).write(true).open(&record)?.into();
+            bears = Some(Bears { name, record, file, cgroup: tree.cgroup.clone() });
+        }
+        Ok(Self { id, record: tree.record.clone(), pidfd: pidfd.try_clone()?, notices, bears })
+    }
 }
 
 fn read_records(layout: &Layout) -> BTreeMap<String, RunRecord> {
@@ -104,109 +192,13 @@ fn read_records(layout: &Layout) -> BTreeMap<String, RunRecord> {
         .collect()
 }
 
-fn leftover(name: &str, record: &RunRecord, config: &Config, layout: &Layout, cgroups: Option<&Base>) -> Leftover {
-    let app = name.split('.').next().and_then(|app| app.parse().ok()).and_then(|app| {
-        let was = || config.apps.values().find(|one| one.was.as_ref() == Some(&app));
-        config.apps.get(&app).or_else(was)
-    });
-    let stages = app.filter(|_| !name.ends_with(".job")).map(|app| app.stop.stages.clone());
-    let group = format!("{}-{name}", layout.cgroup());
-    Leftover {
-        name: name.to_owned(),
-        boot: record.everhook_boot.clone(),
-        main: record.is_alive_and_same().map(|fd| (record.pid, fd)),
-        cgroup: cgroups.and_then(|base| base.make(&group).ok()).map(Arc::new),
-        outputs: Vec::new(),
-        stages: stages.unwrap_or_else(|| vec![StopStage { signal: Signal::TERM, timeout: TIMEOUT }]),
-        stage: 0,
-        next: Instant::now(),
-    }
-}
-
-/// Both seats of a copy have the same output: whoever has nothing else belongs to the first then.
-fn find_outputs(trees: &mut [Leftover], layout: &Layout) {
-    let alone = trees.iter().enumerate().filter(|(_, tree)| tree.cgroup.is_none() && !tree.name.ends_with(SECOND));
-    let (owners, paths): (Vec<_>, Vec<_>) = alone
-        .flat_map(|(n, tree)| [Stream::Out, Stream::Err].map(|stream| (n, layout.fifo(&tree.name, stream))))
-        .unzip();
-    if paths.is_empty() {
-        return;
-    }
-    for (place, file) in holder::find_marked(&paths) {
-        if let Some(tree) = owners.get(place).and_then(|n| trees.get_mut(*n)) {
-            tree.outputs.push(file);
-        }
-    }
-}
-
-impl Leftover {
-    fn members(&self) -> Vec<Member> {
-        self.found(tree::members)
-    }
-
-    fn found(&self, find: fn(&TreeQuery) -> io::Result<Vec<Member>>) -> Vec<Member> {
-        let root = self.main.as_ref().map(|(pid, _)| *pid);
-        let instance = self.name.strip_suffix(SECOND).unwrap_or(&self.name);
-        let outputs: Vec<_> = self.outputs.iter().collect();
-        let by_environment =
-            TreeQuery { root, boot: &self.boot, instance, outputs: &outputs, session: root, cgroup: None };
-        let mut members = find(&by_environment).unwrap_or_default();
-        if let Some(group) = &self.cgroup {
-            let query = TreeQuery { cgroup: Some(group), ..by_environment };
-            members.extend(find(&query).unwrap_or_default());
-        }
-        // Who is found both ways hears a signal once.
-        members.sort_by_key(|member| member.pid);
-        members.dedup_by_key(|member| member.pid);
-        members
-    }
-
-    /// Goes on ending it; true when nothing is left.
-    fn push(&mut self, now: Instant) -> bool {
-        if self.main.as_ref().is_some_and(|(_, fd)| pidfd::has_ended(fd)) {
-            self.main = None;
-            // The rest of the tree hears the signal once the main process has ended.
-            if let Some(stage) = self.stage.checked_sub(1).and_then(|last| self.stages.get(last)) {
-                let signal = stage.signal;
-                self.members().iter().for_each(|member| drop(pidfd::signal(&member.pidfd, signal)));
-            }
-        }
-        if self.main.is_none() && self.members().is_empty() {
-            return true;
-        }
-        if now >= self.next {
-            self.escalate(now);
-        }
-        false
-    }
-
-    fn escalate(&mut self, now: Instant) {
-        let stage = self.stages.get(self.stage).cloned();
-        self.stage += 1;
-        let Some(StopStage { signal, timeout }) = stage else {
-            warn!(name = %self.name, "does not end; it is killed");
-            if let Some((_, fd)) = &self.main {
-                let _ = pidfd::signal(fd, Signal::KILL);
-            }
-            self.found(tree::kill);
-            self.next = now + LOOK;
-            return;
-        };
-        self.next = now + timeout;
-        match &self.main {
-            Some((_, fd)) => drop(pidfd::signal(fd, signal)),
-            None => self.members().iter().for_each(|member| drop(pidfd::signal(&member.pidfd, signal))),
-        }
-    }
-}
-
 /// The old logger writes what the FIFOs hold, then leaves; what comes later waits in the FIFOs.
 fn end_logger(record: &RunRecord) {
     let Some(fd) = record.is_alive_and_same() else { return };
     let _ = pidfd::signal(&fd, Signal::TERM);
-    if !pidfd::wait_ended(&fd, TIMEOUT) {
+    if !pidfd::wait_ended(&fd, PATIENCE) {
         warn!(pid = record.pid, "the last logger does not end; it is killed, its buffer is finished by the next one");
         let _ = pidfd::signal(&fd, Signal::KILL);
-        let _ = pidfd::wait_ended(&fd, TIMEOUT);
+        let _ = pidfd::wait_ended(&fd, PATIENCE);
     }
 }

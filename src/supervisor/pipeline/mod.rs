@@ -13,6 +13,7 @@ mod tidy;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -37,7 +38,7 @@ use crate::{
         model::{AppName, CommitId, DeployId, ReleaseId},
         service::{self, Release},
     },
-    os::files,
+    os::{files, record::RunRecord},
 };
 pub use reserve::{Fetcher, Reserve};
 pub use rollback::Rollback;
@@ -438,12 +439,17 @@ impl Supervisor {
     }
 
     fn write_live(&mut self, deploy: DeployId, app: AppName, release: ReleaseId, commit: CommitId) {
-        let (layout, name) = (self.layout.clone(), app.clone());
+        let (layout, name, records) = (self.layout.clone(), app.clone(), self.records_in_place(&app));
         let adopted = Release { directory: self.place_of(deploy, &app, &release), id: release, commit: commit.clone() };
         let live = adopted.clone();
         self.files.run(
             // What is live is live, whatever becomes of the link for others.
-            move || live::write(&layout, &name, &live).map(|()| live::link(&layout, &name, &live)),
+            move || {
+                live::write(&layout, &name, &live)?;
+                // Whoever took it in place was started in another one, and is found by this one from now on.
+                records.iter().for_each(|record| drop(RunRecord::note_release(record, &live.id)));
+                Ok(live::link(&layout, &name, &live))
+            },
             move |supervisor, result| {
                 if let Ok(Err(error)) = &result {
                     supervisor.trouble(error);
@@ -461,6 +467,13 @@ impl Supervisor {
                 supervisor.deploy_event(Event::LiveWritten { deploy, result });
             },
         );
+    }
+
+    /// The records of an app's processes that take a release as they run.
+    fn records_in_place(&self, app: &AppName) -> Vec<Arc<OwnedFd>> {
+        let app = self.apps.get(app).filter(|app| app.spec().reload != config::Reload::Restart);
+        let seats = app.into_iter().flat_map(|app| self.active_seats(app));
+        seats.filter_map(|id| Some(Arc::clone(&self.seat(&id)?.kit.record))).collect()
     }
 
     fn run_live(&mut self, app: AppName) {

@@ -144,7 +144,7 @@ impl Supervisor {
         let main = self.seat(id).and_then(|seat| Some((seat.main?, seat.kit.cgroup.clone())));
         match main.filter(|_| held) {
             Some((main, cgroup)) => {
-                let (boot, instance) = (self.me.boot_of(id.seat), self.mark_of(id));
+                let (boot, instance) = (self.boot_of(id), self.mark_of(id));
                 let whose = Arc::new(proof::Whose { main, boot, instance, cgroup });
                 Question::Proven { probe, whose, missed: 0 }
             }

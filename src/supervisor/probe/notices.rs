@@ -27,6 +27,7 @@ use crate::{
     domain::{
         api::EventKind,
         config,
+        model::Exit,
         service::{Happening, Notice},
     },
     os::{
@@ -90,7 +91,7 @@ impl Supervisor {
         true
     }
 
-    fn take_notices(&mut self, id: &SeatId, path: PathBuf, socket: UnixDatagram, uid: u32) -> io::Result<()> {
+    pub fn take_notices(&mut self, id: &SeatId, path: PathBuf, socket: UnixDatagram, uid: u32) -> io::Result<()> {
         let watched = tokio::net::UnixDatagram::from_std(socket.try_clone()?)?;
         let (events, seat) = (self.events.clone(), id.clone());
         let watch = Task::start(async move {
@@ -169,17 +170,24 @@ impl Supervisor {
     fn adopt_main(&mut self, id: &SeatId, pid: u32) -> bool {
         let member = self.tree(id).into_iter().find(|member| member.pid == pid && !pidfd::has_ended(&member.pidfd));
         let Some(pidfd) = member.map(|member| member.pidfd) else { return false };
-        let Some(watch) = self.watch_main(id, pid, &pidfd) else { return false };
-        let boot = self.me.boot_of(id.seat);
-        let Some(seat) = self.seat_mut(id) else { return false };
-        if let Err(error) = RunRecord::note(&seat.kit.record, pid, &boot) {
+        if !self.take_main(id, pid, pidfd) {
+            return false;
+        }
+        if let Some(Err(error)) = self.seat(id).map(|seat| RunRecord::note(&seat.kit.record, pid)) {
             warn!(app = %id.app, pid, %error, "the record still names the main process before");
         }
+        self.tell(id, Happening::MainIs(pid));
+        true
+    }
+
+    /// This process, which the spawner did not start as that, is the main process of a seat from now on.
+    pub fn take_main(&mut self, id: &SeatId, pid: u32, pidfd: OwnedFd) -> bool {
+        let Some(watch) = self.watch_main(id, pid, &pidfd) else { return false };
+        let Some(seat) = self.seat_mut(id) else { return false };
         seat.health.main_watch = Some(watch);
         seat.main = Some(pid);
         seat.pidfd = Some(pidfd);
         self.children.adopt(pid, Owner::Seat(id.clone()));
-        self.tell(id, Happening::MainIs(pid));
         true
     }
 
@@ -187,8 +195,8 @@ impl Supervisor {
         let watched = pidfd.try_clone().ok()?;
         let (events, seat) = (self.events.clone(), id.clone());
         Some(Task::start(async move {
-            if pidfd::ended(watched).await.is_ok() {
-                let ended = move |supervisor: &mut Supervisor| supervisor.main_ended(&seat, pid);
+            if let Ok(exit) = pidfd::exit(pid, watched).await {
+                let ended = move |supervisor: &mut Supervisor| supervisor.main_ended(&seat, pid, exit);
                 let _ = events.send(Event::Then(Box::new(ended)));
             }
         }))
@@ -212,12 +220,12 @@ impl Supervisor {
         }
     }
 
-    /// An adopted main process has ended. As a child of ours it is reaped with its status; else nobody
-    /// here saw how it ended.
-    fn main_ended(&mut self, id: &SeatId, pid: u32) {
+    /// An adopted main process has ended. As a child of ours it is reaped with its status; else its
+    /// descriptor said how it ended, or nobody knows.
+    fn main_ended(&mut self, id: &SeatId, pid: u32, exit: Exit) {
         self.reap();
         if self.seat(id).and_then(|seat| seat.main) == Some(pid) {
-            self.ended_unseen(pid);
+            self.ended_unreaped(pid, exit);
         }
     }
 }

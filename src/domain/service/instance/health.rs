@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Action, End, Instance, Main, Note, Said, Silence, State, Stopping, Then};
 use crate::domain::{
     config::{self, LiveProbe, Ready},
-    model::Now,
+    model::{Now, Progress},
     service::notice::{Notice, Watchdog},
 };
 
@@ -46,6 +46,9 @@ impl Instance {
     pub(super) fn ready(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Note {
         if let State::Starting { pid: Some(pid), .. } = self.state {
             self.reason = None;
+            if app.ready.within().is_some() {
+                out.push(Action::Progress(Progress::Ready));
+            }
             self.enter(State::Ready { pid, since: now.mono, reload: None }, "ready", now, out);
             self.watch(app, now, out);
         }
@@ -53,7 +56,7 @@ impl Instance {
     }
 
     /// From now on it must show that it is well.
-    fn watch(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn watch(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) {
         self.failed_probes = 0;
         self.listen(app, now);
         self.question(app, out);

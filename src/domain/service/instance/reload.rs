@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Action, Instance, Note, State};
 use crate::domain::{
     config::{self, Ready},
-    model::{Now, show_span},
+    model::{Now, Progress, show_span},
     service::Notice,
 };
 
@@ -53,7 +53,7 @@ impl Instance {
             out.push(Action::StopReload);
         }
         self.note(format!("reloads: {cause}"), out);
-        out.push(Action::Reload { turn: self.reloads });
+        out.extend([Action::Progress(Progress::Leaving), Action::Reload { turn: self.reloads }]);
     }
 
     /// Is it still to show that it has taken a release?
@@ -106,6 +106,9 @@ impl Instance {
     fn has_reloaded(&mut self, app: &config::App, out: &mut Vec<Action>) {
         if let State::Ready { reload, .. } = &mut self.state {
             *reload = None;
+            if !self.on_trial {
+                out.push(Action::Progress(Progress::Ready));
+            }
             self.note("has taken the release".into(), out);
             self.question(app, out);
         }

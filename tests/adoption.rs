@@ -1,0 +1,372 @@
+//! A supervisor that follows a killed one goes on with what runs: the same processes, their output, their sockets,
+//! what they say. What would be started otherwise now is replaced, and nothing ever runs twice.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/server.rs"]
+mod server;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use server::{LIMIT, Server, processes};
+
+const HELD: &str = include_str!("support/apps/held.py");
+
+/// Writes numbered lines; told USR1 it ends with 7, at TERM with 0.
+const COUNTS: &str = "trap 'exit 7' USR1; trap 'exit 0' TERM\nn=0\n\
+    while :; do n=$((n + 1)); echo \"line $n\"; echo $n > \"$1/count\"; sleep 0.02; done\n";
+
+fn counting(fields: &str) -> Server {
+    let server = Server::with_apps(&format!(
+        r#""a": (command: ["/bin/sh", "@DIR@/app.sh", "@DIR@"], ready: Immediate, {fields})"#
+    ));
+    fs::write(server.path().join("app.sh"), COUNTS).unwrap();
+    fs::write(server.path().join("count"), "0").unwrap();
+    let server = server.started();
+    server.wait_state("a", "ready");
+    server
+}
+
+fn count(dir: &Path) -> u32 {
+    fs::read_to_string(dir.join("count")).unwrap().trim().parse().unwrap_or(0)
+}
+
+/// Waits without a supervisor until something is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::yield_now();
+    }
+}
+
+fn counts_on(server: &Server, by: u32) {
+    let (dir, before) = (server.path(), count(server.path()));
+    until("it counts on", || count(dir) > before + by);
+}
+
+/// Is there an event of this instance that says so?
+fn told_adopted(server: &Server, instance: &str) -> usize {
+    let is =
+        |e: &Value| e["instance"] == instance && e["cause"].as_str().is_some_and(|cause| cause.contains("adopted"));
+    server.events().iter().filter(|event| is(event)).count()
+}
+
+/// All that is in the log, and is whole, in order and once.
+fn lines_without_a_hole(server: &Server) -> usize {
+    let log = server.path().join("state/logs/a/a.1.out.log");
+    let text = fs::read_to_string(log).unwrap();
+    for (n, line) in text.lines().enumerate() {
+        assert_eq!(line, format!("line {}", n + 1));
+    }
+    text.lines().count()
+}
+
+/// Whoever inherits it may be slow to look at its end.
+fn lives(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+#[test]
+fn what_runs_goes_on_and_its_output_has_no_hole() {
+    let mut server = counting("");
+    counts_on(&server, 5);
+    let before = server.instance("a");
+    let pid = server.main_pid("a");
+    for round in 1..=3 {
+        server.kill();
+        counts_on(&server, 20);
+        server.start();
+        let app = server.wait_state("a", "ready");
+        assert_eq!((server.main_pid("a"), &app["instances"][0]["restarts"]), (pid, &0.into()), "{app}");
+        assert_eq!(told_adopted(&server, "a.1"), round, "{:?}", server.events());
+        counts_on(&server, 20);
+    }
+    let since = |instance: &Value| instance["since"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let moved = since(&server.instance("a")).duration_since(since(&before)).as_secs_f64().abs();
+    assert!(moved < 1.0, "it is as old as it is: {moved}");
+    assert!(server.log().contains("adopted 1 instance"), "{}", server.log());
+    let took = server.events().into_iter().filter(|e| e["kind"] == "supervisor" && e["to"] == "took_over");
+    assert!(took.filter(|e| e["cause"] == "adopted a.1").count() == 3, "{:?}", server.events());
+
+    assert_eq!(processes(server.path().join("app.sh").to_str().unwrap()), [pid], "it runs once");
+    server.ok(&["stop", "a"]);
+    let written = count(server.path());
+    server.until("all was captured", |s| (lines_without_a_hole(s) >= written as usize).then_some(()));
+    assert_eq!(server.instance("a")["state"], "stopped");
+    assert!(processes(server.path().join("app.sh").to_str().unwrap()).is_empty());
+    server.ok(&["start", "a"]);
+    assert_ne!(server.main_pid("a"), pid);
+}
+
+#[test]
+fn it_is_restarted_stopped_and_ended_like_any_other() {
+    let mut server = counting("");
+    let first = server.main_pid("a");
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!(server.main_pid("a"), first);
+    server.ok(&["restart", "a"]);
+    let second = server.main_pid("a");
+    assert_ne!(first, second);
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!(server.main_pid("a"), second);
+    assert!(server.stop().success(), "an ordered end ends it too");
+    assert!(processes(server.path().join("app.sh").to_str().unwrap()).is_empty());
+}
+
+/// As far as the kernel tells how somebody else's child ended, which is surely so from Linux 6.15 on.
+#[test]
+fn how_it_ends_is_seen_and_judged() {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next().unwrap(), numbers.next().unwrap()) < (6, 15) {
+        return println!("Linux {release} need not tell how a stranger ended");
+    }
+    let mut server = counting("restart: (policy: OnFailure, success: [0, 7]),");
+    let pid = server.main_pid("a");
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!(server.main_pid("a"), pid);
+    signal(pid, Signal::SIGKILL);
+    let pid = server.wait_new_pid("a", pid);
+    let instance = server.instance("a");
+    assert_eq!((&instance["restarts"], &instance["last_exit"]["signal"]), (&1.into(), &9.into()), "{instance}");
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!((server.main_pid("a"), server.instance("a")["restarts"].clone()), (pid, 1.into()));
+    signal(pid, Signal::SIGUSR1);
+    let app = server.wait_state("a", "done");
+    assert_eq!(app["instances"][0]["last_exit"]["code"], 7, "{app}");
+}
+
+#[test]
+fn who_ended_meanwhile_is_started() {
+    let mut server = counting("");
+    let pid = server.main_pid("a");
+    server.kill();
+    signal(pid, Signal::SIGKILL);
+    until("it is gone", || processes(server.path().join("app.sh").to_str().unwrap()).is_empty());
+    server.start();
+    server.wait_state("a", "ready");
+    assert_ne!(server.main_pid("a"), pid);
+    assert_eq!(told_adopted(&server, "a.1"), 0);
+}
+
+#[test]
+fn a_changed_config_replaces_what_a_reload_would_and_leaves_the_rest() {
+    let mut server = Server::with_apps(
+        r#""env": (command: ["sleep", "1001"], ready: Immediate, env: {"X": "1"}),
+           "live": (command: ["sleep", "1002"], ready: Immediate, stop: (timeout: "9s")),
+           "gone": (command: ["sleep", "1003"], ready: Immediate),
+           "off": (command: ["sleep", "1004"], ready: Immediate),
+           "fewer": (command: ["sleep", "1005"], ready: Immediate, instances: 2),
+           "after": (command: ["sleep", "1006"], ready: Immediate, after: ["env"], requires: ["live"])"#,
+    )
+    .started();
+    server.wait_state("after", "ready");
+    let names = ["env", "live", "gone", "off", "fewer", "after"];
+    let before: Vec<i32> = names.map(|name| server.main_pid(name)).into();
+    server.kill();
+    server.edit_config("\"X\": \"1\"", "\"X\": \"2\"");
+    server.edit_config("timeout: \"9s\"", "timeout: \"8s\"");
+    server.edit_config("\"gone\": (", "\"new\": (");
+    server.edit_config("\"1004\"],", "\"1004\"], enabled: false,");
+    server.edit_config("instances: 2", "instances: 1");
+    server.start();
+    for name in ["live", "fewer", "after"] {
+        let app = server.wait_state(name, "ready");
+        let place = names.iter().position(|other| *other == name).unwrap();
+        assert_eq!(app["instances"][0]["pid"], before[place], "{app}");
+    }
+    server.wait_new_pid("env", before[0]);
+    server.wait_state("new", "ready");
+    server.wait_state("off", "stopped");
+    let causes: Vec<_> =
+        server.events().into_iter().filter(|e| e["app"] == "env").map(|e| e["cause"].clone()).collect();
+    assert!(causes.iter().any(|cause| cause == "the config has changed"), "{causes:?}");
+    for (pid, name) in [(before[0], "env"), (before[2], "gone"), (before[3], "off")] {
+        assert!(!lives(pid), "{name} is ended");
+    }
+    for (seconds, copies) in [(1001, 1), (1003, 1), (1004, 0), (1005, 1)] {
+        let mine = |pid: &i32| fs::read_link(format!("/proc/{pid}/fd/1")).is_ok_and(|to| to.starts_with(server.path()));
+        let found = processes(&format!("sleep\0{seconds}\0"));
+        assert_eq!(found.iter().filter(|pid| mine(pid)).count(), copies, "sleep {seconds}");
+    }
+}
+
+#[test]
+fn who_was_not_ready_yet_is_started_anew_and_who_was_is_not() {
+    let say = r#"import os,socket,sys,time
+if os.path.exists(sys.argv[1]): socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM).sendto(b"READY=1",os.environ["NOTIFY_SOCKET"])
+time.sleep(1000)"#;
+    let mut server = Server::with_apps(
+        r#""a": (command: ["python3", "@DIR@/say.py", "@DIR@/ready"], ready: Notify(within: "10m"))"#,
+    );
+    fs::write(server.path().join("say.py"), say).unwrap();
+    server.start();
+    let first = server.until("it starts", |s| s.instance("a")["pid"].as_i64());
+    server.kill();
+    fs::write(server.path().join("ready"), "").unwrap();
+    server.start();
+    let app = server.wait_state("a", "ready");
+    assert_ne!(app["instances"][0]["pid"], first);
+    let second = server.main_pid("a");
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!(server.main_pid("a"), second);
+}
+
+/// `NOTIFY_SOCKET` leads to the new supervisor.
+#[test]
+fn what_it_says_is_heard() {
+    let says = r#"import os,signal,socket,sys,time
+def say(what):
+    try: socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM).sendto(what,os.environ["NOTIFY_SOCKET"])
+    except OSError: pass
+say(b"READY=1")
+while not os.path.exists(sys.argv[1]):
+    say(b"WATCHDOG=1\nSTATUS=%d" % time.monotonic_ns())
+    time.sleep(0.02)
+say(b"STOPPING=1")
+time.sleep(1000)"#;
+    let mut server = Server::with_apps(
+        r#""a": (command: ["python3", "@DIR@/say.py", "@DIR@/leave"], ready: Notify,
+             live: (probe: Watchdog, every: "20s"), stop: (timeout: "1h"))"#,
+    );
+    fs::write(server.path().join("say.py"), says).unwrap();
+    server.start();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!(server.main_pid("a"), pid);
+    server.until("it is heard", |s| s.instance("a")["status"].is_string().then_some(()));
+    fs::write(server.path().join("leave"), "").unwrap();
+    server.wait_state("a", "stopping");
+    fs::remove_file(server.path().join("leave")).unwrap();
+    signal(pid, Signal::SIGKILL);
+    server.wait_new_pid("a", pid);
+}
+
+/// Asks without a pause until told to end: how many were answered, and what went wrong.
+fn ask_on(at: SocketAddr, end: Arc<AtomicBool>, answers: Arc<AtomicU32>) -> thread::JoinHandle<Vec<String>> {
+    thread::spawn(move || {
+        let mut lost = Vec::new();
+        while !end.load(Ordering::Relaxed) {
+            let mut text = String::new();
+            let answer = TcpStream::connect(at).and_then(|mut stream| {
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")?;
+                stream.read_to_string(&mut text).map(|_| text)
+            });
+            match answer {
+                Ok(text) if text.starts_with("HTTP/1.1 200") => drop(answers.fetch_add(1, Ordering::Relaxed)),
+                other => lost.push(format!("{other:?}")),
+            }
+        }
+        lost
+    })
+}
+
+/// Clients notice nothing: not the kill, not the next supervisor, not the replacements under it.
+#[test]
+fn held_sockets_are_taken_back_and_no_connection_is_lost() {
+    let mut server = Server::with_apps(
+        r#""web": (command: ["/usr/bin/python3", "@DIR@/held.py"], env: {"VERSION": "1"}, ready: After("300ms"),
+             sockets: {"http": "127.0.0.1:0", "other": "127.0.0.1:0", "file": "unix:@DIR@/web.sock", "udp": "udp:127.0.0.1:0"},
+             instances: 2)"#,
+    );
+    fs::write(server.path().join("held.py"), HELD).unwrap();
+    server.start();
+    server.wait_state("web", "ready");
+    let pids = |s: &Server| -> Vec<Value> {
+        s.app("web")["instances"].as_array().unwrap().iter().map(|one| one["pid"].clone()).collect()
+    };
+    let (before, sockets) = (pids(&server), server.instance("web")["sockets"].clone());
+    let at: SocketAddr = sockets["http"].as_str().unwrap().parse().unwrap();
+    let (end, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let client = ask_on(at, Arc::clone(&end), Arc::clone(&answers));
+    let answered = |more: u32| {
+        let before = answers.load(Ordering::Relaxed);
+        until("more answers", || answers.load(Ordering::Relaxed) > before + more);
+    };
+    for _ in 0..2 {
+        answered(20);
+        server.kill();
+        answered(20);
+        server.start();
+        server.wait_state("web", "ready");
+        assert_eq!((pids(&server), server.instance("web")["sockets"].clone()), (before.clone(), sockets.clone()));
+    }
+    answered(20);
+    server.ok(&["restart", "web"]);
+    assert!(pids(&server).iter().all(|pid| !before.contains(pid)));
+    assert_eq!(server.instance("web")["sockets"], sockets);
+    answered(20);
+    fs::remove_file(server.path().join("web.sock")).unwrap();
+    server.ok(&["restart", "web"]);
+    assert!(server.path().join("web.sock").exists(), "its file is known again");
+    end.store(true, Ordering::Relaxed);
+    assert_eq!(client.join().unwrap(), Vec::<String>::new());
+    server.ok(&["stop", "web"]);
+    server.until("nobody holds it any more", |_| TcpStream::connect(at).is_err().then_some(()));
+}
+
+/// What it opened itself is nobody's: there nothing is taken, and the address it was given is bound anew.
+#[test]
+fn a_socket_that_the_app_has_closed_is_bound_anew() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut server = Server::with_apps(&format!(
+        r#""a": (command: "exec 3<&-; exec sleep 1000", ready: Immediate, sockets: {{"http": "{port}"}})"#
+    ))
+    .started();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    server.until("it has closed it", |_| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (name.trim() == "sleep").then_some(())
+    });
+    server.kill();
+    server.start();
+    server.wait_state("a", "ready");
+    assert_eq!((server.main_pid("a"), TcpStream::connect(port).is_ok()), (pid, true));
+}
+
+#[test]
+fn an_end_that_was_asked_for_early_ends_what_is_adopted() {
+    let mut server = counting("");
+    let pid = server.main_pid("a");
+    server.kill();
+    server.start();
+    assert!(server.stop().success());
+    assert!(!lives(pid));
+    assert!(processes(server.path().join("app.sh").to_str().unwrap()).is_empty());
+}
