@@ -366,6 +366,8 @@ fn more_than_can_be_answered_is_told_to_come_later() {
     for why in ["too many bodies", "did not answer in time"] {
         assert!(told.iter().any(|answer| answer.text().contains(why)), "{why}");
     }
+    // Where the first are given up before the last come, more than fit at a time are taken in turn.
+    let given_up = told.iter().filter(|answer| answer.text().contains("did not answer in time")).count();
     // And then it goes on.
     let address = listener.address;
     let client = thread::spawn(move || {
@@ -375,7 +377,7 @@ fn more_than_can_be_answered_is_told_to_come_later() {
     });
     let taken = listener.answer_while(|| !client.is_finished()).len();
     assert_eq!(client.join().unwrap(), 200);
-    assert!(taken <= 257, "{taken} were taken");
+    assert!(taken <= given_up + 1, "{taken} were taken, {given_up} given up");
 }
 
 #[test]
