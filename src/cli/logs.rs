@@ -104,7 +104,7 @@ pub fn read(
     loop {
         client.ask(Request::Logs(request.clone()), false, None);
         while let Some(frame) = client.frame(screen)? {
-            let behind = LogPlace::read(&frame.body);
+            let behind = LogPlace::read(frame.body());
             let key = match frame.message().map_err(|_| strange())? {
                 LogFrame::Line(line) => {
                     take(screen, &line)?;

@@ -82,7 +82,7 @@ async fn carry() -> io::Result<()> {
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                     frame => frame?,
                 };
-                let (post, token) = (frame.message::<Post>()?, Secret::new(frame.body));
+                let (post, token) = (frame.message::<Post>()?, Secret::new(frame.body().to_vec()));
                 let clients = Rc::clone(&clients);
                 attempts.spawn_local(async move {
                     let outcome = clients.attempt(&post, &token).await;

@@ -159,7 +159,7 @@ async fn tell_logs(mut channel: Watched, first: Frame, pieces: mpsc::Sender<Piec
     let (mut heard, mut text) = (Some(first), RETRY.to_owned());
     let end = Instant::now() + LIFE;
     loop {
-        match heard.as_ref().map(|frame| (LogPlace::read(&frame.body), frame.message())) {
+        match heard.as_ref().map(|frame| (LogPlace::read(frame.body()), frame.message())) {
             Some((place, Ok(LogFrame::Line(line)))) => {
                 known.extend(place.map(|place| ((line.instance.clone(), line.stream.clone()), place)));
                 text.push_str(&event_of(&id_of(&known), &line));

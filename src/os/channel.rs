@@ -4,6 +4,8 @@
 //! travel with the frame's first byte (unix(7), SCM_RIGHTS). The kernel may join what was sent before
 //! it into one read, but ends that read inside the message that carries descriptors: so passed
 //! descriptors belong to the frame of the read's last byte.
+//!
+//! Frames carry tokens and secrets: no buffer here is let go, or used anew, with their bytes in it.
 
 use std::{
     collections::VecDeque,
@@ -12,9 +14,12 @@ use std::{
 };
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
+    socketpair, sockopt,
 };
 use serde::{Serialize, de::DeserializeOwned};
+
+use super::wiped::Wiped;
 
 /// No head is longer; a longer one is a broken peer.
 const MAX_HEAD: usize = 64 * 1024 * 1024;
@@ -24,14 +29,21 @@ const MAX_BODY: usize = 1024 * 1024;
 const MAX_FDS: usize = 4;
 /// Frames that there is room for while none waits to be sent.
 const FEW: usize = 16;
-/// What one read takes at most.
+/// What one read or message takes, unless a frame is larger.
 const READ: usize = 64 * 1024;
+/// The first read has room for this.
+const FIRST: usize = 4 * 1024;
+/// A larger buffer is let go as soon as it is empty.
+const KEPT: usize = 2 * READ;
+/// What the kernel holds of a burst, each way.
+const BURST: usize = 1024 * 1024;
 
 /// A message and what came with it.
 #[derive(Debug)]
 pub struct Frame {
-    pub head: Vec<u8>,
-    pub body: Vec<u8>,
+    bytes: Wiped,
+    /// Bytes of the head; the body follows.
+    head: usize,
     pub fds: Vec<OwnedFd>,
 }
 
@@ -41,29 +53,101 @@ impl Frame {
     /// # Errors
     /// `InvalidData` when the peer sent something else.
     pub fn message<T: DeserializeOwned>(&self) -> io::Result<T> {
-        serde_json::from_slice(&self.head).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+        serde_json::from_slice(self.head()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
+    /// As it came.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        &self.bytes[..self.head]
+    }
+
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[self.head..]
     }
 }
 
 struct Outgoing {
-    bytes: Vec<u8>,
+    bytes: Wiped,
     sent: usize,
     fds: Vec<OwnedFd>,
+}
+
+/// What was received and not taken out yet: one buffer for all reads, as a fresh one would have to be zeroed.
+#[derive(Default)]
+struct Incoming {
+    bytes: Wiped,
+    start: usize,
+    end: usize,
+    /// What the next read has room for.
+    room: usize,
+}
+
+impl Incoming {
+    fn there(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Room for the next read.
+    fn space(&mut self) -> &mut [u8] {
+        self.room = self.room.max(FIRST);
+        if self.bytes.len() - self.end < self.room {
+            let length = self.end - self.start;
+            if self.bytes.len() - length < self.room {
+                let mut larger = Wiped::zeroed((length + self.room).next_power_of_two());
+                larger[..length].copy_from_slice(self.there());
+                self.bytes = larger;
+            } else {
+                self.bytes.copy_within(self.start..self.end, 0);
+                let stale = length.max(self.start)..self.end;
+                self.bytes[stale].fill(0);
+            }
+            (self.start, self.end) = (0, length);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    fn received(&mut self, n: usize) {
+        self.end += n;
+        // Whoever sends so much at once does so again.
+        if n >= self.room {
+            self.room = (self.room * 4).min(READ);
+        }
+    }
+
+    /// Takes out what has these lengths.
+    fn take(&mut self, head: usize, body: usize) -> Wiped {
+        let whole = 8 + head + body;
+        let frame = &mut self.bytes[self.start..self.start + whole];
+        let taken = Wiped::from(frame[8..].to_vec());
+        frame.fill(0);
+        self.start += whole;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            if self.bytes.len() > KEPT {
+                self.bytes = Wiped::default();
+            }
+        }
+        taken
+    }
 }
 
 /// One end of a channel. The socket is non-blocking: `receive` and `flush` do what goes now.
 /// Wait for readiness with `poll(2)` or tokio's `AsyncFd` around it.
 pub struct Channel {
     socket: OwnedFd,
-    incoming: Vec<u8>,
-    /// Bytes at the beginning of `incoming` that were taken out already.
-    taken: usize,
+    incoming: Incoming,
     /// Descriptors whose frames are not complete.
     fds: VecDeque<(u64, OwnedFd)>,
     /// Bytes taken out of `incoming` and received, ever: they place the descriptors.
     consumed: u64,
     received: u64,
     outgoing: VecDeque<Outgoing>,
+    /// For the next frame to be sent.
+    spare: Wiped,
+    /// The last read took everything that was there.
+    drained: bool,
     closed: bool,
 }
 
@@ -78,17 +162,33 @@ impl Channel {
         Ok((Self::new(ours), theirs))
     }
 
+    /// The same, with room for bursts: what gathers while this end waits for a disk is there when it comes back.
+    ///
+    /// # Errors
+    /// As [`Channel::pair`].
+    pub fn wide_pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = Self::pair()?;
+        for socket in [&ours.socket, &theirs] {
+            // Without the privilege, as much as the machine lets everybody have.
+            if setsockopt(socket, sockopt::SndBufForce, &BURST).is_err() {
+                setsockopt(socket, sockopt::SndBuf, &BURST)?;
+            }
+        }
+        Ok((ours, theirs))
+    }
+
     /// Takes a connected unix stream socket, which must be non-blocking.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
-            incoming: Vec::new(),
-            taken: 0,
+            incoming: Incoming::default(),
             fds: VecDeque::new(),
             consumed: 0,
             received: 0,
             outgoing: VecDeque::new(),
+            spare: Wiped::default(),
+            drained: false,
             closed: false,
         }
     }
@@ -111,18 +211,18 @@ impl Channel {
             Some(last) if fds.is_empty() && joins(&last) => last,
             other => {
                 self.outgoing.extend(other);
-                Outgoing { bytes: Vec::new(), sent: 0, fds }
+                Outgoing { bytes: std::mem::take(&mut self.spare), sent: 0, fds }
             }
         };
         let bytes = &mut last.bytes;
         let start = bytes.len();
-        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend(&[0; 8]);
         serde_json::to_writer(&mut *bytes, message).expect("plain data always serializes");
         let lengths = [bytes.len() - start - 8, body.len()];
         for (place, length) in bytes[start..start + 8].chunks_exact_mut(4).zip(lengths) {
             place.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         }
-        bytes.extend_from_slice(body);
+        bytes.extend(body);
         self.outgoing.push_back(last);
     }
 
@@ -153,7 +253,8 @@ impl Channel {
                     first.sent += n;
                     first.fds.clear();
                     if first.sent == first.bytes.len() {
-                        self.outgoing.pop_front();
+                        let sent = self.outgoing.pop_front().expect("front is there");
+                        self.reuse(sent.bytes);
                     }
                 }
                 Err(nix::Error::EAGAIN) => return Ok(false),
@@ -165,6 +266,13 @@ impl Channel {
         Ok(true)
     }
 
+    fn reuse(&mut self, mut sent: Wiped) {
+        sent.clear();
+        if sent.capacity() > self.spare.capacity() && sent.capacity() <= KEPT {
+            self.spare = sent;
+        }
+    }
+
     /// The next whole frame, if it is there now.
     ///
     /// # Errors
@@ -172,7 +280,7 @@ impl Channel {
     /// does not speak this protocol; `WouldBlock` when nothing whole is there now.
     pub fn receive(&mut self) -> io::Result<Frame> {
         loop {
-            if let Some(frame) = self.parse()? {
+            if let Some(frame) = self.buffered()? {
                 return Ok(frame);
             }
             if self.closed {
@@ -182,8 +290,28 @@ impl Channel {
         }
     }
 
-    fn parse(&mut self) -> io::Result<Option<Frame>> {
-        let there = &self.incoming[self.taken..];
+    /// As [`Channel::receive`], but for whoever waits with `poll(2)` before it takes more: that nothing whole is
+    /// left of a read which took all that was there is enough, without a further one.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub fn receive_at_hand(&mut self) -> io::Result<Frame> {
+        match self.buffered()? {
+            Some(frame) => Ok(frame),
+            None if self.is_drained() => Err(io::ErrorKind::WouldBlock.into()),
+            None => self.receive(),
+        }
+    }
+
+    /// Did the last read, which is asked about once, leave nothing behind? What came since makes the socket
+    /// ready anew.
+    pub(super) fn is_drained(&mut self) -> bool {
+        std::mem::take(&mut self.drained)
+    }
+
+    /// The next frame of those that were read already.
+    pub(super) fn buffered(&mut self) -> io::Result<Option<Frame>> {
+        let there = self.incoming.there();
         let Some(lengths) = there.first_chunk::<8>() else { return Ok(None) };
         let length =
             |i: usize| u32::from_le_bytes([lengths[i], lengths[i + 1], lengths[i + 2], lengths[i + 3]]) as usize;
@@ -195,8 +323,7 @@ impl Channel {
         if there.len() < whole {
             return Ok(None);
         }
-        let (bytes, body) = (there[8..8 + head].to_vec(), there[8 + head..whole].to_vec());
-        self.taken += whole;
+        let bytes = self.incoming.take(head, body);
         let frame_start = self.consumed;
         self.consumed += whole as u64;
         let mut fds = Vec::new();
@@ -209,13 +336,14 @@ impl Channel {
                 fds.push(passed);
             }
         }
-        Ok(Some(Frame { head: bytes, body, fds }))
+        Ok(Some(Frame { bytes, head, fds }))
     }
 
     fn read(&mut self) -> io::Result<()> {
-        let mut buffer = [0u8; READ];
         let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let mut slice = [IoSliceMut::new(&mut buffer)];
+        let buffer = self.incoming.space();
+        let room = buffer.len();
+        let mut slice = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = loop {
             match recvmsg::<()>(self.socket.as_raw_fd(), &mut slice, Some(&mut space), flags) {
@@ -231,12 +359,13 @@ impl Channel {
                 passed.extend(raws.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
             }
         }
+        // A read that brings descriptors ends with them, whatever follows.
+        self.drained = n < room && passed.is_empty();
         for fd in passed {
             self.fds.push_back(((self.received + n as u64).saturating_sub(1), fd));
         }
         self.received += n as u64;
-        self.incoming.drain(..std::mem::take(&mut self.taken));
-        self.incoming.extend_from_slice(&buffer[..n]);
+        self.incoming.received(n);
         self.closed |= n == 0;
         Ok(())
     }
@@ -276,13 +405,31 @@ mod tests {
         while got.len() < 3 {
             a.flush().unwrap();
             match b.receive() {
-                Ok(frame) => got.push((frame.message::<String>().unwrap(), frame.body.len())),
+                Ok(frame) => got.push((frame.message::<String>().unwrap(), frame.body().len())),
                 Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
             }
         }
         assert_eq!(got, [("one".into(), 0), ("two".into(), 900_000), ("three".into(), 1)]);
         drop(a);
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_read_that_took_everything_is_not_followed_by_another() {
+        let (mut a, mut b) = both();
+        for round in 0..3 {
+            a.queue(&"one", &[round; 5000], None);
+            a.queue(&"two", &[], None);
+            a.flush().unwrap();
+            assert_eq!(b.receive_at_hand().unwrap().body(), [round; 5000]);
+            assert_eq!(b.receive_at_hand().unwrap().message::<String>().unwrap(), "two");
+            a.queue(&"later", &[], None);
+            a.flush().unwrap();
+            assert_eq!(b.receive_at_hand().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(b.receive_at_hand().unwrap().message::<String>().unwrap(), "later");
+            assert_eq!(b.receive_at_hand().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert!(b.incoming.bytes.iter().all(|byte| *byte == 0), "what was taken out stays behind");
+        }
     }
 
     #[test]
@@ -314,7 +461,7 @@ mod tests {
     #[test]
     fn a_peer_that_speaks_something_else_is_refused() {
         let (mut a, mut b) = both();
-        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16], sent: 0, fds: Vec::new() });
+        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16].into(), sent: 0, fds: Vec::new() });
         a.flush().unwrap();
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

@@ -41,3 +41,4 @@ pub mod timer;
 pub mod tree;
 pub mod users;
 pub mod watched;
+pub mod wiped;

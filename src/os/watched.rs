@@ -61,6 +61,9 @@ impl Watched {
     /// As [`Channel::receive`] and [`Channel::flush`]; the channel is of no use then.
     pub async fn next(&mut self) -> io::Result<Frame> {
         loop {
+            if let Some(frame) = self.0.get_mut().buffered()? {
+                return Ok(frame);
+            }
             let writing = self.0.get_ref().wants_write();
             let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             let mut guard = self.0.ready_mut(interest).await?;
@@ -70,9 +73,17 @@ impl Watched {
             if !guard.ready().is_readable() {
                 continue;
             }
-            match guard.get_inner_mut().receive() {
+            let received = guard.get_inner_mut().receive();
+            // Told with this very guard: what comes after the read makes the socket ready anew.
+            let drained = guard.get_inner_mut().is_drained();
+            match received {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready_matching(Ready::READABLE),
-                other => return other,
+                other => {
+                    if drained {
+                        guard.clear_ready_matching(Ready::READABLE);
+                    }
+                    return other;
+                }
             }
         }
     }
@@ -163,7 +174,7 @@ mod tests {
         let three = async |end: &mut Watched| {
             for number in 0..3 {
                 let frame = end.next().await.unwrap();
-                assert_eq!((frame.message::<i32>().unwrap(), frame.body.len()), (number, 1_000_000));
+                assert_eq!((frame.message::<i32>().unwrap(), frame.body().len()), (number, 1_000_000));
             }
             while end.backlog() > 0 {
                 tokio::select! { _ = end.next() => {} () = tokio::task::yield_now() => {} }

@@ -180,7 +180,8 @@ impl Supervisor {
         let spec = self.outward_spec(&args, |users| users.listener, descriptors(), Arc::clone(socket));
         let mut spec = spec.map_err(|e| e.to_string())?;
         for (serve, fd) in listener.entry.serve.iter().zip(4..) {
-            let (ours, theirs) = Channel::pair().map_err(|e| e.to_string())?;
+            let pair = if *serve == Serve::Hooks { Channel::wide_pair() } else { Channel::pair() };
+            let (ours, theirs) = pair.map_err(|e| e.to_string())?;
             spec.fds.push((Arc::new(theirs), fd));
             match serve {
                 Serve::Hooks => self.ledger.send(Command::Channel { listener: number, channel: ours }),

@@ -166,7 +166,7 @@ fn channel(bytes: &[u8]) {
     for _ in 0..=sent / 8 {
         let Ok(frame) = channel.receive() else { return };
         let _ = frame.message::<FromHooks>();
-        messages(&frame.head);
+        messages(frame.head());
     }
     panic!("more frames than bytes");
 }

@@ -226,5 +226,5 @@ fn a_reader_goes_on_where_another_logger_left_it() {
 
 fn first(client: &mut everhook::os::channel::Channel) -> (LogFrame, Option<LogPlace>) {
     let frame = crate::room::frame(client).expect("no silent end");
-    (frame.message().unwrap(), LogPlace::read(&frame.body))
+    (frame.message().unwrap(), LogPlace::read(frame.body()))
 }

@@ -22,6 +22,8 @@ mod repository;
 mod standard;
 mod text;
 
+use zeroize::Zeroize;
+
 use crate::domain::{
     config::Generic,
     model::{At, CommitId, Secret},
@@ -62,6 +64,13 @@ fn forge(dialect: &Dialect) -> Result<&'static Forge, &Generic> {
 /// A request's headers, names in lower case.
 #[derive(Debug, Clone, Default)]
 pub struct Headers(Vec<(String, String)>);
+
+/// Some senders show the secret itself.
+impl Drop for Headers {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|(_, value)| value.zeroize());
+    }
+}
 
 impl From<Vec<(String, String)>> for Headers {
     fn from(pairs: Vec<(String, String)>) -> Self {

@@ -56,8 +56,8 @@ impl Hooks {
         self.asked.retain(|(asking, _)| *asking != listener);
     }
 
-    /// Waits until a channel or `wake` is ready, at most `timeout`.
-    pub(super) fn wait(&self, wake: BorrowedFd<'_>, timeout: PollTimeout) {
+    /// Waits until a channel or `wake` is ready, at most `timeout`. Is `wake`?
+    pub(super) fn wait(&self, wake: BorrowedFd<'_>, timeout: PollTimeout) -> bool {
         let mut fds = vec![PollFd::new(wake, PollFlags::POLLIN)];
         for channel in self.channels.values() {
             let mut interest = PollFlags::empty();
@@ -67,6 +67,7 @@ impl Hooks {
         }
         // An interrupted wait is a round in which nothing is there.
         let _ = poll(&mut fds, if self.left { PollTimeout::ZERO } else { timeout });
+        fds[0].any().unwrap_or(true)
     }
 
     /// Takes what is there now, up to a group.
@@ -82,7 +83,7 @@ impl Hooks {
                     self.left = true;
                     break;
                 }
-                let frame = match channel.receive() {
+                let frame = match channel.receive_at_hand() {
                     Ok(frame) => frame,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                     Err(e) => {
@@ -96,8 +97,7 @@ impl Hooks {
                 match frame.message() {
                     Ok(FromHooks::Delivery(mut raw)) => {
                         let headers = std::mem::take(&mut raw.headers).into();
-                        let (inline, memfd) = (frame.body, frame.fds.into_iter().next());
-                        arrived.deliveries.push(Incoming { listener: *listener, at, raw, headers, inline, memfd });
+                        arrived.deliveries.push(Incoming { listener: *listener, at, raw, headers, frame: Some(frame) });
                     }
                     Ok(FromHooks::Health { ticket }) => {
                         arrived.health |= self.asked.is_empty();

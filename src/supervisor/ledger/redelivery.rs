@@ -58,10 +58,9 @@ pub(super) fn redeliver(
             memfd: None,
         },
         headers: Headers::default(),
-        inline: body,
-        memfd: None,
+        frame: None,
     };
-    let body = Cow::Borrowed(incoming.inline.as_slice());
+    let body = Cow::Owned(body);
     let parsed = match hook::parse(&dialect, head, &body) {
         Ok(parsed) => parsed,
         Err(why) => return refused(RefusalKind::Failed, format!("delivery {id}: {why}")),

@@ -1,7 +1,7 @@
 //! One delivery from its bytes to its answer. What is deployed and what repeats is decided by
 //! `domain::deploy::accept`, what a forge says by `domain::hook`.
 
-use std::{borrow::Cow, collections::BTreeMap, fs::File, io, os::fd::OwnedFd, os::unix::fs::FileExt};
+use std::{borrow::Cow, collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rusqlite::Connection;
@@ -18,6 +18,7 @@ use crate::domain::{
     hook::{self, Change, Dialect, Headers, Kind, Parsed, What},
     model::{AppName, At, CommitId, DeliveryId, Secret},
 };
+use crate::os::channel::Frame;
 
 /// Seconds after which a sender may try again while the store takes nothing.
 const RETRY_AFTER: u32 = 10;
@@ -31,9 +32,8 @@ pub(super) struct Incoming {
     pub raw: RawDelivery,
     /// Those of `raw`.
     pub headers: Headers,
-    /// The body, unless `memfd` holds it.
-    pub inline: Vec<u8>,
-    pub memfd: Option<OwnedFd>,
+    /// With the body, or the memfd that holds it; `None`: it came another way.
+    pub frame: Option<Frame>,
 }
 
 impl Incoming {
@@ -42,9 +42,15 @@ impl Incoming {
     /// # Errors
     /// When they are in a memfd that is not sealed, or not as long as was said.
     fn body(&self) -> io::Result<Cow<'_, [u8]>> {
-        let Some(length) = self.raw.memfd else { return Ok(Cow::Borrowed(&self.inline)) };
+        let Some(length) = self.raw.memfd else {
+            return Ok(Cow::Borrowed(self.frame.as_ref().map_or(&[][..], Frame::body)));
+        };
         let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
-        let fd = self.memfd.as_ref().ok_or_else(|| broken("no descriptor came with the body"))?;
+        let fd = self
+            .frame
+            .as_ref()
+            .and_then(|frame| frame.fds.first())
+            .ok_or_else(|| broken("no descriptor came with the body"))?;
         let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain)?;
         if !seals.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE) {
             return Err(broken("the body is not sealed"));
