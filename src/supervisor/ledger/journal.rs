@@ -14,18 +14,18 @@ use crate::domain::{
 pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite::Result<EventView> {
     let mut insert = connection.prepare_cached(
         "INSERT INTO events (at, app, instance, kind, \"from\", \"to\", cause, detail)
-         VALUES (:at, :app, :instance, :kind, :from, :to, :cause, :detail)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
-    insert.execute(named_params! {
-        ":at": new.at.0,
-        ":app": new.app.as_ref().map(AppName::as_str),
-        ":instance": new.instance.as_ref().map(ToString::to_string),
-        ":kind": new.kind.to_string(),
-        ":from": new.from,
-        ":to": new.to,
-        ":cause": new.cause,
-        ":detail": new.detail,
-    })?;
+    insert.execute(params![
+        new.at.0,
+        new.app.as_ref().map(AppName::as_str),
+        new.instance.as_ref().map(ToString::to_string),
+        new.kind.to_string(),
+        new.from,
+        new.to,
+        new.cause,
+        new.detail,
+    ])?;
     let NewEvent { at, app, instance, kind, from, to, cause, detail } = new.clone();
     Ok(EventView { id: connection.last_insert_rowid(), at, app, instance, kind, from, to, cause, detail })
 }

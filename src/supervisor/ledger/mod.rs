@@ -18,7 +18,9 @@ mod say;
 mod store;
 mod thread;
 mod tokens;
+mod waiting;
 mod webhook;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -60,9 +62,11 @@ impl Inbox {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Vec<Command> {
-        // The count is of no interest; "would block" says that nobody called.
-        let _ = self.wake.read();
+    fn take(&self, woken: bool) -> Vec<Command> {
+        if woken {
+            // The count is of no interest.
+            let _ = self.wake.read();
+        }
         std::mem::take(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -114,8 +114,8 @@ pub(super) fn count_from(connection: &Connection, table: &str, last: DeployId) -
 
 /// The highest number that was given in a table; 0 where none was.
 pub(super) fn last_number(connection: &Connection, table: &str) -> rusqlite::Result<i64> {
-    let last = connection.query_row("SELECT seq FROM sqlite_sequence WHERE name = ?1", [table], |row| row.get(0));
-    Ok(last.optional()?.unwrap_or(0))
+    let mut last = connection.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = ?1")?;
+    Ok(last.query_row([table], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
 /// Writes a page without changing anything, so that a commit tells whether the disk takes something.

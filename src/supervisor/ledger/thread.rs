@@ -2,7 +2,7 @@
 //! and tells after the commit.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
@@ -14,19 +14,19 @@ use rusqlite::Connection;
 
 use super::{
     Inbox,
-    deliveries::{self, NewDelivery},
-    deploys,
+    deliveries::NewDelivery,
     hooks::{Arrived, Hooks},
-    journal, keep, outbox, queries, redelivery,
-    say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told},
+    queries,
+    say::{Command, Query, Told},
     store::{self, Fault, StoreError},
     tokens,
-    webhook::{self, Incoming, Passed, Proven, Reading},
+    waiting::{Done, Extent, Waiting},
+    webhook::{self, Incoming, Proven, Reading},
+    write::{Known, Write},
 };
 use crate::{
     domain::{
-        access::MadeToken,
-        api::{Answer, Deliveries, DeliveryState, DeployState, DeployView, EventKind},
+        api::DeliveryState,
         deploy::accept::Snapshot,
         model::{AppName, At, CommitId, DeliveryId, DeployId},
     },
@@ -35,95 +35,8 @@ use crate::{
 
 /// How often a store that takes nothing is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// What nothing comes of is written with the next commit, at the latest after this.
-const FRUITLESS_WAIT: Duration = Duration::from_secs(1);
-/// So does what nobody waits for: a delivery that comes meanwhile need not wait for a commit before its own.
-const UNHURRIED_WAIT: Duration = Duration::from_millis(20);
 /// Writes that may wait for a store that takes nothing; then events are dropped and counted.
 const MOST_WAITING: usize = 10_000;
-/// So many deliveries of which nothing comes are a commit of their own.
-const PASSED: usize = 512;
-/// An update of a deploy takes the place of one of the same among so many writes before it: under many
-/// pushes each deploy is queued and superseded in one commit.
-const NEAR: usize = 512;
-/// Changes that there is room for while none waits.
-const FEW: usize = 16;
-/// Rows are pruned after this many commits' worth of new ones.
-const PRUNE_EVERY: u32 = 500;
-
-/// A command that changes the store.
-enum Write {
-    NewDeploy(NewDeploy),
-    Redeliver {
-        ticket: u64,
-        id: DeliveryId,
-    },
-    /// The tickets of all that it stands for.
-    Update {
-        deploy: Box<DeployView>,
-        attempts: u32,
-        tickets: Vec<u64>,
-    },
-    Event(NewEvent),
-    Audit(NewAudit),
-    NewToken {
-        ticket: u64,
-        token: MadeToken,
-    },
-    RevokeToken {
-        ticket: u64,
-        name: String,
-    },
-    Rename {
-        old: AppName,
-        new: AppName,
-    },
-    Telling(BTreeSet<AppName>),
-    Forget {
-        letter: i64,
-    },
-    Wait {
-        apps: Vec<AppName>,
-        by: Duration,
-    },
-}
-
-/// How the writes of a transaction stand to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Care {
-    /// What SQLite refuses undoes the others with it.
-    Together,
-    /// What SQLite refuses is left out; each has a savepoint, which costs about as much as the write itself.
-    Alone,
-}
-
-impl Write {
-    /// Does anybody go on only once it is durable? Nobody does for what is told of the past, nor for a
-    /// deploy that does not run: what is lost of its place in the queue is found again at the next start.
-    fn is_waited_for(&self) -> bool {
-        match self {
-            Self::Update { deploy, .. } => !matches!(deploy.state, DeployState::Queued | DeployState::Superseded),
-            Self::Event(_) | Self::Telling(_) | Self::Forget { .. } | Self::Wait { .. } => false,
-            _ => true,
-        }
-    }
-
-    /// The letter that it removes.
-    fn forgets(&self) -> Option<i64> {
-        if let Self::Forget { letter } = self { Some(*letter) } else { None }
-    }
-}
-
-/// What one transaction did, to be answered and told after its commit.
-#[derive(Default)]
-struct Done {
-    answers: Vec<(usize, Answer)>,
-    told: Vec<Told>,
-    /// What became of those that the store had to be asked about.
-    heard: Deliveries,
-    /// Apps that got rows, `None` for rows of no app.
-    touched: BTreeSet<Option<AppName>>,
-}
 
 /// Everything the thread knows.
 pub(super) struct State {
@@ -138,26 +51,14 @@ pub(super) struct State {
     live: BTreeMap<AppName, CommitId>,
     /// New deploys get higher numbers.
     above: DeployId,
-    writes: VecDeque<Write>,
-    /// Somebody waits for one of them.
-    hurried: bool,
-    /// Free memory goes back once it is.
+    waiting: Waiting,
+    /// Free memory goes back once what waits is written.
     giving_back: bool,
     queries: Vec<(u64, Query)>,
-    /// Refused deliveries that are not written yet.
-    refused: VecDeque<NewDelivery>,
-    /// Proven ones that are answered and not written yet.
-    passed: Vec<Passed>,
     /// The last number that a delivery was given; `None` while no store says it.
     last_delivery: Option<DeliveryId>,
-    /// By when whatever waits is written even if nothing else is.
-    due: Option<Instant>,
     /// The store took nothing at the last try; when it is tried again.
     trouble: Option<Instant>,
-    /// Events that found no place while it did.
-    dropped: u64,
-    touched: BTreeSet<Option<AppName>>,
-    written: u32,
     closing: bool,
 }
 
@@ -173,18 +74,11 @@ impl State {
             telling: BTreeSet::new(),
             live: BTreeMap::new(),
             above: 0,
-            writes: VecDeque::new(),
-            hurried: false,
+            waiting: Waiting::default(),
             giving_back: false,
             queries: Vec::new(),
-            refused: VecDeque::new(),
-            passed: Vec::new(),
             last_delivery: None,
-            due: None,
             trouble: None,
-            dropped: 0,
-            touched: BTreeSet::new(),
-            written: PRUNE_EVERY,
             closing: false,
         }
     }
@@ -192,10 +86,10 @@ impl State {
     pub(super) fn run(mut self) {
         self.open();
         while !self.closing {
-            self.hooks.wait(self.inbox.wake.as_fd(), self.timeout());
+            let woken = self.hooks.wait(self.inbox.wake.as_fd(), self.timeout());
             let arrived = self.hooks.take(now());
             // After them: whoever was told that a reload is done and then pushes is judged by the new config.
-            for command in self.inbox.take() {
+            for command in self.inbox.take(woken) {
                 self.sort(command);
             }
             self.round(arrived);
@@ -210,7 +104,7 @@ impl State {
 
     /// Nothing to wait for but what wakes us, unless the disk is to be tried again.
     fn timeout(&self) -> PollTimeout {
-        let Some(due) = self.trouble.or(self.due) else { return PollTimeout::NONE };
+        let Some(due) = self.trouble.or(self.waiting.due()) else { return PollTimeout::NONE };
         let left = due.saturating_duration_since(Instant::now()).as_millis() + 1;
         u16::try_from(left).map_or(PollTimeout::MAX, PollTimeout::from)
     }
@@ -222,7 +116,7 @@ impl State {
             Command::Telling(apps) => {
                 self.telling.clone_from(&apps);
                 // After the renames that were ordered before.
-                self.put_off(Write::Telling(apps));
+                self.waiting.put_off(Write::Telling(apps));
             }
             Command::Live { app, commit: Some(commit) } => drop(self.live.insert(app, commit)),
             Command::Live { app, commit: None } => drop(self.live.remove(&app)),
@@ -230,57 +124,31 @@ impl State {
                 if let Some(commit) = self.live.remove(&old) {
                     self.live.insert(new.clone(), commit);
                 }
-                self.put_off(Write::Rename { old, new });
+                self.waiting.put_off(Write::Rename { old, new });
             }
             Command::Above(id) => self.above = self.above.max(id),
-            Command::NewDeploy(new) => self.put_off(Write::NewDeploy(new)),
-            Command::Redeliver { ticket, id } => self.put_off(Write::Redeliver { ticket, id }),
+            Command::NewDeploy(new) => self.waiting.put_off(Write::NewDeploy(new)),
+            Command::Redeliver { ticket, id } => self.waiting.put_off(Write::Redeliver { ticket, id }),
             Command::Update { deploy, attempts, ticket } => {
-                self.put_off(Write::Update { deploy, attempts, tickets: ticket.into_iter().collect() });
+                self.waiting.put_off(Write::Update { deploy, attempts, tickets: ticket.into_iter().collect() });
             }
-            Command::Event(_) if self.writes.len() >= MOST_WAITING && self.trouble.is_some() => self.dropped += 1,
-            Command::Event(new) => self.put_off(Write::Event(new)),
-            Command::Audit(new) => self.put_off(Write::Audit(new)),
-            Command::NewToken { ticket, token } => self.put_off(Write::NewToken { ticket, token }),
-            Command::RevokeToken { ticket, name } => self.put_off(Write::RevokeToken { ticket, name }),
-            Command::Forget { letter } => self.put_off(Write::Forget { letter }),
-            Command::Wait { apps, by } => self.put_off(Write::Wait { apps, by }),
+            Command::Event(_) if self.waiting.changes() >= MOST_WAITING && self.trouble.is_some() => {
+                self.waiting.dropped += 1;
+            }
+            Command::Event(new) => self.waiting.put_off(Write::Event(new)),
+            Command::Audit(new) => self.waiting.put_off(Write::Audit(new)),
+            Command::NewToken { ticket, token } => self.waiting.put_off(Write::NewToken { ticket, token }),
+            Command::RevokeToken { ticket, name } => self.waiting.put_off(Write::RevokeToken { ticket, name }),
+            Command::Forget { letter } => self.waiting.put_off(Write::Forget { letter }),
+            Command::Wait { apps, by } => self.waiting.put_off(Write::Wait { apps, by }),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
             Command::Health => self.hooks.healthy(),
-            Command::GiveBack => (self.hurried, self.giving_back) = (true, true),
+            Command::GiveBack => {
+                self.waiting.hurry();
+                self.giving_back = true;
+            }
             Command::Close => self.closing = true,
         }
-    }
-
-    fn put_off(&mut self, write: Write) {
-        if write.is_waited_for() {
-            self.hurried = true;
-        } else {
-            self.wait_at_most(UNHURRIED_WAIT);
-        }
-        if let Some(write) = self.merged(write) {
-            self.writes.push_back(write);
-        }
-    }
-
-    /// Puts an update of a deploy in the place of an older one that waits; whatever else comes back.
-    fn merged(&mut self, write: Write) -> Option<Write> {
-        let Write::Update { deploy: new, attempts: newer, tickets: mut more } = write else { return Some(write) };
-        for waiting in self.writes.iter_mut().rev().take(NEAR) {
-            if let Write::Update { deploy, attempts, tickets } = waiting
-                && deploy.id == new.id
-            {
-                (*deploy, *attempts) = (new, newer);
-                tickets.append(&mut more);
-                return None;
-            }
-        }
-        Some(Write::Update { deploy: new, attempts: newer, tickets: more })
-    }
-
-    fn wait_at_most(&mut self, wait: Duration) {
-        let due = Instant::now() + wait;
-        self.due = Some(self.due.map_or(due, |other| other.min(due)));
     }
 
     fn round(&mut self, arrived: Arrived) {
@@ -322,8 +190,7 @@ impl State {
                             self.hooks.answer(one.listener, &answer);
                             self.last_delivery = number;
                             self.inbox.heard().count(passed.row.state, passed.unmatched);
-                            self.passed.push(passed);
-                            self.wait_at_most(FRUITLESS_WAIT);
+                            self.waiting.pass(passed);
                         }
                         None => kept.push(proven),
                     }
@@ -333,210 +200,47 @@ impl State {
         kept
     }
 
-    /// Writes everything that waits, if there is something and it is time.
+    /// Writes what waits, if there is something and it is time.
     fn write(&mut self, incoming: &[Proven<'_>]) -> Done {
         if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
             return turned_away(incoming);
         }
         self.open();
-        let overdue = self.due.is_some_and(|due| due <= Instant::now());
-        let asked = !self.queries.is_empty() || self.closing || overdue;
-        let waits = !self.refused.is_empty() || !self.passed.is_empty() || !self.writes.is_empty();
-        let many = self.passed.len() >= PASSED;
-        let something = self.hurried || many || !incoming.is_empty() || (asked && waits);
-        if !something && self.trouble.is_none() {
+        let asked = !self.queries.is_empty() || self.closing;
+        let extent = self.waiting.extent(!incoming.is_empty(), asked);
+        let Some(extent) = self.trouble.map(|_| Extent::Trial).or(extent) else {
+            if let Some(store) = &self.store {
+                self.waiting.note_some(store);
+            }
             return Done::default();
-        }
-        let Some(store) = &self.store else { return turned_away(incoming) };
-        match self.transact(store, incoming) {
-            Ok(done) => self.finish(done),
-            Err(error) if Fault::of(&error) == Fault::Damaged => {
+        };
+        match self.transact(incoming, extent) {
+            None => turned_away(incoming),
+            Some(Ok(done)) => self.finish(done),
+            Some(Err(error)) if Fault::of(&error) == Fault::Damaged => {
                 self.begin_anew(&error);
-                match self.store.as_ref().map(|store| self.transact(store, incoming)) {
+                match self.transact(incoming, extent) {
                     Some(Ok(done)) => self.finish(done),
                     Some(Err(error)) => self.give_up(&error, incoming),
                     None => turned_away(incoming),
                 }
             }
-            Err(error) => self.give_up(&error, incoming),
+            Some(Err(error)) => self.give_up(&error, incoming),
         }
     }
 
-    fn transact(&self, store: &Connection, incoming: &[Proven<'_>]) -> rusqlite::Result<Done> {
-        match self.try_to_transact(store, incoming, Care::Together) {
-            Err(error) if Fault::of(&error) == Fault::Statement => self.try_to_transact(store, incoming, Care::Alone),
-            other => other,
-        }
-    }
-
-    fn try_to_transact(&self, store: &Connection, incoming: &[Proven<'_>], care: Care) -> rusqlite::Result<Done> {
-        store.prepare_cached("BEGIN")?.execute([])?;
-        let done = self.fill(store, incoming, care).and_then(|done| {
-            store.prepare_cached("COMMIT")?.execute([])?;
-            Ok(done)
-        });
-        if done.is_err() && !store.is_autocommit() {
-            // A failed statement may have ended the transaction; if not, this does.
-            if let Err(error) = store.execute_batch("ROLLBACK") {
-                tracing::error!("{}: {error}", self.path.display());
-            }
-        }
-        done
-    }
-
-    /// Everything inside the transaction. A single command that SQLite refuses is left out and logged,
-    /// so that it never stands in the way of the others.
-    fn fill(&self, store: &Connection, incoming: &[Proven<'_>], care: Care) -> rusqlite::Result<Done> {
-        let mut done = Done::default();
-        // Before whatever is given the numbers after theirs.
-        for passed in &self.passed {
-            let told = guarded(store, care, || note(store, passed))?.unwrap_or_default();
-            done.touched.extend(told.iter().filter_map(subject));
-            done.told.extend(told);
-        }
-        for write in &self.writes {
-            if let Some(told) = guarded(store, care, || self.post(store, self.put(store, write)?))? {
-                done.touched.insert(touched(write));
-                done.touched.extend(told.iter().filter_map(subject));
-                done.told.extend(told);
-            }
-        }
-        for proven in incoming {
-            let kept = guarded(store, care, || {
-                let mut kept = webhook::keep(store, proven, &self.snapshot, &self.live)?;
-                kept.told = self.post(store, kept.told)?;
-                Ok(kept)
-            })?;
-            let answer = kept.map_or_else(
-                || proven.incoming.unavailable(),
-                |kept| {
-                    done.touched.extend(kept.told.iter().filter_map(subject));
-                    done.told.extend(kept.told);
-                    done.heard.count(kept.state, kept.unmatched);
-                    kept.answer
-                },
-            );
-            done.answers.push((proven.incoming.listener, answer));
-        }
-        self.fill_in_passing(store, &done, care)?;
-        Ok(done)
-    }
-
-    /// What goes with a commit that is made anyhow: refused deliveries, and the removal of old rows.
-    fn fill_in_passing(&self, store: &Connection, done: &Done, care: Care) -> rusqlite::Result<()> {
-        if self.trouble.is_some() {
-            store::try_to_write(store)?;
-        }
-        for row in &self.refused {
-            guarded(store, care, || deliveries::append(store, row))?;
-        }
-        if !self.refused.is_empty() {
-            keep::refused(store, keep::REFUSED)?;
-        }
-        if self.dropped > 0 {
-            let lost = format!("{} events were not recorded while the store took nothing", self.dropped);
-            let new = NewEvent {
-                at: now(),
-                app: None,
-                instance: None,
-                kind: EventKind::Supervisor,
-                from: None,
-                to: None,
-                cause: Some(lost),
-                detail: None,
-            };
-            journal::append_event(store, &new)?;
-        }
-        if self.written >= PRUNE_EVERY {
-            let touched = self.touched.union(&done.touched).cloned().collect();
-            keep::prune(store, now(), &touched)?;
-            outbox::prune(store, touched.iter().flatten())?;
-        }
-        Ok(())
-    }
-
-    fn put(&self, store: &Connection, write: &Write) -> rusqlite::Result<Vec<Told>> {
-        Ok(match write {
-            Write::NewDeploy(new) => {
-                let mut deploy = DeployView::new(&new.app, new.by.clone(), now());
-                deploy.ref_name.clone_from(&new.ref_name);
-                deploy.commit.clone_from(&new.commit);
-                deploy.release.clone_from(&new.release);
-                deploy.approved_by.clone_from(&new.approved_by);
-                deploys::append(store, &mut deploy, new.rev.as_deref())?;
-                vec![Told::Queued { ticket: new.ticket, deploy: Box::new(deploy) }]
-            }
-            Write::Update { deploy, attempts, tickets } => {
-                let tells = self.telling.contains(&deploy.app);
-                let before = if tells { deploys::row(store, deploy.id)? } else { None };
-                deploys::update(store, deploy, *attempts)?;
-                let mail = tells && outbox::note(store, before.as_ref(), deploy)?;
-                let mail = mail.then(|| Told::Mail { app: deploy.app.clone() });
-                tickets.iter().map(|ticket| Told::Committed { ticket: *ticket }).chain(mail).collect()
-            }
-            Write::Redeliver { ticket, id } => {
-                redelivery::redeliver(store, *ticket, *id, &self.snapshot, &self.live, now())?
-            }
-            Write::Event(new) => vec![Told::Event(journal::append_event(store, new)?)],
-            Write::Audit(new) => {
-                journal::append_audit(store, new)?;
-                Vec::new()
-            }
-            Write::NewToken { ticket, token } => tokens::append(store, *ticket, token)?,
-            Write::RevokeToken { ticket, name } => tokens::remove(store, *ticket, name)?,
-            Write::Rename { old, new } => {
-                super::rows::rename(store, old, new)?;
-                vec![Told::Tokens(tokens::all(store)?)]
-            }
-            Write::Telling(apps) => {
-                outbox::keep_of(store, apps)?;
-                Vec::new()
-            }
-            Write::Forget { letter } => {
-                outbox::forget(store, *letter)?;
-                Vec::new()
-            }
-            Write::Wait { apps, by } => {
-                outbox::wait(store, apps, *by)?;
-                Vec::new()
-            }
-        })
-    }
-
-    /// Notes for their forges what was told of new deploys.
-    fn post(&self, store: &Connection, mut told: Vec<Told>) -> rusqlite::Result<Vec<Told>> {
-        if self.telling.is_empty() {
-            return Ok(told);
-        }
-        let mut mail = Vec::new();
-        for new in told.iter().flat_map(new_deploys).filter(|deploy| self.telling.contains(&deploy.app)) {
-            if outbox::note(store, None, new)? {
-                mail.push(Told::Mail { app: new.app.clone() });
-            }
-        }
-        told.append(&mut mail);
-        Ok(told)
+    /// `None`: no store is open.
+    fn transact(&mut self, incoming: &[Proven<'_>], extent: Extent) -> Option<rusqlite::Result<Done>> {
+        let Self { store, waiting, snapshot, live, telling, .. } = self;
+        let known = Known { snapshot, live, telling, now: now() };
+        store.as_ref().map(|store| waiting.transact(store, incoming, extent, known))
     }
 
     /// After a commit.
     fn finish(&mut self, mut done: Done) -> Done {
         #[cfg(test)]
         self.inbox.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        if self.written >= PRUNE_EVERY {
-            self.written = 0;
-            self.touched.clear();
-        }
-        let rows = self.writes.len() + self.refused.len() + self.passed.len() + done.answers.len();
-        self.written = self.written.saturating_add(u32::try_from(rows).unwrap_or(u32::MAX));
-        self.touched.append(&mut done.touched);
-        self.writes.clear();
-        self.writes.shrink_to(FEW);
-        self.dropped = 0;
-        self.refused.clear();
-        self.passed.clear();
         self.count_deliveries();
-        self.hurried = false;
-        self.due = None;
         self.inbox.heard().add(done.heard);
         if self.trouble.take().is_some() {
             tracing::info!("{}: takes what comes again", self.path.display());
@@ -549,7 +253,7 @@ impl State {
     fn give_up(&mut self, error: &rusqlite::Error, incoming: &[Proven<'_>]) -> Done {
         // What failed in the disk's hands is better opened again; a full one can still be read.
         if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
-            self.store = None;
+            self.close_store();
         }
         self.begin_trouble(format!("{}: {error}", self.path.display()));
         turned_away(incoming)
@@ -561,19 +265,14 @@ impl State {
             tracing::error!("{message}");
             (self.tell)(Told::Trouble { message });
         }
-        if self.closing && !self.writes.is_empty() {
-            tracing::error!("{} changes were not stored", self.writes.len());
+        if self.closing && self.waiting.changes() > 0 {
+            tracing::error!("{} changes were not stored", self.waiting.changes());
         }
     }
 
-    /// Refused deliveries wait for the next commit; the oldest go when there are too many.
     fn remember(&mut self, refused: NewDelivery) {
-        self.wait_at_most(FRUITLESS_WAIT);
         self.inbox.heard().count(DeliveryState::Refused, false);
-        self.refused.push_back(refused);
-        while self.refused.len() > keep::REFUSED as usize {
-            self.refused.pop_front();
-        }
+        self.waiting.remember(refused);
     }
 
     /// Deliveries are numbered on from the last one in the store, and the last one that was answered.
@@ -591,6 +290,8 @@ impl State {
             }
         }
         if let Some(store) = self.store.as_ref().filter(|_| self.above > 0) {
+            // By itself, whatever becomes of what was begun.
+            self.waiting.take_back(store);
             match store::count_from(store, "deploys", self.above) {
                 Ok(()) => self.above = 0,
                 Err(error) => tracing::error!("{}: {error}", self.path.display()),
@@ -615,7 +316,7 @@ impl State {
     fn begin_anew(&mut self, error: &rusqlite::Error) {
         let last = |table| self.store.as_ref().and_then(|store| store::last_number(store, table).ok()).unwrap_or(0);
         let (deploys, deliveries) = (last("deploys"), last("deliveries"));
-        self.store = None;
+        self.close_store();
         let fresh = store::move_aside(&self.path, now(), error).and_then(|alert| {
             let (store, _) = store::open(&self.path, now())?;
             let sql = |source| StoreError::Sql { path: self.path.clone(), source };
@@ -629,9 +330,14 @@ impl State {
         }
     }
 
+    fn close_store(&mut self) {
+        self.store = None;
+        self.waiting.forget_noted();
+    }
+
     fn answer_queries(&mut self) {
         // What a store that takes nothing still holds need not be sent again.
-        let gone: Vec<i64> = self.writes.iter().filter_map(Write::forgets).collect();
+        let gone = self.waiting.forgotten();
         for (ticket, mut query) in std::mem::take(&mut self.queries) {
             if let Query::Letters { n, .. } = &mut query {
                 *n += gone.len();
@@ -661,69 +367,7 @@ impl State {
 
 /// The answers to these without the store: they may come again later.
 fn turned_away(incoming: &[Proven<'_>]) -> Done {
-    let answers = incoming.iter().map(|one| (one.incoming.listener, one.incoming.unavailable())).collect();
-    Done { answers, ..Done::default() }
-}
-
-/// Writes what was answered already.
-fn note(store: &Connection, passed: &Passed) -> rusqlite::Result<Vec<Told>> {
-    deliveries::append_as(store, Some(passed.id), &passed.row)?;
-    passed.events.iter().map(|event| journal::append_event(store, event).map(Told::Event)).collect()
-}
-
-/// Does one command's work, with care so that all of it or nothing is in the transaction. `None`: SQLite
-/// refuses it, which is logged.
-fn guarded<T>(
-    store: &Connection,
-    care: Care,
-    work: impl FnOnce() -> rusqlite::Result<T>,
-) -> rusqlite::Result<Option<T>> {
-    if care == Care::Together {
-        return work().map(Some);
-    }
-    let run = |sql| store.prepare_cached(sql)?.execute([]);
-    run("SAVEPOINT one")?;
-    let done = match work() {
-        Ok(done) => Some(done),
-        Err(error) if Fault::of(&error) == Fault::Statement => {
-            tracing::error!("a change was not stored: {error}");
-            run("ROLLBACK TO one")?;
-            None
-        }
-        Err(error) => return Err(error),
-    };
-    run("RELEASE one")?;
-    Ok(done)
-}
-
-/// The app that a write adds rows for.
-fn touched(write: &Write) -> Option<AppName> {
-    match write {
-        Write::NewDeploy(new) => Some(new.app.clone()),
-        Write::Update { deploy, .. } => Some(deploy.app.clone()),
-        Write::Event(new) => new.app.clone(),
-        Write::Redeliver { .. }
-        | Write::Audit(_)
-        | Write::NewToken { .. }
-        | Write::RevokeToken { .. }
-        | Write::Telling(_)
-        | Write::Forget { .. }
-        | Write::Wait { .. } => None,
-        Write::Rename { new, .. } => Some(new.clone()),
-    }
-}
-
-fn new_deploys(told: &Told) -> &[DeployView] {
-    match told {
-        Told::Accepted { deploys } => deploys,
-        Told::Queued { deploy, .. } => std::slice::from_ref(deploy),
-        _ => &[],
-    }
-}
-
-/// The app of an event; every delivery that is kept makes one for each of its apps.
-fn subject(told: &Told) -> Option<Option<AppName>> {
-    if let Told::Event(event) = told { Some(event.app.clone()) } else { None }
+    Done::answered(incoming.iter().map(|one| (one.incoming.listener, one.incoming.unavailable())).collect())
 }
 
 fn now() -> At {
