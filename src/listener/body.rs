@@ -4,7 +4,10 @@
 use std::{fs::File, io, io::Write, os::fd::OwnedFd, time::Duration};
 
 use http_body_util::BodyExt;
-use hyper::{StatusCode, body::Incoming};
+use hyper::{
+    StatusCode,
+    body::{Bytes, Incoming},
+};
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
@@ -36,7 +39,7 @@ pub(super) type Sealed = (OwnedFd, usize);
 /// A body that is there in full.
 pub(super) struct Whole<'a> {
     /// The bytes, where no memfd holds them.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub memfd: Option<Sealed>,
     /// Kept until the answer is known.
     _room: SemaphorePermit<'a>,
@@ -59,7 +62,7 @@ impl Cellar {
     ) -> Result<Whole<'_>, Problem> {
         let room = self.room(announced.unwrap_or(INLINE_BODY), guest).await?;
         let late = "the body did not come in time";
-        let whole = timeout(TIME, self.read(body, room, guest))
+        let whole = timeout(TIME, self.read(body, announced, room, guest))
             .await
             .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, late).hang_up())?;
         guest.is_heard();
@@ -82,13 +85,23 @@ impl Cellar {
     async fn read<'a>(
         &'a self,
         mut body: Incoming,
+        announced: Option<usize>,
         mut room: SemaphorePermit<'a>,
         guest: &Guest,
     ) -> Result<Whole<'a>, Problem> {
-        let mut store = Store::Memory(Vec::with_capacity(room.num_permits().min(INLINE_BODY)));
+        let mut store = Store::Memory(Vec::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Problem::bad_request("the body broke off").hang_up())?;
             let Ok(data) = frame.into_data() else { continue };
+            if announced == Some(data.len()) && data.len() <= INLINE_BODY {
+                // Most come in one piece.
+                return Ok(Whole { bytes: data, memfd: None, _room: room });
+            }
+            if let Store::Memory(bytes) = &mut store
+                && bytes.is_empty()
+            {
+                bytes.reserve_exact(room.num_permits().min(INLINE_BODY));
+            }
             let length = store.len() + data.len();
             if length > MAX_BODY {
                 return Err(too_large());
@@ -103,7 +116,7 @@ impl Cellar {
         // One in chunks took the most that it may be.
         drop(room.split(room.num_permits().saturating_sub(length)));
         let (bytes, memfd) = store.seal().map_err(|e| no_memory(&e))?;
-        Ok(Whole { bytes, memfd, _room: room })
+        Ok(Whole { bytes: bytes.into(), memfd, _room: room })
     }
 }
 

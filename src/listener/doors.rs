@@ -145,17 +145,25 @@ async fn attend<D: Desk + 'static>(
     let attended = async {
         match tls {
             None => converse(stream, &guest, desk, closed).await,
-            Some(tls) => {
-                if let Some(stream) = tls.greet(stream).await {
-                    // Larger, and so not within the plain ones.
-                    Box::pin(converse(stream, &guest, desk, closed)).await;
-                }
-            }
+            // Larger, and so not within the plain ones.
+            Some(tls) => Box::pin(greet(stream, tls, &guest, desk, closed)).await,
         }
     };
     tokio::select! {
         () = guest.sent_away() => {}
         () = attended => {}
+    }
+}
+
+async fn greet<D: Desk + 'static>(
+    stream: TcpStream,
+    tls: Rc<Tls>,
+    guest: &Rc<Guest>,
+    desk: Rc<D>,
+    closed: watch::Receiver<bool>,
+) {
+    if let Some(stream) = tls.greet(stream).await {
+        converse(stream, guest, desk, closed).await;
     }
 }
 
@@ -173,28 +181,44 @@ where
             let said = tokio::select! {
                 biased;
                 said = timeout(SILENCE, peeked::first(&mut stream)) => said,
-                () = last_call(&mut closed, begun) => return linger(stream).await,
+                () = last_call(&mut closed, begun) => return Box::pin(linger(stream)).await,
             };
             match said {
                 Ok(Ok(bytes)) if !bytes.is_empty() => first = bytes,
                 _ => return,
             }
         }
-        let Some(_turn) = guest.turn().await else {
-            let _ = stream.write_all(&busy()).await;
-            return linger(stream).await;
-        };
-        // Larger than the rest, and not there most of the time.
-        let end = last_call(&mut closed, begun);
-        match Box::pin(serve(Peeked::new(first, stream), guest, &desk, end)).await {
-            // Where others wait for a turn nothing is kept of a request that has none: its sender has to repeat it.
-            Some(Rest::Silent(silent, ahead)) if ahead.is_empty() || !guest.is_waited_for() => {
-                (stream, first) = (silent, ahead);
-            }
-            Some(Rest::Silent(stream, _) | Rest::Done(stream)) => return linger(stream).await,
-            None => return,
-        }
+        // All that is larger than silence, and not there most of the time.
+        let spoken = Box::pin(speak(stream, first, guest, &desk, last_call(&mut closed, begun))).await;
+        let Some(silent) = spoken else { return };
+        (stream, first) = silent;
     }
+}
+
+/// From the first byte of a request to where none is under way: the connection, and what was read ahead.
+/// `None`: it is closed.
+async fn speak<S, D>(
+    mut stream: S,
+    first: Bytes,
+    guest: &Rc<Guest>,
+    desk: &Rc<D>,
+    last_call: impl Future<Output = ()>,
+) -> Option<(S, Bytes)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    D: Desk + 'static,
+{
+    let Some(_turn) = guest.turn().await else {
+        let _ = stream.write_all(&busy()).await;
+        linger(stream).await;
+        return None;
+    };
+    match serve(Peeked::new(first, stream), guest, desk, last_call).await? {
+        // Where others wait for a turn nothing is kept of a request that has none: its sender has to repeat it.
+        Rest::Silent(stream, ahead) if ahead.is_empty() || !guest.is_waited_for() => return Some((stream, ahead)),
+        Rest::Silent(stream, _) | Rest::Done(stream) => linger(stream).await,
+    }
+    None
 }
 
 /// The doors close; whose handshake ended late has as long for its request as others.
@@ -341,6 +365,26 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Nobody;
+
+    impl Desk for Nobody {
+        async fn answer(&self, _: Request<Incoming>, _: &Guest) -> Response<Content> {
+            Response::new(Content::empty())
+        }
+    }
+
+    /// Ten thousand of them are a few MiB: whatever a request needs is not part of it.
+    #[tokio::test(flavor = "current_thread")]
+    async fn whoever_is_silent_costs_little() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let guests = Guests::new(Vec::new(), 1);
+        let guest = guests.welcome(guests.seat().await, "127.0.0.1".parse().unwrap()).unwrap();
+        let (_closing, closed) = watch::channel(false);
+        let size = size_of_val(&attend(stream, guest, None, Rc::new(Nobody), closed));
+        assert!(size <= 1024, "{size} bytes");
+    }
 
     #[test]
     fn what_is_said_at_the_door_is_whole() {

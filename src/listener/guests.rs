@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     domain::access::{is_among, sender},
-    os::limits,
+    os::{limits, memory},
 };
 
 /// Requests under way at a time. Each may hold about 32 KiB of hyper's, and a small body.
@@ -38,6 +38,10 @@ const PACE: usize = 8 * 1024 * 1024;
 const LEAVING: Duration = Duration::from_millis(10);
 /// How long a request waits for its turn, or for room for its body, before it is told to come later.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// When so many requests were under way, and most of them are answered, the memory that they took is given back:
+/// what lies between small things that stay would be kept for ever.
+const MANY: usize = 64;
 
 /// Descriptors that are no connections: a large body or a page for each turn, and channels.
 const OWN_FILES: u64 = TURNS as u64 + 64;
@@ -55,6 +59,8 @@ pub(super) fn seats() -> io::Result<usize> {
 pub(super) struct Guests {
     seats: Semaphore,
     turns: Semaphore,
+    /// The most turns at a time since memory was given back.
+    most: Cell<usize>,
     proxies: Vec<IpNet>,
     crowd: RefCell<Crowd>,
 }
@@ -89,12 +95,25 @@ pub(super) struct Guest {
 }
 
 /// The right to have a request under way.
-pub(super) struct Turn<'a>(#[expect(dead_code, reason = "free again when dropped")] SemaphorePermit<'a>);
+pub(super) struct Turn<'a> {
+    house: &'a Guests,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let (most, left) = (self.house.most.get(), self.house.under_way() - 1);
+        if most >= MANY && left <= most / 4 {
+            self.house.most.set(left);
+            memory::give_heap_back();
+        }
+    }
+}
 
 impl Guests {
     pub(super) fn new(proxies: Vec<IpNet>, seats: usize) -> Rc<Self> {
         let (seats, turns) = (Semaphore::new(seats), Semaphore::new(TURNS));
-        Rc::new(Self { seats, turns, proxies, crowd: RefCell::default() })
+        Rc::new(Self { seats, turns, most: Cell::new(0), proxies, crowd: RefCell::default() })
     }
 
     /// Waits for a free seat; where there is none, who has been silent longest leaves.
@@ -117,6 +136,10 @@ impl Guests {
         let guest = Guest { house: Rc::clone(self), address, place, whole: Cell::new(true), leave };
         guest.is_silent();
         Some(guest)
+    }
+
+    fn under_way(&self) -> usize {
+        TURNS - self.turns.available_permits()
     }
 
     /// Waits for something that others have, and sends them away one by one when their time is up.
@@ -182,7 +205,8 @@ impl Guest {
         let turns = &self.house.turns;
         let turn = self.wait_for(async { turns.acquire().await.expect("the semaphore is never closed") }).await?;
         self.speaks(0);
-        Some(Turn(turn))
+        self.house.most.set(self.house.most.get().max(self.house.under_way()));
+        Some(Turn { house: &self.house, _permit: turn })
     }
 
     /// Does somebody else need its turn as soon as it has its answer?

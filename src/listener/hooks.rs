@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Bytes, Incoming},
     header::{HeaderValue, RETRY_AFTER},
 };
 
@@ -51,7 +51,7 @@ impl Hooks {
     }
 
     pub(super) async fn health(&self) -> Result<Response<Content>, Problem> {
-        let answer = self.link.ask(|ticket| FromHooks::Health { ticket }, Vec::new(), None, LIMIT).await?;
+        let answer = self.link.ask(|ticket| FromHooks::Health { ticket }, Bytes::new(), None, LIMIT).await?;
         match answer.status {
             200 => Ok(reply(StatusCode::OK, "text/plain", answer.body)),
             _ => Ok(spoken(answer)),

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -52,7 +53,7 @@ impl Reply for Said {
 
 struct Question<Q> {
     message: Q,
-    body: Vec<u8>,
+    body: Bytes,
     fd: Option<OwnedFd>,
 }
 
@@ -97,7 +98,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     pub(super) fn tell(&self, question: impl FnOnce(u64) -> Q, socket: OwnedFd) -> Result<(), Problem> {
         let ticket = self.next_ticket.get();
         self.next_ticket.set(ticket + 1);
-        let question = Question { message: question(ticket), body: Vec::new(), fd: Some(socket) };
+        let question = Question { message: question(ticket), body: Bytes::new(), fd: Some(socket) };
         self.outbox.send(question).map_err(|_| gone())
     }
 
@@ -108,7 +109,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     pub(super) async fn ask(
         &self,
         question: impl FnOnce(u64) -> Q,
-        body: Vec<u8>,
+        body: Bytes,
         fd: Option<OwnedFd>,
         limit: Duration,
     ) -> Result<R, Problem> {

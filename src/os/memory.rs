@@ -15,14 +15,19 @@ pub fn share_one_heap() {
     }
 }
 
-/// Gives back the free pages of the heap, those between used ones too, and forgets the code that has run: a
-/// start needs most of it, and what comes after little, which is found in the page cache again.
-pub fn give_back() {
+/// Gives back the free pages of the heap, those between used ones too.
+pub fn give_heap_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no pointer, and touches free memory alone.
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// That, and forgets the code that has run: a start needs most of it, and what comes after little, which is found
+/// in the page cache again.
+pub fn give_back() {
+    give_heap_back();
     // SAFETY: the callback is of the type that is asked for, and needs no data.
     unsafe { libc::dl_iterate_phdr(Some(forget_code), ptr::null_mut()) };
 }
