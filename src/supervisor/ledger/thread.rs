@@ -94,6 +94,9 @@ impl State {
             }
             self.round(arrived);
             if std::mem::take(&mut self.giving_back) {
+                if let Some(Err(error)) = self.store.as_ref().map(|store| store.execute_batch("PRAGMA shrink_memory")) {
+                    tracing::warn!("{}: keeps its cache: {error}", self.path.display());
+                }
                 memory::give_back();
             }
         }
