@@ -73,7 +73,7 @@ def table():
                 cells = [shown(None if value is None else value / divisor) for value in values]
                 lines.append(f"| {label_n} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{NAMES[name]} {run['versions'][name]}" for name in names if name in run["versions"])
-    made = f"One run of {run['date']}, Linux {run['kernel']}, {run['processors']} processors: {versions}."
+    made = f"Measured on {run['date']}, Linux {run['kernel']}, {run['processors']} processors: {versions}."
     return "\n".join(lines) + f"\n\n{made}\n"
 
 
