@@ -20,7 +20,7 @@ use super::{
     say::{Command, Query, Told},
     store::{self, Fault, StoreError},
     tokens,
-    waiting::{Done, Extent, Waiting},
+    waiting::{Contents, Done, Extent, Waiting},
     webhook::{self, Incoming, Proven, Reading},
     write::{Known, Write},
 };
@@ -236,7 +236,7 @@ impl State {
     fn transact(&mut self, incoming: &[Proven<'_>], extent: Extent) -> Option<rusqlite::Result<Done>> {
         let Self { store, waiting, snapshot, live, telling, .. } = self;
         let known = Known { snapshot, live, telling, now: now() };
-        store.as_ref().map(|store| waiting.transact(store, incoming, extent, known))
+        store.as_ref().map(|store| waiting.transact(store, Contents { incoming, extent, known }))
     }
 
     /// After a commit.

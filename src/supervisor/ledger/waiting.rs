@@ -57,6 +57,14 @@ pub(super) enum Extent {
     Trial,
 }
 
+/// What goes into a transaction beside all that waits.
+#[derive(Clone, Copy)]
+pub(super) struct Contents<'a> {
+    pub incoming: &'a [Proven<'a>],
+    pub extent: Extent,
+    pub known: Known<'a>,
+}
+
 /// What one transaction did, to be answered and told after its commit.
 #[derive(Default)]
 pub(super) struct Done {
@@ -232,36 +240,21 @@ impl Waiting {
     ///
     /// # Errors
     /// Of the store, but not what a single change is refused for.
-    pub(super) fn transact(
-        &mut self,
-        store: &Connection,
-        incoming: &[Proven<'_>],
-        extent: Extent,
-        known: Known<'_>,
-    ) -> rusqlite::Result<Done> {
-        match self.try_to_transact(store, incoming, extent, known, Care::Together) {
-            Err(error) if Fault::of(&error) == Fault::Statement => {
-                self.try_to_transact(store, incoming, extent, known, Care::Alone)
-            }
+    pub(super) fn transact(&mut self, store: &Connection, contents: Contents<'_>) -> rusqlite::Result<Done> {
+        match self.try_to_transact(store, contents, Care::Together) {
+            Err(error) if Fault::of(&error) == Fault::Statement => self.try_to_transact(store, contents, Care::Alone),
             other => other,
         }
     }
 
-    fn try_to_transact(
-        &mut self,
-        store: &Connection,
-        incoming: &[Proven<'_>],
-        extent: Extent,
-        known: Known<'_>,
-        care: Care,
-    ) -> rusqlite::Result<Done> {
-        let done = begin(store).and_then(|()| self.fill(store, incoming, extent, known, care)).and_then(|done| {
+    fn try_to_transact(&mut self, store: &Connection, contents: Contents<'_>, care: Care) -> rusqlite::Result<Done> {
+        let done = begin(store).and_then(|()| self.fill(store, contents, care)).and_then(|done| {
             store.prepare_cached("COMMIT")?.execute([])?;
             Ok(done)
         });
         match done {
             Ok(mut done) => {
-                self.finish(&mut done, extent);
+                self.finish(&mut done, contents.extent);
                 Ok(done)
             }
             Err(error) => {
@@ -273,14 +266,8 @@ impl Waiting {
 
     /// Everything inside the transaction. A single command that SQLite refuses is left out and logged,
     /// so that it never stands in the way of the others.
-    fn fill(
-        &mut self,
-        store: &Connection,
-        incoming: &[Proven<'_>],
-        extent: Extent,
-        known: Known<'_>,
-        care: Care,
-    ) -> rusqlite::Result<Done> {
+    fn fill(&mut self, store: &Connection, contents: Contents<'_>, care: Care) -> rusqlite::Result<Done> {
+        let Contents { incoming, extent, known } = contents;
         let mut done = Done::default();
         done.tell(std::mem::take(&mut self.noted.1));
         // Before whatever is given the numbers after theirs.
@@ -312,7 +299,7 @@ impl Waiting {
             done.answers.push((proven.incoming.listener, answer));
         }
         if extent != Extent::Deliveries {
-            self.fill_in_passing(store, &done, extent, known, care)?;
+            self.fill_in_passing(store, &done, contents, care)?;
         }
         Ok(done)
     }
@@ -322,8 +309,7 @@ impl Waiting {
         &self,
         store: &Connection,
         done: &Done,
-        extent: Extent,
-        known: Known<'_>,
+        Contents { extent, known, .. }: Contents<'_>,
         care: Care,
     ) -> rusqlite::Result<()> {
         if extent == Extent::Trial {
