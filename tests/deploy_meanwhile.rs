@@ -8,7 +8,10 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use deploying::*;
 use nix::{
@@ -369,4 +372,23 @@ fn two_terminations_are_one() {
     assert_eq!(deploy["state"], "live", "{deploy}");
     server.wait_state("site", "ready");
     assert_live(&server, &deploy);
+}
+
+/// A helper is on its way to wait for the fetch then, and nobody will ever tell it what to fetch.
+#[test]
+fn a_shutdown_just_as_a_deploy_begins_ends_and_the_deploy_goes_on_later() {
+    let (mut server, repo) = live_world("", "");
+    for round in 0..20 {
+        repo.commit(&[("VERSION", &format!("{round}"))], "again");
+        let id = push(&server, &repo);
+        let begun = format!("deploy fetching app=site deploy={id}");
+        // That is told before it is recorded, and the helper starts meanwhile: no event is as early.
+        let end = Instant::now() + Duration::from_secs(60);
+        while !server.log().contains(&begun) {
+            assert!(Instant::now() < end, "never: {begun}\n{}", server.log());
+        }
+        assert!(server.stop().success());
+        server.start();
+        assert_live(&server, &server.deploy_end(id));
+    }
 }

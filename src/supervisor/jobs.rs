@@ -341,7 +341,7 @@ impl Supervisor {
     }
 
     /// Ends the tree of the job that this deploy runs.
-    pub fn end_job_of(&mut self, deploy: DeployId) {
+    pub fn end_running_job_of(&mut self, deploy: DeployId) {
         let found = self.jobs.iter().find(|(_, job)| job.deploy == Some(deploy)).map(|(id, _)| *id);
         let Some(id) = found else { return };
         if let Some(job) = self.jobs.get(&id).filter(|job| job.main.is_some() && !job.unwanted) {

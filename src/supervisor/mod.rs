@@ -177,6 +177,8 @@ pub struct Supervisor {
     reserves: HashMap<DeployId, pipeline::Reserve>,
     /// Helpers that wait for the fetch of a deploy that has begun.
     fetchers: HashMap<DeployId, pipeline::Fetcher>,
+    /// Deploys with a job that what it needs is being made for, and the ticket of that job.
+    coming_jobs: HashMap<DeployId, u64>,
     /// Mirrors that are tidied, and the jobs that do it.
     tidying: BTreeMap<PathBuf, jobs::JobId>,
     /// How many commits some of an app are behind the tip of their ref, as it was seen last.

@@ -200,6 +200,7 @@ fn build(
         polls: BTreeMap::new(),
         reserves: HashMap::new(),
         fetchers: HashMap::new(),
+        coming_jobs: HashMap::new(),
         tidying: BTreeMap::new(),
         behind: BTreeMap::new(),
         trials: HashMap::new(),

@@ -251,13 +251,42 @@ impl Supervisor {
         let Some(job) = self.give_to_fetcher(deploy, job) else { return };
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let fetches = matches!(job, Job::Tree { who: Who::FetchUser, .. });
+        let ticket = self.ticket();
+        self.coming_jobs.insert(deploy, ticket);
         self.with_job_folders(&Arc::clone(&app), fetches, move |supervisor, made| match made {
-            Ok(keys) => {
-                supervisor.with_deploy_log(&app, deploy, move |supervisor| supervisor.begin_job(&view, job, keys));
+            Ok(keys) => supervisor.with_deploy_log(&app, deploy, move |supervisor| {
+                if supervisor.still_comes(deploy, ticket) {
+                    supervisor.begin_job(&view, job, keys);
+                } else {
+                    supervisor.files.run(move || drop(keys), |_, ()| ());
+                }
+            }),
+            Err(error) if supervisor.still_comes(deploy, ticket) => {
+                if fetches {
+                    supervisor.job_refused(deploy, error);
+                } else {
+                    supervisor.job_never_was(deploy, error);
+                }
             }
-            Err(error) if fetches => supervisor.job_refused(deploy, error),
-            Err(error) => supervisor.job_never_was(deploy, error),
+            Err(_) => {}
         });
+    }
+
+    /// Is this job of the deploy still wanted, now that it may begin?
+    fn still_comes(&mut self, deploy: DeployId, ticket: u64) -> bool {
+        let comes = self.coming_jobs.get(&deploy) == Some(&ticket);
+        if comes {
+            self.coming_jobs.remove(&deploy);
+        }
+        comes
+    }
+
+    /// Ends the job of this deploy, also one that what it needs is still being made for.
+    fn end_job_of(&mut self, deploy: DeployId) {
+        if self.coming_jobs.remove(&deploy).is_some() || self.takes_from_fetcher(deploy) {
+            return self.job_never_was(deploy, "it was ended before it began".to_owned());
+        }
+        self.end_running_job_of(deploy);
     }
 
     /// Goes on once the folders that jobs of this app work in are there, and where one fetches its keys

@@ -52,6 +52,12 @@ impl Supervisor {
         });
     }
 
+    /// Forgets the task that the helper of a fetch was to get; false: there is none that waits to be given.
+    pub fn takes_from_fetcher(&mut self, deploy: DeployId) -> bool {
+        let Some(Fetcher::Preparing(task)) = self.fetchers.get_mut(&deploy) else { return false };
+        task.take().is_some()
+    }
+
     fn prepared(&mut self, deploy: DeployId, keys: Keys) {
         let found = self.fetchers.remove(&deploy).zip(self.spec_of(deploy));
         let Some((Fetcher::Preparing(task), (view, app))) = found else {
@@ -101,6 +107,11 @@ impl Supervisor {
     }
 
     fn have_wait(&mut self, app: &config::App, what: &str, who: Arc<Identity>, keys: Keys) -> Option<Reserve> {
+        if self.is_ending() {
+            // Those that waited were ended, and no deploy begins to ask for this one.
+            self.files.run(move || drop(keys), |_, ()| ());
+            return None;
+        }
         let log = self.deploy_stream(&app.name, &app.work_as)?;
         let (order, theirs) = UnixStream::pair().ok()?;
         let name = format!("{}.{what}.job", app.name);
