@@ -84,6 +84,11 @@ fn lives(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// For a moment what the shell starts looks like the shell.
+fn runs_once(server: &Server, pid: i32) {
+    until("it runs once", || processes(server.path().join("app.sh").to_str().unwrap()) == [pid]);
+}
+
 fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
@@ -110,7 +115,7 @@ fn what_runs_goes_on_and_its_output_has_no_hole() {
     let took = server.events().into_iter().filter(|e| e["kind"] == "supervisor" && e["to"] == "took_over");
     assert!(took.filter(|e| e["cause"] == "adopted a.1").count() == 3, "{:?}", server.events());
 
-    assert_eq!(processes(server.path().join("app.sh").to_str().unwrap()), [pid], "it runs once");
+    runs_once(&server, pid);
     server.ok(&["stop", "a"]);
     let written = count(server.path());
     server.until("all was captured", |s| (lines_without_a_hole(s) >= written as usize).then_some(()));
@@ -369,4 +374,31 @@ fn an_end_that_was_asked_for_early_ends_what_is_adopted() {
     assert!(server.stop().success());
     assert!(!lives(pid));
     assert!(processes(server.path().join("app.sh").to_str().unwrap()).is_empty());
+}
+
+/// Says so when it finds that its last process still runs; deaf to TERM.
+const ALONE: &str = "trap '' TERM\n[ -e \"$1/pid\" ] && grep -qs ') [^ZX] ' \"/proc/$(cat \"$1/pid\")/stat\" \
+    && echo twice >> \"$1/twice\"\necho $$ > \"$1/pid\"\nwhile :; do sleep 0.05; done\n";
+
+#[test]
+fn what_people_want_while_the_rest_is_ended_comes_after_that() {
+    let mut server = Server::with_apps(
+        r#""a": (command: ["/bin/sh", "@DIR@/app.sh", "@DIR@"], stop: (timeout: "2s"),
+             ready: Exec(command: ["test", "-e", "@DIR@/may-be-ready"], within: "1h"))"#,
+    );
+    fs::write(server.path().join("app.sh"), ALONE).unwrap();
+    server.start();
+    until("it runs", || server.path().join("pid").exists());
+    server.kill();
+    // Nobody was ready by then, so nobody goes on.
+    fs::write(server.path().join("may-be-ready"), "").unwrap();
+    server.start();
+    server.edit_config(r#"stop: (timeout: "2s")"#, r#"stop: (timeout: "1s"), env: {"NEW": "1"}"#);
+    for wish in [["reload"].as_slice(), &["restart", "a"], &["stop", "a"], &["start", "a"]] {
+        server.ok(wish);
+    }
+    server.wait_state("a", "ready");
+    assert!(!server.path().join("twice").exists(), "it ran twice: {}", server.log());
+    runs_once(&server, server.main_pid("a"));
+    assert!(server.log().contains("ending what the last supervisor left: a.1"), "{}", server.log());
 }

@@ -233,6 +233,27 @@ fn groups_go_with_what_they_are_for() {
     assert!(groups(&a).is_empty(), "{:?}", groups(&a));
 }
 
+#[test]
+fn a_group_that_somebody_has_removed_is_made_again() {
+    let server =
+        Server::with_apps(r#""a": (ready: Immediate, command: ["sleep", "1000"], limits: (tasks: 77))"#).started();
+    server.wait_state("a", "ready");
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", server.main_pid("a"))).unwrap();
+    let name = own.lines().find_map(|line| line.rsplit('/').next().filter(|name| name.starts_with("everhook-")));
+    let Some(name) = name else { return println!("left out, as there are no cgroups") };
+    server.ok(&["stop", "a"]);
+    for group in groups(name) {
+        fs::remove_dir(group).unwrap();
+    }
+    server.ok(&["start", "a"]);
+    server.wait_state("a", "ready");
+    assert_eq!(server.app("a")["instances"][0]["restarts"], 0, "nothing has failed");
+    assert!(!groups(name).is_empty());
+    if are_held(&server) {
+        assert_eq!(in_a_group(server.main_pid("a"), "pids.max").as_deref(), Some("77"));
+    }
+}
+
 /// Folders of this name in any hierarchy.
 fn groups(name: &str) -> Vec<String> {
     let found =

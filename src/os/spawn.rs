@@ -178,6 +178,8 @@ pub enum Part {
     Directory,
     Program,
     Credentials,
+    /// Its group is gone.
+    Cgroup,
     Other,
 }
 
@@ -235,7 +237,13 @@ impl Spawner {
     pub fn spawn(&mut self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
         let preparing =
             |errno: io::Error| SpawnError { step: format!("preparing {:?}", spec.program), part: Part::Other, errno };
-        let by_hand = open_procs(spec, self.clone3).map_err(preparing)?;
+        let gone = |errno: io::Error| SpawnError {
+            step: format!("making a process for {:?} in its cgroup, which somebody has removed", spec.program),
+            part: Part::Cgroup,
+            errno,
+        };
+        let is_gone = |errno: &io::Error| matches!(errno.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
+        let by_hand = open_procs(spec, self.clone3).map_err(|e| if is_gone(&e) { gone(e) } else { preparing(e) })?;
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));
         filled.extend(spec.gate.as_deref());
@@ -253,6 +261,7 @@ impl Spawner {
                 self.clone3 = false;
                 self.spawn(spec)
             }
+            Err(errno) if spec.cgroup.is_some() && is_gone(&errno) => Err(gone(errno)),
             Err(errno) => {
                 Err(SpawnError { step: format!("making a process for {:?}", spec.program), part: Part::Other, errno })
             }

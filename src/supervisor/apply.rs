@@ -15,7 +15,7 @@ use super::{
     children::Owner,
     launch,
     ledger::{Command, NewEvent},
-    live,
+    live, prepare,
     seats::{SeatId, SeatShell, Shell},
     sockets::FIRST_PASSED,
     words,
@@ -228,6 +228,23 @@ impl Supervisor {
         }
     }
 
+    /// Somebody has removed the group of a seat while nobody lived in it.
+    fn start_in_new_group(&mut self, id: SeatId) {
+        let (maker, name) = (self.maker.clone(), prepare::seat_name(&id.instance(), id.seat));
+        self.files.run(
+            move || maker.cgroup(&name),
+            move |supervisor, made| match made {
+                Ok(group) => {
+                    if let Some(seat) = supervisor.seat_mut(&id) {
+                        seat.kit.cgroup = group;
+                    }
+                    supervisor.spawn_in_turn(id);
+                }
+                Err(error) => supervisor.start_failed(&id, "", &error),
+            },
+        );
+    }
+
     /// Tells the place of the field that asks for what cannot be.
     fn start_failed(&mut self, id: &SeatId, field: &str, error: &str) {
         let fault = self.apps.get(&id.app).map(|app| app.spec().fault(field, error));
@@ -247,12 +264,13 @@ impl Supervisor {
                 self.hear_notices(id);
                 self.switched(&id.app);
             }
+            Err(SpawnError { part: Part::Cgroup, .. }) => self.start_in_new_group(id.clone()),
             Err(error) => {
                 let field = match error.part {
                     Part::Directory => "directory",
                     Part::Program => "command",
                     Part::Credentials => "user",
-                    Part::Other => "",
+                    Part::Cgroup | Part::Other => "",
                 };
                 self.start_failed(id, field, &error.to_string());
             }

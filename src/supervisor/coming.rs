@@ -1,5 +1,6 @@
 //! How apps come in at the start. What each needs on disk takes longer to make than to start it, so of many only the
-//! first are made before anything runs, and the others while these start. People's wishes wait until all are known.
+//! first are made before anything runs, and the others while these start. People's wishes wait until all are known and
+//! nothing is left of the last supervisor's that is to end.
 
 use std::{collections::BTreeMap, sync::Arc, thread};
 
@@ -14,6 +15,7 @@ use super::{
 };
 use crate::{
     domain::{
+        api::Request,
         config::{self, Config},
         model::AppName,
     },
@@ -36,6 +38,7 @@ pub struct Coming {
     env_files: EnvFiles,
     /// Being made: so many are still to come.
     left: usize,
+    /// What waits for that.
     asked: Vec<Asked>,
 }
 
@@ -69,11 +72,20 @@ impl Supervisor {
         self.take_in_all(specs.into_iter().zip(made));
     }
 
+    /// Is this heard only once all apps are known, and what the last supervisor left is ended or adopted? What is
+    /// changed before would run beside that.
+    pub fn must_wait(&self, asked: &Asked) -> bool {
+        let request = &asked.ask.request;
+        let ends = matches!(request, Request::Shutdown { .. });
+        self.coming.any() || !self.begun && request.changes() && !ends
+    }
+
     /// Has the others come in one after the other.
     pub fn take_others(&mut self) {
         let specs = std::mem::take(&mut self.coming.specs);
         if specs.is_empty() {
-            return self.all_are_in();
+            self.all_are_in();
+            return self.hear_all();
         }
         let (maker, events, others) = (self.maker.clone(), self.events.clone(), specs.clone());
         let work = move || {
@@ -91,6 +103,7 @@ impl Supervisor {
             self.take_first(usize::MAX);
             self.let_start(|_| true);
             self.all_are_in();
+            self.hear_all();
         }
     }
 

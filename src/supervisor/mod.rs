@@ -251,7 +251,7 @@ impl Supervisor {
         match event {
             Event::Spawned { token, result } => self.spawned(token, result),
             Event::Probed { seat, attempt, result } => self.tell(&seat, Happening::Probed { attempt, result }),
-            Event::Asked(asked) if self.coming.any() => self.coming.ask_later(*asked),
+            Event::Asked(asked) if self.must_wait(&asked) => self.coming.ask_later(*asked),
             Event::Asked(asked) => self.hear(*asked),
             Event::Told(told) => self.told(told),
             Event::Logger { run, message } => self.logger_said(run, message),

@@ -130,7 +130,7 @@ impl Supervisor {
     /// applied; wishes that come meanwhile are granted by one more reading.
     pub fn reload(&mut self, wanted: Wanted) {
         self.reloads.push(wanted);
-        if !self.reloading && !self.coming.any() {
+        if !self.reloading && !self.coming.any() && self.begun {
             self.reload_next();
         }
     }

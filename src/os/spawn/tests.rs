@@ -458,10 +458,13 @@ fn it_is_born_in_its_cgroup() {
             assert_eq!(descriptors, "0\n1\n2\n3\n");
         }
         cgroup.remove().unwrap();
-        spawner.clone3 = true;
-        let gone = spawner
-            .spawn(&SpawnSpec { cgroup: cgroup.birthplace(), cgroups1: cgroup.entered(), ..shell("") })
-            .unwrap_err();
-        assert_eq!(gone.step, "making a process for \"/bin/sh\"");
+        for clone3 in [true, false] {
+            spawner.clone3 = clone3;
+            let gone = spawner
+                .spawn(&SpawnSpec { cgroup: cgroup.birthplace(), cgroups1: cgroup.entered(), ..shell("") })
+                .unwrap_err();
+            let step = "making a process for \"/bin/sh\" in its cgroup, which somebody has removed";
+            assert_eq!((gone.step.as_str(), gone.part), (step, Part::Cgroup));
+        }
     });
 }
