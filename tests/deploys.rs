@@ -13,6 +13,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
 use deploying::*;
@@ -301,6 +302,31 @@ fn what_a_step_leaves_behind_is_ended_and_named() {
         let is_it = |event: &serde_json::Value| event["kind"] == "deploy" && event["cause"] == named.as_str();
         s.events().iter().any(is_it).then_some(())
     });
+}
+
+#[test]
+fn who_waits_for_an_app_hears_that_its_first_deploy_has_brought_nothing() {
+    let after = r#", "after": (command: ["sleep", "1000"], ready: Immediate, requires: ["site"])"#;
+    let (server, repo) = world_with(&(site("", "check: [\"cat $DIR/gate\", \"test -e good\"]") + after));
+    let gate = Gate::new(&server, "gate");
+    let server = server.started();
+    let held = gate.reached();
+    let waits = server.client(&["start", "after"]).stderr(Stdio::piped()).spawn().unwrap();
+    server.until("it is asked for", |s| (!s.json(&["audit"]).as_array().unwrap().is_empty()).then_some(()));
+    gate.remove();
+    drop(held);
+    let told = waits.wait_with_output().unwrap();
+    assert_eq!(told.status.code(), Some(1));
+    let told = String::from_utf8(told.stderr).unwrap();
+    assert!(told.contains("after waits: site has no release, as deploy 1 failed: "), "{told}");
+    for wish in ["start", "restart"] {
+        let told = server.fails(1, &[wish, "site"]);
+        assert!(told.contains("site waits: site has no release, as deploy 1 failed"), "{told}");
+    }
+    repo.commit(&[("good", "")], "good");
+    fs::write(server.path().join("gate"), "").unwrap();
+    assert_live(&server, &server.deliver("site", &repo));
+    server.ok(&["start", "after"]);
 }
 
 #[test]

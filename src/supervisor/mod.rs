@@ -165,6 +165,8 @@ pub struct Supervisor {
     deploy_streams: HashMap<AppName, outputs::DeployStream>,
     /// Apps whose file `live` leads nowhere, until a deploy has something to run.
     lost: BTreeSet<AppName>,
+    /// Why the newest deploy of an app that has no release has brought none, until there is another.
+    undeployed: BTreeMap<AppName, String>,
     /// Releases that go once nobody runs in them any more.
     doomed: BTreeSet<(AppName, ReleaseId)>,
     /// Apps whose repository is looked at once none of their deploys is left.

@@ -337,6 +337,7 @@ impl Supervisor {
             return;
         }
         self.apps.remove(name);
+        self.undeployed.remove(name);
         self.unschedule(name);
         let shell = self.shells.remove(name);
         if let Some(armed) = shell.as_ref().and_then(|shell| shell.armed) {

@@ -194,6 +194,7 @@ fn build(
         kept_answers: HashMap::new(),
         deploy_states: HashMap::new(),
         lost: BTreeSet::new(),
+        undeployed: BTreeMap::new(),
         doomed: BTreeSet::new(),
         news_due: BTreeSet::new(),
         asking: BTreeSet::new(),

@@ -120,6 +120,7 @@ impl Supervisor {
                         Some(Err(format!("{name}: {why}")))
                     }
                     State::Failed { .. } | State::Stopped => Some(Err(reason())),
+                    State::Waiting => self.in_vain(&id.app).map(|why| Err(format!("{name} waits: {why}"))),
                     _ => None,
                 }
             }
@@ -148,6 +149,18 @@ impl Supervisor {
             }
             Goal::Deploy { .. } => None,
         }
+    }
+
+    /// Why an app that waits will not start before somebody deploys it, or one that it comes after.
+    fn in_vain(&self, name: &AppName) -> Option<String> {
+        let app = self.apps.get(name)?;
+        let is_busy = || self.deploys.running(name).is_some() || self.deploys.waiting(name).next().is_some();
+        let never =
+            app.release().is_none() && app.spec().deploy.as_ref().is_some_and(|deploy| deploy.unlooked().is_some());
+        let why = self.undeployed.get(name).cloned();
+        let why =
+            why.or_else(|| (never && !is_busy()).then(|| format!("{name} has no release: {}", app.first_deploy())));
+        why.or_else(|| app.spec().comes_after().find_map(|other| self.in_vain(other)))
     }
 
     /// Whoever drains has been taken over from, and speaks for no copy any more.

@@ -99,6 +99,7 @@ impl Supervisor {
             // What the last supervisor left may still be working in the same folders and groups, and is ended there.
             self.early_deploys.push((view, attempts, order));
         } else if let Some(queued) = self.housed(view, attempts, order) {
+            self.undeployed.remove(&queued.view.app);
             self.deploy_event(Event::Queue(Box::new(queued)));
         }
     }
@@ -522,6 +523,7 @@ impl Supervisor {
         self.fetchers.remove(&view.id);
         self.remove_tmp(view);
         self.tidy(view);
+        self.note_undeployed(view);
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in waiters {
             match waiter.wants(view.id) {
@@ -530,6 +532,17 @@ impl Supervisor {
             }
         }
         self.look_if_due(&view.app);
+    }
+
+    /// Whoever waits until an app without a release is up waits in vain once no deploy is left that may bring one.
+    fn note_undeployed(&mut self, DeployView { id, app, state, reason, .. }: &DeployView) {
+        let lacks = self.apps.get(app).is_some_and(|app| app.release().is_none());
+        if !lacks || self.deploys.running(app).is_some() || self.deploys.waiting(app).next().is_some() {
+            return;
+        }
+        let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        self.undeployed.insert(app.clone(), format!("{app} has no release, as deploy {id} {state}{why}"));
+        self.look_at_waiters();
     }
 
     fn tell_deploy_waiters(&self, view: &DeployView) {

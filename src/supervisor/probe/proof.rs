@@ -1,7 +1,8 @@
 //! Proof that the very instance that is asked has answered, where others listen on the same socket
-//! beside it: DESIGN.md section 5, "Readiness on a socket that is shared must be proven". The request
-//! is sent but for its end; the kernel says which process has accepted it; only if that belongs to the
-//! instance's tree does the end follow and the answer count.
+//! beside it. A connection is made; the kernel says which process has accepted it; only if that belongs
+//! to the instance's tree does the request follow and the answer count. Nothing is said before, as a
+//! small server may answer the first bytes and close, and then nobody can tell who that was. But some
+//! accept only what has begun to speak (`TCP_DEFER_ACCEPT`): after a while they get all but the end.
 //!
 //! Everything here blocks, and runs on a thread of its own.
 
@@ -26,6 +27,8 @@ use crate::{
 
 /// How long a connection waits to be accepted before another one is tried.
 const UNACCEPTED: Duration = Duration::from_millis(500);
+/// How long it says nothing meanwhile.
+const SILENT: Duration = Duration::from_millis(50);
 /// Between two looks at who has accepted.
 const LOOK: Duration = Duration::from_millis(2);
 /// Once in so many rounds those of a tree are looked for who left their parents.
@@ -84,16 +87,16 @@ pub fn round(
     let pids = whose.pids(missed);
     let width = (1 + missed / WIDEN_AFTER).min(WIDEST);
     let result = (0..width)
-        .map(|_| knock(address, request, limit))
+        .map(|_| Connection::to(address, limit))
         .collect::<io::Result<Vec<_>>>()
-        .and_then(|knocking| opened(knocking, &pids, limit));
+        .and_then(|knocking| opened(knocking, request, &pids, limit));
     match result {
         Err(error) => Answer::No(format!("{named}: {error}")),
         Ok(Opened::Nobody) => Answer::No(format!("{named}: nobody accepts the connection")),
         Ok(Opened::Others) => Answer::Others(format!("{named}: only other instances accept connections")),
-        Ok(Opened::Ours(mut connection)) => {
+        Ok(Opened::Ours(mut connection, said)) => {
             let Some(request) = request else { return Answer::Yes };
-            let answer = connection.end_request().map_err(|e| format!("{named}: {e}"));
+            let answer = connection.ask(&request.text[said..]).map_err(|e| format!("{named}: {e}"));
             let judged =
                 answer.and_then(|answer| judge(&answer, request.expect).map_err(|why| format!("{named} {why}")));
             judged.map_or_else(Answer::No, |()| Answer::Yes)
@@ -101,32 +104,31 @@ pub fn round(
     }
 }
 
-fn knock(address: &ProbeAddress, request: Option<&Request>, limit: Duration) -> io::Result<Connection> {
-    let mut connection = Connection::to(address, limit)?;
-    if let Some(request) = request {
-        let but_for_the_end = request.text.strip_suffix("\r\n").unwrap_or(&request.text);
-        connection.stream().write_all(but_for_the_end.as_bytes())?;
-    }
-    Ok(connection)
-}
-
 /// Who has opened.
 enum Opened {
-    Ours(Connection),
+    /// With so many bytes of the request said already.
+    Ours(Connection, usize),
     Others,
     /// Some connection was accepted by nobody in time.
     Nobody,
 }
 
-fn opened(mut knocking: Vec<Connection>, pids: &[u32], limit: Duration) -> io::Result<Opened> {
-    let late = Instant::now() + limit.min(UNACCEPTED);
+fn opened(
+    mut knocking: Vec<Connection>,
+    request: Option<&Request>,
+    pids: &[u32],
+    limit: Duration,
+) -> io::Result<Opened> {
+    let begun = Instant::now();
+    let but_for_the_end = request.and_then(|request| request.text.strip_suffix("\r\n")).unwrap_or_default();
+    let mut said = 0;
     loop {
         let mut waiting = Vec::new();
         for connection in knocking {
             match connection.inode()? {
                 None => waiting.push(connection),
                 Some(inode) if pids.iter().any(|pid| accepted::holds(*pid, inode)) => {
-                    return Ok(Opened::Ours(connection));
+                    return Ok(Opened::Ours(connection, said));
                 }
                 // Closed at once: who accepted it waits for the end of a request.
                 Some(_) => drop(connection),
@@ -135,10 +137,16 @@ fn opened(mut knocking: Vec<Connection>, pids: &[u32], limit: Duration) -> io::R
         if waiting.is_empty() {
             return Ok(Opened::Others);
         }
-        if Instant::now() > late {
+        if begun.elapsed() > limit.min(UNACCEPTED) {
             return Ok(Opened::Nobody);
         }
         knocking = waiting;
+        if said == 0 && begun.elapsed() > SILENT {
+            for connection in &mut knocking {
+                connection.stream().write_all(but_for_the_end.as_bytes())?;
+            }
+            said = but_for_the_end.len();
+        }
         thread::sleep(LOOK);
     }
 }
@@ -190,10 +198,10 @@ impl Connection {
         }
     }
 
-    /// Sends the end of the request; what comes back, as far as a status line goes.
-    fn end_request(&mut self) -> io::Result<Vec<u8>> {
+    /// Sends the rest of a request; what comes back, as far as a status line goes.
+    fn ask(&mut self, rest: &str) -> io::Result<Vec<u8>> {
         let stream = self.stream();
-        stream.write_all(b"\r\n")?;
+        stream.write_all(rest.as_bytes())?;
         let mut line = Vec::new();
         let mut buffer = [0u8; STATUS_LINE];
         while !line.contains(&b'\n') && line.len() < STATUS_LINE {
@@ -222,7 +230,8 @@ mod tests {
     use super::{super::ask::request, *};
 
     /// Two processes on one socket: the old one, which answers 200, and a new one. Prints the pids and
-    /// the port. How each waits: `accept`, `epoll`, `exclusive`; the new one may also `hang` or `fail`.
+    /// the port. How each waits: `accept`, `epoll`, `exclusive`; the new one may also `hang` or `fail`. With
+    /// `hasty` it answers whatever comes first, with `deferred` it is woken only by what has begun to speak.
     const PAIR: &str = r#"
 import os, select, socket, sys, time
 where, how, new = sys.argv[1], sys.argv[2], sys.argv[3]
@@ -230,23 +239,25 @@ if where == "tcp":
     s = socket.socket(); s.bind(("127.0.0.1", 0))
 else:
     s = socket.socket(socket.AF_UNIX); s.bind(where)
+if how == "deferred": s.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
 s.listen(100)
 def answer(c, status):
     try:
         c.settimeout(5)
-        head = b""
-        while b"\r\n\r\n" not in head:
+        head = c.recv(4096)
+        while head and how != "hasty" and b"\r\n\r\n" not in head:
             more = c.recv(4096)
             if not more: return c.close()
             head += more
         c.sendall(b"HTTP/1.1 " + status + b" X\r\n\r\n"); c.close()
     except OSError: c.close()
 def serve(status):
-    s.setblocking(how == "accept")
-    if how != "accept":
+    polls = how in ("epoll", "exclusive")
+    s.setblocking(not polls)
+    if polls:
         e = select.epoll(); e.register(s, select.EPOLLIN | (select.EPOLLEXCLUSIVE if how == "exclusive" else 0))
     while True:
-        if how != "accept": e.poll()
+        if polls: e.poll()
         try: c, _ = s.accept()
         except BlockingIOError: continue
         c.setblocking(True)
@@ -329,7 +340,7 @@ for p in pids: os.waitpid(p, 0)
     fn a_good_one_is_found_beside_an_idle_old_one_however_they_wait() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
-        for how in ["accept", "epoll", "exclusive"] {
+        for how in ["accept", "epoll", "exclusive", "hasty", "deferred"] {
             let pair = Pair::new(None, how, "good");
             let rounds = pair.prove(pair.pids[1], 100);
             assert!(rounds.is_ok(), "{how}: {rounds:?}");
