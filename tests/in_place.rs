@@ -159,6 +159,8 @@ fn a_clone_is_taken_over_and_goes_forth_and_back() {
     repo.commit(&[("VERSION", "2"), ("new/file", "new")], "second");
     let second = server.deliver("site", &repo);
     assert_there(&server, &person, &second);
+    let log = server.ok(&["logs", "--deploy", &second["id"].to_string()]);
+    assert!(!log.contains("fatal"), "that the tree lacks the commit is what it is there for: {log}");
     assert_eq!(
         (person.reads("VERSION"), person.reads("notes"), version(&server)),
         ("2".into(), "mine".into(), "2".into())

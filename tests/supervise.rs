@@ -187,6 +187,24 @@ fn a_stop_holds_until_somebody_starts_it() {
 }
 
 #[test]
+fn who_waits_for_a_stop_hears_that_it_was_started_again() {
+    let server = Server::with_apps(
+        r#""deaf": (command: ["/bin/sh", "-c", "trap '' TERM; while ! [ -e @DIR@/go ]; do sleep 0.02; done"],
+            ready: Immediate, stop: (timeout: "1h"))"#,
+    )
+    .started();
+    server.wait_state("deaf", "ready");
+    let stops = server.client(&["stop", "deaf"]).stderr(Stdio::piped()).spawn().unwrap();
+    server.wait_state("deaf", "stopping");
+    server.ok(&["start", "deaf", "--no-wait"]);
+    let told = stops.wait_with_output().unwrap();
+    assert_eq!(told.status.code(), Some(1));
+    assert!(String::from_utf8(told.stderr).unwrap().contains("deaf was started again"));
+    fs::write(server.path().join("go"), "").unwrap();
+    server.until("it runs anew", |s| (s.app("deaf")["state"] != "stopping").then_some(()));
+}
+
+#[test]
 fn a_second_stop_kills() {
     let server = Server::with_apps(
         r#""stubborn": (command: "trap '' TERM; echo up; while :; do sleep 1000; done", stop: (timeout: "1h"))"#,

@@ -137,6 +137,10 @@ impl Supervisor {
                     if active.peek().is_none() {
                         return Some(Ok(()));
                     }
+                    // Whether it was stopped meanwhile or not, that is no longer so.
+                    if !app.is_held(chosen.only) && !app.is_removed() && !self.is_ending() {
+                        return Some(Err(format!("{chosen} was started again")));
+                    }
                     let why = active.find_map(|run| self.unkillable(&chosen.app, run.seat.number))?;
                     Some(Err(format!("{chosen} is not stopped: {why}")))
                 }

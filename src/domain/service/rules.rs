@@ -49,6 +49,13 @@ impl App {
         }
     }
 
+    /// Have people stopped it, or this copy of it?
+    #[must_use]
+    pub fn is_held(&self, only: Option<u32>) -> bool {
+        let mut meant = self.copies.iter().filter(|copy| only.is_none_or(|number| number == copy.number()));
+        self.held.is_some() || meant.all(|copy| copy.held.is_some())
+    }
+
     /// Could a trial run now, or is the release only to be made live?
     #[must_use]
     pub fn would_run(&self) -> bool {

@@ -104,8 +104,7 @@ impl Worktree {
     }
 
     pub(super) fn commit_of(&self, name: &str) -> Result<Option<CommitId>, TreeError> {
-        let done = self.git.run(&["rev-parse", "--verify", "--quiet", &format!("{name}^{{commit}}")], b"")?;
-        Ok(String::from_utf8_lossy(&done.stdout).trim().parse().ok().filter(|_| done.code == Some(0)))
+        commit_of(&self.git, name)
     }
 
     /// The branch that it is on, as a full ref.
@@ -116,13 +115,11 @@ impl Worktree {
     }
 
     pub(super) fn has(&self, commit: &CommitId) -> Result<bool, TreeError> {
-        let done = self.git.run(&["cat-file", "-e", &format!("{commit}^{{commit}}")], b"")?;
-        Ok(done.code == Some(0))
+        Ok(self.commit_of(commit.as_str())?.is_some())
     }
 
     pub(super) fn mirror_has(&self, mirror: &Path, commit: &CommitId) -> Result<bool, TreeError> {
-        let done = Git::new(mirror).run(&["cat-file", "-e", &format!("{commit}^{{commit}}")], b"")?;
-        Ok(done.code == Some(0))
+        Ok(commit_of(&Git::new(mirror), commit.as_str())?.is_some())
     }
 
     /// The commits that lead to the one and not to the other, in words.
@@ -202,6 +199,12 @@ impl Worktree {
         }
         Ok(())
     }
+}
+
+/// What this leads to; `None`, and not a word about it: nothing that is there.
+fn commit_of(git: &Git, name: &str) -> Result<Option<CommitId>, TreeError> {
+    let done = git.run(&["rev-parse", "--verify", "--quiet", &format!("{name}^{{commit}}")], b"")?;
+    Ok(String::from_utf8_lossy(&done.stdout).trim().parse().ok().filter(|_| done.code == Some(0)))
 }
 
 struct Hex<'a>(&'a [u8]);

@@ -34,7 +34,7 @@ use super::{
 use crate::domain::{
     api::{DeployState, StepState, TreeTask},
     config,
-    model::{CommitId, DeployId, Now},
+    model::{CommitId, DeployId, Exit, Now},
 };
 
 /// A deploy from its start to its end.
@@ -429,7 +429,7 @@ impl Pipeline {
 }
 
 impl JobEnd {
-    /// Why a run of the tree helper came to nothing: its own last words where it had any.
+    /// Why a run of the tree helper came to nothing: its own last words where it ended by itself and had any.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         if let Some(error) = &self.error {
@@ -438,7 +438,8 @@ impl JobEnd {
         if self.exit.success() {
             return None;
         }
-        let words = self.last_lines.iter().rev().find(|line| !line.trim().is_empty());
+        let spoken = if let Exit::Code(_) = self.exit { self.last_lines.as_slice() } else { &[] };
+        let words = spoken.iter().rev().find(|line| !line.trim().is_empty());
         Some(words.map_or(format!("the tree helper {}", self.exit), |line| line.trim().to_owned()))
     }
 }

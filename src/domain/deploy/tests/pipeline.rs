@@ -251,3 +251,11 @@ fn a_mirror_that_has_rotted_is_fetched_anew_once() {
         assert_eq!(bench.end(7), ends[times - 1]);
     }
 }
+
+#[test]
+fn what_a_killed_helper_said_before_is_not_why_it_came_to_nothing() {
+    assert_eq!(bad(1, " there is no such ref").failure().as_deref(), Some("there is no such ref"));
+    let killed = JobEnd { exit: Exit::Signal(9), ..bad(1, "3 files so far") };
+    assert_eq!(killed.failure().as_deref(), Some("the tree helper killed by SIGKILL"));
+    assert_eq!(good().failure(), None);
+}
