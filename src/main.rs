@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Some("logger") => logger::main(&args[1..]),
         Some("courier") => courier::main(),
         Some("step") => step::main(&args[1..]),
+        Some("prove") => supervisor::prove(&args[1..]),
         Some("tree") => tree::main(&args[1..]),
         _ => match cli::start() {
             Process::Run { config } => supervisor::run(&config),

@@ -120,3 +120,22 @@ fn systemd_understands_the_unit() {
     let others: Vec<&str> = said.lines().filter(|line| !line.contains("DelegateSubgroup")).collect();
     assert!(output.status.success() && others.iter().all(|line| !line.contains("everhook.service")), "{said}");
 }
+
+/// An init that ends takes everything with it: another binary runs in its place without an end.
+#[test]
+fn another_binary_may_run_in_its_place() {
+    if !geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    let mut server = Server::with_apps(r#""a": (command: ["sleep", "1000"], ready: Immediate)"#);
+    server.start_as(&PREFIX);
+    let app = server.wait_state("a", "ready")["instances"][0]["pid"].clone();
+    let (one, began) = (children(server.pid())[0], server.status()["supervisor"]["since"].clone());
+    let said = server.ok(&["upgrade", "--binary", env!("CARGO_BIN_EXE_everhook")]);
+    assert!(said.contains("runs in its place, pid 1"), "{said}");
+    assert_ne!(server.status()["supervisor"]["since"], began);
+    assert_eq!(server.wait_state("a", "ready")["instances"][0]["pid"], app);
+    kill(Pid::from_raw(i32::try_from(one).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(server.ended().success(), "{}", server.log());
+}

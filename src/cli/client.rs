@@ -66,9 +66,10 @@ impl Client {
         self.channel.queue(&Ask { ticket: 1, token: None, address: None, wait, timeout, request }, &[], None);
     }
 
-    /// The same with descriptors for whatever it starts.
-    pub fn ask_with(&mut self, request: Request, fds: Vec<OwnedFd>) {
-        let ask = Ask { ticket: 1, token: None, address: None, wait: true, timeout: None, request };
+    /// The same with descriptors for whatever it starts; waits for the end.
+    pub fn ask_with(&mut self, request: Request, fds: Vec<OwnedFd>, timeout: Option<Duration>) {
+        self.deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let ask = Ask { ticket: 1, token: None, address: None, wait: true, timeout, request };
         self.channel.queue(&ask, &[], fds);
     }
 

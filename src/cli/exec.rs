@@ -31,7 +31,7 @@ impl Exec {
         let streams = [copied(io::stdin().as_fd()), copied(io::stdout().as_fd()), copied(io::stderr().as_fd())];
         let streams = streams.into_iter().collect::<io::Result<Vec<_>>>();
         let streams = streams.map_err(|e| Failure::new(Code::Failed, format!("cannot pass the streams on: {e}")))?;
-        client.ask_with(Request::Exec { app: self.app.clone(), command: self.command.clone() }, streams);
+        client.ask_with(Request::Exec { app: self.app.clone(), command: self.command.clone() }, streams, None);
         let Saying::Done(Reply::Exited { exit }) = client.hear(&mut Screen::stdout())? else { return Err(strange()) };
         match exit {
             Exit::Code(0) => Ok(()),

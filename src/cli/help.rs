@@ -26,6 +26,7 @@ Config
 Server
   run                          be the supervisor
   shutdown [--now]             stop the apps, then the supervisor
+  upgrade [--binary PATH]      run a newer everhook in its place; apps run on
   token create NAME --role R   a token for the API; also token list, token revoke NAME
   prune [-y]                   remove what is left of apps that are gone, after showing it
   serve DIR [--bind ADDR]      a small static file server

@@ -37,6 +37,7 @@ mod status;
 mod stop;
 mod table;
 mod token;
+mod upgrade;
 mod wait;
 mod words;
 
@@ -89,6 +90,7 @@ enum Verb {
     /// Be the supervisor
     Run,
     Shutdown(shutdown::Shutdown),
+    Upgrade(upgrade::Upgrade),
     Token(token::Token),
     Prune(prune::Prune),
     #[command(hide = true)]
@@ -165,6 +167,7 @@ fn carry_out(verb: &Verb, place: &Place) -> Result<(), Failure> {
         Verb::Check(check) => check.run(place),
         Verb::Reload(reload) => reload.run(place),
         Verb::Shutdown(shutdown) => shutdown.run(place),
+        Verb::Upgrade(upgrade) => upgrade.run(place),
         Verb::Token(token) => token.run(place),
         Verb::Prune(prune) => prune.run(place),
         Verb::CgroupRelease(_) => cgroup_release::CgroupRelease::run(),

@@ -31,6 +31,7 @@ pub mod pair_files;
 pub mod pidfd;
 pub mod reap;
 pub mod record;
+pub mod replace;
 pub mod sandbox;
 pub mod secret_file;
 pub mod socket;

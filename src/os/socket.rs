@@ -41,6 +41,14 @@ pub fn listen_tcp(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     Ok((listener.into(), actual))
 }
 
+/// Where a TCP socket that somebody else made is bound.
+///
+/// # Errors
+/// When it is none.
+pub fn bound_tcp(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    TcpListener::from(socket.try_clone()?).local_addr()
+}
+
 /// Binds a unix socket of this mode and listens, non-blocking. A socket file that nobody listens
 /// on any more is replaced.
 ///

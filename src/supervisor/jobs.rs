@@ -365,6 +365,13 @@ impl Supervisor {
         self.later(GRACE, move |supervisor| supervisor.signal_job(id, Signal::KILL));
     }
 
+    /// KILL to a job that is still there.
+    pub fn kill_job_once(&mut self, id: JobId) {
+        if self.jobs.contains_key(&id) {
+            self.kill_job(id);
+        }
+    }
+
     /// KILL to a job's whole tree, as soon as it runs and until it is empty.
     pub fn kill_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get_mut(&id) else { return };

@@ -141,6 +141,12 @@ impl Layout {
         [self.state.join("lock"), self.run.join("lock")]
     }
 
+    /// Copies of binaries that were to run in our place.
+    #[must_use]
+    pub fn binaries(&self) -> PathBuf {
+        self.state.join("bin")
+    }
+
     /// The logger's buffer, which outlives it.
     #[must_use]
     pub fn buffer(&self) -> PathBuf {

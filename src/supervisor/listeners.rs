@@ -14,6 +14,7 @@ use super::{
     control,
     internals::{Keeper, WELL},
     ledger::Command,
+    upgrade::HTTP,
 };
 use crate::{
     domain::{
@@ -52,6 +53,24 @@ impl Listener {
     #[must_use]
     pub fn new(entry: Http, number: usize) -> Self {
         Self { entry, socket: None, keeper: Keeper::default(), tries: 0, certificate: None, number }
+    }
+
+    /// With the socket that the process before this one has handed on.
+    #[must_use]
+    pub fn taking(mut self, sockets: &mut Vec<(String, OwnedFd)>) -> Self {
+        let bind = self.entry.bind.to_string();
+        if let Some(at) = sockets.iter().position(|(address, _)| *address == bind) {
+            let (_, socket) = sockets.swap_remove(at);
+            self.socket = socket::bound_tcp(&socket).ok().map(|address| (Arc::new(socket), address));
+        }
+        self
+    }
+
+    /// For the process that takes our place.
+    #[must_use]
+    pub fn handed_on(&self) -> Option<(String, Arc<OwnedFd>)> {
+        let (socket, _) = self.socket.as_ref()?;
+        Some((format!("{HTTP}{}", self.entry.bind), Arc::clone(socket)))
     }
 
     /// Binds the socket where it is not held.

@@ -49,6 +49,7 @@ mod spawner;
 mod start;
 mod status;
 mod tokens;
+mod upgrade;
 mod veil;
 mod waiters;
 mod watch;
@@ -64,8 +65,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-
-use tokio::task::AbortHandle;
 
 use crate::{
     domain::{
@@ -90,6 +89,8 @@ struct Me {
     null: Arc<OwnedFd>,
     stdout: Arc<OwnedFd>,
     stderr: Arc<OwnedFd>,
+    /// The file that runs, by the name that it had at the start.
+    program: PathBuf,
 }
 
 impl Me {
@@ -118,7 +119,7 @@ pub struct Supervisor {
     reloads: Vec<reload::Wanted>,
     layout: layout::Layout,
     /// Takes clients of `control.sock`.
-    control: AbortHandle,
+    control: control::Control,
     log: log::Writing,
     maker: prepare::Maker,
     /// Leftovers of the last supervisor are ended, apps may start.
@@ -193,6 +194,10 @@ pub struct Supervisor {
     logger: internals::Logger,
     courier: courier::Courier,
     listeners: Vec<listeners::Listener>,
+    /// Another binary is to run in our place.
+    upgrade: Option<upgrade::Upgrade>,
+    /// Who asked the process before this one for us, with the ticket of the question.
+    asked_for_us: Option<(u64, OwnedFd)>,
 
     /// What is counted for `/metrics`.
     tally: metrics::Tally,
@@ -213,6 +218,22 @@ pub struct Supervisor {
     spawning: spawner::Spawning,
     files: files::Files,
     ledger: ledger::Ledger,
+}
+
+/// `everhook prove CONFIG VERSION`, for the supervisor in whose place this binary is to run.
+#[must_use]
+pub fn prove(args: &[String]) -> ExitCode {
+    let [config, database] = args else { return ExitCode::from(2) };
+    match upgrade::prove(Path::new(config), database) {
+        Ok(proof) => {
+            println!("{proof}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// `everhook run`: 0 after an ordered shutdown, 1 when it could not start. As the init of a machine it

@@ -333,6 +333,10 @@ impl Supervisor {
                 let who = wish.who.to_string();
                 self.reload(Wanted { by: wish.by, who, reply: Some(wish.reply) });
             }
+            Request::Upgrade => {
+                let (who, binary) = (wish.who.to_string(), wish.fds.into_iter().next());
+                self.upgrade(&who, binary, Some(wish.reply))?;
+            }
             Request::Shutdown { now } => {
                 wish.reply.say(Saying::Done(Reply::Changed {
                     app: None,

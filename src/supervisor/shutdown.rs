@@ -42,6 +42,9 @@ impl Supervisor {
         if self.ending.is_none() {
             self.ending_since = Some(Instant::now());
             info!(%by, "shutting down");
+            if let Some(upgrade) = self.upgrade.take() {
+                upgrade.refuse("everhook is shutting down");
+            }
             self.tell_manager("STOPPING=1");
             self.note(EventKind::Supervisor, None, "stopping", Some(by.to_owned()));
             self.ending = Some(Ending::Apps);
@@ -60,6 +63,7 @@ impl Supervisor {
     /// Does what the end needs next, if anything ends at all.
     pub fn go_on_ending(&mut self) {
         match self.ending {
+            None => self.go_on_upgrading(),
             Some(Ending::Apps) => self.end_apps(),
             Some(Ending::Listeners) if self.listeners.is_empty() => self.end_logger(),
             Some(Ending::Logger) if self.logger.is_gone() => self.ending = Some(Ending::Done),

@@ -2,11 +2,11 @@
 //! has one.
 
 use signal_hook::{
-    consts::signal::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1},
+    consts::signal::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
     iterator::exfiltrator::origin::{Origin, WithOrigin},
 };
 use signal_hook_tokio::SignalsInfo;
-use tracing::info;
+use tracing::{error, info};
 
 use super::{
     Supervisor,
@@ -25,7 +25,7 @@ pub type Signals = SignalsInfo<WithOrigin>;
 /// When the handlers cannot be set.
 pub fn listen() -> std::io::Result<Signals> {
     // A closed stderr must not end us; SIGPIPE is caught, not ignored, as children inherit that.
-    let mut numbers = vec![SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGPIPE];
+    let mut numbers = vec![SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE];
     numbers.extend(init::end_signals());
     SignalsInfo::with_exfiltrator(numbers, WithOrigin::default())
 }
@@ -42,6 +42,12 @@ impl Supervisor {
             SIGUSR1 => {
                 self.signal_audit(origin, "reopen");
                 self.reopen_logs();
+            }
+            SIGUSR2 => {
+                let who = self.signal_audit(origin, "upgrade");
+                if let Err(refusal) = self.upgrade(&who, None, None) {
+                    error!("no upgrade: {}", refusal.message);
+                }
             }
             SIGQUIT => self.dump(),
             SIGPIPE => {}

@@ -8,7 +8,7 @@ use std::{
         fd::AsFd,
         unix::fs::{MetadataExt, PermissionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use std::{
 
 use futures_core::Stream;
 use signal_hook::iterator::exfiltrator::origin::Origin;
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
@@ -40,6 +40,7 @@ use super::{
     shutdown::Ending,
     signals,
     spawner::Spawning,
+    upgrade::{Inheritance, Upgrade},
     veil, watch,
 };
 use crate::{
@@ -73,8 +74,8 @@ pub fn run(path: &Path) -> Result<(), String> {
         return Err(format!("Linux {}.{} is too old: everhook needs 5.10 or newer", version.0, version.1));
     }
     memory::share_one_heap();
+    let mut inheritance = Inheritance::take();
     let uid = users::facts().uid;
-    mask::unblock_all().map_err(|e| format!("cannot unblock signals: {e}"))?;
     // The lowest descriptors are the spawner's, so its thread comes first.
     let (events, inbox) = mpsc::unbounded_channel();
     let spawning = Spawning::start(events.clone()).map_err(|e| format!("cannot start processes: {e}"))?;
@@ -107,22 +108,30 @@ pub fn run(path: &Path) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start the runtime: {e}"))?;
-    runtime.block_on(async move {
+    let upgrade = runtime.block_on(async move {
         let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
+        // What asks for the end may have come already, and finds somebody who hears it now.
+        mask::unblock_all().map_err(|e| format!("cannot unblock signals: {e}"))?;
         let ends = Ends::listen().map_err(|e| format!("cannot hear of ends: {e}"))?;
-        let control = control::open(&layout.control(), events.clone())?;
-        let mut supervisor = build(settings, layout, maker, spawning, events, (control, log))?;
+        let control = control::open(&layout.control(), inheritance.control.take(), events.clone())?;
+        let mut supervisor = build(settings, layout, maker, spawning, events, (control, log), inheritance)?;
         threads::run_in_turns_of(threads::SHORT, false);
         supervisor.begin();
         supervisor.live(inbox, signals, ends).await;
+        if let Some(upgrade) = supervisor.upgrade.take().filter(Upgrade::is_due) {
+            supervisor.go_without_words();
+            supervisor.ledger.close();
+            return Ok(Some(upgrade));
+        }
         info!("ended in order");
         supervisor.remove_groups();
         let control = supervisor.layout.control();
         supervisor.go_without_words();
         supervisor.ledger.close();
         let _ = fs::remove_file(control);
-        supervisor.gave_up.map_or(Ok(()), Err)
-    })
+        supervisor.gave_up.map_or(Ok(None), Err)
+    })?;
+    upgrade.map_or(Ok(()), |upgrade| Err(upgrade.execute()))
 }
 
 fn build(
@@ -131,7 +140,8 @@ fn build(
     maker: Maker,
     spawning: Spawning,
     events: Events,
-    (control, log): (AbortHandle, log::Writing),
+    (control, log): (control::Control, log::Writing),
+    mut inheritance: Inheritance,
 ) -> Result<Supervisor, String> {
     let duplicate = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().map(Arc::new).map_err(|e| format!("cannot start: {e}"))
@@ -146,6 +156,7 @@ fn build(
         null: Arc::new(null.into()),
         stdout: duplicate(std::io::stdout().as_fd())?,
         stderr: duplicate(std::io::stderr().as_fd())?,
+        program: program(),
     };
     let told = events.clone();
     let tell = Box::new(move |what| drop(told.send(Event::Told(what))));
@@ -154,7 +165,8 @@ fn build(
     let files = Files::start(events.clone()).map_err(|e| format!("cannot start a thread: {e}"))?;
     let echo = internals::echoes(&settings.config);
     let entries = settings.config.http.iter().cloned().enumerate();
-    let listeners = entries.map(|(number, entry)| Listener::new(entry, number)).collect();
+    let sockets = &mut inheritance.sockets;
+    let listeners = entries.map(|(number, entry)| Listener::new(entry, number).taking(sockets)).collect();
     note_place(&settings.config);
     let mut tokens = Keyring::default();
     tokens.set_config(settings.tokens);
@@ -215,6 +227,8 @@ fn build(
         logger: internals::Logger::new(echo, settings.veil),
         courier: Courier::new(),
         listeners,
+        upgrade: None,
+        asked_for_us: inheritance.client,
         tally: metrics::Tally::default(),
         sampling: false,
         // Numbers of the first listeners are below.
@@ -304,6 +318,7 @@ impl Supervisor {
         }
         self.begin_first();
         self.take_others();
+        self.tell_upgraded();
     }
 
     /// Every app is known.
@@ -406,6 +421,13 @@ enum Due {
 
 async fn next_signal(signals: &mut signals::Signals) -> Option<Origin> {
     std::future::poll_fn(|context| std::pin::Pin::new(&mut *signals).poll_next(context)).await
+}
+
+/// Where a newer one is found after a package's update: the file may be gone by now, its name is not.
+fn program() -> PathBuf {
+    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+    let name = path.to_string_lossy();
+    name.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from)
 }
 
 /// The folder must be ours, and others must be able to go through it.

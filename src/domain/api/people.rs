@@ -169,6 +169,9 @@ pub enum Request {
     Shutdown {
         now: bool,
     },
+    /// Another binary in the supervisor's place: the one that comes along as a descriptor, else the one that is
+    /// installed by now.
+    Upgrade,
     /// Everything that is measured; the one question of a metrics channel.
     Metrics,
 }
@@ -204,6 +207,7 @@ impl Request {
             Self::Plan => "check",
             Self::Reload => "reload",
             Self::Shutdown { .. } => "shutdown",
+            Self::Upgrade => "upgrade",
             Self::Metrics => "metrics",
         }
     }
@@ -243,6 +247,7 @@ impl Request {
             | Self::Plan
             | Self::Reload
             | Self::Shutdown { .. }
+            | Self::Upgrade
             | Self::Metrics => Vec::new(),
         }
     }
@@ -287,6 +292,7 @@ impl Request {
             | Self::Plan
             | Self::Reload
             | Self::Shutdown { .. }
+            | Self::Upgrade
             | Self::Audit(_)
             | Self::TokenCreate { .. }
             | Self::Tokens

@@ -2,7 +2,7 @@
 //! channels of listeners, where the token does. One task a connection; what is asked becomes one
 //! event, what is answered goes back through [`ReplyTo`].
 
-use std::{fs, io, os::fd::OwnedFd, path::Path};
+use std::{fs, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
 use tokio::{sync::mpsc, task::AbortHandle};
 use tracing::{debug, error, info, warn};
@@ -56,6 +56,11 @@ impl ReplyTo {
         self.out.send(Out::Say(Said { ticket: self.ticket, what })).is_ok()
     }
 
+    /// The question that this answers.
+    pub fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
     /// Hands the client's socket over; nothing may have been said before.
     pub fn hand_over(&self, to: impl FnOnce(OwnedFd) + Send + 'static) {
         let _ = self.out.send(Out::Socket(Box::new(to)));
@@ -72,18 +77,36 @@ impl ReplyTo {
     }
 }
 
-/// Binds `control.sock` and takes its clients until the loop ends or the handle is used.
+/// `control.sock`, whose clients are taken until the loop ends or this is dropped.
+pub struct Control {
+    task: AbortHandle,
+    /// For the process that takes our place.
+    pub socket: Arc<OwnedFd>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Binds `control.sock`, unless the process before this one has handed it on.
 ///
 /// # Errors
 /// Names the socket.
-pub fn open(path: &Path, events: Events) -> Result<AbortHandle, String> {
-    let socket = socket::listen_unix(path, 0o666).map_err(|e| format!("cannot listen on {}: {e}", path.display()))?;
+pub fn open(path: &Path, handed_on: Option<OwnedFd>, events: Events) -> Result<Control, String> {
+    let failed = |e: io::Error| format!("cannot listen on {}: {e}", path.display());
+    let socket = match handed_on.filter(|_| path.exists()) {
+        Some(socket) => socket.into(),
+        None => socket::listen_unix(path, 0o666).map_err(failed)?,
+    };
+    let ours = Arc::new(socket.try_clone().map_err(failed)?.into());
     let task = tokio::spawn(async move {
         if let Err(error) = accept(socket, events).await {
             error!(%error, "the control socket is lost");
         }
     });
-    Ok(task.abort_handle())
+    Ok(Control { task: task.abort_handle(), socket: ours })
 }
 
 impl Supervisor {
@@ -93,9 +116,9 @@ impl Supervisor {
         if !matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
             return;
         }
-        match open(&path, self.events.clone()) {
+        match open(&path, None, self.events.clone()) {
             Ok(control) => {
-                std::mem::replace(&mut self.control, control).abort();
+                self.control = control;
                 info!(socket = %path.display(), "the control socket was gone and is there again");
             }
             Err(error) => error!(%error, "the control socket is gone"),

@@ -38,6 +38,7 @@ use super::veil;
 use crate::{domain::api::Deliveries, os::mask::with_all_blocked};
 
 pub use say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told, Unfinished};
+pub use store::version;
 
 /// The handle of the thread.
 pub struct Ledger {

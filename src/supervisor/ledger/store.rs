@@ -65,6 +65,12 @@ impl Fault {
     }
 }
 
+/// The version of the database that this binary makes; it reads older ones.
+#[must_use]
+pub fn version() -> usize {
+    MIGRATIONS.len()
+}
+
 /// Opens the database, making or migrating it. A damaged one is moved aside and a fresh one begun;
 /// then the second value says so.
 ///

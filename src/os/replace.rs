@@ -1,0 +1,127 @@
+//! Another program in the place of this process: the same pid, the same children, and those descriptors that it is
+//! to go on with.
+
+use std::{
+    ffi::{CString, OsString},
+    io,
+    os::{
+        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    unistd::execve,
+};
+
+use super::mask;
+
+/// Kept ones are from here on: the lowest numbers are taken early in the life of a supervisor.
+const FIRST: RawFd = 256;
+/// Names what is kept: `label=number`, separated by commas.
+const KEPT: &str = "EVERHOOK_KEPT";
+/// Why the program that was to run in this one's place does not.
+const FAILED: &str = "EVERHOOK_NOT_REPLACED";
+
+/// Executes `program` with the arguments of this process. It finds the descriptors by [`kept`], and `failed` by
+/// [`failure`]. Signals stay blocked until it is ready for them. Returns only where it cannot be executed.
+pub fn replace(program: &Path, keep: &[(String, impl AsFd)], failed: Option<&str>) -> io::Error {
+    mask::with_all_blocked(|| {
+        let mut copies = Vec::new();
+        match copy_all(keep, &mut copies).and_then(|kept| exec(program, &kept, failed)) {
+            Err(error) => error,
+            Ok(never) => match never {},
+        }
+    })
+}
+
+fn copy_all(keep: &[(String, impl AsFd)], copies: &mut Vec<OwnedFd>) -> io::Result<String> {
+    let mut kept = Vec::new();
+    for (label, fd) in keep {
+        // Without FD_CLOEXEC.
+        let number = fcntl(fd, FcntlArg::F_DUPFD(FIRST))?;
+        // SAFETY: fcntl has just made this descriptor; nobody else owns it.
+        copies.push(unsafe { OwnedFd::from_raw_fd(number) });
+        kept.push(format!("{label}={number}"));
+    }
+    Ok(kept.join(","))
+}
+
+fn exec(program: &Path, kept: &str, failed: Option<&str>) -> io::Result<std::convert::Infallible> {
+    let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let args = std::env::args_os().map(|arg| text(arg.into_vec())).collect::<Result<Vec<_>, _>>()?;
+    let ours = |name: &OsString| *name == *KEPT || *name == *FAILED;
+    let others = std::env::vars_os().filter(|(name, _)| !ours(name));
+    let more = [Some((KEPT, kept)), failed.map(|why| (FAILED, why))].into_iter().flatten();
+    let env = others.chain(more.map(|(name, value)| (name.into(), value.into())));
+    let env = env.map(|(name, value)| text([name.as_bytes(), b"=", value.as_bytes()].concat()));
+    let env = env.collect::<Result<Vec<_>, _>>()?;
+    Ok(execve(&text(program.as_os_str().as_bytes().to_vec())?, &args, &env)?)
+}
+
+/// The descriptors that whoever ran in this place before has kept for us, each with its label; once per process.
+#[must_use]
+pub fn kept() -> Vec<(String, OwnedFd)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Vec::new();
+    }
+    let named = std::env::var(KEPT).unwrap_or_default();
+    let entries = named.split(',').filter_map(|entry| entry.rsplit_once('='));
+    let numbers = entries.filter_map(|(label, number)| Some((label.to_owned(), number.parse().ok()?)));
+    let mut seen = Vec::new();
+    let ours = |(label, number): (String, RawFd)| {
+        if number < FIRST || seen.contains(&number) || close_on_exec(number).is_err() {
+            return None;
+        }
+        seen.push(number);
+        // SAFETY: it is open (fcntl said so) and above all that this process has opened by itself so early; the
+        // list above hands each number out once, and this runs once.
+        Some((label, unsafe { OwnedFd::from_raw_fd(number) }))
+    };
+    numbers.filter_map(ours).collect()
+}
+
+fn close_on_exec(number: RawFd) -> io::Result<()> {
+    // SAFETY: a plain system call on a number; a wrong one answers EBADF.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) })?;
+    Ok(())
+}
+
+/// Did another program run in our place before?
+#[must_use]
+pub fn is_successor() -> bool {
+    std::env::var_os(KEPT).is_some()
+}
+
+/// Why we run again, where another program was to take our place.
+#[must_use]
+pub fn failure() -> Option<String> {
+    std::env::var(FAILED).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::os::alone::alone;
+
+    #[test]
+    fn what_cannot_be_executed_leaves_everything_as_it_was() {
+        alone("os::replace::tests::what_cannot_be_executed_leaves_everything_as_it_was", || {
+            let null = std::fs::File::open("/dev/null").unwrap();
+            let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+            let before = open();
+            let error = replace(Path::new("/etc/passwd"), &[("a".to_owned(), &null)], None);
+            assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{error}");
+            assert_eq!(open(), before);
+            assert!(null.as_raw_fd() > 2);
+            assert!(kept().is_empty() && failure().is_none());
+        });
+    }
+}
