@@ -1,6 +1,6 @@
-//! As the init of a machine: a virtual one, with a kernel of Debian and everhook as `/init`. It has what
-//! a build machine often lacks: cgroup v2 with all controllers, and a power switch. It is emulated, as
-//! not every machine that builds may virtualise.
+//! As the init of a machine: a virtual one, with a kernel of Debian and everhook as `/init`; and as a unit of
+//! systemd, which is `/init` then. It has what a build machine often lacks: cgroup v2 with all controllers, and
+//! a power switch. It is emulated, as not every machine that builds may virtualise.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -116,52 +116,148 @@ const ORPHANS: &str = "for i in 0 1 2 3 4 5 6 7 8 9; do\n\
 const LEAVES: &str =
     "trap 'sleep 0.3; echo \"VM left '$1'\" > /dev/console; exit 0' TERM\nwhile :; do sleep 0.1; done\n";
 
-/// Kernel and image, made once.
-fn image() -> Option<&'static (PathBuf, PathBuf)> {
-    static IMAGE: OnceLock<Option<(PathBuf, PathBuf)>> = OnceLock::new();
-    let made = IMAGE.get_or_init(|| {
+/// Under systemd.
+const UNIT: &str = r#"(echo: false, apps: {
+    "db": (command: ["sh", "/leaves.sh", "db"], ready: Immediate),
+    "web": (command: ["sh", "/leaves.sh", "web"], ready: Immediate, after: ["db"]),
+    "tree": (command: "sleep 1000 & setsid sleep 1000 & wait", ready: Immediate),
+    "limited": (command: ["sleep", "1000"], ready: Immediate, limits: (memory: "64MiB", cpu: 0.5, tasks: 20)),
+    "hog": (command: ["sh", "/hog.sh"], ready: Immediate, limits: (memory: "64MiB"), restart: (first: "1h", max: "1h")),
+    "groups": (command: ["sh", "/groups.sh"], ready: Immediate, after: ["limited"]),
+    "late": (command: ["sleep", "1000"], ready: Immediate, enabled: false),
+})"#;
+/// An app that limits processes of its own, as a runtime of containers does.
+const GROUPS: &str = "own=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)\n\
+    mkdir $own/box && echo $$ > $own/box/cgroup.procs && echo '+memory +pids' > $own/cgroup.subtree_control\n\
+    cat $own/cgroup.subtree_control > /grouped; exec sleep 1000\n";
+const UNIT_TEST: &str = r#"exec > /dev/console 2>&1
+export PATH=/usr/local/bin:/bin
+until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 600 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
+unit=/sys/fs/cgroup/system.slice/everhook.service
+show() { systemctl show --value --property $1 everhook; }
+is_up() { [ "$(show ActiveState)" = active ] && [ $(show NRestarts) -ge $1 ]; }
+pids() { for app in tree limited groups; do find $unit/*-$app.1 -name cgroup.procs -exec cat {} +; done | sort -n | tr '\n' ' '; }
+limits() { (cd $unit/*-limited.1 && cat memory.max cpu.max pids.max) 2> /dev/null | tr '\n' ' ' | grep -v max; }
+set_config() { cat > /new.ron && cat /new.ron > /etc/everhook/supervisor.ron; }
+until_so 'everhook status hog | grep -q "out of memory"'
+until_so '[ -s /grouped ] && [ $(pids | wc -w) = 5 ]'
+echo "VM groups $(cat /grouped)"
+echo "VM after-oom $(show ActiveState) $(show NRestarts)"
+echo "VM pids $(pids)"
+echo "VM limits $(limits)"
+kill -9 $(show MainPID)
+until_so 'is_up 1 && [ -n "$(limits)" ]'
+echo "VM pids $(pids)"
+echo "VM limits $(limits)"
+cp /etc/everhook/supervisor.ron /good.ron
+echo '(apps: {"web": (comand: "x")})' | set_config
+kill -9 $(show MainPID)
+until_so '[ $(show NRestarts) -ge 7 ] || [ "$(show ActiveState)" = failed ]'
+echo "VM without-config $(show SubState)"
+set_config < /good.ron
+until_so 'is_up 7 && [ -n "$(limits)" ]'
+echo "VM pids $(pids)"
+echo "VM limits $(limits)"
+sed 's/enabled: false/enabled: true/' /good.ron | set_config
+systemctl reload everhook
+until_so 'everhook status late | grep -q ready'
+systemctl stop everhook
+echo "VM stopped $(show ActiveState) $(show Result) $(find $unit -name cgroup.procs -exec cat {} + 2> /dev/null | wc -l)"
+systemctl start everhook
+until_so 'everhook status web | grep -q ready'
+echo '(apps: {"web": (comand: "x")})' | set_config
+kill -9 $(show MainPID)
+until_so '[ "$(show SubState)" = auto-restart ]'
+systemctl stop everhook
+echo "VM orphans $(pids | wc -w)"
+systemctl kill -s KILL everhook
+until_so '[ -z "$(find $unit -name cgroup.procs -exec cat {} + 2> /dev/null)" ]'
+systemctl poweroff
+"#;
+const TESTER: &str = "[Unit]\nWants=everhook.service\nAfter=everhook.service\n\
+    [Service]\nType=oneshot\nExecStart=/bin/sh /unit.sh\nTimeoutStartSec=infinity\n";
+
+/// What a machine boots into.
+#[derive(Clone, Copy, PartialEq)]
+enum Init {
+    Everhook,
+    Systemd,
+}
+
+impl Init {
+    fn name(self) -> &'static str {
+        if self == Self::Everhook { "everhook" } else { "systemd" }
+    }
+
+    fn files(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Everhook => &[
+                ("etc/everhook/supervisor.ron", CONFIG),
+                ("other.ron", SMALL),
+                ("broken.ron", "(apps: {\"a\": (comand: \"x\")})"),
+                ("test.sh", TEST),
+                ("small.sh", SMALL_TEST),
+                ("clock.ron", CLOCK),
+                ("clock.sh", CLOCK_TEST),
+                ("orphans.sh", ORPHANS),
+            ],
+            Self::Systemd => &[
+                ("etc/everhook/supervisor.ron", UNIT),
+                ("etc/systemd/system/everhook.service", include_str!("../contrib/everhook.service")),
+                ("etc/systemd/system/tester.service", TESTER),
+                ("groups.sh", GROUPS),
+                ("unit.sh", UNIT_TEST),
+            ],
+        }
+    }
+
+    /// Kernel and image, made once.
+    fn image(self) -> Option<&'static (PathBuf, PathBuf)> {
+        static IMAGES: [OnceLock<Option<(PathBuf, PathBuf)>>; 2] = [const { OnceLock::new() }; 2];
+        let made = IMAGES[self as usize].get_or_init(|| self.make());
+        if made.is_none() {
+            println!("no qemu-system-x86_64, busybox or systemd: left out");
+        }
+        made.as_ref()
+    }
+
+    fn make(self) -> Option<(PathBuf, PathBuf)> {
+        /// The kernel is of both.
+        static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE_BY_ONE.lock().unwrap();
         let present = |tool: &str| Command::new(tool).arg("--help").stdout(Stdio::null()).status().is_ok();
-        if !present("qemu-system-x86_64") || !present("busybox") {
+        let is_there = self == Self::Everhook || Path::new("/lib/systemd/systemd").exists();
+        if !present("qemu-system-x86_64") || !present("busybox") || !is_there {
             return None;
         }
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
-        let files = kept.join("files");
-        fs::create_dir_all(files.join("etc/everhook")).unwrap();
-        for (name, text) in [
-            ("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"),
-            ("etc/everhook/supervisor.ron", CONFIG),
-            ("other.ron", SMALL),
-            ("broken.ron", "(apps: {\"a\": (comand: \"x\")})"),
-            ("test.sh", TEST),
-            ("small.sh", SMALL_TEST),
-            ("clock.ron", CLOCK),
-            ("clock.sh", CLOCK_TEST),
-            ("hog.sh", HOG),
-            ("orphans.sh", ORPHANS),
-            ("leaves.sh", LEAVES),
-        ] {
-            fs::write(files.join(name), text).unwrap();
+        let files = kept.join(self.name());
+        let common = [("etc/passwd", "root:x:0:0:root:/:/bin/sh\n"), ("hog.sh", HOG), ("leaves.sh", LEAVES)];
+        for (name, text) in common.iter().chain(self.files()) {
+            let path = files.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
         }
-        let image = kept.join("image");
+        let image = kept.join(format!("{}.image", self.name()));
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/vm_image.sh");
         let mut make = Command::new("sh");
-        make.arg(script).arg(env!("CARGO_BIN_EXE_everhook")).args([&kept, &image, &files]);
+        make.arg(script).arg(env!("CARGO_BIN_EXE_everhook")).args([&kept, &image, &files]).arg(self.name());
         assert!(make.status().unwrap().success(), "the image cannot be made");
         Some((kept.join("vmlinuz"), image))
-    });
-    if made.is_none() {
-        println!("no qemu-system-x86_64 and busybox: left out");
     }
-    made.as_ref()
 }
 
 /// What a machine said until it was switched off.
 struct Console(String);
 
 impl Console {
-    /// Boots with these words for the kernel, and waits for the end.
+    /// Boots everhook with these words for the kernel, and waits for the end.
     fn of(words: &str) -> Option<Self> {
-        let (kernel, image) = image()?;
+        Self::of_init(Init::Everhook, words)
+    }
+
+    fn of_init(init: Init, words: &str) -> Option<Self> {
+        let (kernel, image) = init.image()?;
         let append = format!("console=ttyS0 panic=-1 quiet {words}");
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args([
@@ -291,4 +387,23 @@ fn a_clock_that_is_set_delays_nothing_and_runs_nothing_twice() {
     assert_eq!(console.value("looped"), "21", "a start and twenty restarts");
     assert_eq!(console.value("supervisor"), "0", "it is the same everhook");
     assert_ne!(console.value("runs-missed"), "0");
+}
+
+/// P36 of what others' users met: whether apps outlive a crash of their supervisor, and whether any outlives its
+/// stop, is for the unit to say.
+#[test]
+fn under_systemd_apps_outlive_a_crash_and_not_a_stop() {
+    let words =
+        "systemd.unit=tester.service systemd.show_status=0 systemd.log_target=console systemd.log_level=warning";
+    let Some(console) = Console::of_init(Init::Systemd, words) else { return };
+    console.is_off();
+    assert_eq!(console.value("groups"), "memory pids", "an app has limits of its own");
+    assert_eq!(console.value("after-oom"), "active 0", "what an app runs out of ends no other and not everhook");
+    let pids = console.values("pids");
+    assert_eq!(pids, [pids[0]; 3], "the same processes run on");
+    assert_eq!(console.values("limits"), ["67108864 50000 100000 20"; 3]);
+    assert_ne!(console.value("without-config"), "failed", "it is tried until the config is good again");
+    assert_eq!(console.value("stopped"), "inactive success 0");
+    assert_eq!(console.value("orphans"), "5", "there was no everhook to end them");
+    assert_eq!(console.values("left"), ["web", "db"], "in the reverse of their order");
 }

@@ -12,12 +12,9 @@ impl CgroupRelease {
     pub fn run() -> Result<(), Failure> {
         let mut screen = Screen::stdout();
         let released = cgroup::release().map_err(|why| Failure::new(Code::Failed, why))?;
-        if let Some((group, given)) = released {
-            screen.line(&format!(
-                "cgroup {} hands down nothing any more; it was {}",
-                group.display(),
-                given.join(", ")
-            ))?;
+        for (group, given) in released {
+            let (group, given) = (group.display(), given.join(", "));
+            screen.line(&format!("cgroup {group} hands down nothing any more; it was {given}"))?;
         }
         Ok(screen.flush()?)
     }

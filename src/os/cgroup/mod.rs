@@ -22,6 +22,7 @@ use rustix::{
 };
 
 pub use self::limit::{Kind, Wanted};
+pub use self::place::Released;
 pub(super) use self::place::unescaped;
 use self::{
     limit::{Controllers, Group, Limited},
@@ -92,20 +93,17 @@ fn above_leaf(place: &Place) -> Place {
 const CONTROL: &str = ".control";
 
 /// Makes the group of a service that we belonged to fit for a new main process, while processes live in
-/// groups below it: a group that hands controllers down can have no process of its own. Returns the
-/// group, and what it handed down.
+/// groups below it: a group that hands controllers down can have no process of its own.
 ///
 /// # Errors
 /// Why not, for people.
-pub fn release() -> Result<Option<(PathBuf, Vec<String>)>, String> {
-    let Some(place) = place::places().into_iter().find(|place| place.version == Version::Two) else { return Ok(None) };
+pub fn release() -> Result<Vec<Released>, String> {
+    let Some(place) = place::places().into_iter().find(|place| place.version == Version::Two) else {
+        return Ok(Vec::new());
+    };
     let inner = place.path.ends_with(LEAF) || place.path.ends_with(CONTROL);
-    let unit = place.path.parent().filter(|_| inner).unwrap_or(&place.path).to_owned();
-    match place::disable(&unit) {
-        Ok(given) if given.is_empty() => Ok(None),
-        Ok(given) => Ok(Some((unit, given))),
-        Err(error) => Err(format!("cgroup {} cannot be released: {error}", unit.display())),
-    }
+    let unit = place.path.parent().filter(|_| inner).unwrap_or(&place.path);
+    place::disable(unit).map_err(|error| format!("cgroup {} cannot be released: {error}", unit.display()))
 }
 
 /// Can groups be limited in this kind (by its name) here? Looks only: nothing is changed.

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 
-use super::{make_folder, open_folder, read};
+use super::{DEEPEST, for_each_below, is_gone, make_folder, open_folder, read, write};
 
 /// Makes the names of trials differ.
 static TRIALS: AtomicU32 = AtomicU32::new(0);
@@ -134,22 +134,42 @@ fn mount_point(path: &Path) -> PathBuf {
     path.ancestors().take_while(is_group).last().unwrap_or(path).to_owned()
 }
 
+/// A group, and the controllers that it handed down.
+pub type Released = (PathBuf, Vec<String>);
+
 /// Takes back from the groups below this one whatever it hands down; they are not limited any more then.
-/// Nothing is done to the group that everything is in. Returns what was taken back.
-///
-/// # Errors
-/// `ResourceBusy` when a group below hands it down itself.
-pub(super) fn disable(base: &Path) -> io::Result<Vec<String>> {
+/// A group below that hands it down itself, as one of an app may, keeps it from that and so has to give it up
+/// first. Nothing is done to the group that everything is in. Returns what was taken back, the lowest first.
+pub(super) fn disable(base: &Path) -> io::Result<Vec<Released>> {
     let group = open_folder(CWD, base)?;
-    let given = read(&group, "cgroup.subtree_control")?;
-    let given: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+    let mut released = Vec::new();
     // The one at the top has no type.
-    if given.is_empty() || read(&group, "cgroup.type").is_err() {
-        return Ok(Vec::new());
+    if read(&group, "cgroup.type").is_ok() {
+        take_back(&group, base, DEEPEST, &mut released)?;
+    }
+    Ok(released)
+}
+
+fn take_back(group: &OwnedFd, path: &Path, depth: u32, released: &mut Vec<Released>) -> io::Result<()> {
+    let given = match read(group, "cgroup.subtree_control") {
+        Err(error) if is_gone(&error) => return Ok(()),
+        given => given?,
+    };
+    let given: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+    if given.is_empty() {
+        return Ok(());
     }
     let text: Vec<String> = given.iter().map(|controller| format!("-{controller}")).collect();
-    super::write(&group, "cgroup.subtree_control", &text.join(" "))?;
-    Ok(given)
+    let give_up = || write(group, "cgroup.subtree_control", &text.join(" "));
+    match give_up() {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            for_each_below(group, depth, |below, name| take_back(below, &path.join(name), depth - 1, released))?;
+            give_up()?;
+        }
+        other => other?,
+    }
+    released.push((path.to_owned(), given));
+    Ok(())
 }
 
 /// The name of the leaf, as systemd's `DelegateSubgroup=` of our unit has it too.
