@@ -10,6 +10,7 @@ mod server;
 
 use std::{
     fs,
+    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -391,4 +392,26 @@ fn a_shutdown_just_as_a_deploy_begins_ends_and_the_deploy_goes_on_later() {
         server.start();
         assert_live(&server, &server.deploy_end(id));
     }
+}
+
+/// What only looks is answered until the end, but its remote may never answer.
+#[test]
+fn a_shutdown_waits_for_no_remote_that_is_asked_meanwhile() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut server = Server::with_apps(&format!(
+        r#""site": (command: ["/bin/sleep", "1000"], deploy: (repo: "git://{}/site.git", on: [Push(branch: "*")],
+             secret: File("@DIR@/secret"))),
+           "slow": (command: "trap 'cat @DIR@/gate; exit 0' TERM; while :; do sleep 0.1; done", ready: Immediate,
+             stop: (timeout: "5m"))"#,
+        silent.local_addr().unwrap()
+    ));
+    let gate = Gate::new(&server, "gate");
+    server.start();
+    server.wait_state("slow", "ready");
+    server.signal(Signal::SIGTERM);
+    let held = gate.reached();
+    let asked = server.fails(1, &["deploy", "site", "--rev", "main", "--dry-run", "--timeout", "60s"]);
+    assert!(asked.contains("everhook is shutting down"), "{asked}");
+    drop(held);
+    assert!(server.ended().success());
 }

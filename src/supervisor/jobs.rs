@@ -161,6 +161,13 @@ impl Supervisor {
         keys: Keys,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
     ) -> JobId {
+        let dispensable = !matches!(task, TreeTask::Empty { .. });
+        if dispensable && self.is_ending() {
+            // Those that ran were ended, and a remote may never answer this one.
+            self.files.run(move || drop(keys), |_, ()| ());
+            then(self, never_was("everhook is shutting down".to_owned()));
+            return self.ticket();
+        }
         let name = format!("{app}.errand-{}", self.ticket());
         let job = JobSpec {
             deploy: None,
@@ -176,7 +183,7 @@ impl Supervisor {
         };
         let id = self.run(job, name, None, Box::new(then));
         if let Some(job) = self.jobs.get_mut(&id) {
-            job.dispensable = !matches!(task, TreeTask::Empty { .. });
+            job.dispensable = dispensable;
         }
         id
     }
