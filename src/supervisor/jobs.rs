@@ -406,6 +406,14 @@ impl Supervisor {
         tree::members(&self.job_query(job)).unwrap_or_default()
     }
 
+    /// Is nobody of its tree alive? By its cgroup that is a single look.
+    fn is_gone(&self, job: &Job) -> bool {
+        match &job.cgroup {
+            Some(group) => group.is_empty().unwrap_or(true),
+            None => self.job_tree(job).is_empty(),
+        }
+    }
+
     fn job_query<'a>(&'a self, job: &'a Job) -> TreeQuery<'a> {
         TreeQuery {
             root: job.main,
@@ -423,7 +431,7 @@ impl Supervisor {
         job.main = None;
         job.pidfd = None;
         let Some(job) = self.jobs.get(&id) else { return };
-        let left = self.job_tree(job);
+        let left = if self.is_gone(job) { Vec::new() } else { self.job_tree(job) };
         if !left.is_empty() {
             let named = (!job.unwanted).then(|| self.name_left(job, &left, "left running and ended"));
             if let Some(job) = self.jobs.get_mut(&id) {
@@ -458,7 +466,7 @@ impl Supervisor {
 
     /// Jobs whose main process is gone end when their tree is empty.
     pub fn look_at_ending_jobs(&mut self) {
-        let is_over = |job: &Job| job.exit.is_some() && self.job_tree(job).is_empty();
+        let is_over = |job: &Job| job.exit.is_some() && self.is_gone(job);
         let over: Vec<JobId> = self.jobs.iter().filter(|(_, job)| is_over(job)).map(|(id, _)| *id).collect();
         for id in over {
             if let Some(job) = self.jobs.remove(&id) {

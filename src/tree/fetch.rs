@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    TreeError, commit, compare, content,
+    TreeError,
+    commit::{self, Said},
+    compare, content,
     explain::explain,
     filter, git,
     git::is_ref_name,
@@ -11,6 +13,7 @@ use super::{
     limit, measure,
     mirror::Mirror,
     refs::{HEADS, MIRRORED, Refs, TAGS, default_branch, refspec},
+    say_begun,
 };
 use crate::domain::{
     api::{Fetch, Fetched, Tip, Verdict, Wanted},
@@ -65,8 +68,9 @@ pub(super) fn tip(repo: &str, mirror: &Path, wanted: &Wanted, live: Option<&Comm
     });
     let name = ref_name.strip_prefix(HEADS).unwrap_or(&ref_name);
     let commit = commit.ok_or_else(|| TreeError::Refused(format!("{} has no branch {name:?}", git::shown(repo))))?;
-    let behind = match live {
-        Some(live) if *live == commit || judge::is_there(&mirror, &commit)? => judge::behind(&mirror, live, &commit)?,
+    let behind = match (live, commit::look_up(&mirror, commit.as_str())?) {
+        (Some(live), _) if *live == commit => Some(0),
+        (Some(live), Some(tip)) => judge::behind(&mirror, live, &tip)?,
         _ => None,
     };
     Ok(Tip { ref_name, commit, behind })
@@ -102,8 +106,8 @@ fn fetch_into(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
 }
 
 fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) -> Result<Fetched, TreeError> {
-    let said = judge::tip(mirror, name)?;
-    let (tip, live) = (said.commit.clone(), task.live.as_ref());
+    let head = judge::tip(mirror, name)?;
+    let (tip, live) = (head.commit.clone(), task.live.as_ref());
     let asked = task.asked || task.rev.is_some() || commit.is_none();
     let commit = match commit {
         None => tip.clone(),
@@ -112,12 +116,12 @@ fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) 
     let verdict = judge::verdict(mirror, &Question { commit: &commit, tip: &tip, live, asked })?;
     let mut fetched = unjudged(verdict, name.to_owned(), Some(commit.clone()));
     if fetched.verdict != Verdict::Deploy {
-        fetched.behind = behind(mirror, live.into_iter(), &tip)?;
+        fetched.behind = behind(mirror, live.into_iter(), &head)?;
         return Ok(fetched);
     }
-    fetched.behind = behind(mirror, live.into_iter().chain([&commit]), &tip)?;
+    fetched.behind = behind(mirror, live.into_iter().chain([&commit]), &head)?;
     let missing = || TreeError::Mirror(format!("commit {} is not there", commit.short()));
-    let said = if commit == tip { said } else { commit::look_up(mirror, commit.as_str())?.ok_or_else(missing)? };
+    let said = if commit == tip { head } else { commit::look_up(mirror, commit.as_str())?.ok_or_else(missing)? };
     if let Some(filters) = &task.filters
         && live != Some(&commit)
         && let Some(reason) = filter::objection(mirror, filters, live, &commit, &said.message)?
@@ -138,7 +142,7 @@ fn judged(mirror: &Mirror, task: &Fetch, name: &str, commit: Option<&CommitId>) 
 fn behind<'a>(
     mirror: &Mirror,
     of: impl Iterator<Item = &'a CommitId>,
-    tip: &CommitId,
+    tip: &Said,
 ) -> Result<BTreeMap<CommitId, u64>, TreeError> {
     let counted = of.map(|commit| Ok((commit.clone(), judge::behind(mirror, commit, tip)?)));
     let counted = counted.collect::<Result<Vec<_>, TreeError>>()?;
@@ -163,7 +167,11 @@ fn fetch_refs(mirror: &Mirror, repo: &str, refspecs: &[String]) -> Result<(), Tr
     let fixed = ["fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", "--", repo];
     let args: Vec<&str> = fixed.into_iter().chain(refspecs.iter().map(String::as_str)).collect();
     limit::set(&mirror.path)?;
-    let mut done = mirror.git.run_beside(&args, b"", || mirror.begin_to_tell())?;
+    let mut done = mirror.git.run_beside(&args, b"", || {
+        mirror.begin_to_tell()?;
+        say_begun();
+        Ok(())
+    })?;
     for _ in 0..MOST_IN_THE_WAY {
         let names = in_the_way(&done.stderr);
         if done.code == Some(0) || names.is_empty() {

@@ -64,19 +64,16 @@ pub(super) fn delivered(
     Ok(newest)
 }
 
-/// How many commits of the tip `commit` does not have; `None`: the mirror lacks one of the two, which
-/// git complains about.
-pub(super) fn behind(mirror: &Mirror, commit: &CommitId, tip: &CommitId) -> Result<Option<u64>, TreeError> {
-    if commit == tip {
+/// How many commits of the tip `commit` does not have; `None`: the mirror lacks it, which git complains about.
+pub(super) fn behind(mirror: &Mirror, commit: &CommitId, tip: &Said) -> Result<Option<u64>, TreeError> {
+    if *commit == tip.commit {
         return Ok(Some(0));
     }
     // Most pushes are one commit on top of what is live: nothing need be counted.
-    match commit::look_up(mirror, tip.as_str())? {
-        None => return Ok(None),
-        Some(tip) if tip.parents[..] == [commit.clone()] => return Ok(Some(1)),
-        Some(_) => {}
+    if tip.parents[..] == [commit.clone()] {
+        return Ok(Some(1));
     }
-    let range = format!("{commit}..{tip}");
+    let range = format!("{commit}..{}", tip.commit);
     let done = mirror.git.run(&["rev-list", "--count", "--end-of-options", &range], b"")?;
     let count = String::from_utf8_lossy(&done.stdout).trim().parse().ok();
     Ok(count.filter(|_| done.code == Some(0)))

@@ -38,7 +38,11 @@ use std::{
     process::ExitCode,
 };
 
-use rustix::{fs::Mode, process::umask};
+use rustix::{
+    fs::Mode,
+    net::{Shutdown, shutdown},
+    process::umask,
+};
 use serde::Serialize;
 
 use crate::{
@@ -131,6 +135,13 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
         }
         TreeTask::Empty { path } => empty::empty(&path),
     }
+}
+
+/// Lets whoever told the task, where it was waited for, know that the part has begun in which little is left to be
+/// done here.
+fn say_begun() {
+    // Without a word: the other end hears that this one is closed.
+    let _ = shutdown(io::stdin(), Shutdown::Both);
 }
 
 fn result_descriptor() -> Result<OwnedFd, TreeError> {

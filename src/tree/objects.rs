@@ -1,5 +1,6 @@
 //! Questions about the objects of a mirror, answered by gits that stay (git-cat-file(1), `--batch` and
-//! `--batch-check`): to start a git costs more than its answer, and these start while another fetches.
+//! `--batch-check`): to start a git costs more than its answer, and these start while another fetches, one after
+//! the other so that they take no processor from that.
 
 use std::{
     cell::RefCell,
@@ -34,20 +35,23 @@ struct Answering {
 }
 
 impl Objects {
-    /// Has them start, where they have not yet. They see what is fetched meanwhile.
+    /// Has both start, where they have not yet, and waits until they are there. They see what is fetched meanwhile.
     pub(super) fn begin(&self, git: &Git) -> Result<(), TreeError> {
-        for (place, how) in [(&self.contents, "--batch"), (&self.sizes, "--batch-check")] {
-            let mut answering = place.borrow_mut();
-            if answering.is_none() {
-                *answering = Some(Answering::start(git, how)?);
-            }
-        }
-        Ok(())
+        self.begin_contents(git)?;
+        self.begin_sizes(git)
+    }
+
+    fn begin_contents(&self, git: &Git) -> Result<(), TreeError> {
+        begin(&self.contents, git, "--batch")
+    }
+
+    fn begin_sizes(&self, git: &Git) -> Result<(), TreeError> {
+        begin(&self.sizes, git, "--batch-check")
     }
 
     /// What this leads to, which is no name with a newline; `None`: nothing of that name is there.
     pub(super) fn find(&self, git: &Git, name: &str) -> Result<Option<Object>, TreeError> {
-        self.begin(git)?;
+        self.begin_contents(git)?;
         let answer = self.contents.borrow_mut().as_mut().map(|answering| answering.ask(name));
         answer.transpose().map(Option::flatten).map_err(|error| {
             self.end();
@@ -57,7 +61,7 @@ impl Objects {
 
     /// The bytes of each of these, by their full ids; all must be there.
     pub(super) fn sizes(&self, git: &Git, ids: &[String]) -> Result<Vec<u64>, TreeError> {
-        self.begin(git)?;
+        self.begin_sizes(git)?;
         let mut sizes = Vec::with_capacity(ids.len());
         for some in ids.chunks(AT_ONCE) {
             let answer = self.sizes.borrow_mut().as_mut().map(|answering| answering.weigh(some, &mut sizes));
@@ -71,8 +75,24 @@ impl Objects {
 
     /// Lets go of the mirror.
     pub(super) fn end(&self) {
-        self.contents.borrow_mut().take();
-        self.sizes.borrow_mut().take();
+        let mut both = [self.contents.borrow_mut().take(), self.sizes.borrow_mut().take()];
+        // Each takes its time to go.
+        both.iter_mut().flatten().for_each(Answering::kill);
+    }
+}
+
+fn begin(place: &RefCell<Option<Answering>>, git: &Git, how: &str) -> Result<(), TreeError> {
+    let mut answering = place.borrow_mut();
+    if answering.is_none() {
+        // What keeps it from answering it says again when it is asked for something.
+        let _ = answering.insert(Answering::start(git, how)?).ask("");
+    }
+    Ok(())
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -112,6 +132,11 @@ impl Answering {
         Ok(())
     }
 
+    /// It only reads, and nobody of us is left behind.
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) }
@@ -120,8 +145,7 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        // It only reads, and nobody of us is left behind.
-        let _ = self.child.kill();
+        self.kill();
         let _ = self.child.wait();
     }
 }

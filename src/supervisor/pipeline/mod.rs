@@ -249,7 +249,9 @@ impl Supervisor {
 
     /// Runs a job once its output goes to this deploy's log.
     fn run_job(&mut self, deploy: DeployId, job: Job) {
+        // What these need was made for the fetch.
         let Some(job) = self.give_to_fetcher(deploy, job) else { return };
+        let Some(job) = self.give_to_waiting(deploy, job) else { return };
         let Some((view, app)) = self.spec_of(deploy) else { return };
         let fetches = matches!(job, Job::Tree { who: Who::FetchUser, .. });
         let ticket = self.ticket();
@@ -350,11 +352,6 @@ impl Supervisor {
 
     fn begin_job(&mut self, view: &DeployView, job: Job, keys: Keys) {
         let Some((_, app)) = self.spec_of(view.id) else { return };
-        if let Job::Tree { task, who: Who::AppUser } = &job
-            && self.give_to_waiting(view.id, task)
-        {
-            return;
-        }
         let fetches = matches!(&job, Job::Tree { task: TreeTask::Fetch(_), .. });
         let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
         let cgroup = self.job_cgroup(&app.name, &format!("{}.job", app.name));

@@ -1,16 +1,18 @@
 //! Tree helpers that wait for their task, since to start one takes as long as what it does for a small
 //! repository. The one that fetches starts while it is recorded that the deploy begins; the one for what follows,
-//! mostly a checkout as the app's user, while the fetch runs. Neither does anything before it is told its task, and
-//! each ends where there is none.
+//! mostly a checkout as the app's user, while the fetch waits for the remote: before, both would want the same
+//! processors. Neither does anything before it is told its task, and each ends where there is none.
 
 use std::{
     io::Write,
+    net::Shutdown,
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::Arc,
 };
 
 use super::super::{
     Supervisor,
+    event::Event,
     jobs::{JobId, JobSpec},
     keys::Keys,
     launch,
@@ -41,9 +43,14 @@ impl Supervisor {
         let Some((_, app)) = self.spec_of(deploy) else { return };
         self.fetchers.insert(deploy, Fetcher::Preparing(None));
         self.with_job_folders(&Arc::clone(&app), true, move |supervisor, made| match made {
-            Ok(keys) => {
-                supervisor.with_deploy_log(&app, deploy, move |supervisor| supervisor.prepared(deploy, keys));
+            Ok(keys) if supervisor.fetchers.contains_key(&deploy) => {
+                let who = supervisor.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
+                let waiting = supervisor.have_wait(&app, "fetch", who, keys);
+                // Meanwhile it starts: what it says comes after its task.
+                supervisor.with_deploy_log(&app, deploy, move |supervisor| supervisor.prepared(deploy, waiting));
             }
+            // It has ended meanwhile.
+            Ok(keys) => supervisor.files.run(move || drop(keys), |_, ()| ()),
             Err(error) => {
                 if let Some(Fetcher::Preparing(Some(_))) = supervisor.fetchers.remove(&deploy) {
                     supervisor.job_refused(deploy, error);
@@ -58,18 +65,11 @@ impl Supervisor {
         task.take().is_some()
     }
 
-    fn prepared(&mut self, deploy: DeployId, keys: Keys) {
-        let found = self.fetchers.remove(&deploy).zip(self.spec_of(deploy));
-        let Some((Fetcher::Preparing(task), (view, app))) = found else {
-            // It has ended meanwhile.
-            return self.files.run(move || drop(keys), |_, ()| ());
-        };
+    fn prepared(&mut self, deploy: DeployId, waiting: Option<Reserve>) {
+        let Some(Fetcher::Preparing(task)) = self.fetchers.remove(&deploy) else { return };
+        self.fetchers.extend(waiting.map(|waiting| (deploy, Fetcher::Waiting(waiting))));
         if let Some(job) = task {
-            return self.begin_job(&view, job, keys);
-        }
-        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
-        if let Some(waiting) = self.have_wait(&app, "fetch", who, keys) {
-            self.fetchers.insert(deploy, Fetcher::Waiting(waiting));
+            self.run_job(deploy, job);
         }
     }
 
@@ -77,21 +77,37 @@ impl Supervisor {
     pub(super) fn give_to_fetcher(&mut self, deploy: DeployId, job: Job) -> Option<Job> {
         let Job::Tree { task: task @ TreeTask::Fetch(_), who: Who::FetchUser } = &job else { return Some(job) };
         match self.fetchers.remove(&deploy) {
-            None => return Some(job),
+            None => Some(job),
             Some(Fetcher::Preparing(_)) => {
                 self.fetchers.insert(deploy, Fetcher::Preparing(Some(job)));
-                return None;
+                None
             }
-            Some(Fetcher::Waiting(waiting)) => {
-                if !self.give(waiting, deploy, task) {
-                    return Some(job);
+            Some(Fetcher::Waiting(waiting)) => match self.give(waiting, deploy, task) {
+                None => Some(job),
+                Some(order) => {
+                    self.when_begun(order, move |supervisor| supervisor.have_next_wait(deploy));
+                    None
                 }
-            }
+            },
         }
-        if let Some((view, app)) = self.spec_of(deploy) {
+    }
+
+    /// Goes on once this helper has nothing to do but to wait, or has ended.
+    fn when_begun(&self, order: UnixStream, then: impl FnOnce(&mut Supervisor) + Send + 'static) {
+        let Ok(order) = tokio::net::UnixStream::from_std(order) else { return };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let _ = order.readable().await;
+            let _ = events.send(Event::Then(Box::new(then)));
+        });
+    }
+
+    fn have_next_wait(&mut self, deploy: DeployId) {
+        let Some((view, app)) = self.spec_of(deploy) else { return };
+        let runs = self.deploys.running(&app.name).is_some_and(|running| running.id == deploy);
+        if runs && !self.reserves.contains_key(&deploy) {
             self.have_helper_wait(&view, &app);
         }
-        None
     }
 
     /// Starts the helper of what this deploy does after its fetch. Where that fails it is started in its turn.
@@ -101,9 +117,11 @@ impl Supervisor {
         }
     }
 
-    /// Gives the helper that waits this task; false: none does.
-    pub(super) fn give_to_waiting(&mut self, deploy: DeployId, task: &TreeTask) -> bool {
-        self.reserves.remove(&deploy).is_some_and(|waiting| self.give(waiting, deploy, task))
+    /// Has the helper that waits do this; gives it back where none does.
+    pub(super) fn give_to_waiting(&mut self, deploy: DeployId, job: Job) -> Option<Job> {
+        let Job::Tree { task, who: Who::AppUser } = &job else { return Some(job) };
+        let given = self.reserves.remove(&deploy).and_then(|waiting| self.give(waiting, deploy, task));
+        if given.is_some() { None } else { Some(job) }
     }
 
     fn have_wait(&mut self, app: &config::App, what: &str, who: Arc<Identity>, keys: Keys) -> Option<Reserve> {
@@ -130,10 +148,12 @@ impl Supervisor {
         self.start_reserve(job, name, log).map(|job| Reserve { job, order })
     }
 
-    fn give(&mut self, Reserve { job, mut order }: Reserve, deploy: DeployId, task: &TreeTask) -> bool {
-        let Ok(text) = serde_json::to_vec(task) else { return false };
+    /// Tells a helper its task; what it was told by is closed by it. `None`: it does not do it.
+    fn give(&mut self, Reserve { job, mut order }: Reserve, deploy: DeployId, task: &TreeTask) -> Option<UnixStream> {
+        let text = serde_json::to_vec(task).ok()?;
         // What it does not take at once, or half of it, is no task to it.
-        let told = order.set_nonblocking(true).and_then(|()| order.write_all(&text));
-        told.is_ok() && self.employ(job, deploy)
+        order.set_nonblocking(true).and_then(|()| order.write_all(&text)).ok()?;
+        order.shutdown(Shutdown::Write).ok()?;
+        self.employ(job, deploy).then_some(order)
     }
 }
