@@ -26,16 +26,14 @@ use super::{
     courier::Courier,
     event::{Event, Events},
     files::Files,
-    handover::{self, Handover, Living},
+    handover::{self, GoOn, Handover, Living},
     internals,
     layout::Layout,
     ledger::{Command, Ledger, Query},
     listeners::Listener,
     log, metrics,
     prepare::{Maker, OwnUsers},
-    rename,
-    seats::SeatId,
-    secrets,
+    rename, secrets,
     settings::{self, Settings},
     shutdown::Ending,
     signals,
@@ -403,7 +401,7 @@ impl Supervisor {
 }
 
 /// Asks the loop who of these goes on, and waits for its answer.
-fn who_goes_on(events: &Events, living: Living) -> Vec<SeatId> {
+fn who_goes_on(events: &Events, living: Living) -> GoOn {
     let (answer, answered) = std::sync::mpsc::channel();
     let ask = move |supervisor: &mut Supervisor| drop(answer.send(supervisor.who_goes_on(living)));
     // A loop that has ended answers nobody.

@@ -25,9 +25,9 @@ pub struct Survivor {
 }
 
 impl App {
-    /// The seats of those who go on.
+    /// Those who go on, no two in one seat.
     #[must_use]
-    pub fn keeps(&self, survivors: &[Survivor], now: Now) -> Vec<Seat> {
+    pub fn keeps<'a>(&self, survivors: &'a [Survivor], now: Now) -> Vec<&'a Survivor> {
         let mut kept: Vec<&Survivor> = Vec::new();
         for survivor in survivors.iter().filter(|survivor| self.may_keep(survivor, now)) {
             match kept.iter_mut().find(|other| other.seat.number == survivor.seat.number) {
@@ -41,7 +41,7 @@ impl App {
                 }
             }
         }
-        kept.into_iter().map(|survivor| survivor.seat).collect()
+        kept
     }
 
     fn may_keep(&self, survivor: &Survivor, now: Now) -> bool {
@@ -68,9 +68,8 @@ impl App {
     /// Those who go on are this app's from now on; who was given something else than it would be now is
     /// replaced, as by a reload. What else follows is left to the next event, when all apps have theirs.
     pub(super) fn outlived(&mut self, survivors: &[Survivor], now: Now, out: &mut Vec<Task>) {
-        let kept = self.keeps(survivors, now);
         let mut changed = Vec::new();
-        for survivor in survivors.iter().filter(|survivor| kept.contains(&survivor.seat)) {
+        for survivor in self.keeps(survivors, now) {
             let release = self.release.clone();
             let Some(copy) = self.copy_mut(survivor.seat.number) else { continue };
             copy.run.seat = survivor.seat;

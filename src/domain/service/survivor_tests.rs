@@ -27,14 +27,18 @@ fn found(spec: config::App, survivors: &[Survivor]) -> World {
     world
 }
 
+fn kept(app: &App, survivors: &[Survivor], now: Now) -> Vec<Seat> {
+    app.keeps(survivors, now).iter().map(|survivor| survivor.seat).collect()
+}
+
 /// What the handover does: whoever does not go on is ended, then all begins.
 fn take_over(world: &mut World, survivors: Vec<Survivor>) -> Vec<Seat> {
-    let kept = world.app.keeps(&survivors, world.now);
-    let (on, gone): (Vec<_>, Vec<_>) = survivors.into_iter().partition(|survivor| kept.contains(&survivor.seat));
+    let seats = kept(&world.app, &survivors, world.now);
+    let (on, gone): (Vec<_>, Vec<_>) = survivors.into_iter().partition(|survivor| seats.contains(&survivor.seat));
     gone.into_iter().for_each(|survivor| world.tree(survivor.seat).main = None);
     world.feed(Event::Outlived(on));
     world.feed(Event::Block(None));
-    kept
+    seats
 }
 
 #[test]
@@ -66,7 +70,7 @@ fn what_is_not_proven_or_leaves_makes_room() {
     ] {
         let world = found(spec(ready, Policy::Always), &[]);
         let one = Survivor { progress, ..survivor(FIRST, 7, world.now, age) };
-        assert_eq!(!world.app.keeps(slice::from_ref(&one), world.now).is_empty(), goes_on, "{one:?}");
+        assert_eq!(!kept(&world.app, slice::from_ref(&one), world.now).is_empty(), goes_on, "{one:?}");
     }
 }
 
@@ -75,22 +79,22 @@ fn what_is_not_to_run_makes_room() {
     let plain = || spec(Ready::Immediate, Policy::Always);
     let world = found(plain(), &[]);
     let one = survivor(FIRST, 7, world.now, 60);
-    assert_eq!(world.app.keeps(slice::from_ref(&one), world.now), [FIRST]);
+    assert_eq!(kept(&world.app, slice::from_ref(&one), world.now), [FIRST]);
     let other = Survivor { release: Some(release(1).id), ..one.clone() };
-    assert_eq!(world.app.keeps(&[other], world.now), [], "another release");
+    assert_eq!(kept(&world.app, &[other], world.now), [], "another release");
     let beside = survivor(second(1), 7, world.now, 60);
-    assert_eq!(world.app.keeps(&[beside], world.now), [], "nothing is started beside another");
+    assert_eq!(kept(&world.app, &[beside], world.now), [], "nothing is started beside another");
     let more = survivor(Seat::first(2), 7, world.now, 60);
-    assert_eq!(world.app.keeps(&[more], world.now), [], "there are fewer copies now");
+    assert_eq!(kept(&world.app, &[more], world.now), [], "there are fewer copies now");
     let held = world.app.clone().with_holds(vec![(None, "ann".into())]);
-    assert_eq!(held.keeps(slice::from_ref(&one), world.now), [], "a person stopped it");
+    assert_eq!(kept(&held, slice::from_ref(&one), world.now), [], "a person stopped it");
     for spec in [
         config::App { enabled: false, ..plain() },
         config::App { problem: Some("no".into()), ..plain() },
         config::App { command: None, ..plain() },
     ] {
         let world = found(spec, &[]);
-        assert_eq!(world.app.keeps(slice::from_ref(&one), world.now), []);
+        assert_eq!(kept(&world.app, slice::from_ref(&one), world.now), []);
     }
 }
 
@@ -101,7 +105,7 @@ fn of_two_the_one_that_takes_over_goes_on() {
     let (old, new) = (survivor(FIRST, 7, world.now, 60), survivor(second(1), 8, world.now, 20));
     (world.tree(FIRST).main, world.tree(second(1)).main) = (Some(7), Some(8));
     let changed = Survivor { unchanged: false, ..new.clone() };
-    assert_eq!(world.app.keeps(&[old.clone(), changed], world.now), [FIRST], "it is what the config says");
+    assert_eq!(kept(&world.app, &[old.clone(), changed], world.now), [FIRST], "it is what the config says");
     assert_eq!(take_over(&mut world, vec![old, new]), [second(1)]);
     assert_eq!(world.all_words(), [(second(1), "ready")]);
     world.exit_in(second(1), Exit::Code(1));

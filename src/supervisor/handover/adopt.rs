@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tracing::{info, warn};
 
-use super::{Adopted, Bears, Handover, Living};
+use super::{Adopted, Bears, GoOn, Handover, Living};
 use crate::{
     domain::{
         model::{AppName, At, Now},
@@ -20,8 +20,8 @@ use crate::{
 };
 
 impl Supervisor {
-    /// The seats of those who go on.
-    pub fn who_goes_on(&self, living: Living) -> Vec<SeatId> {
+    /// Those who go on, by their seats.
+    pub fn who_goes_on(&self, living: Living) -> GoOn {
         let now = clock::now();
         let mut of_apps: BTreeMap<AppName, Vec<Survivor>> = BTreeMap::new();
         for (id, record) in living {
@@ -29,11 +29,12 @@ impl Supervisor {
                 of_apps.entry(id.app).or_default().push(survivor);
             }
         }
-        let kept = of_apps.into_iter().flat_map(|(name, survivors)| {
-            let seats = self.apps.get(&name).map(|app| app.keeps(&survivors, now)).unwrap_or_default();
-            seats.into_iter().map(move |seat| SeatId { app: name.clone(), seat })
-        });
-        kept.collect()
+        let mut go_on = GoOn::new();
+        for (name, survivors) in &of_apps {
+            let kept = self.apps.get(name).map(|app| app.keeps(survivors, now)).unwrap_or_default();
+            go_on.extend(kept.into_iter().map(|one| (SeatId { app: name.clone(), seat: one.seat }, one.clone())));
+        }
+        go_on
     }
 
     /// `None` where nothing is noted of what it was started as, or there is no place for it.
@@ -63,16 +64,15 @@ impl Supervisor {
         if adopted.is_empty() {
             return;
         }
-        let (count, now) = (adopted.len(), clock::now());
+        let count = adopted.len();
         let mut of_apps: BTreeMap<AppName, Vec<Survivor>> = BTreeMap::new();
         for one in adopted {
-            let Some(survivor) = self.survivor(&one.id, &one.record, now) else { continue };
             let app = one.id.app.clone();
             if let Some((shell, sockets)) = self.shells.get_mut(&app).zip(sockets.remove(&app)) {
                 shell.sockets = sockets;
             }
+            of_apps.entry(app).or_default().push(one.survivor.clone());
             self.sit_down(one);
-            of_apps.entry(app).or_default().push(survivor);
         }
         for (name, survivors) in of_apps {
             self.feed(&name, Event::Outlived(survivors));
@@ -81,17 +81,17 @@ impl Supervisor {
     }
 
     fn sit_down(&mut self, adopted: Adopted) {
-        let Adopted { id, record, pidfd, notices, bears } = adopted;
+        let Adopted { id, survivor, boot, pidfd, notices, bears } = adopted;
         let limits = self.apps.get(&id.app).map(|app| Arc::clone(&app.spec().limits));
         let uid = self.apps.get(&id.app).map(|app| app.spec().run_as.uid);
         let Some(seat) = self.seat_mut(&id) else { return };
         if let Some(bears) = bears {
             bears.put_on(seat);
         }
-        seat.boot = Some(record.everhook_boot.into());
-        seat.session = pidfd::session(record.pid);
+        seat.boot = Some(boot);
+        seat.session = pidfd::session(survivor.pid);
         let unmet = limits.map(|limits| seat.begin_limits(&limits)).unwrap_or_default();
-        self.take_main(&id, record.pid, pidfd);
+        self.take_main(&id, survivor.pid, pidfd);
         self.limits_begun(&id, unmet);
         if let (Some((path, socket)), Some(uid)) = (notices, uid)
             && let Err(error) = self.take_notices(&id, path, socket, uid)

@@ -28,6 +28,7 @@ use crate::{
     domain::{
         config::{self, Config},
         model::{AppName, InstanceId, Signal},
+        service::Survivor,
     },
     os::{
         cgroup::{Base, Cgroup},
@@ -37,6 +38,8 @@ use crate::{
     },
 };
 
+/// The name of its record.
+const LOGGER: &str = "logger";
 /// A logger has so long to write what it has.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,7 +56,9 @@ pub struct Handover {
 /// A process that goes on, and what it is held by.
 pub struct Adopted {
     id: SeatId,
-    record: RunRecord,
+    survivor: Survivor,
+    /// The run that it bears.
+    boot: Box<str>,
     pidfd: OwnedFd,
     /// Where it says how it is, made anew at the place that it knows.
     notices: Option<(PathBuf, UnixDatagram)>,
@@ -70,11 +75,14 @@ struct Bears {
 
 /// Who lives, for the question who goes on.
 pub type Living = Vec<(SeatId, RunRecord)>;
+/// Those of them who do.
+pub type GoOn = BTreeMap<SeatId, Survivor>;
 
-/// May an earlier supervisor have left something? Whatever it started has a record.
+/// May something go on that an earlier supervisor has started? Records outlive an orderly end too.
 #[must_use]
 pub fn is_needed(layout: &Layout) -> bool {
-    fs::read_dir(layout.record("")).is_ok_and(|mut records| records.next().is_some())
+    let of_instances = read_records(layout).into_iter().filter(|(name, _)| name != LOGGER);
+    of_instances.into_iter().any(|(_, record)| record.is_alive_and_same().is_some())
 }
 
 /// Finds what the last supervisor left, has those of it go on who may, and ends all the rest, the logger last: it
@@ -83,25 +91,24 @@ pub fn take_over(
     layout: &Layout,
     config: &Config,
     cgroups: Option<&Base>,
-    who_goes_on: impl FnOnce(Living) -> Vec<SeatId>,
+    who_goes_on: impl FnOnce(Living) -> GoOn,
 ) -> Handover {
     let mut records = read_records(layout);
-    let logger = records.remove("logger");
+    let logger = records.remove(LOGGER);
     let mut trees: Vec<Leftover> =
         records.into_iter().map(|(name, record)| leftover::leftover(name, record, config, layout, cgroups)).collect();
     let living = trees.iter().filter(|tree| tree.seat.is_some() && tree.is_whole());
     let living: Living = living.filter_map(|tree| Some((tree.seat.as_ref()?.0.clone(), tree.record.clone()))).collect();
-    let wanted = if living.is_empty() { Vec::new() } else { who_goes_on(living) };
-    let (mut handover, mut seated) = (Handover::default(), BTreeSet::new());
-    for name in wanted.iter().map(|id| &id.app).collect::<BTreeSet<_>>() {
-        let goes_on = |id: &SeatId| id.app == *name && wanted.contains(id);
+    let wanted = if living.is_empty() { GoOn::new() } else { who_goes_on(living) };
+    let mut handover = Handover::default();
+    for name in wanted.keys().map(|id| &id.app).collect::<BTreeSet<_>>() {
         let is_theirs = |tree: &mut Leftover| {
-            let seat = tree.seat.as_ref().filter(|_| tree.main.is_some());
-            // No seat has two, whatever is noted.
-            seat.is_some_and(|(id, _)| goes_on(id) && seated.insert(id.clone()))
+            let seat = tree.seat.as_ref().filter(|(id, _)| id.app == *name && tree.main.is_some());
+            let goes_on = seat.and_then(|(id, _)| wanted.get(id));
+            goes_on.is_some_and(|survivor| survivor.pid == tree.record.pid)
         };
         let theirs = trees.extract_if(.., is_theirs).collect();
-        trees.extend(handover.take(name, theirs, layout, config));
+        trees.extend(handover.take(name, theirs, &wanted, layout, config));
     }
     let goes_on: Vec<_> = handover.adopted.iter().map(|adopted| adopted.id.clone()).collect();
     leftover::find_outputs(&mut trees, &goes_on, layout);
@@ -136,7 +143,14 @@ impl Handover {
     }
 
     /// Takes the processes of an app over whole, sockets and all; whoever cannot be is returned.
-    fn take(&mut self, name: &AppName, theirs: Vec<Leftover>, layout: &Layout, config: &Config) -> Vec<Leftover> {
+    fn take(
+        &mut self,
+        name: &AppName,
+        theirs: Vec<Leftover>,
+        wanted: &GoOn,
+        layout: &Layout,
+        config: &Config,
+    ) -> Vec<Leftover> {
         let Some(app) = config.apps.get(name) else { return theirs };
         let tree: Vec<Member> =
             if app.sockets.is_empty() { Vec::new() } else { theirs.iter().flat_map(Leftover::members).collect() };
@@ -149,7 +163,7 @@ impl Handover {
         }
         let mut refused = Vec::new();
         for tree in theirs {
-            match Adopted::of(&tree, app, layout) {
+            match Adopted::of(&tree, wanted, app, layout) {
                 Ok(adopted) => self.adopted.push(adopted),
                 Err(error) => {
                     warn!(app = %name, "{} cannot go on and is started anew: {error}", tree.name);
@@ -162,9 +176,10 @@ impl Handover {
 }
 
 impl Adopted {
-    fn of(tree: &Leftover, app: &config::App, layout: &Layout) -> io::Result<Self> {
+    fn of(tree: &Leftover, wanted: &GoOn, app: &config::App, layout: &Layout) -> io::Result<Self> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let (id, name) = tree.seat.clone().ok_or_else(gone)?;
+        let survivor = wanted.get(&id).cloned().ok_or_else(gone)?;
         let (_, pidfd) = tree.main.as_ref().ok_or_else(gone)?;
         let mut notices = None;
         if app.notifies() {
@@ -177,7 +192,8 @@ impl Adopted {
             let file = fs::File::options().read(true).write(true).open(&record)?.into();
             bears = Some(Bears { name, record, file, cgroup: tree.cgroup.clone() });
         }
-        Ok(Self { id, record: tree.record.clone(), pidfd: pidfd.try_clone()?, notices, bears })
+        let boot = tree.record.everhook_boot.as_str().into();
+        Ok(Self { id, survivor, boot, pidfd: pidfd.try_clone()?, notices, bears })
     }
 }
 
@@ -200,5 +216,28 @@ fn end_logger(record: &RunRecord) {
         warn!(pid = record.pid, "the last logger does not end; it is killed, its buffer is finished by the next one");
         let _ = pidfd::signal(&fd, Signal::KILL);
         let _ = pidfd::wait_ended(&fd, PATIENCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::identity;
+
+    #[test]
+    fn records_of_who_has_ended_need_no_handover() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { state: dir.path().into(), run: dir.path().into() };
+        assert!(!is_needed(&layout), "there was none before");
+        fs::create_dir(layout.record("")).unwrap();
+        let (boot, namespace) = (identity::boot_id().unwrap(), identity::pid_namespace().unwrap());
+        let note = |name: &str, pid: u32| {
+            fs::write(layout.record(name), format!("{pid} {} {boot} {namespace} run\n", u64::MAX)).unwrap();
+        };
+        note("blog.1", i32::MAX.unsigned_abs());
+        note(LOGGER, std::process::id());
+        assert!(!is_needed(&layout), "nothing runs that could go on");
+        note("api.1", std::process::id());
+        assert!(is_needed(&layout));
     }
 }
