@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::{
     io::Errno,
-    process::{WaitOptions, wait},
+    process::{Pid, WaitOptions, WaitStatus, wait, waitpid},
 };
 
 use crate::domain::model::Exit;
@@ -12,8 +12,18 @@ use crate::domain::model::Exit;
 /// Reaps a child that has ended, ours or that of a dead child that was handed to us; `None` when all that are
 /// left live. Never blocks. An end may be told before `Spawner::spawn` has returned its pid.
 pub fn next() -> Option<(u32, Exit)> {
+    ended(|| wait(WaitOptions::NOHANG))
+}
+
+/// The same for this child alone. The kernel finds it at once, where it looks at all of a thousand for the next.
+pub fn this(pid: u32) -> Option<Exit> {
+    let pid = Pid::from_raw(pid.cast_signed())?;
+    ended(|| waitpid(Some(pid), WaitOptions::NOHANG)).map(|(_, exit)| exit)
+}
+
+fn ended(ask: impl Fn() -> rustix::io::Result<Option<(Pid, WaitStatus)>>) -> Option<(u32, Exit)> {
     loop {
-        let (pid, status) = match wait(WaitOptions::NOHANG) {
+        let (pid, status) = match ask() {
             Ok(Some(ended)) => ended,
             Err(Errno::INTR) => continue,
             Ok(None) | Err(_) => return None,
@@ -61,6 +71,21 @@ mod tests {
             let of_children = children.map(|pid| ends.remove(&pid).unwrap());
             assert_eq!(of_children, [Exit::Code(7), Exit::Signal(15), Exit::Signal(40), Exit::Code(0)]);
             assert_eq!(ends.into_values().collect::<Vec<_>>(), [Exit::Code(0)], "the orphan");
+        });
+    }
+
+    #[test]
+    fn one_is_reaped_and_the_others_left() {
+        alone("os::reap::tests::one_is_reaped_and_the_others_left", || {
+            let exits =
+                |code: &str| Command::new("/bin/sh").args(["-c", &format!("exit {code}")]).spawn().unwrap().id();
+            let children = ["1", "2"].map(exits);
+            let fds = children.map(|pid| pidfd::open(pid).unwrap());
+            assert!(fds.iter().all(|fd| pidfd::wait_ended(fd, Duration::from_secs(20))));
+            assert_eq!(this(children[1]), Some(Exit::Code(2)));
+            assert_eq!(this(children[1]), None);
+            assert_eq!(this(std::process::id()), None, "it is no child");
+            assert_eq!(next(), Some((children[0], Exit::Code(1))));
         });
     }
 }

@@ -136,18 +136,18 @@ impl Ends {
         unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map(Self).map_err(|e| e.into_parts().1)
     }
 
-    /// Waits until children may have ended; who is reaped after that was told of by this or by an earlier one.
+    /// Waits until children may have ended, and names one of them: a signal stands for all since the one before.
     ///
     /// # Errors
     /// Never on Linux.
-    pub async fn some(&self) -> io::Result<()> {
+    pub async fn some(&self) -> io::Result<u32> {
         loop {
             let mut ready = self.0.readable().await?;
             let told = self.0.get_ref().read_signal()?;
             // One signal stands for all ends since the last was read: there is nothing more behind it.
             ready.clear_ready();
-            if told.is_some() {
-                return Ok(());
+            if let Some(told) = told {
+                return Ok(told.ssi_pid);
             }
         }
     }

@@ -249,8 +249,9 @@ impl Supervisor {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let apps = self.deadlines.first().map(|(at, _)| *at);
-        let others = [self.waiters_deadline(), self.deploys.deadline(), self.write_down_at(), self.spawning.look_at()];
-        others.into_iter().chain([apps, self.courier.deadline()]).flatten().min()
+        let others = [self.waiters_deadline(), self.deploys.deadline(), self.spawning.look_at()];
+        let later = [self.write_down_at(), self.children.reap_at()];
+        others.into_iter().chain(later).chain([apps, self.courier.deadline()]).flatten().min()
     }
 
     /// Everything whose moment has come.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{Supervisor, jobs::JobId, seats::SeatId};
@@ -18,6 +18,8 @@ use crate::{
     },
 };
 
+/// So long may what is being started hold back the search for others that have ended.
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
 /// So many starts are described ahead at most: more than the spawner's threads, should each of them hang, and
 /// few beside the start of a thousand apps, which else have all their environments in memory at once.
 const AHEAD: usize = 32;
@@ -45,6 +47,8 @@ pub struct Children {
     early: HashMap<u32, Exit>,
     /// When the spawner last answered.
     started: Option<Instant>,
+    /// Since when others may have ended beside those that were reaped.
+    unreaped: Option<Instant>,
 }
 
 impl Children {
@@ -72,6 +76,13 @@ impl Children {
     #[must_use]
     pub fn are_starting(&self) -> bool {
         !self.ordered.is_empty()
+    }
+
+    /// When to look for others that have ended.
+    #[must_use]
+    pub fn reap_at(&self) -> Option<Instant> {
+        let since = self.unreaped?;
+        Some(if self.are_starting() { since + LONGEST_WAIT } else { since })
     }
 }
 
@@ -123,24 +134,39 @@ impl Supervisor {
         self.spawn_waiting();
     }
 
-    /// Reaps everything that has ended.
-    pub fn reap(&mut self) {
+    /// A child has ended, and others perhaps with it. The search for these passes all children and keeps the kernel
+    /// from making another meanwhile, so it comes when what follows from this one has been started.
+    pub fn reap(&mut self, told: u32) {
+        self.children.unreaped.get_or_insert_with(Instant::now);
+        if reap::this(told).is_some_and(|exit| !self.reaped(told, exit)) {
+            self.look_at_ending_trees();
+        }
+    }
+
+    /// Reaps everything that has ended, when it is time to.
+    pub fn reap_others(&mut self) {
+        if self.children.reap_at().is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.children.unreaped = None;
         let mut orphans = false;
-        // One by one: the search for the next passes all children, and what follows from this one is under way
-        // meanwhile.
         while let Some((pid, exit)) = reap::next() {
-            if self.children.pids.contains_key(&pid) {
-                self.ended(pid, exit);
-            } else {
-                orphans = true;
-                if !self.children.ordered.is_empty() {
-                    self.children.early.insert(pid, exit);
-                }
-            }
+            orphans |= !self.reaped(pid, exit);
         }
         if orphans {
             self.look_at_ending_trees();
         }
+    }
+
+    /// False: it is nobody's, as far as is known.
+    fn reaped(&mut self, pid: u32, exit: Exit) -> bool {
+        let known = self.children.pids.contains_key(&pid);
+        if known {
+            self.ended(pid, exit);
+        } else if !self.children.ordered.is_empty() {
+            self.children.early.insert(pid, exit);
+        }
+        known
     }
 
     /// A main process has ended that is no child of ours.
@@ -159,14 +185,15 @@ impl Supervisor {
                 if !self.is_ending() {
                     self.spawning.expect();
                 }
-                if let Some(shell) = self.seat_mut(&id) {
+                let pidfd = self.seat_mut(&id).and_then(|shell| {
                     shell.main = None;
-                    shell.pidfd = None;
-                }
+                    shell.pidfd.take()
+                });
                 let exit = self.judge_memory(&id, exit);
                 let alone = self.tree_is_empty(&id);
-                // The next start is on its way with this; what is counted can wait.
+                // The next start is on its way with this; what is counted and closed can wait.
                 self.tell(&id, Happening::Exited { exit, alone });
+                drop(pidfd);
                 self.tally.exited(&id.instance(), exit);
                 self.put_sockets_back(&id.app);
                 self.watch_rest(&id);

@@ -379,14 +379,14 @@ impl Supervisor {
             // First what is due, then the work, whose time is measured without the waiting.
             let due = tokio::select! {
                 biased;
-                Ok(()) = ends.some() => Due::Reap,
+                Ok(pid) = ends.some() => Due::Reap(pid),
                 Some(origin) = next_signal(&mut signals) => Due::Signal(origin),
                 Some(event) = inbox.recv() => Due::Event(event),
                 () = &mut timer, if set.is_some() => Due::Moment,
             };
             let begun = Instant::now();
             match due {
-                Due::Reap => self.reap(),
+                Due::Reap(pid) => self.reap(pid),
                 Due::Signal(origin) => self.signalled(&origin),
                 Due::Event(event) => self.on(event),
                 Due::Moment => {
@@ -394,6 +394,7 @@ impl Supervisor {
                     self.moment();
                 }
             }
+            self.reap_others();
             self.write_down();
             self.tally.turned(begun.elapsed());
         }
@@ -411,7 +412,8 @@ fn who_goes_on(events: &Events, living: Living) -> GoOn {
 
 /// What the loop woke up for.
 enum Due {
-    Reap,
+    /// This child, and others perhaps with it.
+    Reap(u32),
     Signal(Origin),
     Event(Event),
     Moment,

@@ -223,7 +223,7 @@ impl Supervisor {
     /// An adopted main process has ended. As a child of ours it is reaped with its status; else its
     /// descriptor said how it ended, or nobody knows.
     fn main_ended(&mut self, id: &SeatId, pid: u32, exit: Exit) {
-        self.reap();
+        self.reap(pid);
         if self.seat(id).and_then(|seat| seat.main) == Some(pid) {
             self.ended_unreaped(pid, exit);
         }
