@@ -4,7 +4,7 @@
 use std::{fmt, ops::Range, path::Path};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
-use memchr::{memchr_iter, memrchr};
+use memchr::memchr_iter;
 
 use crate::domain::model::AppName;
 
@@ -72,6 +72,22 @@ impl Mark {
     }
 }
 
+/// Where the lines of a text begin, in bytes: each app has places in it, and there may be thousands.
+pub struct Lines(Vec<usize>);
+
+impl Lines {
+    pub fn of(text: &str) -> Self {
+        Self(std::iter::once(0).chain(memchr_iter(b'\n', text.as_bytes()).map(|at| at + 1)).collect())
+    }
+
+    /// Line and column of a byte of that text, counted from 1, columns in characters.
+    pub fn position(&self, text: &str, byte: usize) -> (usize, usize) {
+        let before = text.get(..byte).unwrap_or(text);
+        let line = self.0.partition_point(|start| *start <= before.len());
+        (line, 1 + before[self.0[line - 1]..].chars().count())
+    }
+}
+
 /// The text that findings are shown in.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
@@ -103,11 +119,9 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Line and column of a byte, counted from 1, columns in characters.
+    /// Line and column of a byte, as [`Lines::position`].
     pub fn position(&self, byte: usize) -> (usize, usize) {
-        let before = self.text.get(..byte).unwrap_or(self.text);
-        let line_start = memrchr(b'\n', before.as_bytes()).map_or(0, |i| i + 1);
-        (1 + memchr_iter(b'\n', before.as_bytes()).count(), 1 + before[line_start..].chars().count())
+        Lines::of(self.text).position(self.text, byte)
     }
 
     fn show(&self, marks: &[Mark]) -> String {

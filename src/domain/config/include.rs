@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Include,
-    finding::{Faults, Finding, Mark, Severity, Source},
+    Include, Place,
+    finding::{Faults, Finding, Lines, Mark, Severity, Source},
     judge::absolute,
     parse, raw,
     scan::Node,
@@ -17,6 +17,7 @@ use crate::domain::model::Facts;
 /// A file that counts: the config itself, or an included one.
 pub struct File<'a> {
     pub source: Source<'a>,
+    lines: Lines,
     pub root: Node,
     /// Its folder: relative paths in it are relative to this.
     pub base: PathBuf,
@@ -26,7 +27,14 @@ pub struct File<'a> {
 impl<'a> File<'a> {
     pub fn new(source: Source<'a>, root: Node) -> Self {
         let base = source.path.parent().unwrap_or(Path::new("/")).to_owned();
-        Self { source, root, base, name: source.path.into() }
+        Self { source, lines: Lines::of(source.text), root, base, name: source.path.into() }
+    }
+
+    /// The place of a byte of it.
+    pub fn place(&self, byte: usize) -> Place {
+        let (line, column) = self.lines.position(self.source.text, byte);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Place { file: Arc::clone(&self.name), line: number(line), column: number(column) }
     }
 
     fn app(&self, name: &str) -> Option<Mark> {

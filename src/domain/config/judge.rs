@@ -3,13 +3,12 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use super::{
     Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, access, app,
     deploy,
-    finding::{Mark, Source},
+    finding::Mark,
     http, identity,
     include::File,
     parse::{meant, of},
@@ -60,7 +59,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The value at this path, or the nearest parent that stands in the file.
-    fn mark(&self, keys: &[&str]) -> (Source<'_>, Option<Mark>) {
+    fn mark(&self, keys: &[&str]) -> (&File<'_>, Option<Mark>) {
         let (file, keys) = self.written(keys);
         let mut parents = (1..=keys.len()).rev().map(|length| (length, file.root.find(&keys[..length])));
         let found = parents.find_map(|(length, entry)| Some((length, entry?)));
@@ -69,16 +68,13 @@ impl<'a> Judge<'a> {
             let named = length < keys.len() || matches!(keys.as_slice(), ["apps", _]);
             Mark::new(if named { entry.key_span.clone() } else { entry.value.span.clone() }, "")
         });
-        (file.source, mark)
+        (file, mark)
     }
 
     /// Where what stands at this path begins, or its nearest parent.
     pub fn place(&self, keys: &[&str]) -> Option<Place> {
-        let (source, mark) = self.mark(keys);
-        let (line, column) = source.position(mark?.span.start);
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let file = Arc::clone(&self.written(keys).0.name);
-        Some(Place { file, line: number(line), column: number(column) })
+        let (file, mark) = self.mark(keys);
+        Some(file.place(mark?.span.start))
     }
 
     /// The folder that relative paths at this path of keys are relative to: that of their file.
@@ -87,8 +83,8 @@ impl<'a> Judge<'a> {
     }
 
     pub fn report(&mut self, severity: Severity, keys: &[&str], message: String) {
-        let (source, mark) = self.mark(keys);
-        let finding = source.finding(severity, message, mark.as_slice());
+        let (file, mark) = self.mark(keys);
+        let finding = file.source.finding(severity, message, mark.as_slice());
         self.findings.push(finding);
     }
 
