@@ -157,7 +157,7 @@ fn build(
         program: program(),
     };
     let told = events.clone();
-    let tell = Box::new(move |what| drop(told.send(Event::Told(what))));
+    let tell = Arc::new(move |what| drop(told.send(Event::Told(what))));
     let ledger = Ledger::start(&layout.database(), tell).map_err(|e| format!("cannot start the ledger: {e}"))?;
     ledger.send(Command::Snapshot(Arc::new(settings.hooks)));
     let files = Files::start(events.clone()).map_err(|e| format!("cannot start a thread: {e}"))?;

@@ -28,16 +28,7 @@ pub(super) struct NewDelivery {
     pub apps: Vec<AppName>,
 }
 
-pub(super) fn append(connection: &Connection, new: &NewDelivery) -> rusqlite::Result<DeliveryId> {
-    append_as(connection, None, new)
-}
-
-/// As [`append`], under a number that was promised.
-pub(super) fn append_as(
-    connection: &Connection,
-    id: Option<DeliveryId>,
-    new: &NewDelivery,
-) -> rusqlite::Result<DeliveryId> {
+pub(super) fn append(connection: &Connection, id: DeliveryId, new: &NewDelivery) -> rusqlite::Result<()> {
     let mut insert = connection.prepare_cached(
         "INSERT INTO deliveries
              (id, sender_id, at, app, dialect, event, ref, \"commit\", sender, address, state, reason, duplicate_of)
@@ -59,12 +50,11 @@ pub(super) fn append_as(
         new.reason,
         new.duplicate_of,
     ])?;
-    let id = connection.last_insert_rowid();
     let mut about = connection.prepare_cached("INSERT INTO delivery_apps (delivery, app) VALUES (?1, ?2)")?;
     for app in &new.apps {
         about.execute(params![id, app.as_str()])?;
     }
-    Ok(id)
+    Ok(())
 }
 
 /// Keeps the exact bytes of an accepted delivery.

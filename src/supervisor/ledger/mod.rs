@@ -1,10 +1,12 @@
 //! The thread that owns SQLite and the hooks channels: it proves and parses deliveries, matches them
 //! against a snapshot of the config, commits in groups, answers, and then tells the loop. DESIGN.md
-//! sections 3, 7, 8 and 10.
+//! sections 3, 7, 8 and 10. What it answered without the store a thread behind it writes.
 //!
 //! It decides nothing about an app's life, and nothing that supervises waits for it: a full disk or a
 //! damaged database costs deliveries a 503 and events their place in the store, no app its process.
 
+mod books;
+mod clerk;
 mod deliveries;
 mod deploys;
 mod hooks;
@@ -40,10 +42,14 @@ use crate::{domain::api::Deliveries, os::mask::with_all_blocked};
 pub use say::{Command, NewAudit, NewDeploy, NewEvent, Query, Told, Unfinished};
 pub use store::version;
 
-/// The handle of the thread.
+/// Called on both threads; must not block.
+type Tell = dyn Fn(Told) + Send + Sync;
+
+/// The handle of the threads.
 pub struct Ledger {
     inbox: Arc<Inbox>,
     thread: JoinHandle<()>,
+    clerk: JoinHandle<()>,
 }
 
 /// Commands on their way to the thread.
@@ -70,15 +76,26 @@ impl Inbox {
         }
         std::mem::take(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Has the thread look at everything.
+    fn wake(&self) {
+        // Fails only at a count of 2^64 - 2, and then the thread is awake.
+        let _ = self.wake.write(1);
+    }
+
+    fn committed(&self) {
+        #[cfg(test)]
+        self.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 impl Ledger {
-    /// Starts the thread, which opens the database at `path` (or begins it); `tell` is called on it
+    /// Starts the threads, which open the database at `path` (or begin it); `tell` is called on them
     /// and must not block. That the database cannot be opened is told, not returned.
     ///
     /// # Errors
     /// When the machine gives no thread or descriptor.
-    pub fn start(path: &Path, tell: Box<dyn Fn(Told) + Send>) -> io::Result<Self> {
+    pub fn start(path: &Path, tell: Arc<Tell>) -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let inbox = Arc::new(Inbox {
             commands: Mutex::new(Vec::new()),
@@ -87,9 +104,15 @@ impl Ledger {
             #[cfg(test)]
             commits: std::sync::atomic::AtomicU64::new(0),
         });
-        let state = thread::State::new(path.to_owned(), tell, Arc::clone(&inbox));
-        let thread = with_all_blocked(|| std::thread::Builder::new().name("ledger".to_owned()).spawn(|| state.run()))?;
-        Ok(Self { inbox, thread })
+        let desk = Arc::new(clerk::Desk::default());
+        let state = thread::State::new(path.to_owned(), Arc::clone(&tell), Arc::clone(&inbox), Arc::clone(&desk));
+        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            with_all_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run))
+        };
+        let thread = start("ledger", Box::new(move || state.run()))?;
+        let its_inbox = Arc::clone(&inbox);
+        let clerk = start("clerk", Box::new(move || desk.run(&*tell, &its_inbox)))?;
+        Ok(Self { inbox, thread, clerk })
     }
 
     /// What became of the deliveries since the start.
@@ -112,16 +135,17 @@ impl Ledger {
 
     /// Has the thread take everything that was handed over.
     pub fn wake(&self) {
-        // Fails only at a count of 2^64 - 2, and then the thread is awake.
-        let _ = self.inbox.wake.write(1);
+        self.inbox.wake();
     }
 
-    /// Commits what was sent, closes the database and ends the thread. What the disk does not take
+    /// Commits what was sent, closes the database and ends the threads. What the disk does not take
     /// now is lost, and logged.
     pub fn close(self) {
         self.send(Command::Close);
-        if self.thread.join().is_err() {
-            tracing::error!("the ledger's thread panicked");
+        for thread in [self.thread, self.clerk] {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the ledger panicked");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! An accepted delivery that a person has judged as if it had come again, for the apps that it was about. It
 //! proved itself then; whether that person may is judged in the loop.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::borrow::Cow;
 
 use rusqlite::Connection;
 
@@ -9,12 +9,13 @@ use super::{
     deliveries,
     say::Told,
     webhook::{Incoming, Proven, judge_changes},
+    write::Known,
 };
 use crate::domain::{
     api::{DeliveryState, DeliveryView, DeployOf, RawDelivery, Redelivered, Refusal, RefusalKind, Reply},
-    deploy::accept::{App, Snapshot},
+    deploy::accept::App,
     hook::{self, Dialect, Head, Headers, Kind},
-    model::{AppName, At, CommitId, DeliveryId},
+    model::DeliveryId,
 };
 
 /// Judges the body of a delivery anew.
@@ -25,16 +26,14 @@ pub(super) fn redeliver(
     connection: &Connection,
     ticket: u64,
     id: DeliveryId,
-    snapshot: &Snapshot,
-    live: &BTreeMap<AppName, CommitId>,
-    at: At,
+    known: Known<'_>,
 ) -> rusqlite::Result<Vec<Told>> {
     let refused = |kind, message| Ok(vec![Told::Found { ticket, reply: Err(Refusal::new(kind, message)) }]);
     let Some(first) = deliveries::find(connection, id, None)? else {
         return refused(RefusalKind::NotFound, format!("delivery {id} does not exist any more"));
     };
     let body = deliveries::body(connection, id)?;
-    let apps: Vec<&App> = first.about.iter().filter_map(|name| snapshot.app(name.as_str())).collect();
+    let apps: Vec<&App> = first.about.iter().filter_map(|name| known.snapshot.app(name.as_str())).collect();
     let dialect = first.dialect.as_deref().and_then(|name| {
         let own = apps.iter().filter_map(|app| app.dialect.clone()).find(|dialect| dialect.name() == name);
         own.or_else(|| Dialect::from_name(name))
@@ -49,7 +48,7 @@ pub(super) fn redeliver(
     let head = Head::again(first.event, first.sender_id, &body);
     let incoming = Incoming {
         listener: 0,
-        at,
+        at: known.now,
         raw: RawDelivery {
             ticket: 0,
             app: None,
@@ -69,7 +68,7 @@ pub(super) fn redeliver(
     let Kind::Changes(changes) = &proven.parsed.kind else {
         return refused(RefusalKind::Failed, format!("delivery {id} asks for no deploy"));
     };
-    let mut kept = judge_changes(connection, &proven, changes, &apps, live, Some(id))?;
+    let mut kept = judge_changes(connection, &proven, changes, &apps, known, Some(id))?;
     let view = deliveries::find(connection, kept.id, None)?;
     let queued =
         kept.told.iter().filter_map(|told| if let Told::Accepted { deploys } = told { Some(deploys) } else { None });

@@ -2,7 +2,8 @@
 //! and tells after the commit.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
@@ -13,14 +14,15 @@ use nix::poll::PollTimeout;
 use rusqlite::Connection;
 
 use super::{
-    Inbox,
-    deliveries::NewDelivery,
+    Inbox, Tell,
+    books::{Books, Contents, Done},
+    clerk::Desk,
     hooks::{Arrived, Hooks},
     queries,
     say::{Command, Query, Told},
     store::{self, Fault, StoreError},
     tokens,
-    waiting::{Contents, Done, Extent, Waiting},
+    waiting::{Extent, Waiting},
     webhook::{self, Incoming, Proven, Reading},
     write::{Known, Write},
 };
@@ -41,9 +43,9 @@ const MOST_WAITING: usize = 10_000;
 /// Everything the thread knows.
 pub(super) struct State {
     path: PathBuf,
-    tell: Box<dyn Fn(Told) + Send>,
+    tell: Arc<Tell>,
     inbox: Arc<Inbox>,
-    store: Option<Connection>,
+    desk: Arc<Desk>,
     hooks: Hooks,
     snapshot: Arc<Snapshot>,
     /// Apps whose deploys are told to a forge.
@@ -63,12 +65,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(path: PathBuf, tell: Box<dyn Fn(Told) + Send>, inbox: Arc<Inbox>) -> Self {
+    pub(super) fn new(path: PathBuf, tell: Arc<Tell>, inbox: Arc<Inbox>, desk: Arc<Desk>) -> Self {
         Self {
             path,
             tell,
             inbox,
-            store: None,
+            desk,
             hooks: Hooks::default(),
             snapshot: Arc::default(),
             telling: BTreeSet::new(),
@@ -84,7 +86,8 @@ impl State {
     }
 
     pub(super) fn run(mut self) {
-        self.open();
+        let desk = Arc::clone(&self.desk);
+        self.open(&mut desk.books());
         while !self.closing {
             let woken = self.hooks.wait(self.inbox.wake.as_fd(), self.timeout());
             let arrived = self.hooks.take(now());
@@ -94,13 +97,16 @@ impl State {
             }
             self.round(arrived);
             if std::mem::take(&mut self.giving_back) {
-                if let Some(Err(error)) = self.store.as_ref().map(|store| store.execute_batch("PRAGMA shrink_memory")) {
+                let shrunk = desk.books().store.as_ref().map(|store| store.execute_batch("PRAGMA shrink_memory"));
+                if let Some(Err(error)) = shrunk {
                     tracing::warn!("{}: keeps its cache: {error}", self.path.display());
                 }
                 memory::give_back();
             }
         }
-        if let Some(Err((_, error))) = self.store.take().map(Connection::close) {
+        desk.close();
+        let store = desk.books().store.take();
+        if let Some(Err((_, error))) = store.map(Connection::close) {
             tracing::error!("{}: {error}", self.path.display());
         }
     }
@@ -162,89 +168,117 @@ impl State {
         let proven = self.hear(&arrived.deliveries, &snapshot);
         // These wait for no commit.
         let mut gone = self.hooks.flush();
-        let done = self.write(&proven);
-        for (listener, answer) in &done.answers {
-            self.hooks.answer(*listener, answer);
+        if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
+            self.answer(&turned_away(&proven));
+        } else if let Some(extent) = self.extent(&proven) {
+            let desk = Arc::clone(&self.desk);
+            let mut books = desk.books();
+            let done = self.write(&mut books, &proven, extent);
+            self.answer(&done);
+            gone.append(&mut self.hooks.flush());
+            // With the books in hand, so that nobody tells of later rows before.
+            for told in done.told {
+                (self.tell)(told);
+            }
         }
         gone.append(&mut self.hooks.flush());
-        for told in done.told {
-            (self.tell)(told);
-        }
         for listener in arrived.closed.into_iter().chain(gone) {
             (self.tell)(Told::ChannelClosed { listener });
         }
         self.answer_queries();
     }
 
+    fn answer(&mut self, done: &Done) {
+        for (listener, answer) in &done.answers {
+            self.hooks.answer(*listener, answer);
+        }
+    }
+
     /// Answers what needs no store, and returns what does.
     fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> Vec<Proven<'a>> {
-        let mut kept = Vec::new();
+        let (mut kept, mut passed, mut refused) = (Vec::new(), Vec::new(), VecDeque::new());
         for one in incoming {
             match webhook::read(one, snapshot) {
                 Reading::Refused { answer, row } => {
                     self.hooks.answer(one.listener, &answer);
-                    self.remember(row);
+                    self.inbox.heard().count(DeliveryState::Refused, false);
+                    self.last_delivery = self.last_delivery.map(|last| last + 1);
+                    refused.push_back((self.last_delivery, row));
                 }
                 Reading::Proven(proven) => {
                     // While the store takes nothing, nobody is told that it will.
                     let number = self.last_delivery.filter(|_| self.trouble.is_none()).map(|last| last + 1);
                     match number.and_then(|number| webhook::pass(&proven, snapshot, number)) {
-                        Some((answer, passed)) => {
+                        Some((answer, one_passed)) => {
                             self.hooks.answer(one.listener, &answer);
                             self.last_delivery = number;
-                            self.inbox.heard().count(passed.row.state, passed.unmatched);
-                            self.waiting.pass(passed);
+                            self.inbox.heard().count(one_passed.row.state, one_passed.unmatched);
+                            passed.push(one_passed);
                         }
                         None => kept.push(proven),
                     }
                 }
             }
         }
+        if !passed.is_empty() || !refused.is_empty() {
+            self.desk.hand_over(&mut passed, &mut refused);
+        }
         kept
     }
 
-    /// Writes what waits, if there is something and it is time.
-    fn write(&mut self, incoming: &[Proven<'_>]) -> Done {
-        if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
-            return turned_away(incoming);
+    /// Is it time to write, and what?
+    fn extent(&self, incoming: &[Proven<'_>]) -> Option<Extent> {
+        if self.trouble.is_some() {
+            return Some(Extent::Trial);
         }
-        self.open();
+        // Whoever asks wants to see all there is.
         let asked = !self.queries.is_empty() || self.closing;
-        let extent = self.waiting.extent(!incoming.is_empty(), asked);
-        let Some(extent) = self.trouble.map(|_| Extent::Trial).or(extent) else {
-            if let Some(store) = &self.store {
-                self.waiting.note_some(store);
-            }
-            return Done::default();
-        };
-        match self.transact(incoming, extent) {
+        if asked || self.desk.needs_help() { Some(Extent::All) } else { self.waiting.extent(!incoming.is_empty()) }
+    }
+
+    fn write(&mut self, books: &mut Books, incoming: &[Proven<'_>], extent: Extent) -> Done {
+        self.open(books);
+        if extent.is_everything() {
+            self.desk.empty_tray(&mut books.answered);
+        }
+        match self.transact(books, incoming, extent) {
             None => turned_away(incoming),
-            Some(Ok(done)) => self.finish(done),
+            Some(Ok(done)) => self.finish(done, extent),
             Some(Err(error)) if Fault::of(&error) == Fault::Damaged => {
-                self.begin_anew(&error);
-                match self.transact(incoming, extent) {
-                    Some(Ok(done)) => self.finish(done),
-                    Some(Err(error)) => self.give_up(&error, incoming),
+                self.begin_anew(books, &error);
+                match self.transact(books, incoming, extent) {
+                    Some(Ok(done)) => self.finish(done, extent),
+                    Some(Err(error)) => self.give_up(books, &error, incoming),
                     None => turned_away(incoming),
                 }
             }
-            Some(Err(error)) => self.give_up(&error, incoming),
+            Some(Err(error)) => self.give_up(books, &error, incoming),
         }
     }
 
     /// `None`: no store is open.
-    fn transact(&mut self, incoming: &[Proven<'_>], extent: Extent) -> Option<rusqlite::Result<Done>> {
-        let Self { store, waiting, snapshot, live, telling, .. } = self;
-        let known = Known { snapshot, live, telling, now: now() };
-        store.as_ref().map(|store| waiting.transact(store, Contents { incoming, extent, known }))
+    fn transact(
+        &mut self,
+        books: &mut Books,
+        incoming: &[Proven<'_>],
+        extent: Extent,
+    ) -> Option<rusqlite::Result<Done>> {
+        let Self { waiting, snapshot, live, telling, last_delivery, .. } = self;
+        let Books { store, answered } = books;
+        let last = Cell::new(last_delivery.unwrap_or_default());
+        let known = Known { snapshot, live, telling, now: now(), last_delivery: &last };
+        let done = answered.transact(store.as_ref()?, waiting, Contents { incoming, extent, known });
+        *last_delivery = last_delivery.map(|_| last.get());
+        Some(done)
     }
 
     /// After a commit.
-    fn finish(&mut self, mut done: Done) -> Done {
-        #[cfg(test)]
-        self.inbox.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.count_deliveries();
+    fn finish(&mut self, mut done: Done, extent: Extent) -> Done {
+        self.inbox.committed();
         self.inbox.heard().add(done.heard);
+        if extent.is_everything() {
+            self.desk.set_stuck(false);
+        }
         if self.trouble.take().is_some() {
             tracing::info!("{}: takes what comes again", self.path.display());
             done.told.insert(0, Told::Recovered);
@@ -253,10 +287,10 @@ impl State {
     }
 
     /// The store takes nothing now: everything waits but the deliveries, which are answered.
-    fn give_up(&mut self, error: &rusqlite::Error, incoming: &[Proven<'_>]) -> Done {
+    fn give_up(&mut self, books: &mut Books, error: &rusqlite::Error, incoming: &[Proven<'_>]) -> Done {
         // What failed in the disk's hands is better opened again; a full one can still be read.
         if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
-            self.close_store();
+            close_store(books);
         }
         self.begin_trouble(format!("{}: {error}", self.path.display()));
         turned_away(incoming)
@@ -264,6 +298,7 @@ impl State {
 
     fn begin_trouble(&mut self, message: String) {
         let again = Instant::now() + RETRY;
+        self.desk.set_stuck(true);
         if self.trouble.replace(again).is_none() {
             tracing::error!("{message}");
             (self.tell)(Told::Trouble { message });
@@ -273,28 +308,24 @@ impl State {
         }
     }
 
-    fn remember(&mut self, refused: NewDelivery) {
-        self.inbox.heard().count(DeliveryState::Refused, false);
-        self.waiting.remember(refused);
-    }
-
     /// Deliveries are numbered on from the last one in the store, and the last one that was answered.
-    fn count_deliveries(&mut self) {
-        let stored = self.store.as_ref().and_then(|store| store::last_number(store, "deliveries").ok());
-        self.last_delivery = stored.map(|stored| stored.max(self.last_delivery.unwrap_or(0)));
+    fn count_deliveries(&mut self, store: &Connection) {
+        if let Ok(stored) = store::last_number(store, "deliveries") {
+            self.last_delivery = Some(stored.max(self.last_delivery.unwrap_or_default()));
+        }
     }
 
     /// Opens the store where it is not open.
-    fn open(&mut self) {
-        if self.store.is_none() {
+    fn open(&mut self, books: &mut Books) {
+        if books.store.is_none() {
             match store::open(&self.path, now()) {
-                Ok((store, alert)) => self.take_store(store, alert),
+                Ok((store, alert)) => self.take_store(books, store, alert),
                 Err(error) => self.begin_trouble(error.to_string()),
             }
         }
-        if let Some(store) = self.store.as_ref().filter(|_| self.above > 0) {
+        if let Some(store) = books.store.as_ref().filter(|_| self.above > 0) {
             // By itself, whatever becomes of what was begun.
-            self.waiting.take_back(store);
+            books.answered.take_back(store);
             match store::count_from(store, "deploys", self.above) {
                 Ok(()) => self.above = 0,
                 Err(error) => tracing::error!("{}: {error}", self.path.display()),
@@ -302,13 +333,13 @@ impl State {
         }
     }
 
-    fn take_store(&mut self, store: Connection, alert: Option<String>) {
+    fn take_store(&mut self, books: &mut Books, store: Connection, alert: Option<String>) {
         match tokens::all(&store) {
             Ok(tokens) => (self.tell)(Told::Tokens(tokens)),
             Err(error) => tracing::error!("{}: the tokens cannot be read: {error}", self.path.display()),
         }
-        self.store = Some(store);
-        self.count_deliveries();
+        self.count_deliveries(&store);
+        books.store = Some(store);
         if let Some(message) = alert {
             tracing::error!("{message}");
             (self.tell)(Told::Alert { message });
@@ -316,10 +347,10 @@ impl State {
     }
 
     /// Moves a database that turned out to be damaged aside and begins a fresh one, whose numbers go on.
-    fn begin_anew(&mut self, error: &rusqlite::Error) {
-        let last = |table| self.store.as_ref().and_then(|store| store::last_number(store, table).ok()).unwrap_or(0);
+    fn begin_anew(&mut self, books: &mut Books, error: &rusqlite::Error) {
+        let last = |table| books.store.as_ref().and_then(|store| store::last_number(store, table).ok()).unwrap_or(0);
         let (deploys, deliveries) = (last("deploys"), last("deliveries"));
-        self.close_store();
+        close_store(books);
         let fresh = store::move_aside(&self.path, now(), error).and_then(|alert| {
             let (store, _) = store::open(&self.path, now())?;
             let sql = |source| StoreError::Sql { path: self.path.clone(), source };
@@ -328,24 +359,24 @@ impl State {
             Ok((store, alert))
         });
         match fresh {
-            Ok((store, alert)) => self.take_store(store, Some(alert)),
+            Ok((store, alert)) => self.take_store(books, store, Some(alert)),
             Err(error) => self.begin_trouble(error.to_string()),
         }
     }
 
-    fn close_store(&mut self) {
-        self.store = None;
-        self.waiting.forget_noted();
-    }
-
     fn answer_queries(&mut self) {
+        if self.queries.is_empty() {
+            return;
+        }
+        let desk = Arc::clone(&self.desk);
+        let mut books = desk.books();
         // What a store that takes nothing still holds need not be sent again.
         let gone = self.waiting.forgotten();
         for (ticket, mut query) in std::mem::take(&mut self.queries) {
             if let Query::Letters { n, .. } = &mut query {
                 *n += gone.len();
             }
-            let Some(store) = &self.store else {
+            let Some(store) = &books.store else {
                 match query {
                     // These must not be taken for nothing: they are told when they are known.
                     Query::Unfinished | Query::Letters { .. } => self.queries.push((ticket, query)),
@@ -356,7 +387,7 @@ impl State {
             let mut told = queries::answer(store, ticket, &query).unwrap_or_else(|error| {
                 tracing::error!("{}: {error}", self.path.display());
                 if Fault::of(&error) == Fault::Damaged {
-                    self.begin_anew(&error);
+                    self.begin_anew(&mut books, &error);
                 }
                 queries::unreadable(ticket, &query, &error.to_string())
             });
@@ -368,12 +399,17 @@ impl State {
     }
 }
 
+fn close_store(books: &mut Books) {
+    books.store = None;
+    books.answered.forget_noted();
+}
+
 /// The answers to these without the store: they may come again later.
 fn turned_away(incoming: &[Proven<'_>]) -> Done {
     Done::answered(incoming.iter().map(|one| (one.incoming.listener, one.incoming.unavailable())).collect())
 }
 
-fn now() -> At {
+pub(super) fn now() -> At {
     // A clock before 1970 is shown as 1970.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     At(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

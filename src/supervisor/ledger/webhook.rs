@@ -1,7 +1,7 @@
 //! One delivery from its bytes to its answer. What is deployed and what repeats is decided by
 //! `domain::deploy::accept`, what a forge says by `domain::hook`.
 
-use std::{borrow::Cow, collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
+use std::{borrow::Cow, fs::File, io, os::unix::fs::FileExt};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rusqlite::Connection;
@@ -11,12 +11,13 @@ use super::{
     deploys::{self, Same},
     journal, rows,
     say::{NewEvent, Told},
+    write::Known,
 };
 use crate::domain::{
     api::{Answer, By, DeliveryState, DeployOf, DeployView, EventKind, Heard, MAX_BODY, ProblemView, RawDelivery},
     deploy::accept::{App, Outcome, Sender, Snapshot, Unproven, judge, outcome},
     hook::{self, Change, Dialect, Headers, Kind, Parsed, What},
-    model::{AppName, At, CommitId, DeliveryId, Secret},
+    model::{AppName, At, DeliveryId, Secret},
 };
 use crate::os::channel::Frame;
 
@@ -205,12 +206,11 @@ pub(super) fn pass(proven: &Proven<'_>, snapshot: &Snapshot, id: DeliveryId) -> 
 pub(super) fn keep(
     connection: &Connection,
     proven: &Proven<'_>,
-    snapshot: &Snapshot,
-    live: &BTreeMap<AppName, CommitId>,
+    known: Known<'_>,
 ) -> rusqlite::Result<Kept> {
-    match fate(proven, snapshot) {
-        Fate::Fruitless(what) => fruitless(connection, proven, &[], &what),
-        Fate::Judged(changes, apps) => judge_changes(connection, proven, changes, &apps, live, None),
+    match fate(proven, known.snapshot) {
+        Fate::Fruitless(what) => fruitless(connection, proven, &[], &what, known.next_delivery()),
+        Fate::Judged(changes, apps) => judge_changes(connection, proven, changes, &apps, known, None),
     }
 }
 
@@ -224,7 +224,7 @@ pub(super) fn judge_changes(
     proven: &Proven<'_>,
     changes: &[Change],
     apps: &[&App],
-    live: &BTreeMap<AppName, CommitId>,
+    known: Known<'_>,
     again: Option<DeliveryId>,
 ) -> rusqlite::Result<Kept> {
     let sender = proven.parsed.sender_id.as_deref();
@@ -234,20 +234,20 @@ pub(super) fn judge_changes(
     };
     let mut judged = Vec::with_capacity(apps.len());
     for (change, app) in changes.iter().flat_map(|change| apps.iter().map(move |app| (change, app))) {
-        let known = || deploys::known(connection, &app.name, change, live.get(&app.name), same);
-        judged.push(((change, &app.name), judge(app, change, known)?));
+        let stored = || deploys::known(connection, &app.name, change, known.live.get(&app.name), same);
+        judged.push(((change, &app.name), judge(app, change, stored)?));
     }
-    let names = names(apps);
+    let (names, id) = (names(apps), known.next_delivery());
     match outcome(judged) {
-        Outcome::Accepted(accepted) => accept(connection, proven, &names, &accepted),
-        Outcome::Skipped(reason) => fruitless(connection, proven, &names, &Fruitless::Skipped(reason)),
+        Outcome::Accepted(accepted) => accept(connection, proven, &names, &accepted, id),
+        Outcome::Skipped(reason) => fruitless(connection, proven, &names, &Fruitless::Skipped(reason), id),
         Outcome::Duplicate(of) => {
             let reason = match (of, changes) {
                 (Some(of), _) => format!("repeats delivery {of}"),
                 (None, [Change { after: Some(commit), .. }]) => format!("commit {} is live", commit.short()),
                 (None, _) => "repeats an earlier one".to_owned(),
             };
-            fruitless(connection, proven, &names, &Fruitless::Duplicate(of, reason))
+            fruitless(connection, proven, &names, &Fruitless::Duplicate(of, reason), id)
         }
     }
 }
@@ -257,10 +257,11 @@ fn accept(
     proven: &Proven<'_>,
     about: &[AppName],
     accepted: &[(&Change, &AppName)],
+    id: DeliveryId,
 ) -> rusqlite::Result<Kept> {
     let at = proven.incoming.at;
     let shown = accepted.first().map(|(change, _)| *change);
-    let id = deliveries::append(connection, &row(proven, shown, DeliveryState::Accepted, None, None, about))?;
+    deliveries::append(connection, id, &row(proven, shown, DeliveryState::Accepted, None, None, about))?;
     deliveries::keep_body(connection, id, &without_secrets(&proven.body, &proven.apps))?;
     let mut queued = Vec::with_capacity(accepted.len());
     let mut told = Vec::with_capacity(accepted.len() + 1);
@@ -288,9 +289,10 @@ fn fruitless(
     proven: &Proven<'_>,
     about: &[AppName],
     what: &Fruitless,
+    id: DeliveryId,
 ) -> rusqlite::Result<Kept> {
     let (row, apps) = fruitless_row(proven, about, what);
-    let id = deliveries::append(connection, &row)?;
+    deliveries::append(connection, id, &row)?;
     let (answer, events) = fruitless_words(proven, id, &apps, what);
     let told = events.iter().map(|event| journal::append_event(connection, event).map(Told::Event));
     let told = told.collect::<rusqlite::Result<_>>()?;

@@ -1,6 +1,7 @@
 //! A command that changes the store, and how it does.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -63,6 +64,16 @@ pub(super) struct Known<'a> {
     /// Apps whose deploys are told to a forge.
     pub telling: &'a BTreeSet<AppName>,
     pub now: At,
+    /// The last number that a delivery was given.
+    pub last_delivery: &'a Cell<DeliveryId>,
+}
+
+impl Known<'_> {
+    /// The number of a delivery that is to be written.
+    pub(super) fn next_delivery(&self) -> DeliveryId {
+        self.last_delivery.update(|last| last + 1);
+        self.last_delivery.get()
+    }
 }
 
 impl Write {
@@ -103,7 +114,7 @@ impl Write {
     /// # Errors
     /// Of the store.
     pub(super) fn put(&self, store: &Connection, known: Known<'_>) -> rusqlite::Result<Vec<Told>> {
-        let Known { snapshot, live, telling, now } = known;
+        let Known { telling, now, .. } = known;
         Ok(match self {
             Self::NewDeploy(new) => {
                 let mut deploy = DeployView::new(&new.app, new.by.clone(), now);
@@ -122,7 +133,7 @@ impl Write {
                 let mail = mail.then(|| Told::Mail { app: deploy.app.clone() });
                 tickets.iter().map(|ticket| Told::Committed { ticket: *ticket }).chain(mail).collect()
             }
-            Self::Redeliver { ticket, id } => redelivery::redeliver(store, *ticket, *id, snapshot, live, now)?,
+            Self::Redeliver { ticket, id } => redelivery::redeliver(store, *ticket, *id, known)?,
             Self::Event(new) => vec![Told::Event(journal::append_event(store, new)?)],
             Self::Audit(new) => {
                 journal::append_audit(store, new)?;

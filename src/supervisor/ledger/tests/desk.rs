@@ -99,7 +99,7 @@ impl Desk {
 
     pub(super) fn at(folder: Arc<TempDir>, file: &str) -> Self {
         let (tell, told) = mpsc::channel();
-        let ledger = Ledger::start(&folder.path().join(file), Box::new(move |t| tell.send(t).unwrap_or(()))).unwrap();
+        let ledger = Ledger::start(&folder.path().join(file), Arc::new(move |t| tell.send(t).unwrap_or(()))).unwrap();
         let (ours, theirs) = Channel::pair().unwrap();
         ledger.send(Command::Channel { listener: 0, channel: Channel::new(theirs) });
         ledger.send(Command::Snapshot(Arc::new(Snapshot::new(apps()))));

@@ -1,0 +1,369 @@
+//! The store, what is answered already and not in it yet, and the transactions that both threads write it in.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use rusqlite::Connection;
+
+use super::{
+    deliveries::{self, NewDelivery},
+    journal, keep, outbox,
+    say::{NewEvent, Told},
+    store::{self, Fault},
+    waiting::{Extent, Waiting},
+    webhook::{self, Passed, Proven},
+    write::Known,
+};
+use crate::domain::{
+    api::{Answer, Deliveries, DeployView, EventKind},
+    model::{AppName, DeliveryId},
+};
+
+/// So many rows of deliveries are put into the transaction at once: whoever has an accepted one waits for no more.
+const NOTED_AT_ONCE: usize = 64;
+/// What is noted is committed when there is so much of it.
+const NOTED: usize = 2048;
+/// Rows that there is room for while none waits.
+const FEW: usize = 16;
+/// Rows are pruned after this many commits' worth of new ones.
+const PRUNE_EVERY: u32 = 500;
+
+/// How the writes of a transaction stand to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// What SQLite refuses undoes the others with it.
+    Together,
+    /// What SQLite refuses is left out; each has a savepoint, which costs about as much as the write itself.
+    Alone,
+}
+
+/// What goes into a transaction beside what is answered already.
+#[derive(Clone, Copy)]
+pub(super) struct Contents<'a> {
+    pub incoming: &'a [Proven<'a>],
+    pub extent: Extent,
+    pub known: Known<'a>,
+}
+
+/// What one transaction did, to be answered and told after its commit.
+#[derive(Default)]
+pub(super) struct Done {
+    pub answers: Vec<(usize, Answer)>,
+    pub told: Vec<Told>,
+    /// What became of those that the store had to be asked about.
+    pub heard: Deliveries,
+    /// Apps that got rows, `None` for rows of no app.
+    touched: BTreeSet<Option<AppName>>,
+}
+
+impl Done {
+    pub(super) fn answered(answers: Vec<(usize, Answer)>) -> Self {
+        Self { answers, ..Self::default() }
+    }
+
+    fn tell(&mut self, told: Vec<Told>) {
+        self.touched.extend(told.iter().filter_map(subject));
+        self.told.extend(told);
+    }
+}
+
+/// A refused delivery and its number, which one that came before there was a store gets as it is written.
+pub(super) type Refused = (Option<DeliveryId>, NewDelivery);
+
+/// What both threads write in.
+#[derive(Default)]
+pub(super) struct Books {
+    /// `None`: it is not open.
+    pub store: Option<Connection>,
+    pub answered: Answered,
+}
+
+/// Deliveries that are answered and not in the store yet.
+pub(super) struct Answered {
+    passed: Vec<Passed>,
+    /// The first of them are in a transaction that is open, and this is to be told of them after its commit.
+    noted: (usize, Vec<Told>),
+    refused: VecDeque<Refused>,
+    /// What was written since rows were pruned.
+    touched: BTreeSet<Option<AppName>>,
+    written: u32,
+}
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self {
+            passed: Vec::new(),
+            noted: (0, Vec::new()),
+            refused: VecDeque::new(),
+            touched: BTreeSet::new(),
+            written: PRUNE_EVERY,
+        }
+    }
+}
+
+impl Answered {
+    pub(super) fn is_empty(&self) -> bool {
+        self.passed.is_empty() && self.refused.is_empty()
+    }
+
+    /// Takes more; of too many refused ones the oldest go.
+    pub(super) fn take(&mut self, passed: &mut Vec<Passed>, refused: &mut VecDeque<Refused>) {
+        self.passed.append(passed);
+        self.refused.append(refused);
+        self.refused.drain(..self.refused.len().saturating_sub(keep::REFUSED as usize));
+    }
+
+    /// Writes the rows of a few into a transaction, which it begins. True: it is time to commit them.
+    ///
+    /// # Errors
+    /// Of the store; then nothing is noted any more.
+    pub(super) fn note_some(&mut self, store: &Connection) -> rusqlite::Result<bool> {
+        let end = self.passed.len().min(self.noted.0 + NOTED_AT_ONCE);
+        let noted = begin(store).and_then(|()| {
+            for passed in &self.passed[self.noted.0..end] {
+                self.noted.1.extend(note(store, passed)?);
+            }
+            Ok(())
+        });
+        if noted.is_err() {
+            self.take_back(store);
+        } else {
+            self.noted.0 = end;
+        }
+        noted.map(|()| end == self.passed.len() || end >= NOTED)
+    }
+
+    /// Ends the transaction that is open, if one is: what was written in it waits again.
+    pub(super) fn take_back(&mut self, store: &Connection) {
+        // A failed statement may have ended the transaction; if not, this does.
+        if !store.is_autocommit()
+            && let Err(error) = store.execute_batch("ROLLBACK")
+        {
+            tracing::error!("a transaction could not be undone: {error}");
+        }
+        self.forget_noted();
+    }
+
+    /// The store was closed.
+    pub(super) fn forget_noted(&mut self) {
+        self.noted = (0, Vec::new());
+    }
+
+    /// Writes it in one transaction. On an error nothing of it was written.
+    ///
+    /// # Errors
+    /// Of the store, but not what a single change is refused for.
+    pub(super) fn transact(
+        &mut self,
+        store: &Connection,
+        waiting: &mut Waiting,
+        contents: Contents<'_>,
+    ) -> rusqlite::Result<Done> {
+        match self.try_to_transact(store, waiting, contents, Care::Together) {
+            Err(error) if Fault::of(&error) == Fault::Statement => {
+                self.try_to_transact(store, waiting, contents, Care::Alone)
+            }
+            other => other,
+        }
+    }
+
+    fn try_to_transact(
+        &mut self,
+        store: &Connection,
+        waiting: &mut Waiting,
+        contents: Contents<'_>,
+        care: Care,
+    ) -> rusqlite::Result<Done> {
+        let last = contents.known.last_delivery.get();
+        let done = begin(store).and_then(|()| self.fill(store, waiting, contents, care)).and_then(|done| {
+            store.prepare_cached("COMMIT")?.execute([])?;
+            Ok(done)
+        });
+        match done {
+            Ok(mut done) => {
+                self.finish(&mut done, waiting, contents.extent);
+                Ok(done)
+            }
+            Err(error) => {
+                contents.known.last_delivery.set(last);
+                self.take_back(store);
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything inside the transaction. A single command that SQLite refuses is left out and logged,
+    /// so that it never stands in the way of the others.
+    fn fill(
+        &mut self,
+        store: &Connection,
+        waiting: &Waiting,
+        contents: Contents<'_>,
+        care: Care,
+    ) -> rusqlite::Result<Done> {
+        let Contents { incoming, extent, known } = contents;
+        let mut done = Done::default();
+        done.tell(std::mem::take(&mut self.noted.1));
+        if extent.is_everything() {
+            for passed in &self.passed[self.noted.0..] {
+                done.tell(guarded(store, care, || note(store, passed))?.unwrap_or_default());
+            }
+            self.noted.0 = self.passed.len();
+            for write in &waiting.writes {
+                if let Some(told) = guarded(store, care, || post(store, write.put(store, known)?, known))? {
+                    done.touched.insert(write.touched());
+                    done.tell(told);
+                }
+            }
+        }
+        for proven in incoming {
+            let kept = guarded(store, care, || {
+                let mut kept = webhook::keep(store, proven, known)?;
+                kept.told = post(store, kept.told, known)?;
+                Ok(kept)
+            })?;
+            let answer = kept.map_or_else(
+                || proven.incoming.unavailable(),
+                |kept| {
+                    done.tell(kept.told);
+                    done.heard.count(kept.state, kept.unmatched);
+                    kept.answer
+                },
+            );
+            done.answers.push((proven.incoming.listener, answer));
+        }
+        if extent != Extent::Deliveries {
+            self.fill_in_passing(store, waiting, &done, contents, care)?;
+        }
+        Ok(done)
+    }
+
+    /// What goes with a commit that is made anyhow: refused deliveries, and the removal of old rows.
+    fn fill_in_passing(
+        &self,
+        store: &Connection,
+        waiting: &Waiting,
+        done: &Done,
+        Contents { extent, known, .. }: Contents<'_>,
+        care: Care,
+    ) -> rusqlite::Result<()> {
+        if extent == Extent::Trial {
+            store::try_to_write(store)?;
+        }
+        for (number, row) in &self.refused {
+            let number = number.unwrap_or_else(|| known.next_delivery());
+            guarded(store, care, || deliveries::append(store, number, row))?;
+        }
+        if !self.refused.is_empty() {
+            keep::refused(store, keep::REFUSED)?;
+        }
+        if extent.is_everything() && waiting.dropped > 0 {
+            let lost = format!("{} events were not recorded while the store took nothing", waiting.dropped);
+            let new = NewEvent {
+                at: known.now,
+                app: None,
+                instance: None,
+                kind: EventKind::Supervisor,
+                from: None,
+                to: None,
+                cause: Some(lost),
+                detail: None,
+            };
+            journal::append_event(store, &new)?;
+        }
+        if self.written >= PRUNE_EVERY {
+            let touched = self.touched.union(&done.touched).cloned().collect();
+            keep::prune(store, known.now, &touched)?;
+            outbox::prune(store, touched.iter().flatten())?;
+        }
+        Ok(())
+    }
+
+    /// After a commit.
+    fn finish(&mut self, done: &mut Done, waiting: &mut Waiting, extent: Extent) {
+        let mut rows = self.noted.0 + done.answers.len();
+        self.passed.drain(..self.noted.0);
+        self.passed.shrink_to(FEW);
+        self.forget_noted();
+        if extent != Extent::Deliveries {
+            rows += self.refused.len();
+            self.refused.clear();
+            if self.written >= PRUNE_EVERY {
+                self.written = 0;
+                self.touched.clear();
+            }
+        }
+        if extent.is_everything() {
+            rows += waiting.changes();
+            waiting.done();
+        }
+        self.written = self.written.saturating_add(u32::try_from(rows).unwrap_or(u32::MAX));
+        self.touched.append(&mut done.touched);
+    }
+}
+
+/// Begins a transaction, unless one is open.
+fn begin(store: &Connection) -> rusqlite::Result<()> {
+    if store.is_autocommit() {
+        store.prepare_cached("BEGIN")?.execute([])?;
+    }
+    Ok(())
+}
+
+/// Notes for their forges what was told of new deploys.
+fn post(store: &Connection, mut told: Vec<Told>, known: Known<'_>) -> rusqlite::Result<Vec<Told>> {
+    if known.telling.is_empty() {
+        return Ok(told);
+    }
+    let mut mail = Vec::new();
+    for new in told.iter().flat_map(new_deploys).filter(|deploy| known.telling.contains(&deploy.app)) {
+        if outbox::note(store, None, new)? {
+            mail.push(Told::Mail { app: new.app.clone() });
+        }
+    }
+    told.append(&mut mail);
+    Ok(told)
+}
+
+/// Writes what was answered already.
+fn note(store: &Connection, passed: &Passed) -> rusqlite::Result<Vec<Told>> {
+    deliveries::append(store, passed.id, &passed.row)?;
+    passed.events.iter().map(|event| journal::append_event(store, event).map(Told::Event)).collect()
+}
+
+/// Does one command's work, with care so that all of it or nothing is in the transaction. `None`: SQLite
+/// refuses it, which is logged.
+fn guarded<T>(
+    store: &Connection,
+    care: Care,
+    work: impl FnOnce() -> rusqlite::Result<T>,
+) -> rusqlite::Result<Option<T>> {
+    if care == Care::Together {
+        return work().map(Some);
+    }
+    let run = |sql| store.prepare_cached(sql)?.execute([]);
+    run("SAVEPOINT one")?;
+    let done = match work() {
+        Ok(done) => Some(done),
+        Err(error) if Fault::of(&error) == Fault::Statement => {
+            tracing::error!("a change was not stored: {error}");
+            run("ROLLBACK TO one")?;
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    run("RELEASE one")?;
+    Ok(done)
+}
+
+fn new_deploys(told: &Told) -> &[DeployView] {
+    match told {
+        Told::Accepted { deploys } => deploys,
+        Told::Queued { deploy, .. } => std::slice::from_ref(deploy),
+        _ => &[],
+    }
+}
+
+/// The app of an event; every delivery that is kept makes one for each of its apps.
+fn subject(told: &Told) -> Option<Option<AppName>> {
+    if let Told::Event(event) = told { Some(event.app.clone()) } else { None }
+}

@@ -1,0 +1,167 @@
+//! The thread behind the ledger's: it writes what is answered already, so that no answer waits for the store.
+//!
+//! What it cannot write it leaves to the ledger's thread, which knows what a store that takes nothing means.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Inbox, Tell,
+    books::{Answered, Books, Contents, Refused},
+    keep,
+    thread::now,
+    waiting::{Extent, Waiting},
+    webhook::Passed,
+    write::Known,
+};
+use crate::domain::deploy::accept::Snapshot;
+
+/// What nothing comes of is begun to be written after this: it is in the store within a second.
+const WAIT: Duration = Duration::from_millis(500);
+/// Or as soon as there is so much of it.
+const MANY: usize = 2048;
+/// The ledger's thread helps where so much of it waits.
+const MOST: usize = 4 * MANY;
+
+/// What both threads have in their hands, one after the other.
+#[derive(Default)]
+pub(super) struct Desk {
+    tray: Mutex<Tray>,
+    /// There is something new in the tray for the clerk.
+    came: Condvar,
+    /// Of whoever has the books next.
+    turn: Mutex<()>,
+    books: Mutex<Books>,
+}
+
+/// What is to be written by the clerk.
+#[derive(Default)]
+struct Tray {
+    passed: Vec<Passed>,
+    refused: VecDeque<Refused>,
+    /// When the first of them was put here.
+    since: Option<Instant>,
+    /// Left to the ledger's thread until that has written something.
+    stuck: bool,
+    closing: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Desk {
+    /// The books, for whoever asked first: a clerk that writes much gives them away in between.
+    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
+        let turn = lock(&self.turn);
+        let books = lock(&self.books);
+        drop(turn);
+        books
+    }
+
+    /// Hands over what is answered already; never waits for the store.
+    pub(super) fn hand_over(&self, passed: &mut Vec<Passed>, refused: &mut VecDeque<Refused>) {
+        let mut tray = lock(&self.tray);
+        let (was, first) = (tray.passed.len(), tray.since.is_none());
+        tray.passed.append(passed);
+        tray.refused.append(refused);
+        let over = tray.refused.len().saturating_sub(keep::REFUSED as usize);
+        tray.refused.drain(..over);
+        if first {
+            tray.since = Some(Instant::now());
+        }
+        let many = was < MANY && tray.passed.len() >= MANY;
+        drop(tray);
+        if first || many {
+            self.came.notify_one();
+        }
+    }
+
+    /// Puts into the books what was handed over.
+    pub(super) fn empty_tray(&self, answered: &mut Answered) {
+        let mut tray = lock(&self.tray);
+        let Tray { passed, refused, since, .. } = &mut *tray;
+        answered.take(passed, refused);
+        *since = None;
+    }
+
+    /// Is the ledger's thread to write what the clerk does not?
+    pub(super) fn needs_help(&self) -> bool {
+        let tray = lock(&self.tray);
+        tray.stuck || tray.passed.len() >= MOST
+    }
+
+    /// The clerk goes on, or leaves everything to the ledger's thread.
+    pub(super) fn set_stuck(&self, stuck: bool) {
+        lock(&self.tray).stuck = stuck;
+        self.came.notify_one();
+    }
+
+    /// Nothing comes any more.
+    pub(super) fn close(&self) {
+        lock(&self.tray).closing = true;
+        self.came.notify_one();
+    }
+
+    /// The clerk's work, until the desk is closed.
+    pub(super) fn run(&self, tell: &Tell, inbox: &Inbox) {
+        while self.wait() {
+            if let Err(error) = self.write(tell, inbox) {
+                tracing::warn!("what is answered cannot be written now: {error}");
+                self.set_stuck(true);
+                inbox.wake();
+            }
+        }
+    }
+
+    /// Waits until it is time to write; false: nothing comes any more.
+    fn wait(&self) -> bool {
+        let mut tray = lock(&self.tray);
+        while !tray.closing {
+            let waits = match tray.since.filter(|_| !tray.stuck) {
+                None => None,
+                Some(since) => {
+                    let left = WAIT.saturating_sub(since.elapsed());
+                    if left.is_zero() || tray.passed.len() >= MANY {
+                        return true;
+                    }
+                    Some(left)
+                }
+            };
+            tray = match waits {
+                None => self.came.wait(tray).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.came.wait_timeout(tray, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        false
+    }
+
+    /// Writes what is there; between a few rows and the next the books are free.
+    fn write(&self, tell: &Tell, inbox: &Inbox) -> rusqlite::Result<()> {
+        loop {
+            let mut books = self.books();
+            let Books { store, answered } = &mut *books;
+            self.empty_tray(answered);
+            // Where it is not open the ledger's thread tries to open it.
+            let Some(store) = store else { return Ok(()) };
+            if !answered.note_some(store)? {
+                continue;
+            }
+            let (snapshot, live, telling) = (Snapshot::default(), BTreeMap::new(), BTreeSet::new());
+            let (now, last_delivery) = (now(), &Cell::default());
+            let known = Known { snapshot: &snapshot, live: &live, telling: &telling, now, last_delivery };
+            let contents = Contents { incoming: &[], extent: Extent::Answered, known };
+            let done = answered.transact(store, &mut Waiting::default(), contents)?;
+            inbox.committed();
+            // With the books in hand, so that nobody tells of later rows before.
+            done.told.into_iter().for_each(tell);
+            if answered.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
