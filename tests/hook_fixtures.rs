@@ -35,7 +35,7 @@ fn names(folder: &str) -> Vec<String> {
     names
 }
 
-fn headers(pairs: &[(&str, &str)]) -> Headers {
+fn headers(pairs: &[(&str, &str)]) -> Headers<'static> {
     pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into()
 }
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     answer::{Content, Problem, json, json_text, ready_json, reply},
-    link::Link,
+    link::{Following, Link},
     request::{JSON, parameter, refuse_encoding, refuse_type, token},
     routes::{Action, Route, Sentence},
 };
@@ -157,7 +157,7 @@ impl People {
     /// Any answer shows that the supervisor answers; without a token it tells nothing.
     pub(super) async fn health(&self, from: IpAddr) -> Result<Response<Content>, Problem> {
         let ask = ask(None, from, None, api::Request::Status { apps: Vec::new() });
-        self.link.ask(ask, Bytes::new(), None, LIMIT).await?;
+        self.link.ask(ask, Following::default(), None, LIMIT).await?;
         Ok(reply(StatusCode::OK, "text/plain", "ok"))
     }
 
@@ -169,7 +169,7 @@ impl People {
         request: api::Request,
     ) -> Result<api::Reply, Problem> {
         let limit = LIMIT + wait.unwrap_or_default();
-        let said = self.link.ask(ask(token, from, wait, request), Bytes::new(), None, limit).await?;
+        let said = self.link.ask(ask(token, from, wait, request), Following::default(), None, limit).await?;
         match said.what {
             Saying::Done(reply) => Ok(reply),
             Saying::Refused(refusal) => Err(refused(refusal)),

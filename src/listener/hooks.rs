@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::Incoming,
     header::{HeaderValue, RETRY_AFTER},
 };
 
@@ -12,7 +12,7 @@ use super::{
     answer::{Content, Problem, ready_json, reply},
     body::Cellar,
     guests::Guest,
-    link::Link,
+    link::{Following, Link},
     request::{FORM, JSON, announced, refuse_encoding, refuse_type},
 };
 use crate::domain::api::{Answer, FromHooks, RawDelivery};
@@ -42,16 +42,16 @@ impl Hooks {
         refuse_encoding(&head.headers)?;
         refuse_type(&head.headers, &[JSON, FORM])?;
         let whole = self.cellar.take(body, announced(&head.headers)?, guest).await?;
-        let headers = forwarded(&head.headers);
+        let lines = forwarded(&head.headers);
         let (fd, memfd) = whole.memfd.map(|(fd, length)| (Some(fd), Some(length))).unwrap_or_default();
-        let delivery =
-            |ticket| FromHooks::Delivery(RawDelivery { ticket, app, headers, address: from.to_string(), memfd });
-        let answer = self.link.ask(delivery, whole.bytes, fd, LIMIT).await?;
+        let (headers, address) = (lines.len(), from.to_string());
+        let delivery = |ticket| FromHooks::Delivery(RawDelivery { ticket, app, headers, address, memfd });
+        let answer = self.link.ask(delivery, [lines.into(), whole.bytes], fd, LIMIT).await?;
         Ok(spoken(answer))
     }
 
     pub(super) async fn health(&self) -> Result<Response<Content>, Problem> {
-        let answer = self.link.ask(|ticket| FromHooks::Health { ticket }, Bytes::new(), None, LIMIT).await?;
+        let answer = self.link.ask(|ticket| FromHooks::Health { ticket }, Following::default(), None, LIMIT).await?;
         match answer.status {
             200 => Ok(reply(StatusCode::OK, "text/plain", answer.body)),
             _ => Ok(spoken(answer)),
@@ -59,14 +59,16 @@ impl Hooks {
     }
 }
 
-/// Names come in lower case from hyper. A value that is no UTF-8 can be none that a dialect knows.
-fn forwarded(headers: &HeaderMap) -> Vec<(String, String)> {
-    let text = |value: &HeaderValue| std::str::from_utf8(value.as_bytes()).ok().map(str::to_owned);
-    headers
-        .iter()
-        .filter(|(name, _)| !WITHHELD.contains(&name.as_str()))
-        .filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?)))
-        .collect()
+/// A line each. Names come in lower case from hyper, and values without line ends. One that is no UTF-8 can be none
+/// that a dialect knows.
+fn forwarded(headers: &HeaderMap) -> String {
+    let mut lines = String::with_capacity(512);
+    for (name, value) in headers.iter().filter(|(name, _)| !WITHHELD.contains(&name.as_str())) {
+        if let Ok(value) = std::str::from_utf8(value.as_bytes()) {
+            lines.extend([name.as_str(), ": ", value, "\n"]);
+        }
+    }
+    lines
 }
 
 fn spoken(answer: Answer) -> Response<Content> {
@@ -90,9 +92,9 @@ mod tests {
         headers.insert("x-github-event", HeaderValue::from_static("push"));
         headers.append("x-gitlab-token", HeaderValue::from_bytes("Ü".as_bytes()).unwrap());
         headers.append("x-gitlab-token", HeaderValue::from_bytes(b"\xff").unwrap());
-        let mut sent = forwarded(&headers);
-        sent.sort();
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(sent, [pair("x-github-event", "push"), pair("x-gitlab-token", "Ü")]);
+        let sent = forwarded(&headers);
+        let mut sent: Vec<&str> = sent.lines().collect();
+        sent.sort_unstable();
+        assert_eq!(sent, ["x-github-event: push", "x-gitlab-token: Ü"]);
     }
 }

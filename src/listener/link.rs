@@ -51,9 +51,12 @@ impl Reply for Said {
     }
 }
 
+/// What follows a message in its frame, one behind the other.
+pub(super) type Following = [Bytes; 2];
+
 struct Question<Q> {
     message: Q,
-    body: Bytes,
+    body: Following,
     fd: Option<OwnedFd>,
 }
 
@@ -98,7 +101,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     pub(super) fn tell(&self, question: impl FnOnce(u64) -> Q, socket: OwnedFd) -> Result<(), Problem> {
         let ticket = self.next_ticket.get();
         self.next_ticket.set(ticket + 1);
-        let question = Question { message: question(ticket), body: Bytes::new(), fd: Some(socket) };
+        let question = Question { message: question(ticket), body: Following::default(), fd: Some(socket) };
         self.outbox.send(question).map_err(|_| gone())
     }
 
@@ -109,7 +112,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     pub(super) async fn ask(
         &self,
         question: impl FnOnce(u64) -> Q,
-        body: Bytes,
+        body: Following,
         fd: Option<OwnedFd>,
         limit: Duration,
     ) -> Result<R, Problem> {
@@ -152,7 +155,7 @@ async fn pass<Q: Serialize, R: Reply>(
             let mut next = Some(question.ok_or(io::ErrorKind::BrokenPipe)?);
             // All that are there travel together.
             while let Some(Question { message, body, fd }) = next {
-                channel.queue(&message, &body, fd);
+                channel.queue_pieces(&message, &[&body[0], &body[1]], fd);
                 next = questions.try_recv().ok();
             }
         }

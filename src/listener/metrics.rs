@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use hyper::{HeaderMap, Response, StatusCode, body::Bytes, header::ACCEPT};
+use hyper::{HeaderMap, Response, StatusCode, header::ACCEPT};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, prometheus_text, text},
@@ -13,7 +13,7 @@ use prometheus_client::{
 use super::{
     answer::{Content, Problem, reply},
     api::{LIMIT, ask, refused, strange},
-    link::Link,
+    link::{Following, Link},
 };
 use crate::domain::{
     api::{
@@ -48,7 +48,7 @@ impl Numbers {
     }
 
     async fn ask(&self, from: IpAddr) -> Result<Metrics, Problem> {
-        match self.link.ask(ask(None, from, None, Request::Metrics), Bytes::new(), None, LIMIT).await?.what {
+        match self.link.ask(ask(None, from, None, Request::Metrics), Following::default(), None, LIMIT).await?.what {
             Saying::Done(Reply::Metrics(metrics)) => Ok(*metrics),
             Saying::Refused(refusal) => Err(refused(refusal)),
             _ => Err(strange()),

@@ -204,6 +204,14 @@ impl Channel {
     /// # Panics
     /// Never: the messages are plain data, which always serializes.
     pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
+        self.queue_pieces(message, &[body], fds);
+    }
+
+    /// The same, with a body that is in pieces.
+    ///
+    /// # Panics
+    /// As [`Channel::queue`].
+    pub fn queue_pieces(&mut self, message: &impl Serialize, body: &[&[u8]], fds: impl IntoIterator<Item = OwnedFd>) {
         let fds: Vec<OwnedFd> = fds.into_iter().take(MAX_FDS).collect();
         // Small frames travel together; one with descriptors begins a message of its own.
         let joins = |last: &Outgoing| last.fds.is_empty() && last.sent == 0 && last.bytes.len() < READ;
@@ -218,11 +226,11 @@ impl Channel {
         let start = bytes.len();
         bytes.extend(&[0; 8]);
         serde_json::to_writer(&mut *bytes, message).expect("plain data always serializes");
-        let lengths = [bytes.len() - start - 8, body.len()];
+        let lengths = [bytes.len() - start - 8, body.iter().map(|piece| piece.len()).sum()];
         for (place, length) in bytes[start..start + 8].chunks_exact_mut(4).zip(lengths) {
             place.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         }
-        bytes.extend(body);
+        body.iter().for_each(|piece| bytes.extend(piece));
         self.outgoing.push_back(last);
     }
 

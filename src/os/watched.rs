@@ -34,6 +34,11 @@ impl Watched {
         self.0.get_mut().queue(message, body, fds);
     }
 
+    /// As [`Channel::queue_pieces`]; `next` sends it.
+    pub fn queue_pieces(&mut self, message: &impl Serialize, body: &[&[u8]], fds: impl IntoIterator<Item = OwnedFd>) {
+        self.0.get_mut().queue_pieces(message, body, fds);
+    }
+
     /// As [`Channel::flush`], at once.
     ///
     /// # Errors

@@ -113,7 +113,7 @@ fn delivery(bytes: &[u8]) {
     let (head, body) = (&bytes[..end], bytes.get(end + 2..).unwrap_or_default());
     let head = String::from_utf8_lossy(head);
     let pairs = head.lines().filter_map(|line| line.split_once(": "));
-    let headers: Headers =
+    let headers: Headers<'_> =
         pairs.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect::<Vec<_>>().into();
     let secret = Secret::new(b"a secret that no corpus holds".to_vec());
     let request = Request { headers: &headers, body, at: At(1_774_699_200_000) };

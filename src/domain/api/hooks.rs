@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromHooks {
-    /// A request to `/hooks` or `/deploy`. The body's exact bytes follow in the frame, or in a
-    /// sealed memfd beside it when they are over [`INLINE_BODY`].
+    /// A request to `/hooks` or `/deploy`. Its headers follow in the frame, and then the body's exact bytes, or
+    /// these are in a sealed memfd beside it when they are over [`INLINE_BODY`].
     Delivery(RawDelivery),
     /// `GET /healthz`.
     Health { ticket: u64 },
@@ -25,8 +25,9 @@ pub struct RawDelivery {
     pub ticket: u64,
     /// The name in the path, not checked.
     pub app: Option<String>,
-    /// Lower-case names; all but those that no dialect looks at.
-    pub headers: Vec<(String, String)>,
+    /// The bytes of the headers: a line each, `name: value`, names in lower case; all but those that no dialect
+    /// looks at.
+    pub headers: usize,
     /// The peer's address, IPv4-mapped ones as IPv4.
     pub address: String,
     /// The body's length in bytes when a memfd holds it.

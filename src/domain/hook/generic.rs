@@ -22,7 +22,7 @@ pub(super) fn prove<'a>(generic: &Generic, request: &Request<'a>) -> Result<Proo
 }
 
 /// The header with the sender's own id.
-pub(super) fn id<'a>(generic: &Generic, headers: &'a Headers) -> Option<&'a str> {
+pub(super) fn id<'a>(generic: &Generic, headers: &'a Headers<'_>) -> Option<&'a str> {
     let standard = (generic.proof == Shown::Standard).then_some(standard::ID);
     headers.get(generic.id.as_deref().or(standard)?)
 }

@@ -229,7 +229,7 @@ mod tests {
         model::{At, Secret},
     };
 
-    fn shows(headers: &Headers, body: &[u8], secret: &Secret) -> bool {
+    fn shows(headers: &Headers<'_>, body: &[u8], secret: &Secret) -> bool {
         proves(Some(&Dialect::GitHub), &Request { headers, body, at: At(0) }, secret, false)
     }
 
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    fn headers(pairs: &[(&str, &str)]) -> Headers {
+    fn headers(pairs: &[(&str, &str)]) -> Headers<'static> {
         pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into()
     }
 

@@ -22,7 +22,7 @@ mod repository;
 mod standard;
 mod text;
 
-use zeroize::Zeroize;
+use std::borrow::Cow;
 
 use crate::domain::{
     config::Generic,
@@ -61,42 +61,45 @@ fn forge(dialect: &Dialect) -> Result<&'static Forge, &Generic> {
     })
 }
 
-/// A request's headers, names in lower case.
+/// A request's headers: a line each, `name: value`, names in lower case.
 #[derive(Debug, Clone, Default)]
-pub struct Headers(Vec<(String, String)>);
+pub struct Headers<'a>(Cow<'a, str>);
 
-/// Some senders show the secret itself.
-impl Drop for Headers {
-    fn drop(&mut self) {
-        self.0.iter_mut().for_each(|(_, value)| value.zeroize());
+impl<'a> From<&'a str> for Headers<'a> {
+    fn from(lines: &'a str) -> Self {
+        Self(Cow::Borrowed(lines))
     }
 }
 
-impl From<Vec<(String, String)>> for Headers {
+impl From<Vec<(String, String)>> for Headers<'static> {
     fn from(pairs: Vec<(String, String)>) -> Self {
-        Self(pairs)
+        Self(pairs.into_iter().map(|(name, value)| format!("{name}: {value}\n")).collect())
     }
 }
 
-impl Headers {
+impl Headers<'_> {
+    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split_terminator('\n').filter_map(|line| line.split_once(": "))
+    }
+
     /// The value of a header that came once and is not empty. One that came twice says two things and
     /// counts as absent.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        let mut values = self.0.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        let mut values = self.pairs().filter(|(n, _)| *n == name).map(|(_, value)| value);
         let value = values.next().filter(|value| !value.is_empty())?;
         values.next().is_none().then_some(value)
     }
 
     fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(n, _)| n == name)
+        self.pairs().any(|(n, _)| n == name)
     }
 }
 
 /// A request that is to prove itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    pub headers: &'a Headers,
+    pub headers: &'a Headers<'a>,
     /// What came over the wire, byte for byte.
     pub body: &'a [u8],
     /// When it came.
@@ -109,7 +112,7 @@ impl Request<'_> {
     }
 }
 
-fn is_form(headers: &Headers) -> bool {
+fn is_form(headers: &Headers<'_>) -> bool {
     let kind = headers.get("content-type").unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
@@ -118,7 +121,7 @@ fn is_form(headers: &Headers) -> bool {
 /// Which forge sent this, by its own headers; `None` for any other sender, and for a request that
 /// claims two at once. Forgejo, Gitea and Gogs send the headers of those that they stem from too.
 #[must_use]
-pub fn recognise(headers: &Headers) -> Option<Dialect> {
+pub fn recognise(headers: &Headers<'_>) -> Option<Dialect> {
     let has = |name: &&str| headers.has(name);
     let of_github = [
         (&forgejo::FORGE, Dialect::Forgejo),
@@ -206,7 +209,7 @@ impl Head {
 
 /// Reads the headers.
 #[must_use]
-pub fn head(dialect: &Dialect, headers: &Headers) -> Head {
+pub fn head(dialect: &Dialect, headers: &Headers<'_>) -> Head {
     let (event, id) = match forge(dialect) {
         Ok(forge) => (forge.event, forge.ids.iter().find_map(|name| headers.get(name))),
         Err(generic) => (generic.event.as_deref().unwrap_or_default(), generic::id(generic, headers)),
@@ -360,8 +363,8 @@ fn commit(id: &str) -> Result<Option<CommitId>, NotUnderstood> {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&str, &str)]) -> Headers {
-        Headers(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect())
+    fn headers(pairs: &[(&str, &str)]) -> Headers<'static> {
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into()
     }
 
     #[test]

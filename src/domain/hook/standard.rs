@@ -108,7 +108,8 @@ mod tests {
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn fits(pairs: &[(&str, &str)], body: &str, at: i64, secret: &str) -> Result<bool, String> {
-        let headers: Headers = pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into();
+        let headers: Headers<'_> =
+            pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into();
         let request = Request { headers: &headers, body: body.as_bytes(), at: At(at * 1000) };
         let proof = prove(&request).map_err(|flaw| flaw.to_string())?;
         Ok(proof.fits(&Secret::new(secret.as_bytes().to_vec())))

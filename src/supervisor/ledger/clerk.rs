@@ -97,8 +97,10 @@ impl Desk {
 
     /// The clerk goes on, or leaves everything to the ledger's thread.
     pub(super) fn set_stuck(&self, stuck: bool) {
-        lock(&self.tray).stuck = stuck;
-        self.came.notify_one();
+        let was = std::mem::replace(&mut lock(&self.tray).stuck, stuck);
+        if was && !stuck {
+            self.came.notify_one();
+        }
     }
 
     /// Nothing comes any more.

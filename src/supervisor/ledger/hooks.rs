@@ -95,9 +95,8 @@ impl Hooks {
                     }
                 };
                 match frame.message() {
-                    Ok(FromHooks::Delivery(mut raw)) => {
-                        let headers = std::mem::take(&mut raw.headers).into();
-                        arrived.deliveries.push(Incoming { listener: *listener, at, raw, headers, frame: Some(frame) });
+                    Ok(FromHooks::Delivery(raw)) => {
+                        arrived.deliveries.push(Incoming { listener: *listener, at, raw, frame: Some(frame) });
                     }
                     Ok(FromHooks::Health { ticket }) => {
                         arrived.health |= self.asked.is_empty();

@@ -14,7 +14,7 @@ use super::{
 use crate::domain::{
     api::{DeliveryState, DeliveryView, DeployOf, RawDelivery, Redelivered, Refusal, RefusalKind, Reply},
     deploy::accept::App,
-    hook::{self, Dialect, Head, Headers, Kind},
+    hook::{self, Dialect, Head, Kind},
     model::DeliveryId,
 };
 
@@ -49,14 +49,7 @@ pub(super) fn redeliver(
     let incoming = Incoming {
         listener: 0,
         at: known.now,
-        raw: RawDelivery {
-            ticket: 0,
-            app: None,
-            headers: Vec::new(),
-            address: format!("redelivery of {id}"),
-            memfd: None,
-        },
-        headers: Headers::default(),
+        raw: RawDelivery { ticket: 0, app: None, headers: 0, address: format!("redelivery of {id}"), memfd: None },
         frame: None,
     };
     let body = Cow::Owned(body);

@@ -23,8 +23,8 @@ use super::*;
 use crate::{
     domain::{
         api::{
-            Answer, AuditFilter, By, DeliveryState, DeployState, EventKind, FromHooks, RefusalKind, Reply, StepExit,
-            StepState, StepView,
+            Answer, AuditFilter, By, DeliveryState, DeliveryView, DeployState, EventKind, FromHooks, RefusalKind,
+            Reply, StepExit, StepState, StepView,
         },
         model::At,
     },
@@ -152,6 +152,48 @@ fn refusals_are_written_within_a_second_by_themselves() {
         std::thread::park_timeout(std::time::Duration::from_millis(5));
     }
     assert_eq!(desk.deliveries(None).len(), 1);
+}
+
+/// Two threads write them: what is answered already, and what waits for its commit.
+#[test]
+fn deliveries_are_numbered_and_told_in_order_whoever_writes_them() {
+    const ALL: i64 = 5_000;
+    let mut desk = Desk::open();
+    let mut accepted = Vec::new();
+    for round in 0..ALL / 100 {
+        for n in 0..100 {
+            let id = format!("{round}-{n}");
+            let post = match n {
+                0 => master('a', &id),
+                1 => Post { secret: "wrong", ..master('a', &id) },
+                _ => push("refs/tags/v1", 'a', &id),
+            };
+            desk.send(&post);
+        }
+        for _ in 0..100 {
+            let answer = desk.answer();
+            assert!([200, 202, 401].contains(&answer.status));
+            if answer.status == 202 {
+                let body: Value = serde_json::from_str(&answer.body).unwrap();
+                accepted.push(body["delivery"].as_i64().unwrap());
+            }
+        }
+    }
+    let mut last = 0;
+    let mut left = ALL - ALL / 100;
+    desk.told(|told| {
+        if let Told::Event(event) = told {
+            assert!(event.id > last, "{} after {last}", event.id);
+            last = event.id;
+            left -= 1;
+        }
+        (left == 0).then_some(())
+    });
+    let rows = desk.deliveries(None);
+    let ids: Vec<i64> = rows.iter().rev().map(|row| row.id).collect();
+    assert_eq!(ids, (1..=ALL).collect::<Vec<_>>());
+    let is_accepted = |row: &&DeliveryView| row.state == DeliveryState::Accepted;
+    assert_eq!(rows.iter().rev().filter(is_accepted).map(|row| row.id).collect::<Vec<_>>(), accepted);
 }
 
 #[test]

@@ -165,9 +165,7 @@ impl State {
             (self.tell)(Told::Health);
         }
         let snapshot = Arc::clone(&self.snapshot);
-        let proven = self.hear(&arrived.deliveries, &snapshot);
-        // These wait for no commit.
-        let mut gone = self.hooks.flush();
+        let (proven, mut gone) = self.hear(&arrived.deliveries, &snapshot);
         if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
             self.answer(&turned_away(&proven));
         } else if let Some(extent) = self.extent(&proven) {
@@ -194,8 +192,8 @@ impl State {
         }
     }
 
-    /// Answers what needs no store, and returns what does.
-    fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> Vec<Proven<'a>> {
+    /// Answers what needs no store, and returns what does, and the listeners that are gone.
+    fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> (Vec<Proven<'a>>, Vec<usize>) {
         let (mut kept, mut passed, mut refused) = (Vec::new(), Vec::new(), VecDeque::new());
         for one in incoming {
             match webhook::read(one, snapshot) {
@@ -220,10 +218,12 @@ impl State {
                 }
             }
         }
+        // These wait for no commit.
+        let gone = self.hooks.flush();
         if !passed.is_empty() || !refused.is_empty() {
             self.desk.hand_over(&mut passed, &mut refused);
         }
-        kept
+        (kept, gone)
     }
 
     /// Is it time to write, and what?

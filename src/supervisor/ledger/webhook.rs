@@ -31,20 +31,29 @@ pub(super) struct Incoming {
     pub listener: usize,
     pub at: At,
     pub raw: RawDelivery,
-    /// Those of `raw`.
-    pub headers: Headers,
-    /// With the body, or the memfd that holds it; `None`: it came another way.
+    /// With the headers and the body, or the memfd that holds it; `None`: it came another way.
     pub frame: Option<Frame>,
 }
 
 impl Incoming {
+    /// What follows the message.
+    fn frame_body(&self) -> &[u8] {
+        self.frame.as_ref().map_or(&[][..], Frame::body)
+    }
+
+    /// None where they are not what was said: then nothing is proven.
+    fn headers(&self) -> Headers<'_> {
+        let lines = self.frame_body().get(..self.raw.headers).unwrap_or_default();
+        std::str::from_utf8(lines).unwrap_or_default().into()
+    }
+
     /// The exact bytes.
     ///
     /// # Errors
     /// When they are in a memfd that is not sealed, or not as long as was said.
     fn body(&self) -> io::Result<Cow<'_, [u8]>> {
         let Some(length) = self.raw.memfd else {
-            return Ok(Cow::Borrowed(self.frame.as_ref().map_or(&[][..], Frame::body)));
+            return Ok(Cow::Borrowed(self.frame_body().get(self.raw.headers..).unwrap_or_default()));
         };
         let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
         let fd = self
@@ -94,7 +103,7 @@ pub(super) struct Proven<'a> {
 /// Proves and parses a request.
 pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Reading<'a> {
     let raw = &incoming.raw;
-    let headers = &incoming.headers;
+    let headers = &incoming.headers();
     let recognised = hook::recognise(headers);
     let name = raw.app.as_deref();
     let dialect = snapshot.dialect(name, recognised.as_ref());
@@ -203,11 +212,7 @@ pub(super) fn pass(proven: &Proven<'_>, snapshot: &Snapshot, id: DeliveryId) -> 
 ///
 /// # Errors
 /// Of the store.
-pub(super) fn keep(
-    connection: &Connection,
-    proven: &Proven<'_>,
-    known: Known<'_>,
-) -> rusqlite::Result<Kept> {
+pub(super) fn keep(connection: &Connection, proven: &Proven<'_>, known: Known<'_>) -> rusqlite::Result<Kept> {
     match fate(proven, known.snapshot) {
         Fate::Fruitless(what) => fruitless(connection, proven, &[], &what, known.next_delivery()),
         Fate::Judged(changes, apps) => judge_changes(connection, proven, changes, &apps, known, None),

@@ -137,20 +137,20 @@ impl Desk {
         self.tickets += 1;
         let mac = Hmac::<Sha256>::new_from_slice(post.secret.as_bytes()).unwrap().chain_update(&post.body).finalize();
         let hex: String = mac.into_bytes().iter().map(|b| format!("{b:02x}")).collect();
-        let mut headers = vec![
-            ("x-github-event".to_owned(), post.event.to_owned()),
-            ("x-hub-signature-256".to_owned(), format!("sha256={hex}")),
-            ("content-type".to_owned(), "application/json".to_owned()),
-        ];
-        headers.extend(post.id.iter().map(|id| ("x-github-delivery".to_owned(), id.clone())));
+        let mut headers = format!(
+            "x-github-event: {}\nx-hub-signature-256: sha256={hex}\ncontent-type: application/json\n",
+            post.event
+        );
+        headers.extend(post.id.iter().map(|id| format!("x-github-delivery: {id}\n")));
         let raw = RawDelivery {
             ticket: self.tickets,
             app: post.app.map(str::to_owned),
-            headers,
+            headers: headers.len(),
             address: "192.0.2.7".to_owned(),
             memfd: memfd.as_ref().map(|(length, _)| *length),
         };
-        self.listener.queue(&FromHooks::Delivery(raw), inline, memfd.map(|(_, fd)| fd));
+        let pieces = [headers.as_bytes(), inline];
+        self.listener.queue_pieces(&FromHooks::Delivery(raw), &pieces, memfd.map(|(_, fd)| fd));
         self.tickets
     }
 
