@@ -290,11 +290,11 @@ fn a_push_that_does_not_prove_itself_gets_the_same_answer_and_its_own_reason() {
         let other = if shown.1.starts_with("Basic ") {
             basic("another")
         } else {
-            format!("{}A", &shown.1[..shown.1.len() - 1])
+            // Hexadecimal digits are good in either case.
+            let end = if shown.1.ends_with(['a', 'A']) { '0' } else { 'A' };
+            format!("{}{end}", &shown.1[..shown.1.len() - 1])
         };
-        if other != shown.1 {
-            same(app, &with(Some(other)), &body);
-        }
+        same(app, &with(Some(other)), &body);
         if !["gitee", "azure_devops"].contains(&dialect) && !["x-gitlab-token", "authorization"].contains(&shown.0) {
             same(app, &headers, &format!("{body} "));
         }
