@@ -154,8 +154,12 @@ impl Logger {
     pub fn set_echo(&mut self, on: bool) {
         if self.echo != on {
             self.echo = on;
-            self.tell(ToLogger::Echo { on }, None);
+            self.tell_echo();
         }
+    }
+
+    fn tell_echo(&self) {
+        self.tell(ToLogger::Echo { on: self.echo }, None);
     }
 
     /// Is there no process, nor one being started?
@@ -246,7 +250,6 @@ impl Logger {
 
     /// Says what must not be lost, once everything is captured.
     pub fn go_on(&mut self) {
-        self.tell(ToLogger::Echo { on: self.echo }, None);
         for Outgoing { message, fds } in std::mem::take(&mut self.waiting) {
             self.tell(message, fds);
         }
@@ -323,6 +326,8 @@ impl Supervisor {
                 self.logger.to = Some(to);
                 self.logger.begin_marks();
                 self.logger.tell_veil();
+                // Before it reads anything, as what it has read by then is not shown.
+                self.logger.tell_echo();
                 tokio::spawn(speak_to_logger(ours, outbox, self.events.clone(), self.logger.run));
                 self.capture_everything();
                 self.logger.go_on();
