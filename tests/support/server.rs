@@ -347,6 +347,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.unfollow();
+        if thread::panicking() {
+            eprintln!("what the supervisor printed:\n{}", self.log());
+        }
         if self.child.is_some() && !thread::panicking() {
             self.stop();
         } else if let Some(mut child) = self.child.take() {
