@@ -37,6 +37,7 @@ use self::{
     clone::Stack,
 };
 use super::{
+    cgroup::is_gone,
     identity,
     record::{self, RECORD_SIZE, StartedAs},
 };
@@ -242,7 +243,6 @@ impl Spawner {
             part: Part::Cgroup,
             errno,
         };
-        let is_gone = |errno: &io::Error| matches!(errno.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
         let by_hand = open_procs(spec, self.clone3).map_err(|e| if is_gone(&e) { gone(e) } else { preparing(e) })?;
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));

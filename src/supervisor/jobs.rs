@@ -164,7 +164,7 @@ impl Supervisor {
         let dispensable = !matches!(task, TreeTask::Empty { .. });
         if dispensable && self.is_ending() {
             // Those that ran were ended, and a remote may never answer this one.
-            self.files.run(move || drop(keys), |_, ()| ());
+            self.put_away(keys);
             then(self, never_was("everhook is shutting down".to_owned()));
             return self.ticket();
         }
@@ -225,6 +225,11 @@ impl Supervisor {
         self.jobs.insert(id, running);
         self.spawn(Owner::Job(id), spec);
         id
+    }
+
+    /// Removes keys that nobody needs any more: that is the disk's work.
+    pub fn put_away(&mut self, keys: Keys) {
+        self.files.run(move || drop(keys), |_, ()| ());
     }
 
     /// Ends every job that no shutdown waits for.
@@ -372,14 +377,7 @@ impl Supervisor {
         self.later(GRACE, move |supervisor| supervisor.signal_job(id, Signal::KILL));
     }
 
-    /// KILL to a job that is still there.
-    pub fn kill_job_once(&mut self, id: JobId) {
-        if self.jobs.contains_key(&id) {
-            self.kill_job(id);
-        }
-    }
-
-    /// KILL to a job's whole tree, as soon as it runs and until it is empty.
+    /// KILL to a job's whole tree, as soon as it runs and until it is empty; nothing where it has ended.
     pub fn kill_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.unwanted = true;
@@ -480,8 +478,7 @@ impl Supervisor {
     fn job_is_over(&mut self, job: Job) {
         // Whoever could not be killed keeps it.
         let _ = job.cgroup.as_ref().map(|group| group.remove());
-        let keys = job.keys;
-        self.files.run(move || drop(keys), |_, ()| ());
+        self.put_away(job.keys);
         if !self.doomed.is_empty() {
             self.remove_doomed(&job.app);
         }

@@ -103,7 +103,7 @@ impl Supervisor {
             if busy || app.is_rolling() || app.is_on_trial() {
                 return Err(format!("{old} cannot become {new} while it is being started: reload again when it is up"));
             }
-            if self.deploys.running(old).is_some() || self.deploys.waiting(old).next().is_some() {
+            if self.deploys.is_busy(old) {
                 return Err(format!("{old} cannot become {new} during a deploy: reload again when that has ended"));
             }
         }

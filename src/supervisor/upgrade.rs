@@ -72,14 +72,13 @@ impl Supervisor {
     /// # Errors
     /// When something is in its way.
     pub fn upgrade(&mut self, who: &str, binary: Option<OwnedFd>, reply: Option<ReplyTo>) -> Result<(), Refusal> {
-        let why = match () {
-            () if self.upgrade.is_some() => "another upgrade is under way",
-            () if self.is_ending() => "everhook is shutting down",
-            () if self.reloading => "a reload is under way; ask again when it is over",
-            () if !self.begun || self.coming.any() => "everhook is still starting; ask again in a moment",
-            () => "",
-        };
-        if !why.is_empty() {
+        let in_its_way = [
+            (self.upgrade.is_some(), "another upgrade is under way"),
+            (self.is_ending(), "everhook is shutting down"),
+            (self.reloading, "a reload is under way; ask again when it is over"),
+            (!self.begun || self.coming.any(), "everhook is still starting; ask again in a moment"),
+        ];
+        if let Some((_, why)) = in_its_way.into_iter().find(|(is, _)| *is) {
             return Err(Refusal::new(RefusalKind::Unavailable, why));
         }
         let installed = self.me.program.clone();
@@ -123,7 +122,7 @@ impl Supervisor {
                 Err(why) => supervisor.stays(&why),
             }
         });
-        self.later(PROOF, move |supervisor| supervisor.kill_job_once(job));
+        self.later(PROOF, move |supervisor| supervisor.kill_job(job));
         Ok(())
     }
 

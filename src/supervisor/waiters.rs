@@ -158,12 +158,12 @@ impl Supervisor {
     /// Why an app that waits will not start before somebody deploys it, or one that it comes after.
     fn in_vain(&self, name: &AppName) -> Option<String> {
         let app = self.apps.get(name)?;
-        let is_busy = || self.deploys.running(name).is_some() || self.deploys.waiting(name).next().is_some();
         let never =
             app.release().is_none() && app.spec().deploy.as_ref().is_some_and(|deploy| deploy.unlooked().is_some());
         let why = self.undeployed.get(name).cloned();
-        let why =
-            why.or_else(|| (never && !is_busy()).then(|| format!("{name} has no release: {}", app.first_deploy())));
+        let why = why.or_else(|| {
+            (never && !self.deploys.is_busy(name)).then(|| format!("{name} has no release: {}", app.first_deploy()))
+        });
         why.or_else(|| app.spec().comes_after().find_map(|other| self.in_vain(other)))
     }
 

@@ -129,6 +129,12 @@ impl Deploys {
         self.lanes.get(app).into_iter().flat_map(|lane| &lane.waiting).map(|waiting| &waiting.queued.view)
     }
 
+    /// Does a deploy of this app run or wait?
+    #[must_use]
+    pub fn is_busy(&self, app: &AppName) -> bool {
+        self.running(app).is_some() || self.waiting(app).next().is_some()
+    }
+
     /// A deploy that waits or runs, with the config it was queued with.
     #[must_use]
     pub fn find(&self, deploy: DeployId) -> Option<(&DeployView, &Arc<config::App>)> {

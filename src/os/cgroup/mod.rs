@@ -368,7 +368,8 @@ fn read(folder: impl AsFd, name: &str) -> io::Result<String> {
     Ok(text)
 }
 
-fn is_gone(error: &io::Error) -> bool {
+/// Does it come from a group that was removed?
+pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 

@@ -69,6 +69,12 @@ impl Done {
 /// A refused delivery and its number, which one that came before there was a store gets as it is written.
 pub(super) type Refused = (Option<DeliveryId>, NewDelivery);
 
+/// Adds these; of too many the oldest go, as they would from the store.
+pub(super) fn take_refused(to: &mut VecDeque<Refused>, more: &mut VecDeque<Refused>) {
+    to.append(more);
+    to.drain(..to.len().saturating_sub(keep::REFUSED as usize));
+}
+
 /// What both threads write in.
 #[derive(Default)]
 pub(super) struct Books {
@@ -108,8 +114,7 @@ impl Answered {
     /// Takes more; of too many refused ones the oldest go.
     pub(super) fn take(&mut self, passed: &mut Vec<Passed>, refused: &mut VecDeque<Refused>) {
         self.passed.append(passed);
-        self.refused.append(refused);
-        self.refused.drain(..self.refused.len().saturating_sub(keep::REFUSED as usize));
+        take_refused(&mut self.refused, refused);
     }
 
     /// Writes the rows of a few into a transaction, which it begins. True: it is time to commit them.

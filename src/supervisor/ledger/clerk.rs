@@ -11,8 +11,7 @@ use std::{
 
 use super::{
     Inbox, Tell,
-    books::{Answered, Books, Contents, Refused},
-    keep,
+    books::{Answered, Books, Contents, Refused, take_refused},
     thread::now,
     waiting::{Extent, Waiting},
     webhook::Passed,
@@ -68,9 +67,7 @@ impl Desk {
         let mut tray = lock(&self.tray);
         let (was, first) = (tray.passed.len(), tray.since.is_none());
         tray.passed.append(passed);
-        tray.refused.append(refused);
-        let over = tray.refused.len().saturating_sub(keep::REFUSED as usize);
-        tray.refused.drain(..over);
+        take_refused(&mut tray.refused, refused);
         if first {
             tray.since = Some(Instant::now());
         }

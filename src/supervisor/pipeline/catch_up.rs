@@ -152,7 +152,7 @@ impl Supervisor {
 
     /// Looks for news that were put off, if no deploy is left that would bring them.
     pub fn look_if_due(&mut self, app: &AppName) {
-        let busy = self.deploys.running(app).is_some() || self.deploys.waiting(app).next().is_some();
+        let busy = self.deploys.is_busy(app);
         if !busy && !self.is_ending() && self.news_due.remove(app) {
             self.look_for_news(app);
         }

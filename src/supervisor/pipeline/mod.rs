@@ -261,7 +261,7 @@ impl Supervisor {
                 if supervisor.still_comes(deploy, ticket) {
                     supervisor.begin_job(&view, job, keys);
                 } else {
-                    supervisor.files.run(move || drop(keys), |_, ()| ());
+                    supervisor.put_away(keys);
                 }
             }),
             Err(error) if supervisor.still_comes(deploy, ticket) => {
@@ -534,7 +534,7 @@ impl Supervisor {
     /// Whoever waits until an app without a release is up waits in vain once no deploy is left that may bring one.
     fn note_undeployed(&mut self, DeployView { id, app, state, reason, .. }: &DeployView) {
         let lacks = self.apps.get(app).is_some_and(|app| app.release().is_none());
-        if !lacks || self.deploys.running(app).is_some() || self.deploys.waiting(app).next().is_some() {
+        if !lacks || self.deploys.is_busy(app) {
             return;
         }
         let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();

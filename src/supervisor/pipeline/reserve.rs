@@ -50,7 +50,7 @@ impl Supervisor {
                 supervisor.with_deploy_log(&app, deploy, move |supervisor| supervisor.prepared(deploy, waiting));
             }
             // It has ended meanwhile.
-            Ok(keys) => supervisor.files.run(move || drop(keys), |_, ()| ()),
+            Ok(keys) => supervisor.put_away(keys),
             Err(error) => {
                 if let Some(Fetcher::Preparing(Some(_))) = supervisor.fetchers.remove(&deploy) {
                     supervisor.job_refused(deploy, error);
@@ -127,7 +127,7 @@ impl Supervisor {
     fn have_wait(&mut self, app: &config::App, what: &str, who: Arc<Identity>, keys: Keys) -> Option<Reserve> {
         if self.is_ending() {
             // Those that waited were ended, and no deploy begins to ask for this one.
-            self.files.run(move || drop(keys), |_, ()| ());
+            self.put_away(keys);
             return None;
         }
         let log = self.deploy_stream(&app.name, &app.work_as)?;
