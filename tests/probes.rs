@@ -318,3 +318,36 @@ fn a_held_socket_that_nobody_accepts_from_makes_nothing_ready_and_nothing_well()
     server.wait_state("hangs", "failed");
     assert!(reason(&server, "hangs").contains("2 live probes in a row failed"), "{}", reason(&server, "hangs"));
 }
+
+#[test]
+fn who_accepts_late_is_well_as_long_as_its_timeout_allows() {
+    const BUSY: &str = r"
+import socket, time
+s = socket.socket(fileno=3)
+def answer():
+    c = s.accept()[0]
+    c.settimeout(30)
+    try:
+        c.recv(4096)
+        c.sendall(b'HTTP/1.1 200 OK\r\n\r\n')
+    except OSError: pass
+    c.close()
+answer()
+time.sleep(2.5)
+while True:
+    answer()
+    open('answered', 'a').write('.')
+";
+    let port = free_address().port();
+    let server = Server::with_apps(&format!(
+        r#""a": (command: ["python3", "busy.py"], directory: "@DIR@", sockets: {{"http": "127.0.0.1:{port}"}}, restart: (policy: Never),
+             ready: Immediate, live: (probe: Http(url: "http://127.0.0.1:{port}/"), every: "100ms", failures: 1, timeout: "50s"))"#
+    ));
+    write(&server, "busy.py", BUSY);
+    let server = server.started();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    server.until("it answers again", |s| (read(&s.path().join("answered")).len() > 10).then_some(()));
+    assert_eq!((server.main_pid("a"), server.instance("a")["state"].as_str()), (pid, Some("ready")));
+    assert!(!causes(&server, "a", "ready").iter().any(|cause| cause.contains("failed")), "no probe has failed");
+}

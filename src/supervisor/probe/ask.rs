@@ -63,7 +63,7 @@ pub struct Asker {
     pub seat: SeatId,
     pub attempt: u64,
     pub question: Question,
-    /// Of a single try.
+    /// Until when an answer is awaited.
     pub limit: Duration,
     pub events: Events,
 }
@@ -76,6 +76,8 @@ pub enum Answer {
     No(String),
     /// Only others could be asked, in its place: the next may find it.
     Others(String),
+    /// Nobody has taken the question yet.
+    Untaken(String),
 }
 
 impl From<Result<(), String>> for Answer {
@@ -85,9 +87,9 @@ impl From<Result<(), String>> for Answer {
 }
 
 impl Asker {
-    /// Asks once.
-    pub async fn once(&mut self) -> Answer {
-        let (number, limit) = (self.seat.seat.number, self.limit);
+    /// Asks once, and waits no longer than that for an answer.
+    pub async fn once(&mut self, limit: Duration) -> Answer {
+        let number = self.seat.seat.number;
         let answer = async {
             match &mut self.question {
                 Question::Http(probe) => http(probe, number).await.into(),
@@ -103,8 +105,8 @@ impl Asker {
                 }
             }
         };
-        let late = |_| Answer::No(format!("no answer within {}", show_span(limit)));
-        timeout(limit, answer).await.unwrap_or_else(late)
+        let whole = show_span(self.limit);
+        timeout(limit, answer).await.unwrap_or_else(|_| Answer::No(format!("no answer within {whole}")))
     }
 }
 

@@ -172,11 +172,11 @@ async fn until_ready(mut asker: Asker) {
     let mut pause = PAUSE;
     let mut told = String::new();
     loop {
-        let answer = asker.once().await;
+        let answer = asker.once(asker.limit).await;
         let others = matches!(answer, Answer::Others(_));
         let result = match answer {
             Answer::Yes => Ok(()),
-            Answer::No(why) | Answer::Others(why) => Err(why),
+            Answer::No(why) | Answer::Others(why) | Answer::Untaken(why) => Err(why),
         };
         let done = result.is_ok();
         if done || result.as_ref().is_err_and(|why| *why != told) {
@@ -209,14 +209,17 @@ async fn watch(mut asker: Asker, first: Duration, every: Duration) {
     }
 }
 
-/// Asks again while only others are asked, as long as a single probe may take.
+/// Asks again while others take the question, or nobody as yet, as long as a single probe may take.
 async fn patiently(asker: &mut Asker) -> Result<(), String> {
-    let late = Instant::now() + asker.limit;
+    let begun = Instant::now();
+    let mut left = asker.limit;
     loop {
-        match asker.once().await {
+        let answer = asker.once(left).await;
+        left = asker.limit.saturating_sub(begun.elapsed() + PAUSE);
+        match answer {
             Answer::Yes => return Ok(()),
-            Answer::Others(_) if Instant::now() + PAUSE < late => sleep(PAUSE).await,
-            Answer::No(why) | Answer::Others(why) => return Err(why),
+            Answer::Others(_) | Answer::Untaken(_) if !left.is_zero() => sleep(PAUSE).await,
+            Answer::No(why) | Answer::Others(why) | Answer::Untaken(why) => return Err(why),
         }
     }
 }

@@ -92,7 +92,7 @@ pub fn round(
         .and_then(|knocking| opened(knocking, request, &pids, limit));
     match result {
         Err(error) => Answer::No(format!("{named}: {error}")),
-        Ok(Opened::Nobody) => Answer::No(format!("{named}: nobody accepts the connection")),
+        Ok(Opened::Nobody) => Answer::Untaken(format!("{named}: nobody accepts the connection")),
         Ok(Opened::Others) => Answer::Others(format!("{named}: only other instances accept connections")),
         Ok(Opened::Ours(mut connection, said)) => {
             let Some(request) = request else { return Answer::Yes };
@@ -308,7 +308,7 @@ for p in pids: os.waitpid(p, 0)
             for missed in 0..rounds {
                 match self.round(of, missed) {
                     Answer::Yes => return Ok(missed + 1),
-                    Answer::Others(why) | Answer::No(why) => last = why,
+                    Answer::Others(why) | Answer::Untaken(why) | Answer::No(why) => last = why,
                 }
             }
             Err(last)
@@ -356,6 +356,6 @@ for p in pids: os.waitpid(p, 0)
         let whose = Whose { main: std::process::id(), boot: "none".into(), instance: "none".into(), cgroup: None };
         let address = ProbeAddress::Socket(listener.local_addr().unwrap());
         let outcome = round(&address, None, &whose, 0, Duration::from_secs(1));
-        assert!(matches!(outcome, Answer::No(why) if why.contains("nobody accepts")));
+        assert!(matches!(outcome, Answer::Untaken(why) if why.contains("nobody accepts")));
     }
 }
