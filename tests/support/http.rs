@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
@@ -34,6 +34,8 @@ impl Answer {
 pub struct Client {
     stream: TcpStream,
     read: Vec<u8>,
+    /// How it ended, as far as it did.
+    end: String,
 }
 
 impl Client {
@@ -42,12 +44,12 @@ impl Client {
         // An answer may wait for a disk that others keep busy.
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-        Self { stream, read: Vec::new() }
+        Self { stream, read: Vec::new(), end: String::new() }
     }
 
     /// Sends bytes; a peer that stopped reading is no failure yet, its answer counts.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
-        self.stream.write_all(bytes).is_ok()
+        self.stream.write_all(bytes).map_err(|e| self.end.push_str(&format!("not sent: {e}; "))).is_ok()
     }
 
     /// Reads one answer. `head` alone where the request was HEAD.
@@ -97,7 +99,7 @@ impl Client {
             if let Some(end) = self.read.windows(4).position(|w| w == b"\r\n\r\n") {
                 break end + 4;
             }
-            assert!(self.more(), "closed before an answer: {:?}", String::from_utf8_lossy(&self.read));
+            assert!(self.more(), "no answer ({}) but {:?}", self.end, String::from_utf8_lossy(&self.read));
         };
         let head = String::from_utf8(self.read.drain(..end).collect()).unwrap();
         let mut lines = head.lines();
@@ -139,12 +141,18 @@ impl Client {
     fn more(&mut self) -> bool {
         // Of a size that costs a benchmark nothing to clear.
         let mut piece = [0; 4 * 1024];
-        match self.stream.read(&mut piece) {
-            Ok(0) | Err(_) => false,
-            Ok(n) => {
-                self.read.extend_from_slice(&piece[..n]);
-                true
+        loop {
+            match self.stream.read(&mut piece) {
+                // A machine that was put to sleep meanwhile.
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => self.end.push_str(&e.to_string()),
+                Ok(0) => self.end.push_str("closed"),
+                Ok(n) => {
+                    self.read.extend_from_slice(&piece[..n]);
+                    return true;
+                }
             }
+            return false;
         }
     }
 }
@@ -171,7 +179,10 @@ pub fn try_request(
     stream.write_all(body).ok()?;
     let (mut read, mut piece) = (Vec::new(), [0; 1024]);
     while !read.windows(4).any(|w| w == b"\r\n\r\n") {
-        let n = stream.read(&mut piece).ok().filter(|n| *n > 0)?;
+        let n = match stream.read(&mut piece) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            read => read.ok().filter(|n| *n > 0)?,
+        };
         read.extend_from_slice(&piece[..n]);
     }
     String::from_utf8_lossy(&read).split(' ').nth(1)?.parse().ok()
