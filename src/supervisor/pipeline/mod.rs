@@ -433,6 +433,10 @@ impl Supervisor {
             let result = Err("the app is in the config no more".to_owned());
             return self.deploy_event(Event::Trial { deploy, result });
         };
+        if self.is_ending() {
+            // Nothing starts any more, and what runs no more proves nothing.
+            return self.deploy_event(Event::Trial { deploy, result: Err("everhook shuts down".to_owned()) });
+        }
         if app.would_run() {
             self.trials.insert(name.clone(), deploy);
             self.feed(name, service::Event::Try { release, settle, stands });
