@@ -40,7 +40,10 @@ fn installed(server: &Server) -> PathBuf {
 /// As a package does it: the file of before has no name any more.
 fn install(server: &Server) {
     let _ = fs::remove_file(installed(server));
-    fs::copy(env!("CARGO_BIN_EXE_everhook"), installed(server)).unwrap();
+    // By another process, since a file that this one writes is busy while a child that a test beside this one
+    // starts still has it.
+    let mut copy = std::process::Command::new("cp");
+    assert!(copy.arg(env!("CARGO_BIN_EXE_everhook")).arg(installed(server)).status().unwrap().success());
 }
 
 /// Started from a binary that can be replaced.
@@ -165,8 +168,8 @@ fn a_binary_that_is_passed_is_copied_and_what_is_deployed_goes_on() {
     server.ok(&["upgrade", "--binary", env!("CARGO_BIN_EXE_everhook")]);
     let copies = || fs::read_dir(server.path().join("state/bin")).unwrap().map(|entry| entry.unwrap().path());
     assert_eq!(copies().collect::<Vec<_>>(), [runs(&server)]);
+    gate.open();
     drop(held);
-    drop(gate.reached());
     assert_eq!(server.deploy_end(id)["state"], "live");
     assert_eq!(server.main_pid("a"), app);
     let audit = server.json(&["audit"]);
@@ -207,4 +210,37 @@ fn it_deploys_itself() {
         (&"live".into(), &"its `after_live` was interrupted, and is not run again".into()),
         "{told}"
     );
+}
+
+#[test]
+fn what_panics_begins_anew_and_apps_run_on() {
+    for thread in ["loop", "files"] {
+        let (mut server, repo) = world_with(&(site("", "build: [\"cat $DIR/gate\"]") + ", " + &counting()));
+        let gate = Gate::new(&server, "gate");
+        fs::write(server.path().join("count.sh"), COUNTS).unwrap();
+        server.start_as(&["env", &format!("EVERHOOK_PANIC_ON_QUIT={thread}")]);
+        server.unfollow();
+        drop(gate.reached());
+        server.deploy_end(1);
+        server.wait_state("a", "ready");
+        let (pid, app, address) = (server.pid(), server.main_pid("a"), server.address("hooks"));
+        repo.commit(&[("VERSION", "2")], "second");
+        let id = push(&server, &repo);
+        let held = gate.reached();
+        let before = began(&server);
+        server.signal(Signal::SIGQUIT);
+        until_successor(&server, &before);
+        gate.open();
+        drop(held);
+        assert_eq!(server.deploy_end(id)["state"], "live", "what was deployed goes on");
+        let state = server.wait_state("a", "ready");
+        assert_eq!((server.main_pid("a"), &state["instances"][0]["restarts"]), (app, &0.into()), "{state}");
+        assert_eq!((server.pid(), server.address("hooks")), (pid, address));
+        assert_eq!(http::request(address, "GET", "/healthz", &[], b"").status, 200);
+        let events = server.events();
+        let told = events.iter().find(|event| event["to"] == "panicked").and_then(|event| event["cause"].as_str());
+        assert!(told.is_some_and(|why| why.contains("told to at src/supervisor/panics.rs")), "{events:?}");
+        assert!(server.stop().success(), "{}", server.log());
+        assert_eq!(processes(server.path().join("count.sh").to_str().unwrap()), [] as [i32; 0]);
+    }
 }

@@ -13,6 +13,12 @@ pub fn unblock_all() -> io::Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
 }
 
+/// Blocks all, for this thread: what comes from now on waits for whoever unblocks them, in another program even.
+pub fn block_all() {
+    // Cannot fail on Linux; if it did, a wish might be lost.
+    let _ = SigSet::all().thread_block();
+}
+
 /// Does something with all signals blocked. A thread that is started meanwhile keeps it so: signals to
 /// the process then wake the thread that handles them, and no other before it.
 pub fn with_all_blocked<T>(work: impl FnOnce() -> T) -> T {

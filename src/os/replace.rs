@@ -24,15 +24,32 @@ use super::mask;
 const FIRST: RawFd = 256;
 /// Names what is kept: `label=number`, separated by commas.
 const KEPT: &str = "EVERHOOK_KEPT";
-/// Why the program that was to run in this one's place does not.
-const FAILED: &str = "EVERHOOK_NOT_REPLACED";
+/// What the next one has to know of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Why the program that was to run in this one's place does not.
+    NotReplaced,
+    /// The panic that ended it.
+    Panicked,
+}
 
-/// Executes `program` with the arguments of this process. It finds the descriptors by [`kept`], and `failed` by
-/// [`failure`]. Signals stay blocked until it is ready for them. Returns only where it cannot be executed.
-pub fn replace(program: &Path, keep: &[(String, impl AsFd)], failed: Option<&str>) -> io::Error {
+impl Note {
+    const ALL: [Self; 2] = [Self::NotReplaced, Self::Panicked];
+
+    fn variable(self) -> &'static str {
+        match self {
+            Self::NotReplaced => "EVERHOOK_NOT_REPLACED",
+            Self::Panicked => "EVERHOOK_PANICKED",
+        }
+    }
+}
+
+/// Executes `program` with the arguments of this process. It finds the descriptors by [`kept`], and the note by
+/// [`note`]. Signals stay blocked until it is ready for them. Returns only where it cannot be executed.
+pub fn replace(program: &Path, keep: &[(String, impl AsFd)], note: Option<(Note, &str)>) -> io::Error {
     mask::with_all_blocked(|| {
         let mut copies = Vec::new();
-        match copy_all(keep, &mut copies).and_then(|kept| exec(program, &kept, failed)) {
+        match copy_all(keep, &mut copies).and_then(|kept| exec(program, &kept, note)) {
             Err(error) => error,
             Ok(never) => match never {},
         }
@@ -51,13 +68,13 @@ fn copy_all(keep: &[(String, impl AsFd)], copies: &mut Vec<OwnedFd>) -> io::Resu
     Ok(kept.join(","))
 }
 
-fn exec(program: &Path, kept: &str, failed: Option<&str>) -> io::Result<std::convert::Infallible> {
+fn exec(program: &Path, kept: &str, note: Option<(Note, &str)>) -> io::Result<std::convert::Infallible> {
     let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let args = std::env::args_os().map(|arg| text(arg.into_vec())).collect::<Result<Vec<_>, _>>()?;
-    let ours = |name: &OsString| *name == *KEPT || *name == *FAILED;
+    let ours = |name: &OsString| *name == *KEPT || Note::ALL.iter().any(|note| *name == *note.variable());
     let others = std::env::vars_os().filter(|(name, _)| !ours(name));
-    let more = [Some((KEPT, kept)), failed.map(|why| (FAILED, why))].into_iter().flatten();
-    let env = others.chain(more.map(|(name, value)| (name.into(), value.into())));
+    let more = [Some((KEPT, kept.to_owned())), note.map(|(note, why)| (note.variable(), why.replace('\0', "?")))];
+    let env = others.chain(more.into_iter().flatten().map(|(name, value)| (name.into(), value.into())));
     let env = env.map(|(name, value)| text([name.as_bytes(), b"=", value.as_bytes()].concat()));
     let env = env.collect::<Result<Vec<_>, _>>()?;
     Ok(execve(&text(program.as_os_str().as_bytes().to_vec())?, &args, &env)?)
@@ -98,10 +115,10 @@ pub fn is_successor() -> bool {
     std::env::var_os(KEPT).is_some()
 }
 
-/// Why we run again, where another program was to take our place.
+/// What whoever ran in this place before left to be known.
 #[must_use]
-pub fn failure() -> Option<String> {
-    std::env::var(FAILED).ok()
+pub fn note() -> Option<(Note, String)> {
+    Note::ALL.into_iter().find_map(|note| Some((note, std::env::var(note.variable()).ok()?)))
 }
 
 #[cfg(test)]
@@ -121,7 +138,7 @@ mod tests {
             assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{error}");
             assert_eq!(open(), before);
             assert!(null.as_raw_fd() > 2);
-            assert!(kept().is_empty() && failure().is_none());
+            assert!(kept().is_empty() && note().is_none());
         });
     }
 }

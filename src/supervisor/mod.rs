@@ -31,6 +31,7 @@ mod log;
 mod logs;
 mod metrics;
 mod outputs;
+mod panics;
 mod pipeline;
 mod prepare;
 mod probe;

@@ -49,7 +49,11 @@ impl Supervisor {
                     error!("no upgrade: {}", refusal.message);
                 }
             }
-            SIGQUIT => self.dump(),
+            SIGQUIT => {
+                #[cfg(debug_assertions)]
+                self.panic_for_a_test();
+                self.dump();
+            }
             SIGPIPE => {}
             // TERM, INT, and what an init is told.
             _ => {

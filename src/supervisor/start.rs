@@ -31,7 +31,7 @@ use super::{
     layout::Layout,
     ledger::{Command, Ledger, Query},
     listeners::Listener,
-    log, metrics,
+    log, metrics, panics,
     prepare::{Maker, OwnUsers},
     rename, secrets,
     settings::{self, Settings},
@@ -77,6 +77,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     // The lowest descriptors are the spawner's, so its thread comes first.
     let (events, inbox) = mpsc::unbounded_channel();
     let spawning = Spawning::start(events.clone()).map_err(|e| format!("cannot start processes: {e}"))?;
+    panics::heed(events.clone());
     let _ = crate::os::limits::raise_files();
     let settings = settings::read(path)?;
     let layout = Layout { state: settings.config.state_dir.clone(), run: settings.config.run_dir.clone() };
@@ -114,9 +115,13 @@ pub fn run(path: &Path) -> Result<(), String> {
         let control = control::open(&layout.control(), inheritance.control.take(), events.clone())?;
         let mut supervisor = build(settings, layout, maker, spawning, events, (control, log), inheritance)?;
         threads::run_in_turns_of(threads::SHORT, false);
+        let since = Instant::now();
         supervisor.begin();
-        supervisor.live(inbox, signals, ends).await;
+        if let Err(why) = panics::caught(supervisor.live(inbox, signals, ends)).await {
+            return Ok(Some(supervisor.begins_anew(&why, since)));
+        }
         if let Some(upgrade) = supervisor.upgrade.take().filter(Upgrade::is_due) {
+            mask::block_all();
             supervisor.go_without_words();
             supervisor.ledger.close();
             return Ok(Some(upgrade));

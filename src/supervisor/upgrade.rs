@@ -18,7 +18,7 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{
     Supervisor, control::ReplyTo, event::Event, jobs::JobId, ledger, listeners::Listener, settings, shutdown::Ending,
@@ -29,7 +29,12 @@ use crate::{
         deploy::JobEnd,
         model::{AppName, Signal},
     },
-    os::{channel::Channel, files, memfd, pidfd, replace, spawn::SpawnSpec},
+    os::{
+        channel::Channel,
+        files, memfd, pidfd,
+        replace::{self, Note},
+        spawn::SpawnSpec,
+    },
 };
 
 /// How the successor finds the connection of whoever asked for it, with the ticket of the question.
@@ -53,9 +58,14 @@ pub struct Upgrade {
     program: PathBuf,
     reply: Option<ReplyTo>,
     client: Option<(String, OwnedFd)>,
-    sockets: Vec<(String, Arc<OwnedFd>)>,
+    sockets: Sockets,
     stage: Stage,
+    /// What the successor has to know.
+    note: Option<(Note, String)>,
 }
+
+/// With a label each.
+pub type Sockets = Vec<(String, Arc<OwnedFd>)>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -82,9 +92,7 @@ impl Supervisor {
             return Err(Refusal::new(RefusalKind::Unavailable, why));
         }
         let installed = self.me.program.clone();
-        let upgrade =
-            Upgrade { program: installed.clone(), reply, client: None, sockets: Vec::new(), stage: Stage::Proving };
-        self.upgrade = Some(upgrade);
+        self.upgrade = Some(Upgrade { reply, ..Upgrade::new(installed.clone()) });
         info!(by = who, "an upgrade begins");
         self.note(EventKind::Supervisor, None, "upgrading", Some(who.to_owned()));
         let folder = self.layout.binaries();
@@ -160,8 +168,10 @@ impl Supervisor {
     fn finish_listeners(&mut self) {
         let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.stage == Stage::Proving) else { return };
         upgrade.stage = Stage::Leaving;
-        let control = (CONTROL.to_owned(), Arc::clone(&self.control.socket));
-        upgrade.sockets = self.listeners.iter().filter_map(Listener::handed_on).chain([control]).collect();
+        let sockets = self.handed_on();
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.sockets = sockets;
+        }
         self.listeners.retain_mut(Listener::end);
         self.later(PATIENCE, |supervisor| {
             let leaving = supervisor.upgrade.as_ref().is_some_and(|upgrade| upgrade.stage == Stage::Leaving);
@@ -170,6 +180,12 @@ impl Supervisor {
             }
         });
         self.go_on_upgrading();
+    }
+
+    /// The sockets on which callers wait meanwhile.
+    pub fn handed_on(&self) -> Sockets {
+        let control = (CONTROL.to_owned(), Arc::clone(&self.control.socket));
+        self.listeners.iter().filter_map(Listener::handed_on).chain([control]).collect()
     }
 
     /// Does what comes next, once the listeners are gone.
@@ -195,15 +211,20 @@ impl Supervisor {
             return;
         }
         let message = format!("everhook {} runs in its place, pid {}", env!("CARGO_PKG_VERSION"), self.me.pid);
-        let saying = match replace::failure() {
+        let saying = match replace::note() {
             None => {
                 info!("{message}");
                 self.note(EventKind::Supervisor, None, "upgraded", Some(message.clone()));
                 Saying::Done(Reply::Changed { app: None, deploy: None, message })
             }
-            Some(why) => {
+            Some((Note::NotReplaced, why)) => {
                 error!("no upgrade, the binary of before runs again: {why}");
                 self.note(EventKind::Supervisor, None, "upgrade_refused", Some(why.clone()));
+                Saying::Refused(Refusal::new(RefusalKind::Failed, why))
+            }
+            Some((Note::Panicked, why)) => {
+                warn!("{message}, begun anew after a panic");
+                self.note(EventKind::Supervisor, None, "panicked", Some(why.clone()));
                 Saying::Refused(Refusal::new(RefusalKind::Failed, why))
             }
         };
@@ -219,6 +240,16 @@ impl Supervisor {
 }
 
 impl Upgrade {
+    fn new(program: PathBuf) -> Self {
+        Self { program, reply: None, client: None, sockets: Vec::new(), stage: Stage::Proving, note: None }
+    }
+
+    /// One that is to be executed at once.
+    #[must_use]
+    pub fn at_once(program: PathBuf, sockets: Sockets, note: (Note, String)) -> Self {
+        Self { sockets, stage: Stage::Due, note: Some(note), ..Self::new(program) }
+    }
+
     /// May this process end for it?
     #[must_use]
     pub fn is_due(&self) -> bool {
@@ -237,9 +268,10 @@ impl Upgrade {
     pub fn execute(self) -> String {
         let sockets = self.sockets.into_iter().filter_map(|(label, fd)| Some((label, fd.try_clone().ok()?)));
         let keep: Vec<(String, OwnedFd)> = sockets.chain(self.client).collect();
-        let error = replace::replace(&self.program, &keep, None);
+        let note = self.note.as_ref().map(|(note, why)| (*note, why.as_str()));
+        let error = replace::replace(&self.program, &keep, note);
         let why = format!("{} cannot be executed: {error}", self.program.display());
-        let again = replace::replace(Path::new("/proc/self/exe"), &keep, Some(&why));
+        let again = replace::replace(Path::new("/proc/self/exe"), &keep, Some((Note::NotReplaced, &why)));
         format!("{why}; and neither can the binary of before: {again}")
     }
 }

@@ -95,6 +95,13 @@ impl Gate {
         fs::remove_file(self.path).unwrap();
     }
 
+    /// Whoever comes from now on passes; who stands there already does when the one who holds it lets go.
+    pub fn open(self) {
+        let draft = self.path.with_extension("draft");
+        fs::write(&draft, "").unwrap();
+        fs::rename(draft, self.path).unwrap();
+    }
+
     /// Waits until somebody stands at the gate; they pass when what this returns is dropped.
     pub fn reached(&self) -> File {
         let end = Instant::now() + LIMIT;
