@@ -43,7 +43,12 @@ const FIRST_STEPS: Duration = Duration::from_millis(2);
 impl Supervisor {
     /// Tells an app's machine what happened, and carries out everything that follows.
     pub fn feed(&mut self, app: &AppName, event: service::Event) {
-        self.todo.push_back((app.clone(), event));
+        self.feed_all([(app.clone(), event)]);
+    }
+
+    /// The same for several, each of which may be another app's.
+    pub fn feed_all(&mut self, events: impl IntoIterator<Item = (AppName, service::Event)>) {
+        self.todo.extend(events);
         if self.feeding {
             return;
         }

@@ -132,7 +132,6 @@ pub struct Supervisor {
     gave_up: Option<String>,
     /// When the end was asked for.
     ending_since: Option<Instant>,
-    told_to_end: BTreeSet<AppName>,
 
     apps: service::Apps,
     /// Boxed like the apps.

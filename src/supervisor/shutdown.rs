@@ -72,18 +72,17 @@ impl Supervisor {
     }
 
     fn end_apps(&mut self) {
-        if !self.begun {
-            // What outlived the last supervisor may go on, and is to end with the rest then.
+        // What outlived the last supervisor may go on, and is to end with the rest then. What follows from the
+        // events that are fed comes by here again.
+        if !self.begun || self.feeding {
             return;
         }
-        // Each is noted before any is told, as what follows from that comes by here again.
-        let mut due = order::stoppable(&self.apps);
-        due.retain(|app| self.told_to_end.insert(app.clone()));
-        for app in due {
-            self.feed(&app, service::Event::Shutdown);
+        let due = order::stoppable(&self.apps);
+        if !due.is_empty() {
+            return self.feed_all(due.into_iter().map(|app| (app, service::Event::Shutdown)));
         }
         let busy = self.apps.values().any(|app| app.is_active()) || self.coming.any();
-        if busy || !self.deploys.is_idle() || !self.jobs.is_empty() || self.feeding || self.deploying {
+        if busy || !self.deploys.is_idle() || !self.jobs.is_empty() || self.deploying {
             return;
         }
         if self.ending == Some(Ending::Apps) {

@@ -192,7 +192,6 @@ fn build(
         ending: None,
         gave_up: None,
         ending_since: None,
-        told_to_end: BTreeSet::new(),
         awaited: BTreeSet::new(),
         apps: BTreeMap::new(),
         shells: BTreeMap::new(),

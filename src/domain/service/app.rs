@@ -249,6 +249,12 @@ impl App {
         self.runs().any(|run| run.instance.is_active())
     }
 
+    /// Was it told that everhook shuts down?
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending
+    }
+
     /// What instances are started in.
     #[must_use]
     pub fn release(&self) -> Option<&Release> {

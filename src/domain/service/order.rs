@@ -45,11 +45,15 @@ fn is_past(app: &App) -> bool {
     })
 }
 
-/// At shutdown: the apps that may be stopped now, since nothing that runs comes after them.
+/// At shutdown: the apps that do not know of it and may be stopped now, since nothing that runs comes after them.
 pub fn stoppable(apps: &Apps) -> Vec<AppName> {
+    let mut unaware = apps.values().filter(|app| !app.is_ending()).peekable();
+    if unaware.peek().is_none() {
+        return Vec::new();
+    }
     let active = apps.values().filter(|app| app.is_active());
     let needed: BTreeSet<&AppName> = active.flat_map(|app| app.spec().comes_after()).collect();
-    apps.keys().filter(|name| !needed.contains(name)).cloned().collect()
+    unaware.map(|app| app.name()).filter(|name| !needed.contains(name)).cloned().collect()
 }
 
 /// The running apps that come after one of `stopped`: whom a stop hurts. What is stopped
