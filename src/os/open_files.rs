@@ -1,6 +1,12 @@
 //! Which files processes have open: proc(5), `/proc/<pid>/fd` and `fdinfo`.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    ffi::c_int,
+    fs::{self, File},
+    os::fd::AsRawFd,
+    path::PathBuf,
+};
 
 /// The files that these processes have open for writing. Of a process that ends meanwhile, or that
 /// nobody else may look into, there are none.
@@ -22,6 +28,33 @@ pub fn written_by(pids: &[u32]) -> BTreeSet<PathBuf> {
         }
     }
     files
+}
+
+/// Has nobody opened this file but once, here and for writing? No where that cannot be known. Ask for one without a
+/// name only, as others can open no such file, or whoever does may have us killed.
+#[must_use]
+pub fn is_open_here_alone(file: &File) -> bool {
+    // Nobody is given a lease to write but on what nobody else has open: fcntl(2).
+    // SAFETY: takes no pointer.
+    let lease = |kind: c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } == 0;
+    lease(libc::F_WRLCK) && lease(libc::F_UNLCK)
+}
+
+#[test]
+fn a_file_is_open_here_alone_until_somebody_else_opens_it() {
+    // Not every file system gives leases.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("file");
+    let file = File::create(&path).unwrap();
+    assert!(is_open_here_alone(&file));
+    let other = File::open(&path).unwrap();
+    assert!(!is_open_here_alone(&file));
+    drop(other);
+    // A process that another test is starting has it until it executes its program.
+    let begun = std::time::Instant::now();
+    while !is_open_here_alone(&file) {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60));
+    }
 }
 
 #[test]
