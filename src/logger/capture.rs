@@ -177,7 +177,7 @@ impl Capture {
         let rest = match step.phase {
             Phase::Idle => return Ok(()),
             Phase::Reading if self.buffer.is_marked(step.from, step.to, step.mark) => return Ok(()),
-            Phase::Reading | Phase::Forming if !sink.pen.is_raw() => {
+            Phase::Reading | Phase::Forming if sink.pen.is_some() => {
                 sink.tip = step.left.tip;
                 return self.form(sink, step.from, step.end).map_err(|stuck| stuck.error);
             }
@@ -209,7 +209,7 @@ impl Capture {
     /// When the FIFO cannot be read.
     pub fn pass(&mut self, fifo: impl AsFd, n: usize, sink: &mut SinkFile) -> io::Result<(usize, Option<Told>)> {
         let end = LEAD + n.min(MOST);
-        if !sink.pen.is_raw() {
+        if sink.pen.is_some() {
             sink.know_tip();
         }
         let mark = self.buffer.mark(LEAD, end);
@@ -242,8 +242,8 @@ impl Capture {
     /// Covers known secrets in what was read, and in the file the beginning of one whose end has come now.
     fn cover(&mut self, sink: &mut SinkFile, from: usize, end: usize) {
         let data = &mut self.buffer.data_mut()[from..end];
-        let tail = std::mem::replace(&mut sink.tail, Secret::new(Vec::new()));
-        let before = if sink.gap.is_none() { tail.expose() } else { &[] };
+        let tail = sink.tail.take().filter(|_| sink.gap.is_none());
+        let before = tail.as_ref().map_or(&[][..], |tail| tail.expose());
         let mut text = Zeroizing::new([before, data].concat());
         if self.veil.cover(&mut text) {
             let (began, here) = text.split_at(before.len());
@@ -260,7 +260,7 @@ impl Capture {
             }
         }
         let kept = text.len().saturating_sub(self.veil.longest().saturating_sub(1));
-        sink.tail = Secret::exact(text[kept..].to_vec());
+        sink.tail = Some(Secret::exact(text[kept..].to_vec()).into());
     }
 
     /// What the last pass read.
@@ -282,7 +282,7 @@ impl Capture {
             return self.lose(sink, from, end, "the log is full");
         }
         let stored =
-            if sink.pen.is_raw() { self.store(sink, from, end, Left::default()) } else { self.form(sink, from, end) };
+            if sink.pen.is_none() { self.store(sink, from, end, Left::default()) } else { self.form(sink, from, end) };
         match stored {
             Ok(()) => None,
             Err(stuck) => self.lose(sink, stuck.at, end, &reason(&stuck.error)),
@@ -292,12 +292,14 @@ impl Capture {
     /// Stores what was read as lines of the sink's form. What does not fit onto the disk is taken back to
     /// the last whole line, so that the file holds nothing that has another form.
     fn form(&mut self, sink: &mut SinkFile, mut from: usize, end: usize) -> Result<(), Stuck> {
-        while from < end {
+        while from < end
+            && let Some(pen) = &sink.pen
+        {
             // What is noted still may be in the second half, which is about to be written over.
             let left = Left { tip: sink.tip, ..Left::default() };
             self.note(Step { phase: Phase::Forming, from, to: from, end, left, ..Step::IDLE }, &sink.sink);
             let (read, formed) = self.buffer.data_mut().split_at_mut(FORMED);
-            let (taken, n) = sink.pen.write(&mut sink.tip, clock::now().wall, &read[from..end], formed);
+            let (taken, n) = pen.write(&mut sink.tip, clock::now().wall, &read[from..end], formed);
             let left = Left { from: from + taken, end, tip: sink.tip };
             if let Err(stuck) = self.store(sink, FORMED, FORMED + n, left) {
                 let lines = self.take_back(sink, stuck.at);
@@ -364,7 +366,7 @@ impl Capture {
         if n > 0 && is_full(sink, n + LEAD) {
             return None;
         }
-        let frame = if sink.pen.is_raw() { 0 } else { sink.pen.frame() };
+        let frame = sink.pen.as_ref().map_or(0, |pen| pen.frame());
         let opened = sink.current().ok()?;
         let newline = if opened.line_open { "\n" } else { "" };
         let reason: String = reason.chars().take(40).collect();
@@ -412,13 +414,13 @@ impl Capture {
     /// # Errors
     /// When it cannot be read, moved or made.
     pub fn begin_form(&mut self, sink: &mut SinkFile) -> io::Result<()> {
-        if sink.pen.is_raw() || sink.gap.is_some() || sink.opened.is_none() {
+        if sink.pen.is_none() || sink.gap.is_some() || sink.opened.is_none() {
             return Ok(());
         }
         let mut first = [0; 64];
         let opened = sink.current()?;
         let n = opened.file.read_at(&mut first, 0)?;
-        if n == 0 || sink.pen.has_begun(&first[..n]) {
+        if n == 0 || sink.pen.as_ref().is_none_or(|pen| pen.has_begun(&first[..n])) {
             return Ok(());
         }
         if sink.opened.as_ref().is_some_and(|opened| opened.line_open) {

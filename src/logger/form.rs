@@ -105,11 +105,6 @@ impl Pen {
         Self { form: sink.form, limit: limit.max(1), name, stream }
     }
 
-    #[must_use]
-    pub fn is_raw(&self) -> bool {
-        self.form == Form::Raw
-    }
-
     fn head(&self, at: At) -> String {
         match self.form {
             Form::Raw => String::new(),

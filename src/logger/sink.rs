@@ -18,7 +18,7 @@ use super::{
     times,
 };
 use crate::{
-    domain::{api::Sink, model::Secret},
+    domain::{api::Sink, config::Form, model::Secret},
     os::clock,
 };
 
@@ -28,6 +28,10 @@ pub const UNROTATED: u64 = 64 * 1024 * 1024;
 /// Of new log files and of the folders made for them.
 const FILE_MODE: u32 = 0o640;
 const FOLDER_MODE: u32 = 0o750;
+
+fn pen(sink: &Sink) -> Option<Box<Pen>> {
+    (sink.form != Form::Raw).then(|| Pen::of(sink).into())
+}
 
 /// A log file that is open.
 pub struct Opened {
@@ -39,6 +43,8 @@ pub struct Opened {
     pub line_open: bool,
     /// When its first line was written, where its age counts.
     born: Option<Instant>,
+    /// When a place in it was last noted in the log's times.
+    noted: Option<Instant>,
 }
 
 /// What was not written because the file did not take it.
@@ -58,24 +64,22 @@ pub struct SinkFile {
     pub gap: Option<Box<Gap>>,
     /// Files opened since the followers were last told, oldest first.
     pub fresh: Vec<Arc<File>>,
-    pub pen: Pen,
+    /// `None`: as it comes.
+    pub pen: Option<Box<Pen>>,
     /// Where the last line stands, beside what the file itself tells.
     pub tip: Tip,
     /// The end of what was written last, where secrets are covered: one may go on in what comes next.
-    pub tail: Secret,
+    pub tail: Option<Box<Secret>>,
     /// The open file was looked at not long ago: it is still there, and as large as was written.
     known: bool,
-    /// When a place was last noted in the log's times.
-    noted: Option<Instant>,
     aside: Aside,
 }
 
 impl SinkFile {
     #[must_use]
     pub fn new(sink: Sink, aside: Aside) -> Self {
-        let pen = Pen::of(&sink);
-        let (opened, gap, fresh, tip, noted) = (None, None, Vec::new(), Tip::default(), None);
-        Self { sink, opened, gap, fresh, pen, tip, tail: Secret::new(Vec::new()), known: false, noted, aside }
+        let (pen, fresh, tip) = (pen(&sink), Vec::new(), Tip::default());
+        Self { sink, opened: None, gap: None, fresh, pen, tip, tail: None, known: false, aside }
     }
 
     /// Goes on as this says. A file that is not there is made with its first byte.
@@ -83,7 +87,7 @@ impl SinkFile {
     /// # Errors
     /// When a file that is there cannot be opened.
     pub fn become_like(&mut self, sink: Sink) -> io::Result<()> {
-        self.pen = Pen::of(&sink);
+        self.pen = pen(&sink);
         self.sink = sink;
         if self.opened.is_none() && fs::metadata(&self.sink.path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Ok(());
@@ -133,8 +137,8 @@ impl SinkFile {
         if begins && self.sink.age.is_some() {
             opened.born = Some(Instant::now());
         }
-        if begins || self.noted.is_none_or(|at| at.elapsed() >= times::SPAN) {
-            self.noted = Some(Instant::now());
+        if begins || opened.noted.is_none_or(|at| at.elapsed() >= times::SPAN) {
+            opened.noted = Some(Instant::now());
             times::note(&self.sink.path, clock::now().wall, opened.inode, opened.size);
         }
     }
@@ -205,8 +209,15 @@ impl SinkFile {
         let line_open = ends_inside_a_line(&file, meta.size())?;
         let file = Arc::new(file);
         self.fresh.push(Arc::clone(&file));
-        let mut opened =
-            Opened { file, device: meta.dev(), inode: meta.ino(), size: meta.size(), line_open, born: None };
+        let mut opened = Opened {
+            file,
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            line_open,
+            born: None,
+            noted: None,
+        };
         if self.sink.age.is_some() && opened.size > 0 {
             opened.born = born(path, &opened);
         }

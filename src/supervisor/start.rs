@@ -359,7 +359,9 @@ impl Supervisor {
             info!("listening on {}://{} for {}", listener.scheme(), listener.address(), listener.serve().join(" and "));
         }
         for app in self.config.apps.values() {
-            if let config::Ready::Probe { probe: config::Probe::Http(probe), .. } = &app.ready {
+            if let config::Ready::Probe { probe, .. } = &app.ready
+                && let config::Probe::Http(probe) = &**probe
+            {
                 info!("app {} will answer on {}", app.name, probe.url);
             }
         }

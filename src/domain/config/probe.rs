@@ -117,7 +117,7 @@ pub fn ready(judge: &mut Judge<'_>, app: &str, raw: Option<&raw::Ready>, instanc
         }
         Some(raw::Ready::Exec { command, within }) => (exec(judge, &keys("command"), command.as_ref()), within),
     };
-    Ready::Probe { probe, within: time(within) }
+    Ready::Probe { probe: probe.into(), within: time(within) }
 }
 
 /// `live` of an app with so many copies.

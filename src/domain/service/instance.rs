@@ -34,9 +34,10 @@ pub enum State {
         pid: u32,
         since: Instant,
         /// It is taking another release.
-        reload: Option<Reloading>,
+        reload: Option<Box<Reloading>>,
     },
-    Stopping(Stopping),
+    /// Boxed like `reload` above, as both are rare, and apps may be many.
+    Stopping(Box<Stopping>),
     Backoff {
         until: Instant,
     },
@@ -154,13 +155,13 @@ pub struct Instance {
     failures: u64,
     last_exit: Option<(Exit, At)>,
     reason: Option<String>,
-    /// What it said about itself in this run.
-    said: Said,
+    /// What it said about itself in this run, if anything.
+    said: Option<Box<Said>>,
     /// Live probes that have failed in a row.
     failed_probes: u32,
     /// The first answer to the liveness probe is still to come.
     unasked: bool,
-    watchdog: Option<Silence>,
+    watchdog: Option<Box<Silence>>,
     backoff: Backoff,
     pub(super) on_trial: bool,
     /// Its process took another release than the one that it was started in, or is to.
@@ -197,7 +198,7 @@ impl Instance {
             failures: 0,
             last_exit: None,
             reason: None,
-            said: Said::default(),
+            said: None,
             failed_probes: 0,
             unasked: false,
             watchdog: None,
@@ -253,7 +254,7 @@ impl Instance {
     /// What it said of itself last, for people.
     #[must_use]
     pub fn status(&self) -> Option<&str> {
-        self.said.status.as_deref()
+        self.said.as_ref()?.status.as_deref()
     }
 
     /// The main process, while it lives.
@@ -262,7 +263,7 @@ impl Instance {
         match &self.state {
             State::Starting { pid, .. } => *pid,
             State::Ready { pid, .. } => Some(*pid),
-            State::Stopping(Stopping { main: Main::Alive(pid), .. }) => Some(*pid),
+            State::Stopping(stopping) if let Main::Alive(pid) = stopping.main => Some(pid),
             _ => None,
         }
     }
@@ -276,13 +277,13 @@ impl Instance {
     /// Is its main process gone while the rest of the tree is being ended?
     #[must_use]
     pub fn awaits_empty_tree(&self) -> bool {
-        matches!(&self.state, State::Stopping(Stopping { main: Main::Gone, .. }))
+        matches!(&self.state, State::Stopping(stopping) if stopping.main == Main::Gone)
     }
 
     /// Does it only finish what it has begun?
     #[must_use]
     pub fn drains(&self) -> bool {
-        matches!(&self.state, State::Stopping(Stopping { drains: true, .. }))
+        matches!(&self.state, State::Stopping(stopping) if stopping.drains)
     }
 
     /// When it wants a timer event.
@@ -294,7 +295,8 @@ impl Instance {
             State::Backoff { until } => Some(*until),
             State::Failed { retry } => *retry,
             State::Ready { reload, .. } => {
-                let (silence, reload) = (self.watchdog.map(|silence| silence.until), reload.as_ref().map(|r| r.until));
+                let (silence, reload) =
+                    (self.watchdog.as_ref().map(|silence| silence.until), reload.as_ref().map(|r| r.until));
                 silence.into_iter().chain(reload).min()
             }
             State::Stopped | State::Waiting | State::Done => None,
@@ -336,7 +338,7 @@ impl Instance {
     fn spawn(&mut self, cause: &str, now: Now, out: &mut Vec<Action>) {
         self.attempt += 1;
         self.reason = None;
-        self.said = Said::default();
+        self.said = None;
         self.in_place = false;
         // First, as it takes longest; nobody waits for the record.
         out.push(Action::Spawn);
@@ -367,12 +369,9 @@ impl Instance {
     pub(super) fn hurry(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
         let State::Stopping(stopping) = &mut self.state else { return };
         if stopping.drains {
-            let stopping = Stopping {
-                drains: false,
-                until: stopping.until.min(now.mono + app.stop.stages[0].timeout),
-                ..stopping.clone()
-            };
-            self.enter(State::Stopping(stopping), cause, now, out);
+            let until = stopping.until.min(now.mono + app.stop.stages[0].timeout);
+            let stopping = Stopping { drains: false, until, ..Stopping::clone(stopping) };
+            self.enter(State::Stopping(stopping.into()), cause, now, out);
         }
     }
 
@@ -405,7 +404,7 @@ impl Instance {
         }
         self.reason = Some(cause.to_owned());
         let stopping = Stopping { main, stage: 0, until: now.mono + time, then: Then::Rest, drains };
-        self.enter(State::Stopping(stopping), cause, now, out);
+        self.enter(State::Stopping(stopping.into()), cause, now, out);
     }
 
     /// Goes to a stage of `stop`; beyond the last one: KILL, again and again.
@@ -464,7 +463,7 @@ impl Instance {
                 let end = End { exit: None, ready_for: None, reason: format!("could not be started: {error}") };
                 self.after_end(end, app, now, out)
             }
-            State::Stopping(Stopping { main: Main::Spawning, .. }) => self.tree_empty(app, now, out),
+            State::Stopping(stopping) if stopping.main == Main::Spawning => self.tree_empty(app, now, out),
             _ => None,
         }
     }
@@ -489,7 +488,7 @@ impl Instance {
                 return self.reload_is_late(app, now, out);
             }
             State::Ready { .. } => {
-                let limit = self.watchdog.map_or(Duration::ZERO, |silence| silence.limit);
+                let limit = self.watchdog.as_ref().map_or(Duration::ZERO, |silence| silence.limit);
                 self.unwell(&format!("no WATCHDOG=1 within {}", show_span(limit)), app, now, out);
             }
             State::Stopping(stopping) => {
@@ -514,7 +513,7 @@ pub(super) fn name(state: &State) -> &'static str {
         State::Waiting => "waiting",
         State::Starting { .. } => "starting",
         State::Ready { .. } => "ready",
-        State::Stopping(Stopping { drains: true, .. }) => "draining",
+        State::Stopping(stopping) if stopping.drains => "draining",
         State::Stopping(_) => "stopping",
         State::Backoff { .. } => "backoff",
         State::Failed { .. } => "failed",

@@ -79,7 +79,7 @@ fn any_live() -> impl Strategy<Value = Option<Live>> {
 
 pub(super) fn any_spec() -> impl Strategy<Value = config::App> {
     let probe = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
-    let probe = Ready::Probe { probe, within: seconds(4) };
+    let probe = Ready::Probe { probe: probe.into(), within: seconds(4) };
     let notify = Ready::Notify { within: seconds(4) };
     let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(probe), Just(notify)];
     let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];

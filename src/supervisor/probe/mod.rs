@@ -115,8 +115,10 @@ impl Supervisor {
                 Some(Err(error)) => return warn!(app = %id.app, %error, "its newline cannot be awaited"),
                 None => return,
             },
-            Ready::Probe { probe: Probe::Exec(command), within } => (Question::Exec(command), within),
-            Ready::Probe { probe, .. } => (self.question(id, probe), TRY),
+            Ready::Probe { probe, within } => match *probe {
+                Probe::Exec(command) => (Question::Exec(command), within),
+                probe => (self.question(id, probe), TRY),
+            },
         };
         let asker = Asker { seat: id.clone(), attempt, question, limit, events: self.events.clone() };
         self.ask(id, until_ready(asker));

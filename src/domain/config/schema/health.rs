@@ -19,9 +19,9 @@ pub enum Ready {
         number: i32,
         within: Duration,
     },
-    /// A probe is answered.
+    /// A probe is answered. Boxed, as many apps have none.
     Probe {
-        probe: Probe,
+        probe: Box<Probe>,
         within: Duration,
     },
 }

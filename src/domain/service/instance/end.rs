@@ -19,8 +19,10 @@ impl Instance {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Option<Note> {
-        let exit = self.said.exit(exit);
-        let ended = self.said.ended(exit);
+        let nothing = Said::default();
+        let said = self.said.as_deref().unwrap_or(&nothing);
+        let exit = said.exit(exit);
+        let ended = said.ended(exit);
         self.last_exit = Some((exit, now.wall));
         let ready_for = match &mut self.state {
             State::Starting { .. } => None,
@@ -60,7 +62,8 @@ impl Instance {
     ) {
         let until = now.mono + app.stop.stages[0].timeout;
         self.reason = Some(reason.to_owned());
-        self.enter(State::Stopping(Stopping { main, stage: 0, until, then, drains: false }), reason, now, out);
+        let stopping = Stopping { main, stage: 0, until, then, drains: false };
+        self.enter(State::Stopping(stopping.into()), reason, now, out);
         let signal = app.stop.stages[0].signal;
         out.push(if main == Main::Gone { Action::SignalTree(signal) } else { Action::Signal(signal) });
     }

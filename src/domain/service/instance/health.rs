@@ -82,11 +82,11 @@ impl Instance {
     /// From now on it may be silent for so long. What it said itself counts more than the config.
     fn listen(&mut self, app: &config::App, now: Now) {
         let configured = app.watchdog();
-        let every = self.said.watchdog_every.or(configured.map(|live| live.every));
+        let every = self.said.as_ref().and_then(|said| said.watchdog_every).or(configured.map(|live| live.every));
         let limit = every.map(|every| configured.map_or(every, |live| live.silence(every)));
         let limit = limit.filter(|limit| !limit.is_zero());
         // A limit beyond the clock is none.
-        self.watchdog = limit.and_then(|limit| Some(Silence { limit, until: now.mono.checked_add(limit)? }));
+        self.watchdog = limit.and_then(|limit| Some(Silence { limit, until: now.mono.checked_add(limit)? }.into()));
     }
 
     /// The config says something else about readiness or liveness, and the process need not know.
@@ -175,9 +175,8 @@ impl Instance {
     /// Another process of the tree is the main process from now on.
     pub(in crate::domain::service) fn main_is(&mut self, main: u32, out: &mut Vec<Action>) {
         match &mut self.state {
-            State::Starting { pid: Some(pid), .. }
-            | State::Ready { pid, .. }
-            | State::Stopping(Stopping { main: Main::Alive(pid), .. }) => *pid = main,
+            State::Starting { pid: Some(pid), .. } | State::Ready { pid, .. } => *pid = main,
+            State::Stopping(stopping) if matches!(stopping.main, Main::Alive(_)) => stopping.main = Main::Alive(main),
             _ => return,
         }
         self.note(format!("process {main} is the main process from now on"), out);
@@ -201,8 +200,8 @@ impl Instance {
             note = self.said_ready(app, now, out);
         }
         // With READY=1 in the same message it has reloaded already.
-        if notice.reloading && !notice.ready && matches!(self.state, State::Ready { .. }) && !self.said.reloading {
-            self.said.reloading = true;
+        if notice.reloading && !notice.ready && matches!(self.state, State::Ready { .. }) && !self.says_reloading() {
+            self.said.get_or_insert_default().reloading = true;
             self.note("reloading".into(), out);
         }
         self.said_reloading(notice, app, out);
@@ -217,8 +216,12 @@ impl Instance {
         note
     }
 
+    pub(super) fn says_reloading(&self) -> bool {
+        self.said.as_ref().is_some_and(|said| said.reloading)
+    }
+
     fn remember(&mut self, notice: &Notice) {
-        let Said { status, errno, exit_status, watchdog_every, .. } = &mut self.said;
+        let Said { status, errno, exit_status, watchdog_every, .. } = &mut **self.said.get_or_insert_default();
         if let Some(text) = &notice.status {
             *status = Some(text.clone()).filter(|text| !text.is_empty());
         }
@@ -228,7 +231,7 @@ impl Instance {
     }
 
     fn said_ready(&mut self, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
-        if std::mem::take(&mut self.said.reloading) {
+        if self.said.as_mut().is_some_and(|said| std::mem::take(&mut said.reloading)) {
             self.note("reloaded".into(), out);
         }
         let waits = matches!(self.state, State::Starting { .. }) && matches!(app.ready, Ready::Notify { .. });
@@ -261,7 +264,7 @@ impl Instance {
         let reason = "it said that it stops";
         self.reason = Some(reason.to_owned());
         self.enter(
-            State::Stopping(Stopping { main: Main::Alive(pid), stage: 0, until, then, drains: false }),
+            State::Stopping(Box::new(Stopping { main: Main::Alive(pid), stage: 0, until, then, drains: false })),
             reason,
             now,
             out,

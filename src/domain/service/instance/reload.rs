@@ -48,7 +48,7 @@ impl Instance {
         self.reloads += 1;
         self.in_place = true;
         let until = now.mono + app.ready.within().unwrap_or(WITHIN);
-        let before = reload.replace(Reloading { turn: self.reloads, stage: Stage::Telling, until });
+        let before = reload.replace(Box::new(Reloading { turn: self.reloads, stage: Stage::Telling, until }));
         if before.is_some() {
             out.push(Action::StopReload);
         }
@@ -71,6 +71,7 @@ impl Instance {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Option<Note> {
+        let says_reloading = self.says_reloading();
         let State::Ready { reload: Some(reload), .. } = &mut self.state else { return None };
         if (reload.turn, reload.stage) != (turn, Stage::Telling) {
             return None;
@@ -83,7 +84,7 @@ impl Instance {
         match &app.reload {
             config::Reload::Signal(_) if speaks => reload.stage = Stage::Told { since },
             // While the command ran it has begun, and maybe ended.
-            config::Reload::Exec(_) if speaks && self.said.reloading => reload.stage = Stage::Begun,
+            config::Reload::Exec(_) if speaks && says_reloading => reload.stage = Stage::Begun,
             _ => self.has_reloaded(app, out),
         }
         None
