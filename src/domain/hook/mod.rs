@@ -61,38 +61,39 @@ fn forge(dialect: &Dialect) -> Result<&'static Forge, &Generic> {
     })
 }
 
-/// A request's headers: a line each, `name: value`, names in lower case.
+/// A request's headers: names in lower case, and their values. Read once, as each is asked for by many.
 #[derive(Debug, Clone, Default)]
-pub struct Headers<'a>(Cow<'a, str>);
+pub struct Headers<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
+/// A line each, `name: value`.
 impl<'a> From<&'a str> for Headers<'a> {
     fn from(lines: &'a str) -> Self {
-        Self(Cow::Borrowed(lines))
+        let pair = |line: &'a str| {
+            let (name, value) = line.split_once(':')?;
+            Some((name.into(), value.strip_prefix(' ')?.into()))
+        };
+        Self(lines.split_terminator('\n').filter_map(pair).collect())
     }
 }
 
 impl From<Vec<(String, String)>> for Headers<'static> {
     fn from(pairs: Vec<(String, String)>) -> Self {
-        Self(pairs.into_iter().map(|(name, value)| format!("{name}: {value}\n")).collect())
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 }
 
 impl Headers<'_> {
-    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.split_terminator('\n').filter_map(|line| line.split_once(": "))
-    }
-
     /// The value of a header that came once and is not empty. One that came twice says two things and
     /// counts as absent.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        let mut values = self.pairs().filter(|(n, _)| *n == name).map(|(_, value)| value);
+        let mut values = self.0.iter().filter(|(n, _)| n == name).map(|(_, value)| &**value);
         let value = values.next().filter(|value| !value.is_empty())?;
         values.next().is_none().then_some(value)
     }
 
     fn has(&self, name: &str) -> bool {
-        self.pairs().any(|(n, _)| n == name)
+        self.0.iter().any(|(n, _)| n == name)
     }
 }
 

@@ -2,8 +2,12 @@
 
 /// The first line, trimmed, control characters left out, at most `limit` characters.
 pub(super) fn line(text: &str, limit: usize) -> String {
-    let first = text.trim_start().lines().next().unwrap_or_default();
-    first.trim_end().chars().filter(|c| !c.is_control()).take(limit).collect()
+    let first = text.trim_start().lines().next().unwrap_or_default().trim_end();
+    // Most are as they have to be.
+    if first.len() <= limit && first.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return first.to_owned();
+    }
+    first.chars().filter(|c| !c.is_control()).take(limit).collect()
 }
 
 /// The same, where there is something left.
