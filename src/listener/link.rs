@@ -153,9 +153,12 @@ async fn pass<Q: Serialize, R: Reply>(
     tokio::select! {
         question = questions.recv() => {
             let mut next = Some(question.ok_or(io::ErrorKind::BrokenPipe)?);
-            // All that are there travel together.
+            // All that are there travel together; what fills a message does not wait for the rest.
             while let Some(Question { message, body, fd }) = next {
                 channel.queue_pieces(&message, &[&body[0], &body[1]], fd);
+                if channel.is_full() {
+                    channel.flush()?;
+                }
                 next = questions.try_recv().ok();
             }
         }

@@ -35,6 +35,8 @@ const READ: usize = 64 * 1024;
 const FIRST: usize = 4 * 1024;
 /// A larger buffer is let go as soon as it is empty.
 const KEPT: usize = 2 * READ;
+/// Buffers of frames that are kept for the next ones, and how large they may be.
+const SPARES: (usize, usize) = (32, 12 * 1024);
 /// What the kernel holds of a burst, each way.
 const BURST: usize = 1024 * 1024;
 
@@ -82,6 +84,8 @@ struct Incoming {
     end: usize,
     /// What the next read has room for.
     room: usize,
+    /// For the next frames.
+    spares: Vec<Wiped>,
 }
 
 impl Incoming {
@@ -120,7 +124,8 @@ impl Incoming {
     fn take(&mut self, head: usize, body: usize) -> Wiped {
         let whole = 8 + head + body;
         let frame = &mut self.bytes[self.start..self.start + whole];
-        let taken = Wiped::from(frame[8..].to_vec());
+        let mut taken = self.spares.pop().unwrap_or_default();
+        taken.extend(&frame[8..]);
         frame.fill(0);
         self.start += whole;
         if self.start == self.end {
@@ -240,6 +245,12 @@ impl Channel {
         !self.outgoing.is_empty()
     }
 
+    /// Does a whole message wait to be sent, which nothing joins any more?
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.outgoing.back().is_some_and(|last| last.bytes.len() >= READ)
+    }
+
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn backlog(&self) -> usize {
@@ -308,6 +319,16 @@ impl Channel {
             Some(frame) => Ok(frame),
             None if self.is_drained() => Err(io::ErrorKind::WouldBlock.into()),
             None => self.receive(),
+        }
+    }
+
+    /// A frame that is done with leaves its buffer to the next one.
+    pub fn reuse_frame(&mut self, frame: Frame) {
+        let mut bytes = frame.bytes;
+        let (most, size) = SPARES;
+        if bytes.capacity() <= size && self.incoming.spares.len() < most {
+            bytes.clear();
+            self.incoming.spares.push(bytes);
         }
     }
 

@@ -53,6 +53,12 @@ impl Watched {
         self.0.get_ref().backlog()
     }
 
+    /// As [`Channel::is_full`].
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.get_ref().is_full()
+    }
+
     /// The socket, to be given away; what was buffered is lost.
     #[must_use]
     pub fn into_socket(self) -> OwnedFd {

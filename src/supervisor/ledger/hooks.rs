@@ -119,6 +119,15 @@ impl Hooks {
         arrived
     }
 
+    /// These are done with: what they came in is used again.
+    pub(super) fn forget(&mut self, deliveries: Vec<Incoming>) {
+        for Incoming { listener, frame, .. } in deliveries {
+            if let (Some(channel), Some(frame)) = (self.channels.get_mut(&listener), frame) {
+                channel.reuse_frame(frame);
+            }
+        }
+    }
+
     /// Puts an answer into the queue of its listener, if that is still there; `flush` sends it.
     pub(super) fn answer(&mut self, listener: usize, answer: &Answer) {
         if let Some(channel) = self.channels.get_mut(&listener) {

@@ -179,6 +179,8 @@ impl State {
                 (self.tell)(told);
             }
         }
+        drop(proven);
+        self.hooks.forget(arrived.deliveries);
         gone.append(&mut self.hooks.flush());
         for listener in arrived.closed.into_iter().chain(gone) {
             (self.tell)(Told::ChannelClosed { listener });
