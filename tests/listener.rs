@@ -453,6 +453,40 @@ fn term_answers_what_is_under_way() {
 }
 
 #[test]
+fn whoever_has_no_answer_when_it_leaves_is_told_so() {
+    let mut listener = Listener::start("hooks");
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{}");
+    listener.delivery();
+    listener.term();
+    let answer = client.answer(false);
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert!(client.is_closed());
+    assert_eq!(listener.exit_code(), Some(0));
+}
+
+#[test]
+fn whoever_has_said_everything_is_answered() {
+    let mut listener = Listener::start("hooks");
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{}");
+    client.says_no_more();
+    let (delivery, _) = listener.delivery();
+    listener.answer(delivery.ticket, 202, "{}", None);
+    assert_eq!(client.answer(false).status, 202);
+    assert!(client.is_closed());
+    // Who ends in the middle of a body has nothing to be answered.
+    let mut client = Client::connect(listener.address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{");
+    client.says_no_more();
+    client.rest();
+    assert!(listener.is_silent());
+}
+
+#[test]
 fn killed_it_refuses_nobody() {
     let mut listener = Listener::start("hooks");
     for _ in 0..5 {

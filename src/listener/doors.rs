@@ -53,6 +53,8 @@ const WRITE_TIME_MS: u32 = 30_000;
 const LAST_CALL: Duration = Duration::from_millis(100);
 /// How long requests under way may take once the doors close.
 const GRACE: Duration = Duration::from_secs(5);
+/// So long before its end whoever has no answer yet is told that there is none.
+const LAST_WORD: Duration = Duration::from_millis(500);
 /// How long a peer that still sends is listened to after the answer, so that it can read it.
 const LINGER: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -114,7 +116,11 @@ fn busy() -> Vec<u8> {
     turned_away(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered")
 }
 
-/// A whole answer for whoever does not get as far as hyper.
+fn leaving() -> Vec<u8> {
+    turned_away(StatusCode::SERVICE_UNAVAILABLE, "the answer did not come before the listener had to leave")
+}
+
+/// A whole answer for whoever does not get it from hyper.
 fn turned_away(status: StatusCode, detail: &str) -> Vec<u8> {
     let body = json_text(&ProblemView::new(status.as_u16(), status.canonical_reason().unwrap_or("Error"), detail));
     let head = format!(
@@ -213,7 +219,7 @@ where
         linger(stream).await;
         return None;
     };
-    match serve(Peeked::new(first, stream), guest, desk, last_call).await? {
+    match serve(stream, first, guest, desk, last_call).await? {
         // Where others wait for a turn nothing is kept of a request that has none: its sender has to repeat it.
         Rest::Silent(stream, ahead) if ahead.is_empty() || !guest.is_waited_for() => return Some((stream, ahead)),
         Rest::Silent(stream, _) | Rest::Done(stream) => linger(stream).await,
@@ -237,6 +243,8 @@ enum Rest<S> {
 /// What becomes of a connection after an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
+    /// No request is there yet.
+    Unasked,
     /// The answer is not there yet.
     Open,
     /// Everything of the request was read, and the peer may send the next one.
@@ -247,7 +255,8 @@ enum After {
 
 /// Answers requests as long as they come; `None`: the connection broke.
 async fn serve<S, D>(
-    stream: Peeked<S>,
+    stream: S,
+    first: Bytes,
     guest: &Rc<Guest>,
     desk: &Rc<D>,
     last_call: impl Future<Output = ()>,
@@ -256,7 +265,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     D: Desk + 'static,
 {
-    let after = Rc::new(Cell::new(After::Open));
+    let after = Rc::new(Cell::new(After::Unasked));
+    let waits = {
+        let (guest, after) = (Rc::clone(guest), Rc::clone(&after));
+        move || after.get() == After::Open && guest.is_whole()
+    };
+    let stream = Peeked::new(first, stream, waits);
     let service = service_fn(|request: Request<Incoming>| {
         let (desk, guest, after) = (Rc::clone(desk), Rc::clone(guest), Rc::clone(&after));
         Box::pin(async move {
@@ -293,18 +307,20 @@ where
         tokio::select! {
             biased;
             outcome = until(&mut connection, wanted) => match outcome {
-                Some(outcome) => break outcome,
+                Some(outcome) => break Some(outcome),
                 None => resting = true,
             },
             () = &mut last_call, if !closing => {
                 closing = true;
+                rest.set(sleep(GRACE - LAST_WORD));
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
             }
-            () = &mut rest, if !resting => match after.get() {
+            () = &mut rest, if closing || !resting => match after.get() {
+                _ if closing => break None,
                 After::Goes(at) if at.elapsed() >= REST => resting = true,
                 After::Goes(at) => rest.set(sleep_until(at + REST)),
-                After::Open | After::Else => rest.set(sleep(REST)),
+                After::Unasked | After::Open | After::Else => rest.set(sleep(REST)),
             },
         }
         if resting && !closing {
@@ -313,11 +329,14 @@ where
         }
     };
     let parts = connection.into_parts();
-    let (stream, unread) = parts.io.into_inner().into_parts();
+    let (mut stream, unread) = parts.io.into_inner().into_parts();
     match outcome {
-        Ok(()) if resting && !closing => Some(Rest::Silent(stream, joined(parts.read_buf, unread))),
-        Ok(()) => Some(Rest::Done(stream)),
-        Err(_) => None,
+        Some(Ok(())) if resting && !closing => Some(Rest::Silent(stream, joined(parts.read_buf, unread))),
+        Some(Ok(())) => Some(Rest::Done(stream)),
+        None if matches!(after.get(), After::Unasked | After::Open) => {
+            stream.write_all(&leaving()).await.ok().map(|()| Rest::Done(stream))
+        }
+        None | Some(Err(_)) => None,
     }
 }
 
@@ -388,7 +407,8 @@ mod tests {
 
     #[test]
     fn what_is_said_at_the_door_is_whole() {
-        for (status, said) in [("429 Too Many Requests", too_many()), ("503 Service Unavailable", busy())] {
+        let unavailable = "503 Service Unavailable";
+        for (status, said) in [("429 Too Many Requests", too_many()), (unavailable, busy()), (unavailable, leaving())] {
             let text = std::str::from_utf8(&said).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head}");

@@ -1,4 +1,5 @@
-//! A connection whose next bytes were read already, so that one that says nothing needs no buffer.
+//! A connection whose next bytes were read already, so that one that says nothing needs no buffer, and whose end
+//! can wait until what was asked is answered.
 
 use std::{
     future::poll_fn,
@@ -29,14 +30,16 @@ pub(super) async fn first(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<B
 }
 
 /// What was read, and then the rest.
-pub(super) struct Peeked<S> {
+pub(super) struct Peeked<S, W> {
     first: Bytes,
     stream: S,
+    waits: W,
 }
 
-impl<S> Peeked<S> {
-    pub(super) fn new(first: Bytes, stream: S) -> Self {
-        Self { first, stream }
+impl<S, W: Fn() -> bool> Peeked<S, W> {
+    /// A peer that ends its side while an answer `waits` for nothing but us is not gone: it has said everything.
+    pub(super) fn new(first: Bytes, stream: S, waits: W) -> Self {
+        Self { first, stream, waits }
     }
 
     /// The connection, and what nobody has read of it yet.
@@ -45,10 +48,15 @@ impl<S> Peeked<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Peeked<S> {
+impl<S: AsyncRead + Unpin, W: Fn() -> bool + Unpin> AsyncRead for Peeked<S, W> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, into);
+            let before = into.filled().len();
+            return match Pin::new(&mut self.stream).poll_read(cx, into) {
+                // Whoever has the answer reads on after it, and finds the end.
+                Poll::Ready(Ok(())) if into.filled().len() == before && (self.waits)() => Poll::Pending,
+                read => read,
+            };
         }
         let length = self.first.len().min(into.remaining());
         into.put_slice(&self.first[..length]);
@@ -61,7 +69,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Peeked<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Peeked<S> {
+impl<S: AsyncWrite + Unpin, W: Unpin> AsyncWrite for Peeked<S, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

@@ -3,7 +3,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -50,6 +50,11 @@ impl Client {
     /// Sends bytes; a peer that stopped reading is no failure yet, its answer counts.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).map_err(|e| self.end.push_str(&format!("not sent: {e}; "))).is_ok()
+    }
+
+    /// Ends this side of the connection; answers still come.
+    pub fn says_no_more(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
     /// Reads one answer. `head` alone where the request was HEAD.
