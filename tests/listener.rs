@@ -363,11 +363,12 @@ fn more_than_can_be_answered_is_told_to_come_later() {
     for answer in &told {
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{}", answer.text());
     }
-    for why in ["too many bodies", "did not answer in time"] {
-        assert!(told.iter().any(|answer| answer.text().contains(why)), "{why}");
-    }
-    // Where the first are given up before the last come, more than fit at a time are taken in turn.
-    let given_up = told.iter().filter(|answer| answer.text().contains("did not answer in time")).count();
+    let [given_up, turned_away] = ["did not answer in time", "too many bodies"]
+        .map(|why| told.iter().filter(|answer| answer.text().contains(why)).count());
+    // Where the first are given up before the last come, as on a busy machine, more than fit at a time are taken in
+    // turn, and it may be that nobody is turned away.
+    assert_eq!(given_up + turned_away, told.len());
+    assert!(given_up > 0);
     // And then it goes on.
     let address = listener.address;
     let client = thread::spawn(move || {
