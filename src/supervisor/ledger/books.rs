@@ -75,6 +75,14 @@ pub(super) fn take_refused(to: &mut VecDeque<Refused>, more: &mut VecDeque<Refus
     to.drain(..to.len().saturating_sub(keep::REFUSED as usize));
 }
 
+/// What is in the transaction that is open.
+pub(super) enum Noted {
+    Some,
+    All,
+    /// So much that it is time to commit it.
+    Many,
+}
+
 /// What both threads write in.
 #[derive(Default)]
 pub(super) struct Books {
@@ -117,11 +125,11 @@ impl Answered {
         take_refused(&mut self.refused, refused);
     }
 
-    /// Writes the rows of a few into a transaction, which it begins. True: it is time to commit them.
+    /// Writes the rows of a few into a transaction, which it begins.
     ///
     /// # Errors
     /// Of the store; then nothing is noted any more.
-    pub(super) fn note_some(&mut self, store: &Connection) -> rusqlite::Result<bool> {
+    pub(super) fn note_some(&mut self, store: &Connection) -> rusqlite::Result<Noted> {
         let end = self.passed.len().min(self.noted.0 + NOTED_AT_ONCE);
         let noted = begin(store).and_then(|()| {
             for passed in &self.passed[self.noted.0..end] {
@@ -134,7 +142,11 @@ impl Answered {
         } else {
             self.noted.0 = end;
         }
-        noted.map(|()| end == self.passed.len() || end >= NOTED)
+        noted.map(|()| match end {
+            end if end >= NOTED => Noted::Many,
+            end if end == self.passed.len() => Noted::All,
+            _ => Noted::Some,
+        })
     }
 
     /// Ends the transaction that is open, if one is: what was written in it waits again.

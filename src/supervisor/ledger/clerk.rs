@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Inbox, Tell,
-    books::{Answered, Books, Contents, Refused, take_refused},
+    books::{Answered, Books, Contents, Noted, Refused, take_refused},
     thread::now,
     waiting::{Extent, Waiting},
     webhook::Passed,
@@ -19,12 +19,13 @@ use super::{
 };
 use crate::domain::deploy::accept::Snapshot;
 
-/// What nothing comes of is begun to be written after this: it is in the store within a second.
+/// What nothing comes of is committed after this: it is in the store within a second.
 const WAIT: Duration = Duration::from_millis(500);
-/// Or as soon as there is so much of it.
-const MANY: usize = 2048;
+/// Its rows are put into the transaction, ahead of the commit, as soon as there are so many: all in one go would
+/// keep a processor for many milliseconds from those that answer.
+const MANY: usize = 256;
 /// The ledger's thread helps where so much of it waits.
-const MOST: usize = 4 * MANY;
+const MOST: usize = 32 * MANY;
 
 /// What both threads have in their hands, one after the other.
 #[derive(Default)]
@@ -37,12 +38,20 @@ pub(super) struct Desk {
     books: Mutex<Books>,
 }
 
+/// What it is time for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// Rows, in the transaction that is open.
+    Rows,
+    Everything,
+}
+
 /// What is to be written by the clerk.
 #[derive(Default)]
 struct Tray {
     passed: Vec<Passed>,
     refused: VecDeque<Refused>,
-    /// When the first of them was put here.
+    /// When the first was put here of what is not committed.
     since: Option<Instant>,
     /// Left to the ledger's thread until that has written something.
     stuck: bool,
@@ -78,12 +87,18 @@ impl Desk {
         }
     }
 
-    /// Puts into the books what was handed over.
+    /// Puts into the books what was handed over, which is committed next.
     pub(super) fn empty_tray(&self, answered: &mut Answered) {
         let mut tray = lock(&self.tray);
         let Tray { passed, refused, since, .. } = &mut *tray;
         answered.take(passed, refused);
         *since = None;
+    }
+
+    /// The same of what may be committed later.
+    fn take_rows(&self, answered: &mut Answered) {
+        let tray = &mut *lock(&self.tray);
+        answered.take(&mut tray.passed, &mut VecDeque::new());
     }
 
     /// Is the ledger's thread to write what the clerk does not?
@@ -108,8 +123,8 @@ impl Desk {
 
     /// The clerk's work, until the desk is closed.
     pub(super) fn run(&self, tell: &Tell, inbox: &Inbox) {
-        while self.wait() {
-            if let Err(error) = self.write(tell, inbox) {
+        while let Some(due) = self.wait() {
+            if let Err(error) = self.write(due, tell, inbox) {
                 tracing::warn!("what is answered cannot be written now: {error}");
                 self.set_stuck(true);
                 inbox.wake();
@@ -117,16 +132,19 @@ impl Desk {
         }
     }
 
-    /// Waits until it is time to write; false: nothing comes any more.
-    fn wait(&self) -> bool {
+    /// Waits until it is time to write something; `None`: nothing comes any more.
+    fn wait(&self) -> Option<Due> {
         let mut tray = lock(&self.tray);
         while !tray.closing {
             let waits = match tray.since.filter(|_| !tray.stuck) {
                 None => None,
                 Some(since) => {
                     let left = WAIT.saturating_sub(since.elapsed());
-                    if left.is_zero() || tray.passed.len() >= MANY {
-                        return true;
+                    if left.is_zero() {
+                        return Some(Due::Everything);
+                    }
+                    if tray.passed.len() >= MANY {
+                        return Some(Due::Rows);
                     }
                     Some(left)
                 }
@@ -136,19 +154,27 @@ impl Desk {
                 Some(left) => self.came.wait_timeout(tray, left).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
-        false
+        None
     }
 
     /// Writes what is there; between a few rows and the next the books are free.
-    fn write(&self, tell: &Tell, inbox: &Inbox) -> rusqlite::Result<()> {
+    fn write(&self, due: Due, tell: &Tell, inbox: &Inbox) -> rusqlite::Result<()> {
         loop {
             let mut books = self.books();
             let Books { store, answered } = &mut *books;
-            self.empty_tray(answered);
             // Where it is not open the ledger's thread tries to open it.
-            let Some(store) = store else { return Ok(()) };
-            if !answered.note_some(store)? {
-                continue;
+            let Some(store) = store else {
+                self.empty_tray(answered);
+                return Ok(());
+            };
+            match due {
+                Due::Rows => self.take_rows(answered),
+                Due::Everything => self.empty_tray(answered),
+            }
+            match answered.note_some(store)? {
+                Noted::Some => continue,
+                Noted::All if due == Due::Rows => return Ok(()),
+                Noted::All | Noted::Many => {}
             }
             let (snapshot, live, telling) = (Snapshot::default(), BTreeMap::new(), BTreeSet::new());
             let (now, last_delivery) = (now(), &Cell::default());
