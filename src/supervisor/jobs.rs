@@ -11,7 +11,13 @@ use std::{
 
 use tracing::warn;
 
-use super::{Supervisor, children::Owner, keys::Keys, launch, pipeline};
+use super::{
+    Supervisor,
+    children::Owner,
+    keys::Keys,
+    launch,
+    pipeline::{self, Reserve},
+};
 use crate::{
     domain::{
         api::{KEYS_VARIABLE, RESULT_FD, Stream, TreeTask},
@@ -33,7 +39,7 @@ pub type JobId = u64;
 /// After the polite signal, KILL.
 const GRACE: Duration = Duration::from_secs(5);
 /// No answer of the tree helper is longer.
-const LONGEST_ANSWER: usize = 1024 * 1024;
+pub const LONGEST_ANSWER: usize = 1024 * 1024;
 /// Lines of a failed job's log that go into its end.
 const LAST_LINES: u32 = 20;
 
@@ -54,7 +60,7 @@ pub struct JobSpec {
     pub cgroup: Option<Arc<Cgroup>>,
     /// Of the tree helper that speaks to a remote; gone with it.
     pub keys: Keys,
-    /// Where a tree helper that waits for its task reads it.
+    /// Where a tree helper that waits for its tasks reads them, and answers.
     pub order: Option<Arc<OwnedFd>>,
 }
 
@@ -85,6 +91,8 @@ pub struct Job {
     /// A shutdown does not wait for it: a person's command, or a question to a remote that may never answer.
     dispensable: bool,
     keys: Keys,
+    /// Of a helper that waited and is at work, until it waits again.
+    employed: Option<Reserve>,
     then: Then,
 }
 
@@ -92,6 +100,12 @@ impl Job {
     #[must_use]
     pub fn app(&self) -> &AppName {
         &self.app
+    }
+
+    /// A helper that waited, and the deploy that it does something for.
+    #[must_use]
+    pub fn employed(&self) -> Option<(DeployId, &Reserve)> {
+        self.deploy.zip(self.employed.as_ref())
     }
 
     /// Was it started in this release?
@@ -131,12 +145,26 @@ impl Supervisor {
     }
 
     /// Makes it the job that this deploy runs; false: it has ended.
-    pub fn employ(&mut self, id: JobId, deploy: DeployId) -> bool {
-        let Some(job) = self.jobs.get_mut(&id).filter(|job| job.exit.is_none() && !job.unwanted) else { return false };
+    pub fn employ(&mut self, reserve: Reserve, deploy: DeployId) -> bool {
+        let job = self.jobs.get_mut(&reserve.job).filter(|job| job.exit.is_none() && !job.unwanted);
+        let Some(job) = job else { return false };
         job.deploy = Some(deploy);
         job.dispensable = false;
         job.then = of_deploy(deploy);
+        job.employed = Some(reserve);
         true
+    }
+
+    /// It has done its task: nothing hangs on it any more. Of which deploy that was, and what may be done by it next.
+    pub fn dismiss(&mut self, id: JobId) -> Option<(DeployId, Reserve)> {
+        let job = self.jobs.get_mut(&id)?;
+        let reserve = job.employed.take()?;
+        let deploy = job.deploy.take()?;
+        job.dispensable = true;
+        job.then = Box::new(|_, _| ());
+        let keys = std::mem::take(&mut job.keys);
+        self.put_away(keys);
+        Some((deploy, reserve))
     }
 
     /// Runs the tree helper outside of any deploy.
@@ -220,6 +248,7 @@ impl Supervisor {
             release: self.apps.get(app).and_then(|app| app.release()).map(|release| release.id.clone()),
             dispensable: true,
             keys: Keys::default(),
+            employed: None,
             then: Box::new(then),
         };
         self.jobs.insert(id, running);
@@ -270,6 +299,7 @@ impl Supervisor {
                     unwanted: false,
                     release: None,
                     keys: job.keys,
+                    employed: None,
                     then,
                 };
                 self.jobs.insert(id, running);
@@ -308,7 +338,7 @@ impl Supervisor {
         if job.is_step {
             spec.nice = Tuning::at_best(10);
             spec.oom_score_adj = Tuning::at_best(500);
-        } else {
+        } else if job.order.is_none() {
             spec.fds.push((Arc::clone(&answer), RESULT_FD));
         }
         spec.die_with_parent = true;

@@ -23,8 +23,9 @@ use crate::domain::{
 /// A name in the way of another is removed, and so may uncover the next one.
 const MOST_IN_THE_WAY: usize = 20;
 
-/// Fetches and judges; a damaged mirror is made anew, once.
-pub(super) fn fetch(task: &Fetch) -> Result<Fetched, TreeError> {
+/// Fetches and judges; a damaged mirror is made anew, once. What was found is told before the mirror is let go,
+/// which takes its time.
+pub(super) fn fetch(task: &Fetch, tell: Tell<'_>) -> Result<(), TreeError> {
     check_address(&task.repo)?;
     let mirror = Mirror::open(&task.mirror, &task.repo);
     let mirror = match mirror {
@@ -45,8 +46,10 @@ pub(super) fn fetch(task: &Fetch) -> Result<Fetched, TreeError> {
         // Of no use to anybody, and large perhaps.
         mirror.clear();
     }
-    fetched
+    tell(&fetched?)
 }
+
+type Tell<'a> = &'a mut dyn FnMut(&Fetched) -> Result<(), TreeError>;
 
 fn fetch_first(mirror: &Mirror, task: &Fetch) -> Result<Fetched, TreeError> {
     match &task.damaged {

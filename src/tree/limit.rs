@@ -23,6 +23,17 @@ pub(super) fn set(mirror: &Path) -> Result<(), TreeError> {
     setrlimit(Resource::Fsize, Rlimit { current: Some(most), ..before }).map_err(failed)
 }
 
+/// What holds for this process.
+pub(super) fn now() -> Rlimit {
+    getrlimit(Resource::Fsize)
+}
+
+/// After a fetch, for what has nothing to do with it.
+pub(super) fn put_back(before: Rlimit) {
+    // It was only lowered, and below what may be raised again.
+    let _ = setrlimit(Resource::Fsize, before);
+}
+
 /// What stands on stderr of a git that came to the limit, in plain words.
 pub(super) fn reached(shown: &str, stderr: &str) -> Option<String> {
     let is_it = ["died of signal 25", "File too large"].iter().any(|words| stderr.contains(words));

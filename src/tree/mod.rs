@@ -2,8 +2,9 @@
 //! its own, so that root never runs git nor follows a name that a commit chose. DESIGN.md sections 3
 //! and 7.
 //!
-//! It runs as the fetch user or as the app's user, does one [`TreeTask`] and ends. The answer goes to
-//! [`RESULT_FD`]; what it says on stderr is the deploy's log, the last line the reason of a failure.
+//! It runs as the fetch user or as the app's user, does one [`TreeTask`] and ends, or one after the other as they
+//! come. The answer goes to [`RESULT_FD`], or there where the tasks come from; what it says on stderr is the deploy's
+//! log, the last line the reason of a failure.
 //! It decides nothing about the deploy beyond what only the repository can tell: what a commit is
 //! worth.
 
@@ -40,13 +41,14 @@ use std::{
 
 use rustix::{
     fs::Mode,
-    net::{Shutdown, shutdown},
+    net::{SendFlags, send},
     process::umask,
 };
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
-    domain::api::{DAMAGED, READS_TASK, RESULT_FD, TreeTask},
+    domain::api::{DAMAGED, READS_TASKS, RESULT_FD, TreeTask, TreeWord},
     os::inherited::inherited,
 };
 
@@ -69,36 +71,60 @@ impl TreeError {
     }
 }
 
-/// Does the task that the first argument is, or that standard input holds where it says so.
+/// Does the task that the first argument is, or those that come on standard input where it says so.
 #[must_use]
 pub fn main(args: &[String]) -> ExitCode {
-    let text = match args {
-        [word] if word == READS_TASK => io::read_to_string(io::stdin()),
-        [text] => Ok(text.clone()),
+    match args {
+        [word] if word == READS_TASKS => work_off(),
+        [text] => {
+            // At once, so that no git gets it.
+            let mut result = Some(inherited(RESULT_FD));
+            match serde_json::from_str(text) {
+                Ok(task) => told(run(task, &mut |answer| write_down(answer, result.take()))),
+                Err(error) => unreadable(&error),
+            }
+        }
         _ => {
             eprintln!("everhook tree: a part of everhook that is not called by hand");
-            return ExitCode::from(2);
-        }
-    };
-    let task = text.and_then(|text| match &text[..] {
-        // It waited, and was not needed.
-        "" => Ok(None),
-        text => Ok(Some(serde_json::from_str(text)?)),
-    });
-    match task.map(|task| task.map_or(Ok(()), run)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            eprintln!("{}", error.to_string().replace(['\n', '\r'], " "));
-            if matches!(error, TreeError::Mirror(_)) { ExitCode::from(DAMAGED) } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("everhook tree: the task cannot be read: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-fn run(task: TreeTask) -> Result<(), TreeError> {
+/// Does what comes on standard input until nothing more does, or something fails.
+fn work_off() -> ExitCode {
+    let own = limit::now();
+    for line in io::stdin().lines() {
+        match line.map_err(serde_json::Error::io).and_then(|line| serde_json::from_str(&line)) {
+            Ok(task) => {
+                let done = run(task, &mut |answer| say(&TreeWord::Done(answer)));
+                if done.is_err() {
+                    return told(done);
+                }
+            }
+            Err(error) => return unreadable(&error),
+        }
+        limit::put_back(own);
+    }
+    ExitCode::SUCCESS
+}
+
+fn unreadable(error: &serde_json::Error) -> ExitCode {
+    eprintln!("everhook tree: the task cannot be read: {error}");
+    ExitCode::from(2)
+}
+
+fn told(done: Result<(), TreeError>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    eprintln!("{}", error.to_string().replace(['\n', '\r'], " "));
+    if matches!(error, TreeError::Mirror(_)) { ExitCode::from(DAMAGED) } else { ExitCode::FAILURE }
+}
+
+/// Where an answer goes, if there is one, as soon as the task is done.
+type Answer<'a> = &'a mut dyn FnMut(Option<Box<RawValue>>) -> Result<(), TreeError>;
+
+/// `answer` is called once, unless it fails.
+fn run(task: TreeTask, answer: Answer<'_>) -> Result<(), TreeError> {
     // The app's group reads a mirror and nobody else does; a release may be served by anybody.
     let fetches = matches!(
         task,
@@ -106,17 +132,12 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
     );
     umask(Mode::from_raw_mode(if fetches { 0o027 } else { 0o022 }));
     match task {
-        TreeTask::Fetch(task) => {
-            let answer = result_descriptor()?;
-            tell(answer, &fetch::fetch(&task)?)
-        }
+        TreeTask::Fetch(task) => return fetch::fetch(&task, &mut |fetched| answer(json(fetched)?)),
         TreeTask::LsRemote { repo, mirror, wanted, live } => {
-            let answer = result_descriptor()?;
-            tell(answer, &fetch::tip(&repo, &mirror, &wanted, live.as_ref())?)
+            return answer(json(&fetch::tip(&repo, &mirror, &wanted, live.as_ref())?)?);
         }
         TreeTask::Compare { mirror, repo, from, to } => {
-            let answer = result_descriptor()?;
-            tell(answer, &compare::compare(&mirror, &repo, from.as_ref(), &to)?)
+            return answer(json(&compare::compare(&mirror, &repo, from.as_ref(), &to)?)?);
         }
         TreeTask::Tidy { mirror } => tidy::tidy(&mirror),
         TreeTask::Checkout { mirror, release, commit } => checkout::checkout(&mirror, &release, &commit),
@@ -129,28 +150,40 @@ fn run(task: TreeTask) -> Result<(), TreeError> {
             bridge::bridge(&release, &previous, &shared, &paths, keep)
         }
         TreeTask::Sync { release } => sync(&release),
-        TreeTask::Measure { paths } => {
-            let answer = result_descriptor()?;
-            tell(answer, &measure::measure(&paths)?)
-        }
+        TreeTask::Measure { paths } => return answer(json(&measure::measure(&paths)?)?),
         TreeTask::Empty { path } => empty::empty(&path),
+    }?;
+    answer(None)
+}
+
+fn json(answer: &impl Serialize) -> Result<Option<Box<RawValue>>, TreeError> {
+    to_raw_value(answer).map(Some).map_err(|e| TreeError::io("the answer", io::Error::from(e)))
+}
+
+/// The answer of the only task.
+fn write_down(answer: Option<Box<RawValue>>, to: Option<io::Result<OwnedFd>>) -> Result<(), TreeError> {
+    let Some((answer, to)) = answer.zip(to) else { return Ok(()) };
+    let to = to.map_err(|e| TreeError::io(format!("descriptor {RESULT_FD} for the answer"), e))?;
+    File::from(to).write_all(answer.get().as_bytes()).map_err(|e| TreeError::io("writing the answer", e))
+}
+
+/// Says it to whoever tells us our tasks.
+fn say(word: &TreeWord) -> Result<(), TreeError> {
+    let failed = |e: io::Error| TreeError::io("telling how far it is", e);
+    let line = serde_json::to_string(word).map_err(|e| failed(e.into()))? + "\n";
+    let mut rest = line.as_bytes();
+    while !rest.is_empty() {
+        let sent = send(io::stdin(), rest, SendFlags::NOSIGNAL).map_err(|e| failed(e.into()))?;
+        rest = &rest[sent..];
     }
+    Ok(())
 }
 
 /// Lets whoever told the task, where it was waited for, know that the part has begun in which little is left to be
 /// done here.
 fn say_begun() {
-    // Without a word: the other end hears that this one is closed.
-    let _ = shutdown(io::stdin(), Shutdown::Both);
-}
-
-fn result_descriptor() -> Result<OwnedFd, TreeError> {
-    inherited(RESULT_FD).map_err(|e| TreeError::io(format!("descriptor {RESULT_FD} for the answer"), e))
-}
-
-fn tell(descriptor: OwnedFd, answer: &impl Serialize) -> Result<(), TreeError> {
-    let text = serde_json::to_vec(answer).map_err(|e| TreeError::io("the answer", std::io::Error::from(e)))?;
-    File::from(descriptor).write_all(&text).map_err(|e| TreeError::io("writing the answer", e))
+    // Where the task was an argument nobody is there to hear it, and standard input is no socket.
+    let _ = say(&TreeWord::Begun);
 }
 
 fn sync(release: &Path) -> Result<(), TreeError> {

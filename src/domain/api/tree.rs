@@ -1,10 +1,11 @@
 //! What the tree helper is asked to do, as JSON on its command line, and what it answers, as JSON
 //! on the descriptor that [`RESULT_FD`] names. Exit 0: an answer is there; anything else: the last
-//! lines of stderr say why.
+//! lines of stderr say why. One that [`READS_TASKS`] does one after the other, and says there how far it is.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::domain::model::{CommitId, DeployId};
 
@@ -13,8 +14,19 @@ pub const RESULT_FD: i32 = 3;
 /// It exits with this where a mirror does not hold what it should: another fetch may help.
 pub const DAMAGED: u8 = 3;
 
-/// `everhook tree -`: it reads its task from standard input, and does nothing where that is empty.
-pub const READS_TASK: &str = "-";
+/// `everhook tree -`: standard input is a socket, from which it reads its tasks, a line of JSON each, and on
+/// which it says [`TreeWord`]s. It ends where no more comes, and at a task that cannot be done.
+pub const READS_TASKS: &str = "-";
+
+/// What a helper that reads its tasks says of the one that it does, in a line of JSON.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TreeWord {
+    /// Little is left to be done by it itself.
+    Begun,
+    /// It is done, and this is the answer where there is one.
+    Done(Option<Box<RawValue>>),
+}
 
 /// Names the folder, if any, that proves the helper to a remote and the remote to it, in these files.
 pub const KEYS_VARIABLE: &str = "EVERHOOK_KEYS";

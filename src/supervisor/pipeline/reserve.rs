@@ -1,7 +1,8 @@
-//! Tree helpers that wait for their task, since to start one takes as long as what it does for a small
-//! repository. The one that fetches starts while it is recorded that the deploy begins; the one for what follows,
-//! mostly a checkout as the app's user, while the fetch waits for the remote: before, both would want the same
-//! processors. Neither does anything before it is told its task, and each ends where there is none.
+//! Tree helpers that wait for their tasks, since to start one takes as long as what it does for a small
+//! repository. The one that fetches starts while it is recorded that the deploy begins, and where its user is the
+//! app's too, it does what follows as well. Else the one for that, mostly a checkout, starts while the fetch waits for
+//! the remote: before, both would want the same processors. None does anything before it is told a task, says when
+//! that is done, and ends where there is no other.
 
 use std::{
     io::Write,
@@ -10,24 +11,34 @@ use std::{
     sync::Arc,
 };
 
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
 use super::super::{
     Supervisor,
-    event::Event,
-    jobs::{JobId, JobSpec},
+    event::{Event, Events},
+    jobs::{JobId, JobSpec, LONGEST_ANSWER},
     keys::Keys,
     launch,
 };
 use crate::domain::{
-    api::{DeployView, READS_TASK, TreeTask},
+    api::{DeployView, READS_TASKS, TreeTask, TreeWord},
     config::{self, Identity},
-    deploy::{Job, Who},
-    model::DeployId,
+    deploy::{self, Job, JobEnd, Who},
+    model::{DeployId, Exit},
 };
 
-/// The helper that waits, and where it is told its task; without one it ends.
+/// A helper that waits, and where it is told its tasks; without one it ends.
 pub struct Reserve {
-    job: JobId,
+    pub job: JobId,
     order: UnixStream,
+    who: Arc<Identity>,
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        // What it says is heard to its end.
+        let _ = self.order.shutdown(Shutdown::Write);
+    }
 }
 
 /// The helper of a deploy's fetch.
@@ -82,31 +93,13 @@ impl Supervisor {
                 self.fetchers.insert(deploy, Fetcher::Preparing(Some(job)));
                 None
             }
-            Some(Fetcher::Waiting(waiting)) => match self.give(waiting, deploy, task) {
-                None => Some(job),
-                Some(order) => {
-                    self.when_begun(order, move |supervisor| supervisor.have_next_wait(deploy));
+            Some(Fetcher::Waiting(waiting)) => {
+                if self.give(waiting, deploy, task) {
                     None
+                } else {
+                    Some(job)
                 }
-            },
-        }
-    }
-
-    /// Goes on once this helper has nothing to do but to wait, or has ended.
-    fn when_begun(&self, order: UnixStream, then: impl FnOnce(&mut Supervisor) + Send + 'static) {
-        let Ok(order) = tokio::net::UnixStream::from_std(order) else { return };
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let _ = order.readable().await;
-            let _ = events.send(Event::Then(Box::new(then)));
-        });
-    }
-
-    fn have_next_wait(&mut self, deploy: DeployId) {
-        let Some((view, app)) = self.spec_of(deploy) else { return };
-        let runs = self.deploys.running(&app.name).is_some_and(|running| running.id == deploy);
-        if runs && !self.reserves.contains_key(&deploy) {
-            self.have_helper_wait(&view, &app);
+            }
         }
     }
 
@@ -117,11 +110,15 @@ impl Supervisor {
         }
     }
 
-    /// Has the helper that waits do this; gives it back where none does.
+    /// Has the helper that waits do this; gives it back where none does. None waits while a team's own commands run.
     pub(super) fn give_to_waiting(&mut self, deploy: DeployId, job: Job) -> Option<Job> {
-        let Job::Tree { task, who: Who::AppUser } = &job else { return Some(job) };
-        let given = self.reserves.remove(&deploy).and_then(|waiting| self.give(waiting, deploy, task));
-        if given.is_some() { None } else { Some(job) }
+        if let Job::Tree { who: Who::FetchUser, .. } = job {
+            return Some(job);
+        }
+        let waiting = self.reserves.remove(&deploy);
+        let Job::Tree { task, .. } = &job else { return Some(job) };
+        let given = waiting.is_some_and(|waiting| self.give(waiting, deploy, task));
+        if given { None } else { Some(job) }
     }
 
     fn have_wait(&mut self, app: &config::App, what: &str, who: Arc<Identity>, keys: Keys) -> Option<Reserve> {
@@ -132,28 +129,79 @@ impl Supervisor {
         }
         let log = self.deploy_stream(&app.name, &app.work_as)?;
         let (order, theirs) = UnixStream::pair().ok()?;
+        order.set_nonblocking(true).ok()?;
+        let words = tokio::net::UnixStream::from_std(order.try_clone().ok()?).ok()?;
         let name = format!("{}.{what}.job", app.name);
-        let job = JobSpec {
+        let spec = JobSpec {
             deploy: None,
             app: app.name.clone(),
-            args: ["everhook", "tree", READS_TASK].map(str::to_owned).to_vec(),
+            args: ["everhook", "tree", READS_TASKS].map(str::to_owned).to_vec(),
             env: launch::base_env(&who),
             directory: self.layout.app(&app.name),
-            who,
+            who: Arc::clone(&who),
             is_step: false,
             cgroup: self.job_cgroup(&app.name, &name),
             keys,
             order: Some(Arc::new(OwnedFd::from(theirs))),
         };
-        self.start_reserve(job, name, log).map(|job| Reserve { job, order })
+        let job = self.start_reserve(spec, name, log)?;
+        tokio::spawn(hear(words, job, self.events.clone()));
+        Some(Reserve { job, order, who })
     }
 
-    /// Tells a helper its task; what it was told by is closed by it. `None`: it does not do it.
-    fn give(&mut self, Reserve { job, mut order }: Reserve, deploy: DeployId, task: &TreeTask) -> Option<UnixStream> {
-        let text = serde_json::to_vec(task).ok()?;
+    /// Tells a helper a task; false: it does not do it.
+    fn give(&mut self, reserve: Reserve, deploy: DeployId, task: &TreeTask) -> bool {
+        let Ok(mut text) = serde_json::to_vec(task) else { return false };
+        text.push(b'\n');
         // What it does not take at once, or half of it, is no task to it.
-        order.set_nonblocking(true).and_then(|()| order.write_all(&text)).ok()?;
-        order.shutdown(Shutdown::Write).ok()?;
-        self.employ(job, deploy).then_some(order)
+        if (&reserve.order).write_all(&text).is_err() {
+            return false;
+        }
+        if let TreeTask::Sync { .. } = task {
+            // The last one: it is gone before the next deploy begins.
+            let _ = reserve.order.shutdown(Shutdown::Write);
+        }
+        self.employ(reserve, deploy)
+    }
+
+    /// A helper said something of its task; `None`: nothing that makes sense.
+    fn helper_said(&mut self, id: JobId, word: Option<TreeWord>) {
+        match word {
+            Some(TreeWord::Begun) => self.have_next_wait(id),
+            Some(TreeWord::Done(answer)) => {
+                let Some((deploy, reserve)) = self.dismiss(id) else { return };
+                let serves = self.spec_of(deploy).is_some_and(|(_, app)| app.work_as == reserve.who);
+                if serves && !self.is_ending() {
+                    self.reserves.insert(deploy, reserve);
+                }
+                let answer = answer.map(|answer| answer.get().as_bytes().to_vec()).unwrap_or_default();
+                let end = JobEnd { exit: Exit::Code(0), error: None, answer, last_lines: Vec::new() };
+                self.deploy_event(deploy::Event::JobEnded { deploy, end });
+            }
+            None => self.end_job(id),
+        }
+    }
+
+    /// This helper has nothing to do but to wait: meanwhile the one for what follows starts.
+    fn have_next_wait(&mut self, id: JobId) {
+        let Some((deploy, employed)) = self.jobs.get(&id).and_then(|job| job.employed()) else { return };
+        let Some((view, app)) = self.spec_of(deploy) else { return };
+        if app.work_as != employed.who && !self.reserves.contains_key(&deploy) {
+            self.have_helper_wait(&view, &app);
+        }
+    }
+}
+
+/// Hears what a helper says until it ends.
+async fn hear(words: tokio::net::UnixStream, job: JobId, events: Events) {
+    let mut words = BufReader::new(words.take(LONGEST_ANSWER as u64));
+    let mut line = Vec::new();
+    while matches!(words.read_until(b'\n', &mut line).await, Ok(1..)) {
+        let word = serde_json::from_slice(&line).ok();
+        let said = Box::new(move |supervisor: &mut Supervisor| supervisor.helper_said(job, word));
+        if events.send(Event::Then(said)).is_err() {
+            return;
+        }
+        line.clear();
     }
 }
