@@ -49,6 +49,8 @@ pub(super) struct Contents<'a> {
 pub(super) struct Done {
     pub answers: Vec<(usize, Answer)>,
     pub told: Vec<Told>,
+    /// To be written with the next commit that brings everything: only the past is told by them.
+    pub events: Vec<NewEvent>,
     /// What became of those that the store had to be asked about.
     pub heard: Deliveries,
     /// Apps that got rows, `None` for rows of no app.
@@ -236,12 +238,18 @@ impl Answered {
             let kept = guarded(store, care, || {
                 let mut kept = webhook::keep(store, proven, known)?;
                 kept.told = post(store, kept.told, known)?;
+                if extent.is_everything() {
+                    for event in kept.events.drain(..) {
+                        kept.told.push(Told::Event(journal::append_event(store, &event)?));
+                    }
+                }
                 Ok(kept)
             })?;
             let answer = kept.map_or_else(
                 || proven.incoming.unavailable(),
                 |kept| {
                     done.tell(kept.told);
+                    done.events.extend(kept.events);
                     done.heard.count(kept.state, kept.unmatched);
                     kept.answer
                 },

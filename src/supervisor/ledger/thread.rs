@@ -278,6 +278,9 @@ impl State {
     fn finish(&mut self, mut done: Done, extent: Extent) -> Done {
         self.inbox.committed();
         self.inbox.heard().add(done.heard);
+        for event in std::mem::take(&mut done.events) {
+            self.waiting.put_off(Write::Event(event));
+        }
         if extent.is_everything() {
             self.desk.set_stuck(false);
         }

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::{
     deliveries::{self, NewDelivery},
     deploys::{self, Same},
-    journal, rows,
+    rows,
     say::{NewEvent, Told},
     write::Known,
 };
@@ -148,6 +148,8 @@ pub(super) struct Kept {
     pub id: DeliveryId,
     pub answer: Answer,
     pub told: Vec<Told>,
+    /// To be appended.
+    pub events: Vec<NewEvent>,
     pub state: DeliveryState,
     /// No app deploys its repository.
     pub unmatched: bool,
@@ -269,7 +271,7 @@ fn accept(
     deliveries::append(connection, id, &row(proven, shown, DeliveryState::Accepted, None, None, about))?;
     deliveries::keep_body(connection, id, &without_secrets(&proven.body, &proven.apps))?;
     let mut queued = Vec::with_capacity(accepted.len());
-    let mut told = Vec::with_capacity(accepted.len() + 1);
+    let mut events = Vec::with_capacity(accepted.len());
     for (change, app) in accepted {
         let mut deploy = DeployView {
             commit: change.after.clone(),
@@ -280,13 +282,12 @@ fn accept(
         };
         deploys::append(connection, &mut deploy, None)?;
         queued.push(deploy);
-        let event = event(proven, Some(change), id, Some(app), DeliveryState::Accepted, None);
-        told.push(Told::Event(journal::append_event(connection, &event)?));
+        events.push(event(proven, Some(change), id, Some(app), DeliveryState::Accepted, None));
     }
     let deploys = queued.iter().map(|deploy| DeployOf { app: deploy.app.clone(), id: deploy.id }).collect();
     let answer = success(proven, 202, &Heard::Accepted { delivery: id, deploys });
-    told.push(Told::Accepted { deploys: queued });
-    Ok(Kept { id, answer, told, state: DeliveryState::Accepted, unmatched: false })
+    let told = vec![Told::Accepted { deploys: queued }];
+    Ok(Kept { id, answer, told, events, state: DeliveryState::Accepted, unmatched: false })
 }
 
 fn fruitless(
@@ -299,9 +300,7 @@ fn fruitless(
     let (row, apps) = fruitless_row(proven, about, what);
     deliveries::append(connection, id, &row)?;
     let (answer, events) = fruitless_words(proven, id, &apps, what);
-    let told = events.iter().map(|event| journal::append_event(connection, event).map(Told::Event));
-    let told = told.collect::<rusqlite::Result<_>>()?;
-    Ok(Kept { id, answer, told, state: what.state(), unmatched: what.is_unmatched() })
+    Ok(Kept { id, answer, told: Vec::new(), events, state: what.state(), unmatched: what.is_unmatched() })
 }
 
 impl Fruitless {
