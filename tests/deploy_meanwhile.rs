@@ -192,12 +192,13 @@ fn a_reload_that_changes_the_app_begins_its_deploy_anew() {
     server.edit_config("\"OWN\": \"the app's\"", "\"OWN\": \"changed\"");
     server.edit_config("cat $DIR/gate;", "echo anew; cat $DIR/gate;");
     server.ok(&["reload"]);
+    // Its step has been told to end, and the next one is not there yet: that is to wait until it is seen.
+    drop(held);
     let first = server.deploy_end(id);
     assert_eq!((&first["state"], &first["step"]), (&"cancelled".into(), &"build".into()), "{first}");
     assert!(first["reason"].as_str().unwrap().contains("a reload changed the app"), "{first}");
     let left = processes(&server.path().join("gate").display().to_string());
     assert!(!step.is_empty() && !left.iter().any(|pid| step.contains(pid)), "its step goes with it: {left:?}");
-    drop(held);
     // What only waited keeps its number and is built by the config of now; what begins anew is the older one.
     drop(gate.reached());
     let ends: Vec<_> = [waits, waits + 1].iter().map(|id| server.deploy_end(*id)).collect();
@@ -216,9 +217,9 @@ fn a_push_that_a_reload_begins_anew_is_the_same_push() {
     let (mut server, repo, gate, id, held) = building();
     server.edit_config("settle: \"20ms\"", "settle: \"30ms\"");
     server.ok(&["reload"]);
+    drop(held);
     let first = server.deploy_end(id);
     assert_eq!(first["state"], "cancelled", "{first}");
-    drop(held);
     let held = gate.reached();
     let again = deploys(&server)[0].clone();
     assert_eq!((&again["commit"], &again["by"], &again["ref"]), (&first["commit"], &first["by"], &first["ref"]));
