@@ -2,12 +2,20 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    io::{BufRead, BufReader, Write},
+    net::Shutdown,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt, PermissionsExt, symlink},
+            net::UnixStream,
+        },
+    },
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
 };
 
-use everhook::domain::api::{DAMAGED, TreeTask};
+use everhook::domain::api::{DAMAGED, Fetched, READS_TASKS, TreeTask, TreeWord};
 
 use super::world::World;
 
@@ -36,6 +44,48 @@ fn a_checkout_is_what_a_clone_has_and_nothing_of_git() {
     assert_eq!(world.entries("release"), [".gitattributes", "deep", "dos.txt", "link", "run.sh", "tests", "ünï cödé"]);
     let again = TreeTask::Checkout { mirror: world.path("mirror"), release: world.path("release"), commit };
     assert!(world.run(&again).last_words().contains("not empty"));
+}
+
+/// A helper that reads its tasks, and where.
+fn waiting(world: &World) -> (Child, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = Command::new(world.binary());
+    command.args(["tree", READS_TASKS]).env("HOME", world.path("home")).stdin(OwnedFd::from(theirs));
+    (command.spawn().unwrap(), ours)
+}
+
+#[test]
+fn one_that_waits_does_one_task_after_the_other() {
+    let world = World::new();
+    let commit = world.commit(&[("a", "1")], "one");
+    let (mut helper, socket) = waiting(&world);
+    let tell = |task: &TreeTask| writeln!(&socket, "{}", serde_json::to_string(task).unwrap()).unwrap();
+    let mut words =
+        BufReader::new(&socket).lines().map(|line| serde_json::from_str::<TreeWord>(&line.unwrap()).unwrap());
+    tell(&TreeTask::Fetch(Box::new(world.task())));
+    assert!(matches!(words.next(), Some(TreeWord::Begun)));
+    let Some(TreeWord::Done(Some(fetched))) = words.next() else { panic!("the fetch has no answer") };
+    assert_eq!(serde_json::from_str::<Fetched>(fetched.get()).unwrap().commit.as_ref(), Some(&commit));
+    let checkout = TreeTask::Checkout { mirror: world.path("mirror"), release: world.path("release"), commit };
+    tell(&checkout);
+    assert!(matches!(words.next(), Some(TreeWord::Done(None))));
+    assert_eq!(world.read("release/a"), "1");
+    // What keeps a fetch from filling the disk is none of a checkout's.
+    let limit = |pid: &str| {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        limits.lines().find(|line| line.starts_with("Max file size")).unwrap().to_owned()
+    };
+    assert_eq!(limit(&helper.id().to_string()), limit("self"));
+    tell(&checkout);
+    assert!(words.next().is_none(), "it is not empty any more");
+    assert_eq!(helper.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn one_that_waits_in_vain_ends() {
+    let (mut helper, socket) = waiting(&World::new());
+    socket.shutdown(Shutdown::Write).unwrap();
+    assert!(helper.wait().unwrap().success());
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::super::{
 };
 use crate::domain::{
     api::{DeployView, READS_TASKS, TreeTask, TreeWord},
-    config::{self, Identity},
+    config::{self, Access, Identity},
     deploy::{self, Job, JobEnd, Who},
     model::{DeployId, Exit},
 };
@@ -53,10 +53,12 @@ impl Supervisor {
     pub(super) fn expect_fetch(&mut self, deploy: DeployId) {
         let Some((_, app)) = self.spec_of(deploy) else { return };
         self.fetchers.insert(deploy, Fetcher::Preparing(None));
+        // One that gets no keys need not wait for what it works in.
+        let keyless = app.deploy.as_ref().is_some_and(|deploy| deploy.access == Access::default());
+        let early = if keyless { self.have_fetcher_wait(&app, Keys::default()) } else { None };
         self.with_job_folders(&Arc::clone(&app), true, move |supervisor, made| match made {
             Ok(keys) if supervisor.fetchers.contains_key(&deploy) => {
-                let who = supervisor.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
-                let waiting = supervisor.have_wait(&app, "fetch", who, keys);
+                let waiting = early.or_else(|| supervisor.have_fetcher_wait(&app, keys));
                 // Meanwhile it starts: what it says comes after its task.
                 supervisor.with_deploy_log(&app, deploy, move |supervisor| supervisor.prepared(deploy, waiting));
             }
@@ -68,6 +70,11 @@ impl Supervisor {
                 }
             }
         });
+    }
+
+    fn have_fetcher_wait(&mut self, app: &config::App, keys: Keys) -> Option<Reserve> {
+        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
+        self.have_wait(app, "fetch", who, keys)
     }
 
     /// Forgets the task that the helper of a fetch was to get; false: there is none that waits to be given.
