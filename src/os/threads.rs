@@ -4,8 +4,9 @@ use std::{ptr, time::Duration};
 
 /// For who has little to do, and others wait for it.
 pub const SHORT: Duration = Duration::from_micros(100);
-/// For who has much to do, and nobody waits for it.
-pub const LONG: Duration = Duration::from_millis(20);
+/// For who has much to do, and nobody waits for it. Longer than the kernel's own, which is 3 ms at most; whoever
+/// yields waits for so long where others would run.
+pub const LONG: Duration = Duration::from_millis(5);
 
 /// This thread runs with what others leave of the processor.
 pub fn yield_to_others() {
