@@ -7,7 +7,14 @@ mod http;
 #[path = "support/listening.rs"]
 mod listening;
 
-use std::{fs::File, io::Read, os::unix::fs::FileExt, thread, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    net::SocketAddr,
+    os::unix::fs::FileExt,
+    thread,
+    time::{Duration, Instant},
+};
 
 use everhook::domain::api::{FromHooks, INLINE_BODY, MAX_BODY, RawDelivery};
 use http::{Client, head, request};
@@ -24,6 +31,14 @@ fn body_of(delivery: &RawDelivery, frame: everhook::os::channel::Frame) -> Vec<u
     file.read_exact_at(&mut bytes, 0).unwrap();
     file.read_to_end(&mut Vec::new()).unwrap();
     bytes
+}
+
+/// A client that has sent a whole delivery.
+fn sent(address: SocketAddr) -> Client {
+    let mut client = Client::connect(address);
+    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
+    client.send(b"{}");
+    client
 }
 
 #[test]
@@ -354,21 +369,26 @@ fn more_than_can_be_answered_is_told_to_come_later() {
     let body = vec![b'x'; INLINE_BODY];
     let request = [&head("POST", "/hooks/blog", &GITHUB, Some(body.len()))[..], &body].concat();
     // Nobody answers; 16 MiB of bodies are all that is taken.
-    let mut clients: Vec<Client> = (0..300).map(|_| Client::connect(listener.address)).collect();
-    for client in &mut clients {
-        client.send(&request);
+    let (mut given_up, mut turned_away, begun) = (0, 0, Instant::now());
+    // Where the first are given up before the last come, as on a busy machine, all are taken in turn, and it is tried
+    // again.
+    while turned_away == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "nobody is turned away");
+        let mut clients: Vec<Client> = (0..300).map(|_| Client::connect(listener.address)).collect();
+        for client in &mut clients {
+            client.send(&request);
+        }
+        // Whoever was kept from sending for long, as by a busy machine, is sent away for those who wait.
+        let told: Vec<_> =
+            clients.iter_mut().filter_map(|client| client.hears().then(|| client.answer(false))).collect();
+        for answer in &told {
+            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{}", answer.text());
+        }
+        let [late, away] = ["did not answer in time", "too many bodies"]
+            .map(|why| told.iter().filter(|answer| answer.text().contains(why)).count());
+        assert!(late > 0 && late + away == told.len(), "{late} and {away} of {}", told.len());
+        (given_up, turned_away) = (given_up + late, away);
     }
-    // Whoever was kept from sending for long, as by a busy machine, is sent away for those who wait.
-    let told: Vec<_> = clients.iter_mut().filter_map(|client| client.hears().then(|| client.answer(false))).collect();
-    for answer in &told {
-        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")), "{}", answer.text());
-    }
-    let [given_up, turned_away] = ["did not answer in time", "too many bodies"]
-        .map(|why| told.iter().filter(|answer| answer.text().contains(why)).count());
-    // Where the first are given up before the last come, as on a busy machine, more than fit at a time are taken in
-    // turn, and it may be that nobody is turned away.
-    assert_eq!(given_up + turned_away, told.len());
-    assert!(given_up > 0);
     // And then it goes on.
     let address = listener.address;
     let client = thread::spawn(move || {
@@ -396,10 +416,8 @@ fn health_is_the_supervisors() {
 #[test]
 fn a_silent_supervisor_is_told_before_forges_give_up() {
     let mut listener = Listener::start("hooks");
-    let start = std::time::Instant::now();
-    let mut client = Client::connect(listener.address);
-    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
-    client.send(b"{}");
+    let start = Instant::now();
+    let mut client = sent(listener.address);
     let (delivery, _) = listener.delivery();
     let answer = client.answer(false);
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
@@ -416,9 +434,7 @@ fn when_the_supervisor_is_gone_it_ends() {
     let mut idle = Client::connect(listener.address);
     idle.send(&head("GET", "/nothing", &[], None));
     assert_eq!(idle.answer(false).status, 404);
-    let mut client = Client::connect(listener.address);
-    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
-    client.send(b"{}");
+    let mut client = sent(listener.address);
     listener.delivery();
     listener.close_channels();
     assert_eq!(client.answer(false).status, 503);
@@ -432,9 +448,7 @@ fn term_answers_what_is_under_way() {
     let mut idle = Client::connect(listener.address);
     idle.send(&head("GET", "/nothing", &[], None));
     assert_eq!(idle.answer(false).status, 404);
-    let mut client = Client::connect(listener.address);
-    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
-    client.send(b"{}");
+    let mut client = sent(listener.address);
     let (delivery, _) = listener.delivery();
     listener.term();
     assert!(idle.is_closed());
@@ -456,9 +470,7 @@ fn term_answers_what_is_under_way() {
 #[test]
 fn whoever_has_no_answer_when_it_leaves_is_told_so() {
     let mut listener = Listener::start("hooks");
-    let mut client = Client::connect(listener.address);
-    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
-    client.send(b"{}");
+    let mut client = sent(listener.address);
     listener.delivery();
     listener.term();
     let answer = client.answer(false);
@@ -470,9 +482,7 @@ fn whoever_has_no_answer_when_it_leaves_is_told_so() {
 #[test]
 fn whoever_has_said_everything_is_answered() {
     let mut listener = Listener::start("hooks");
-    let mut client = Client::connect(listener.address);
-    client.send(&head("POST", "/hooks/blog", &[], Some(2)));
-    client.send(b"{}");
+    let mut client = sent(listener.address);
     client.says_no_more();
     let (delivery, _) = listener.delivery();
     listener.answer(delivery.ticket, 202, "{}", None);
