@@ -38,6 +38,7 @@ pub(super) struct Peeked<S, W> {
 
 impl<S, W: Fn() -> bool> Peeked<S, W> {
     /// A peer that ends its side while an answer `waits` for nothing but us is not gone: it has said everything.
+    /// hyper's own `half_close` would hold for streams too, and those are to end with their peer.
     pub(super) fn new(first: Bytes, stream: S, waits: W) -> Self {
         Self { first, stream, waits }
     }

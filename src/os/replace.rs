@@ -24,6 +24,7 @@ use super::mask;
 const FIRST: RawFd = 256;
 /// Names what is kept: `label=number`, separated by commas.
 const KEPT: &str = "EVERHOOK_KEPT";
+
 /// What the next one has to know of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {

@@ -166,12 +166,9 @@ impl Supervisor {
 
     /// Has the listeners answer what they have heard. Whoever comes meanwhile waits in the socket's queue.
     fn finish_listeners(&mut self) {
-        let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.stage == Stage::Proving) else { return };
-        upgrade.stage = Stage::Leaving;
         let sockets = self.handed_on();
-        if let Some(upgrade) = &mut self.upgrade {
-            upgrade.sockets = sockets;
-        }
+        let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.stage == Stage::Proving) else { return };
+        (upgrade.stage, upgrade.sockets) = (Stage::Leaving, sockets);
         self.listeners.retain_mut(Listener::end);
         self.later(PATIENCE, |supervisor| {
             let leaving = supervisor.upgrade.as_ref().is_some_and(|upgrade| upgrade.stage == Stage::Leaving);

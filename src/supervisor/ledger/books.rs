@@ -239,9 +239,7 @@ impl Answered {
                 let mut kept = webhook::keep(store, proven, known)?;
                 kept.told = post(store, kept.told, known)?;
                 if extent.is_everything() {
-                    for event in kept.events.drain(..) {
-                        kept.told.push(Told::Event(journal::append_event(store, &event)?));
-                    }
+                    kept.append_events(store)?;
                 }
                 Ok(kept)
             })?;

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use rusqlite::Connection;
 
 use super::{
-    deliveries, journal,
+    deliveries,
     say::Told,
     webhook::{Incoming, Proven, judge_changes},
     write::Known,
@@ -71,9 +71,7 @@ pub(super) fn redeliver(
         duplicate_of: view.as_ref().and_then(|view| view.duplicate_of),
         reason: view.and_then(|view| view.reason),
     };
-    for event in &kept.events {
-        kept.told.push(Told::Event(journal::append_event(connection, event)?));
-    }
+    kept.append_events(connection)?;
     kept.told.push(Told::Found { ticket, reply: Ok(Reply::Redelivered(redelivered)) });
     Ok(kept.told)
 }

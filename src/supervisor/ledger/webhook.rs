@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::{
     deliveries::{self, NewDelivery},
     deploys::{self, Same},
-    rows,
+    journal, rows,
     say::{NewEvent, Told},
     write::Known,
 };
@@ -153,6 +153,19 @@ pub(super) struct Kept {
     pub state: DeliveryState,
     /// No app deploys its repository.
     pub unmatched: bool,
+}
+
+impl Kept {
+    /// Writes its events, where they go along with it.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub(super) fn append_events(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        for event in self.events.drain(..) {
+            self.told.push(Told::Event(journal::append_event(connection, &event)?));
+        }
+        Ok(())
+    }
 }
 
 /// What a delivery that deploys nothing is recorded as.
