@@ -248,3 +248,35 @@ fn what_panics_begins_anew_and_apps_run_on() {
         assert_eq!(processes(server.path().join("count.sh").to_str().unwrap()), [] as [i32; 0]);
     }
 }
+
+#[test]
+fn an_end_that_panics_ends_all_the_same() {
+    for (asked, code) in [(true, 0), (false, 1)] {
+        // The one takes the second TERM for an end alone; the other's failure is the end of everything.
+        let apps = r#""slow": (command: ["/bin/sh", "@DIR@/slow.sh"], ready: Immediate),
+            "bad": (command: "until test -e @DIR@/go; do sleep 0.02; done; exit 3", ready: Immediate, on_failed: Shutdown,
+                restart: (give_up: (restarts: 0, within: "5m")))"#;
+        let mut server = Server::with_apps(&format!("{}, {apps}", counting()));
+        let slow = "n=0; trap 'n=$((n + 1)); if [ $n = 2 ]; then exit 0; fi' TERM\nwhile :; do sleep 0.02; done\n";
+        fs::write(server.path().join("slow.sh"), slow).unwrap();
+        fs::write(server.path().join("count.sh"), COUNTS).unwrap();
+        server.start_as(&["env", "EVERHOOK_PANIC_ON_QUIT=loop"]);
+        for app in ["a", "slow", "bad"] {
+            server.wait_state(app, "ready");
+        }
+        if asked {
+            server.signal(Signal::SIGTERM);
+        } else {
+            fs::write(server.path().join("go"), "").unwrap();
+        }
+        server.wait_state("a", "stopped");
+        server.wait_state("slow", "stopping");
+        server.signal(Signal::SIGQUIT);
+        assert_eq!(server.ended().code(), Some(code), "{}", server.log());
+        assert!(server.log().contains("begun anew after a panic"), "{}", server.log());
+        assert_eq!(processes(server.path().to_str().unwrap()), [] as [i32; 0]);
+        let log = fs::read_to_string(server.path().join("state/logs/a/a.1.out.log")).unwrap();
+        let starts = log.lines().filter(|line| *line == "line 1").count();
+        assert_eq!(starts, 1, "what had ended is not started any more");
+    }
+}

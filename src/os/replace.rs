@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{CString, OsString},
-    io,
+    io, iter,
     os::{
         fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::{OsStrExt, OsStringExt},
@@ -32,25 +32,37 @@ pub enum Note {
     NotReplaced,
     /// The panic that ended it.
     Panicked,
+    /// Who had asked for the end of everything.
+    Ending,
+    /// What could not go on, and everything ends for it.
+    GaveUp,
 }
 
 impl Note {
-    const ALL: [Self; 2] = [Self::NotReplaced, Self::Panicked];
+    const ALL: [Self; 4] = [Self::NotReplaced, Self::Panicked, Self::Ending, Self::GaveUp];
 
     fn variable(self) -> &'static str {
         match self {
             Self::NotReplaced => "EVERHOOK_NOT_REPLACED",
             Self::Panicked => "EVERHOOK_PANICKED",
+            Self::Ending => "EVERHOOK_ENDING",
+            Self::GaveUp => "EVERHOOK_GAVE_UP",
         }
+    }
+
+    /// What whoever ran in this place before left to be known.
+    #[must_use]
+    pub fn left(self) -> Option<String> {
+        std::env::var(self.variable()).ok()
     }
 }
 
-/// Executes `program` with the arguments of this process. It finds the descriptors by [`kept`], and the note by
-/// [`note`]. Signals stay blocked until it is ready for them. Returns only where it cannot be executed.
-pub fn replace(program: &Path, keep: &[(String, impl AsFd)], note: Option<(Note, &str)>) -> io::Error {
+/// Executes `program` with the arguments of this process. It finds the descriptors by [`kept`], and the notes by
+/// [`Note::left`]. Signals stay blocked until it is ready for them. Returns only where it cannot be executed.
+pub fn replace(program: &Path, keep: &[(String, impl AsFd)], notes: &[(Note, String)]) -> io::Error {
     mask::with_all_blocked(|| {
         let mut copies = Vec::new();
-        match copy_all(keep, &mut copies).and_then(|kept| exec(program, &kept, note)) {
+        match copy_all(keep, &mut copies).and_then(|kept| exec(program, &kept, notes)) {
             Err(error) => error,
             Ok(never) => match never {},
         }
@@ -69,13 +81,14 @@ fn copy_all(keep: &[(String, impl AsFd)], copies: &mut Vec<OwnedFd>) -> io::Resu
     Ok(kept.join(","))
 }
 
-fn exec(program: &Path, kept: &str, note: Option<(Note, &str)>) -> io::Result<std::convert::Infallible> {
+fn exec(program: &Path, kept: &str, notes: &[(Note, String)]) -> io::Result<std::convert::Infallible> {
     let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let args = std::env::args_os().map(|arg| text(arg.into_vec())).collect::<Result<Vec<_>, _>>()?;
     let ours = |name: &OsString| *name == *KEPT || Note::ALL.iter().any(|note| *name == *note.variable());
     let others = std::env::vars_os().filter(|(name, _)| !ours(name));
-    let more = [Some((KEPT, kept.to_owned())), note.map(|(note, why)| (note.variable(), why.replace('\0', "?")))];
-    let env = others.chain(more.into_iter().flatten().map(|(name, value)| (name.into(), value.into())));
+    let notes = notes.iter().map(|(note, what)| (note.variable(), what.replace('\0', "?")));
+    let more = iter::once((KEPT, kept.to_owned())).chain(notes);
+    let env = others.chain(more.map(|(name, value)| (name.into(), value.into())));
     let env = env.map(|(name, value)| text([name.as_bytes(), b"=", value.as_bytes()].concat()));
     let env = env.collect::<Result<Vec<_>, _>>()?;
     Ok(execve(&text(program.as_os_str().as_bytes().to_vec())?, &args, &env)?)
@@ -116,12 +129,6 @@ pub fn is_successor() -> bool {
     std::env::var_os(KEPT).is_some()
 }
 
-/// What whoever ran in this place before left to be known.
-#[must_use]
-pub fn note() -> Option<(Note, String)> {
-    Note::ALL.into_iter().find_map(|note| Some((note, std::env::var(note.variable()).ok()?)))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -135,11 +142,11 @@ mod tests {
             let null = std::fs::File::open("/dev/null").unwrap();
             let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
             let before = open();
-            let error = replace(Path::new("/etc/passwd"), &[("a".to_owned(), &null)], None);
+            let error = replace(Path::new("/etc/passwd"), &[("a".to_owned(), &null)], &[]);
             assert_eq!(error.raw_os_error(), Some(libc::EACCES), "{error}");
             assert_eq!(open(), before);
             assert!(null.as_raw_fd() > 2);
-            assert!(kept().is_empty() && note().is_none());
+            assert!(kept().is_empty() && Note::ALL.iter().all(|note| note.left().is_none()));
         });
     }
 }

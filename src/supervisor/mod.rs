@@ -130,7 +130,8 @@ pub struct Supervisor {
     ending: Option<shutdown::Ending>,
     /// What could not go on, and everhook with it.
     gave_up: Option<String>,
-    /// When the end was asked for.
+    /// Who asked for the end, and when.
+    ended_by: Option<String>,
     ending_since: Option<Instant>,
 
     apps: service::Apps,

@@ -1,6 +1,6 @@
 //! What follows a panic, which is a fault of ours: in the loop, or on a thread that it cannot do without. What the
 //! loop knows is not trusted any more. The same binary is executed anew in this process, as at an upgrade, and adopts
-//! what runs: apps go on, and no caller of theirs or ours is refused.
+//! what runs: apps go on, and no caller of theirs or ours is refused. An end that had begun goes on as well.
 
 use std::{
     cell::RefCell,
@@ -94,7 +94,10 @@ impl Supervisor {
         if since.elapsed() < BRIEF {
             thread::sleep(PAUSE);
         }
-        Upgrade::at_once(PathBuf::from("/proc/self/exe"), sockets, (Note::Panicked, why.to_owned()))
+        let notes =
+            [(Note::Panicked, Some(why.to_owned())), (Note::Ending, self.ended_by), (Note::GaveUp, self.gave_up)];
+        let notes = notes.into_iter().filter_map(|(note, what)| Some((note, what?))).collect();
+        Upgrade::at_once(PathBuf::from("/proc/self/exe"), sockets, notes)
     }
 }
 

@@ -40,6 +40,7 @@ impl Supervisor {
     pub fn shut_down(&mut self, by: &str, now: bool) {
         let again = self.ending_since.is_some_and(|since| since.elapsed() >= SECOND_WISH);
         if self.ending.is_none() {
+            self.ended_by = Some(by.to_owned());
             self.ending_since = Some(Instant::now());
             info!(%by, "shutting down");
             if let Some(upgrade) = self.upgrade.take() {

@@ -52,7 +52,9 @@ use crate::{
     os::{
         cgroup, clock, files,
         lock::{Lock, LockError},
-        mask, memory, notify, reap, threads, users,
+        mask, memory, notify, reap,
+        replace::Note,
+        threads, users,
         watched::Ends,
     },
 };
@@ -190,7 +192,8 @@ fn build(
         begun: false,
         coming: coming::Coming::default(),
         ending: None,
-        gave_up: None,
+        gave_up: Note::GaveUp.left(),
+        ended_by: None,
         ending_since: None,
         awaited: BTreeSet::new(),
         apps: BTreeMap::new(),
@@ -297,6 +300,9 @@ impl Supervisor {
             self.gave_up = Some(why.clone());
             self.shut_down(&why, false);
         }
+        if let Some(by) = Note::Ending.left() {
+            self.shut_down(&by, false);
+        }
     }
 
     /// To systemd, where that runs us.
@@ -316,6 +322,7 @@ impl Supervisor {
         self.sample();
         self.start_logger();
         if self.is_ending() {
+            self.tell_upgraded();
             return self.forget_others();
         }
         self.begin_first();

@@ -61,7 +61,7 @@ pub struct Upgrade {
     sockets: Sockets,
     stage: Stage,
     /// What the successor has to know.
-    note: Option<(Note, String)>,
+    notes: Vec<(Note, String)>,
 }
 
 /// With a label each.
@@ -208,22 +208,18 @@ impl Supervisor {
             return;
         }
         let message = format!("everhook {} runs in its place, pid {}", env!("CARGO_PKG_VERSION"), self.me.pid);
-        let saying = match replace::note() {
-            None => {
-                info!("{message}");
-                self.note(EventKind::Supervisor, None, "upgraded", Some(message.clone()));
-                Saying::Done(Reply::Changed { app: None, deploy: None, message })
-            }
-            Some((Note::NotReplaced, why)) => {
-                error!("no upgrade, the binary of before runs again: {why}");
-                self.note(EventKind::Supervisor, None, "upgrade_refused", Some(why.clone()));
-                Saying::Refused(Refusal::new(RefusalKind::Failed, why))
-            }
-            Some((Note::Panicked, why)) => {
-                warn!("{message}, begun anew after a panic");
-                self.note(EventKind::Supervisor, None, "panicked", Some(why.clone()));
-                Saying::Refused(Refusal::new(RefusalKind::Failed, why))
-            }
+        let saying = if let Some(why) = Note::NotReplaced.left() {
+            error!("no upgrade, the binary of before runs again: {why}");
+            self.note(EventKind::Supervisor, None, "upgrade_refused", Some(why.clone()));
+            Saying::Refused(Refusal::new(RefusalKind::Failed, why))
+        } else if let Some(why) = Note::Panicked.left() {
+            warn!("{message}, begun anew after a panic");
+            self.note(EventKind::Supervisor, None, "panicked", Some(why.clone()));
+            Saying::Refused(Refusal::new(RefusalKind::Failed, why))
+        } else {
+            info!("{message}");
+            self.note(EventKind::Supervisor, None, "upgraded", Some(message.clone()));
+            Saying::Done(Reply::Changed { app: None, deploy: None, message })
         };
         if let Some((ticket, client)) = self.asked_for_us.take() {
             let mut channel = Channel::new(client);
@@ -238,13 +234,13 @@ impl Supervisor {
 
 impl Upgrade {
     fn new(program: PathBuf) -> Self {
-        Self { program, reply: None, client: None, sockets: Vec::new(), stage: Stage::Proving, note: None }
+        Self { program, reply: None, client: None, sockets: Vec::new(), stage: Stage::Proving, notes: Vec::new() }
     }
 
     /// One that is to be executed at once.
     #[must_use]
-    pub fn at_once(program: PathBuf, sockets: Sockets, note: (Note, String)) -> Self {
-        Self { sockets, stage: Stage::Due, note: Some(note), ..Self::new(program) }
+    pub fn at_once(program: PathBuf, sockets: Sockets, notes: Vec<(Note, String)>) -> Self {
+        Self { sockets, stage: Stage::Due, notes, ..Self::new(program) }
     }
 
     /// May this process end for it?
@@ -265,10 +261,9 @@ impl Upgrade {
     pub fn execute(self) -> String {
         let sockets = self.sockets.into_iter().filter_map(|(label, fd)| Some((label, fd.try_clone().ok()?)));
         let keep: Vec<(String, OwnedFd)> = sockets.chain(self.client).collect();
-        let note = self.note.as_ref().map(|(note, why)| (*note, why.as_str()));
-        let error = replace::replace(&self.program, &keep, note);
+        let error = replace::replace(&self.program, &keep, &self.notes);
         let why = format!("{} cannot be executed: {error}", self.program.display());
-        let again = replace::replace(Path::new("/proc/self/exe"), &keep, Some((Note::NotReplaced, &why)));
+        let again = replace::replace(Path::new("/proc/self/exe"), &keep, &[(Note::NotReplaced, why.clone())]);
         format!("{why}; and neither can the binary of before: {again}")
     }
 }
