@@ -47,7 +47,7 @@ pub struct Server {
     dir: tempfile::TempDir,
     child: Option<Child>,
     /// A line for every event, from a client that follows them.
-    events: Option<(Child, Mutex<Receiver<()>>)>,
+    events: Option<(Child, Mutex<Receiver<String>>)>,
 }
 
 impl Server {
@@ -139,7 +139,7 @@ impl Server {
         let mut client = client.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(client.stdout.take().unwrap()).lines();
         let (told, events) = channel();
-        thread::spawn(move || lines.map_while(Result::ok).all(|_| told.send(()).is_ok()));
+        thread::spawn(move || lines.map_while(Result::ok).all(|line| told.send(line).is_ok()));
         self.unfollow();
         self.events = Some((client, Mutex::new(events)));
     }
@@ -243,6 +243,13 @@ impl Server {
         }
     }
 
+    /// Waits until an event is told that is wanted, of those that nobody waited for yet.
+    pub fn wait_event(&self, wanted: impl Fn(&Value) -> bool) {
+        let (_, events) = self.events.as_ref().unwrap();
+        let events = events.lock().unwrap();
+        while !wanted(&serde_json::from_str(&events.recv_timeout(LIMIT).unwrap()).unwrap()) {}
+    }
+
     pub fn wait_state(&self, app: &str, state: &str) -> Value {
         self.until(&format!("{app} is {state}"), |s| Some(s.app(app)).filter(|app| app["state"] == state))
     }
@@ -280,6 +287,11 @@ impl Server {
 
     /// Sends any event as GitHub does, signed.
     pub fn tell(&self, target: &str, event: &str, id: &str, body: &str) -> (u16, Value) {
+        Self::tell_at(self.address("hooks"), target, event, id, body)
+    }
+
+    /// The same where it is known who listens: to ask that takes as long as much of what follows.
+    pub fn tell_at(listener: SocketAddr, target: &str, event: &str, id: &str, body: &str) -> (u16, Value) {
         let signature = sign(SECRET, body.as_bytes());
         let headers = [
             ("content-type", "application/json"),
@@ -287,7 +299,7 @@ impl Server {
             ("x-github-delivery", id),
             ("x-hub-signature-256", &signature),
         ];
-        let answer = http::request(self.address("hooks"), "POST", target, &headers, body.as_bytes());
+        let answer = http::request(listener, "POST", target, &headers, body.as_bytes());
         (answer.status, answer.json())
     }
 
