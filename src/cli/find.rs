@@ -15,6 +15,7 @@ use crate::{
     domain::{
         api::{CONTROL_SOCKET, note_folder, note_name},
         config::{self, Loaded, Places},
+        model::Facts,
     },
     os::users,
 };
@@ -62,7 +63,8 @@ impl Place {
         let config = self.config().map_err(|Failure { message, .. }| {
             Failure::new(Code::NoSupervisor, format!("no supervisor is known: {message}, or its socket with --socket"))
         })?;
-        match load(&config) {
+        // Only where it is counts here, so nothing is tried out for warnings that nobody hears.
+        match load_by(&config, &Facts { can_limit: |_| Ok(()), ..users::facts() }) {
             Ok(loaded) => {
                 let socket = loaded.config.run_dir.join(CONTROL_SOCKET);
                 // The defaults of whoever asks may be others than those of whoever runs it.
@@ -107,8 +109,12 @@ fn noted(config: &Path) -> Option<PathBuf> {
 /// # Errors
 /// Every fault with its place, or why the file cannot be read.
 pub fn load(path: &Path) -> Result<Loaded, String> {
+    load_by(path, &users::facts())
+}
+
+fn load_by(path: &Path, facts: &Facts) -> Result<Loaded, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let places = Places::of(variable("XDG_STATE_HOME"), variable("HOME"));
-    config::load(&text, path, &places, &users::facts()).map_err(|faults| faults.to_string())
+    config::load(&text, path, &places, facts).map_err(|faults| faults.to_string())
 }
