@@ -408,6 +408,8 @@ impl Supervisor {
                 }
             }
             self.reap_others();
+            // What is due by now does not wait for the timer, whose ticks are milliseconds.
+            self.timers();
             self.write_down();
             self.tally.turned(begun.elapsed());
         }
