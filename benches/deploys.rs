@@ -16,7 +16,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -26,7 +26,11 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Bytes, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use nix::{sys::stat::Mode, unistd::mkfifo};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::Mode,
+    unistd::mkfifo,
+};
 use programs::{Programs, now};
 use rusqlite::Connection;
 use serde_json::json;
@@ -248,7 +252,7 @@ fn accepted(programs: &Programs) {
 /// 64 connections: how many fsyncs a delivery costs, and how many are durable a second.
 fn group(programs: &Programs) {
     const CONNECTIONS: usize = 64;
-    const EACH: usize = 100;
+    const EACH: usize = 200;
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     let count = dir.path().join("count");
     let slowly = slowly(programs, &count);
@@ -256,19 +260,31 @@ fn group(programs: &Programs) {
     let commit = commits_apart(&slowly, dir.path());
     let server = waiting(&slowly);
     let address = server.address("hooks");
-    let messages: Vec<Vec<_>> = (0..CONNECTIONS).map(|c| (0..EACH).map(|n| push(1 + c * EACH + n)).collect()).collect();
+    let message = |number: usize| {
+        let (head, body) = push(1 + number);
+        [head, body].concat()
+    };
+    let mut messages = (0..CONNECTIONS * EACH).map(message).collect::<Vec<_>>().into_iter();
+    let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| http::Client::connect(address)).collect();
     let before = fs::metadata(&count).unwrap().len();
+    // One thread, so that those who are measured have the processors.
     let (all, ()) = timed(|| {
-        thread::scope(|scope| {
-            for mine in &messages {
-                scope.spawn(move || {
-                    let mut client = http::Client::connect(address);
-                    for (head, body) in mine {
-                        ask(&mut client, head, body);
-                    }
-                });
-            }
-        });
+        let mut waiting: Vec<usize> = (0..CONNECTIONS).collect();
+        waiting.iter().for_each(|n| assert!(clients[*n].send(&messages.next().unwrap())));
+        while !waiting.is_empty() {
+            let mut fds: Vec<_> = waiting.iter().map(|n| PollFd::new(clients[*n].as_fd(), PollFlags::POLLIN)).collect();
+            poll(&mut fds, PollTimeout::NONE).unwrap();
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap()).collect();
+            let mut ready = ready.into_iter();
+            waiting.retain(|n| {
+                if !ready.next().unwrap() {
+                    return true;
+                }
+                let answer = clients[*n].answer(false);
+                assert_eq!(answer.status, 202, "{}", answer.text());
+                messages.next().is_some_and(|message| clients[*n].send(&message))
+            });
+        }
     });
     #[allow(clippy::cast_precision_loss)]
     let (deliveries, syncs) = ((CONNECTIONS * EACH) as f64, (fs::metadata(&count).unwrap().len() - before) as f64);

@@ -4,6 +4,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
@@ -36,6 +37,12 @@ pub struct Client {
     read: Vec<u8>,
     /// How it ended, as far as it did.
     end: String,
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
 impl Client {

@@ -58,10 +58,6 @@ pub(super) struct Done {
 }
 
 impl Done {
-    pub(super) fn answered(answers: Vec<(usize, Answer)>) -> Self {
-        Self { answers, ..Self::default() }
-    }
-
     fn tell(&mut self, told: Vec<Told>) {
         self.touched.extend(told.iter().filter_map(subject));
         self.told.extend(told);
@@ -244,7 +240,7 @@ impl Answered {
                 Ok(kept)
             })?;
             let answer = kept.map_or_else(
-                || proven.incoming.unavailable(),
+                || webhook::unavailable(proven.incoming.raw.ticket),
                 |kept| {
                     done.tell(kept.told);
                     done.events.extend(kept.events);

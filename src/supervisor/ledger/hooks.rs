@@ -70,6 +70,12 @@ impl Hooks {
         fds[0].any().unwrap_or(true)
     }
 
+    /// Is there nothing to take now?
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut fds: Vec<_> = self.channels.values().map(|of| PollFd::new(of.as_fd(), PollFlags::POLLIN)).collect();
+        !self.left && poll(&mut fds, PollTimeout::ZERO) == Ok(0)
+    }
+
     /// Takes what is there now, up to a group.
     pub(super) fn take(&mut self, at: At) -> Arrived {
         let mut arrived = Arrived::default();

@@ -1,6 +1,7 @@
 //! The thread that owns SQLite and the hooks channels: it proves and parses deliveries, matches them
 //! against a snapshot of the config, commits in groups, answers, and then tells the loop. DESIGN.md
-//! sections 3, 7, 8 and 10. What it answered without the store a thread behind it writes.
+//! sections 3, 7, 8 and 10. What it answered without the store a thread behind it writes; another one syncs what was
+//! committed, while the next group is written.
 //!
 //! It decides nothing about an app's life, and nothing that supervises waits for it: a full disk or a
 //! damaged database costs deliveries a 503 and events their place in the store, no app its process.
@@ -9,6 +10,7 @@ mod books;
 mod clerk;
 mod deliveries;
 mod deploys;
+mod disk;
 mod hooks;
 mod journal;
 mod keep;
@@ -48,8 +50,7 @@ type Tell = dyn Fn(Told) + Send + Sync;
 /// The handle of the threads.
 pub struct Ledger {
     inbox: Arc<Inbox>,
-    thread: JoinHandle<()>,
-    clerk: JoinHandle<()>,
+    threads: [JoinHandle<()>; 3],
 }
 
 /// Commands on their way to the thread.
@@ -104,15 +105,23 @@ impl Ledger {
             #[cfg(test)]
             commits: std::sync::atomic::AtomicU64::new(0),
         });
-        let desk = Arc::new(clerk::Desk::default());
-        let state = thread::State::new(path.to_owned(), Arc::clone(&tell), Arc::clone(&inbox), Arc::clone(&desk));
+        let (desk, disk) = (Arc::new(clerk::Desk::default()), Arc::new(disk::Disk::default()));
+        let state = thread::State::new(
+            path.to_owned(),
+            Arc::clone(&tell),
+            Arc::clone(&inbox),
+            Arc::clone(&desk),
+            Arc::clone(&disk),
+        );
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             with_all_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run))
         };
         let thread = start("ledger", Box::new(move || state.run()))?;
+        let (its_disk, its_inbox) = (Arc::clone(&disk), Arc::clone(&inbox));
+        let clerk = start("clerk", Box::new(move || desk.run(&its_disk, &its_inbox)))?;
         let its_inbox = Arc::clone(&inbox);
-        let clerk = start("clerk", Box::new(move || desk.run(&*tell, &its_inbox)))?;
-        Ok(Self { inbox, thread, clerk })
+        let disk = start("disk", Box::new(move || disk.run(&*tell, &its_inbox)))?;
+        Ok(Self { inbox, threads: [thread, clerk, disk] })
     }
 
     /// What became of the deliveries since the start.
@@ -142,7 +151,7 @@ impl Ledger {
     /// now is lost, and logged.
     pub fn close(self) {
         self.send(Command::Close);
-        for thread in [self.thread, self.clerk] {
+        for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the ledger panicked");
             }

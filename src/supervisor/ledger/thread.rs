@@ -17,18 +17,19 @@ use super::{
     Inbox, Tell,
     books::{Books, Contents, Done},
     clerk::Desk,
+    disk::{Disk, Group, Log},
     hooks::{Arrived, Hooks},
     queries,
     say::{Command, Query, Told},
-    store::{self, Fault, StoreError},
+    store::{self, Fault, Opened, StoreError},
     tokens,
     waiting::{Extent, Waiting},
-    webhook::{self, Incoming, Proven, Reading},
+    webhook::{self, Incoming, Proven, Reading, unavailable},
     write::{Known, Write},
 };
 use crate::{
     domain::{
-        api::DeliveryState,
+        api::{Answer, DeliveryState},
         deploy::accept::Snapshot,
         model::{AppName, At, CommitId, DeliveryId, DeployId},
     },
@@ -46,6 +47,7 @@ pub(super) struct State {
     tell: Arc<Tell>,
     inbox: Arc<Inbox>,
     desk: Arc<Desk>,
+    disk: Arc<Disk>,
     hooks: Hooks,
     snapshot: Arc<Snapshot>,
     /// Apps whose deploys are told to a forge.
@@ -65,12 +67,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(path: PathBuf, tell: Arc<Tell>, inbox: Arc<Inbox>, desk: Arc<Desk>) -> Self {
+    pub(super) fn new(path: PathBuf, tell: Arc<Tell>, inbox: Arc<Inbox>, desk: Arc<Desk>, disk: Arc<Disk>) -> Self {
         Self {
             path,
             tell,
             inbox,
             desk,
+            disk,
             hooks: Hooks::default(),
             snapshot: Arc::default(),
             telling: BTreeSet::new(),
@@ -105,7 +108,11 @@ impl State {
             }
         }
         desk.close();
-        let store = desk.books().store.take();
+        let mut books = desk.books();
+        self.close_log();
+        let store = books.store.take();
+        drop(books);
+        self.disk.close();
         if let Some(Err((_, error))) = store.map(Connection::close) {
             tracing::error!("{}: {error}", self.path.display());
         }
@@ -164,38 +171,83 @@ impl State {
         if arrived.health {
             (self.tell)(Told::Health);
         }
+        let durable = self.disk.answers();
+        self.answer(&durable);
         let snapshot = Arc::clone(&self.snapshot);
-        let (proven, mut gone) = self.hear(&arrived.deliveries, &snapshot);
+        let proven = self.hear(&arrived.deliveries, &snapshot);
         if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
-            self.answer(&turned_away(&proven));
+            self.answer(&TurnedAway::all(&proven).0);
         } else if let Some(extent) = self.extent(&proven) {
             let desk = Arc::clone(&self.desk);
-            let mut books = desk.books();
-            let done = self.write(&mut books, &proven, extent);
-            self.answer(&done);
-            gone.append(&mut self.hooks.flush());
-            // With the books in hand, so that nobody tells of later rows before.
-            for told in done.told {
-                (self.tell)(told);
+            let waited_for = proven.len() + usize::from(self.waiting.is_hurried());
+            match self.write(&mut desk.books(), &proven, extent) {
+                Ok(()) => self.make_durable(waited_for, extent),
+                Err(TurnedAway(answers)) => self.answer(&answers),
             }
         }
         drop(proven);
         self.hooks.forget(arrived.deliveries);
-        gone.append(&mut self.hooks.flush());
-        for listener in arrived.closed.into_iter().chain(gone) {
+        self.send();
+        for listener in arrived.closed {
             (self.tell)(Told::ChannelClosed { listener });
+        }
+        if let Some(error) = self.disk.fault() {
+            let desk = Arc::clone(&self.desk);
+            self.close_store(&mut desk.books());
+            self.begin_trouble(format!("{}: {error}", self.path.display()));
         }
         self.answer_queries();
     }
 
-    fn answer(&mut self, done: &Done) {
-        for (listener, answer) in &done.answers {
+    fn answer(&mut self, answers: &[(usize, Answer)]) {
+        for (listener, answer) in answers {
             self.hooks.answer(*listener, answer);
         }
     }
 
-    /// Answers what needs no store, and returns what does, and the listeners that are gone.
-    fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> (Vec<Proven<'a>>, Vec<usize>) {
+    /// Sends the answers that are there.
+    fn send(&mut self) {
+        for listener in self.hooks.flush() {
+            (self.tell)(Told::ChannelClosed { listener });
+        }
+    }
+
+    /// Has what is committed synced: here, where one alone waits for it and nothing else is to be done meanwhile,
+    /// else by the disk's thread.
+    fn make_durable(&mut self, waited_for: usize, extent: Extent) {
+        let disk = Arc::clone(&self.disk);
+        if extent == Extent::Trial {
+            let log = disk.log();
+            let groups = disk.sync(&log);
+            if !disk.is_faulty() {
+                self.recover();
+            }
+            self.release(groups);
+        } else if let Some(log) = disk.free_log().filter(|_| waited_for == 1 && self.hooks.is_quiet()) {
+            self.settle(&log);
+        } else {
+            disk.ask();
+        }
+    }
+
+    /// Syncs what is committed, answers and tells.
+    fn settle(&mut self, log: &Log) {
+        let groups = self.disk.sync(log);
+        self.release(groups);
+    }
+
+    fn release(&mut self, groups: Vec<Group>) {
+        let before = self.disk.answers();
+        self.answer(&before);
+        groups.iter().for_each(|group| self.answer(&group.answers));
+        self.send();
+        for told in groups.into_iter().flat_map(|group| group.told) {
+            (self.tell)(told);
+        }
+    }
+
+    /// Answers what needs no store, and returns what does.
+    fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> Vec<Proven<'a>> {
         let (mut kept, mut passed, mut refused) = (Vec::new(), Vec::new(), VecDeque::new());
         for one in incoming {
             match webhook::read(one, snapshot) {
@@ -221,11 +273,11 @@ impl State {
             }
         }
         // These wait for no commit.
-        let gone = self.hooks.flush();
+        self.send();
         if !passed.is_empty() || !refused.is_empty() {
             self.desk.hand_over(&mut passed, &mut refused);
         }
-        (kept, gone)
+        kept
     }
 
     /// Is it time to write, and what?
@@ -238,24 +290,24 @@ impl State {
         if asked || self.desk.needs_help() { Some(Extent::All) } else { self.waiting.extent(!incoming.is_empty()) }
     }
 
-    fn write(&mut self, books: &mut Books, incoming: &[Proven<'_>], extent: Extent) -> Done {
+    fn write(&mut self, books: &mut Books, incoming: &[Proven<'_>], extent: Extent) -> Result<(), TurnedAway> {
         self.open(books);
         if extent.is_everything() {
             self.desk.empty_tray(&mut books.answered);
         }
-        match self.transact(books, incoming, extent) {
-            None => turned_away(incoming),
-            Some(Ok(done)) => self.finish(done, extent),
-            Some(Err(error)) if Fault::of(&error) == Fault::Damaged => {
-                self.begin_anew(books, &error);
-                match self.transact(books, incoming, extent) {
-                    Some(Ok(done)) => self.finish(done, extent),
-                    Some(Err(error)) => self.give_up(books, &error, incoming),
-                    None => turned_away(incoming),
-                }
-            }
-            Some(Err(error)) => self.give_up(books, &error, incoming),
+        let mut done = self.transact(books, incoming, extent);
+        if let Some(Err(error)) = &done
+            && Fault::of(error) == Fault::Damaged
+        {
+            self.begin_anew(books, error);
+            done = self.transact(books, incoming, extent);
         }
+        match done {
+            Some(Ok(done)) => self.finish(done, extent),
+            Some(Err(error)) => return Err(self.give_up(books, &error, incoming)),
+            None => return Err(TurnedAway::all(incoming)),
+        }
+        Ok(())
     }
 
     /// `None`: no store is open.
@@ -274,31 +326,48 @@ impl State {
         Some(done)
     }
 
-    /// After a commit.
-    fn finish(&mut self, mut done: Done, extent: Extent) -> Done {
+    /// After a commit, with the books in hand.
+    fn finish(&mut self, done: Done, extent: Extent) {
         self.inbox.committed();
         self.inbox.heard().add(done.heard);
-        for event in std::mem::take(&mut done.events) {
+        for event in done.events {
             self.waiting.put_off(Write::Event(event));
         }
         if extent.is_everything() {
             self.desk.set_stuck(false);
         }
+        self.disk.put(Group { answers: done.answers, told: done.told });
+    }
+
+    /// After a trial of the disk.
+    fn recover(&mut self) {
         if self.trouble.take().is_some() {
             tracing::info!("{}: takes what comes again", self.path.display());
-            done.told.insert(0, Told::Recovered);
+            (self.tell)(Told::Recovered);
         }
-        done
     }
 
     /// The store takes nothing now: everything waits but the deliveries, which are answered.
-    fn give_up(&mut self, books: &mut Books, error: &rusqlite::Error, incoming: &[Proven<'_>]) -> Done {
+    fn give_up(&mut self, books: &mut Books, error: &rusqlite::Error, incoming: &[Proven<'_>]) -> TurnedAway {
         // What failed in the disk's hands is better opened again; a full one can still be read.
         if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
-            close_store(books);
+            self.close_store(books);
         }
         self.begin_trouble(format!("{}: {error}", self.path.display()));
-        turned_away(incoming)
+        TurnedAway::all(incoming)
+    }
+
+    fn close_log(&mut self) {
+        let disk = Arc::clone(&self.disk);
+        let mut log = disk.log();
+        self.settle(&log);
+        log.replace(None);
+    }
+
+    fn close_store(&mut self, books: &mut Books) {
+        self.close_log();
+        books.store = None;
+        books.answered.forget_noted();
     }
 
     fn begin_trouble(&mut self, message: String) {
@@ -324,7 +393,7 @@ impl State {
     fn open(&mut self, books: &mut Books) {
         if books.store.is_none() {
             match store::open(&self.path, now()) {
-                Ok((store, alert)) => self.take_store(books, store, alert),
+                Ok(opened) => self.take_store(books, opened),
                 Err(error) => self.begin_trouble(error.to_string()),
             }
         }
@@ -338,12 +407,13 @@ impl State {
         }
     }
 
-    fn take_store(&mut self, books: &mut Books, store: Connection, alert: Option<String>) {
+    fn take_store(&mut self, books: &mut Books, Opened { store, log, alert }: Opened) {
         match tokens::all(&store) {
             Ok(tokens) => (self.tell)(Told::Tokens(tokens)),
             Err(error) => tracing::error!("{}: the tokens cannot be read: {error}", self.path.display()),
         }
         self.count_deliveries(&store);
+        self.disk.log().replace(Some(log));
         books.store = Some(store);
         if let Some(message) = alert {
             tracing::error!("{message}");
@@ -355,16 +425,16 @@ impl State {
     fn begin_anew(&mut self, books: &mut Books, error: &rusqlite::Error) {
         let last = |table| books.store.as_ref().and_then(|store| store::last_number(store, table).ok()).unwrap_or(0);
         let (deploys, deliveries) = (last("deploys"), last("deliveries"));
-        close_store(books);
+        self.close_store(books);
         let fresh = store::move_aside(&self.path, now(), error).and_then(|alert| {
-            let (store, _) = store::open(&self.path, now())?;
+            let opened = store::open(&self.path, now())?;
             let sql = |source| StoreError::Sql { path: self.path.clone(), source };
-            store::count_from(&store, "deploys", deploys).map_err(sql)?;
-            store::count_from(&store, "deliveries", deliveries).map_err(sql)?;
-            Ok((store, alert))
+            store::count_from(&opened.store, "deploys", deploys).map_err(sql)?;
+            store::count_from(&opened.store, "deliveries", deliveries).map_err(sql)?;
+            Ok(Opened { alert: Some(alert), ..opened })
         });
         match fresh {
-            Ok((store, alert)) => self.take_store(books, store, Some(alert)),
+            Ok(opened) => self.take_store(books, opened),
             Err(error) => self.begin_trouble(error.to_string()),
         }
     }
@@ -375,6 +445,9 @@ impl State {
         }
         let desk = Arc::clone(&self.desk);
         let mut books = desk.books();
+        // What is told of the same rows comes before.
+        let disk = Arc::clone(&self.disk);
+        self.settle(&disk.log());
         // What a store that takes nothing still holds need not be sent again.
         let gone = self.waiting.forgotten();
         for (ticket, mut query) in std::mem::take(&mut self.queries) {
@@ -404,14 +477,14 @@ impl State {
     }
 }
 
-fn close_store(books: &mut Books) {
-    books.store = None;
-    books.answered.forget_noted();
-}
+/// The answers to deliveries that the store does not take: they may come again later.
+struct TurnedAway(Vec<(usize, Answer)>);
 
-/// The answers to these without the store: they may come again later.
-fn turned_away(incoming: &[Proven<'_>]) -> Done {
-    Done::answered(incoming.iter().map(|one| (one.incoming.listener, one.incoming.unavailable())).collect())
+impl TurnedAway {
+    fn all(incoming: &[Proven<'_>]) -> Self {
+        let answers = incoming.iter().map(|Proven { incoming: one, .. }| (one.listener, unavailable(one.raw.ticket)));
+        Self(answers.collect())
+    }
 }
 
 pub(super) fn now() -> At {

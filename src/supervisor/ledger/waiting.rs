@@ -57,6 +57,11 @@ impl Waiting {
         self.due
     }
 
+    /// Does somebody wait for some of it?
+    pub(super) fn is_hurried(&self) -> bool {
+        self.hurried
+    }
+
     /// What waits is written at once.
     pub(super) fn hurry(&mut self) {
         self.hurried = true;

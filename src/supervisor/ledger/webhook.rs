@@ -73,12 +73,12 @@ impl Incoming {
         file.read_exact_at(&mut bytes, 0)?;
         Ok(Cow::Owned(bytes))
     }
+}
 
-    /// The answer while the store takes nothing.
-    pub(super) fn unavailable(&self) -> Answer {
-        let detail = "the delivery could not be stored; nothing of it was kept, send it again later";
-        problem(self.raw.ticket, 503, "Service Unavailable", detail, Some(RETRY_AFTER))
-    }
+/// The answer while the store takes nothing.
+pub(super) fn unavailable(ticket: u64) -> Answer {
+    let detail = "the delivery could not be stored; nothing of it was kept, send it again later";
+    problem(ticket, 503, "Service Unavailable", detail, Some(RETRY_AFTER))
 }
 
 /// What a request is, before the store is asked.
