@@ -30,7 +30,10 @@ pub(super) fn append(connection: &Connection, view: &mut DeployView, rev: Option
 /// Stores a deploy and its steps as they are now.
 pub(super) fn update(connection: &Connection, view: &DeployView, attempts: u32) -> rusqlite::Result<()> {
     put(connection, Some(view.id), view, attempts)?;
-    connection.prepare_cached("DELETE FROM steps WHERE deploy = ?1")?.execute([view.id])?;
+    // To remove what is not there costs more than the row of the deploy.
+    if connection.prepare_cached("SELECT 1 FROM steps WHERE deploy = ?1 LIMIT 1")?.exists([view.id])? {
+        connection.prepare_cached("DELETE FROM steps WHERE deploy = ?1")?.execute([view.id])?;
+    }
     let mut insert = connection.prepare_cached(
         "INSERT INTO steps (deploy, number, name, command, state, duration_s, exited, code, signal)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
