@@ -177,6 +177,8 @@ pub struct Supervisor {
     asking: BTreeSet<AppName>,
     /// How often an app's branch is looked at, and the ticket of the timer that does.
     polls: BTreeMap<AppName, (Duration, u64)>,
+    /// Deploys whose steps may have left something temporary.
+    step_tmps: BTreeSet<DeployId>,
     /// Helpers that wait for what a deploy does after its fetch.
     reserves: HashMap<DeployId, pipeline::Reserve>,
     /// Helpers that wait for the fetch of a deploy that has begun.

@@ -216,6 +216,7 @@ fn build(
         news_due: BTreeSet::new(),
         asking: BTreeSet::new(),
         polls: BTreeMap::new(),
+        step_tmps: BTreeSet::new(),
         reserves: HashMap::new(),
         fetchers: HashMap::new(),
         coming_jobs: HashMap::new(),

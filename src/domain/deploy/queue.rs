@@ -300,12 +300,12 @@ impl Lane {
     /// Puts a deploy into the line; of it and those that wait, the newer ones stay.
     fn join(&mut self, mut new: Waiting, now: Now, out: &mut Vec<Action>) {
         let older: Vec<_> = self.waiting.extract_if(.., |old| supersedes(&new.queued, &old.queued)).collect();
-        for old in older {
-            new.stand_for(&old);
+        for mut old in older {
+            new.stand_for(&mut old);
             supersede(old.queued, new.queued.view.id, now, out);
         }
         if let Some(newer) = self.waiting.iter_mut().find(|old| supersedes(&old.queued, &new.queued)) {
-            newer.stand_for(&new);
+            newer.stand_for(&mut new);
             return supersede(new.queued, newer.queued.view.id, now, out);
         }
         let place = self.waiting.partition_point(|old| old.queued.rank() < new.queued.rank());
@@ -390,12 +390,13 @@ impl Waiting {
 
     /// A push that took the place of another must not lose it, should it be the older commit that
     /// came late. Where people approve commits, no other one goes live.
-    fn stand_for(&mut self, old: &Self) {
+    fn stand_for(&mut self, old: &mut Self) {
         let push = |queued: &Queued| queued.rev.is_none() && !queued.is_rollback();
         let any = !self.deploy.approve && push(&self.queued) && push(&old.queued);
         if any && (old.tip || old.queued.view.commit != self.queued.view.commit) {
             self.tip = true;
-            self.also.extend(old.also.iter().chain(&old.queued.view.commit).cloned());
+            self.also.append(&mut old.also);
+            self.also.extend(old.queued.view.commit.clone());
             self.also.drain(..self.also.len().saturating_sub(MOST_OTHERS));
         }
     }

@@ -155,6 +155,7 @@ impl Supervisor {
         let mut resumed = Vec::new();
         let mut unproven = self.all_unproven();
         for Unfinished { deploy, attempts, rev } in unfinished {
+            self.step_tmps.insert(deploy.id);
             let spec = self.apps.get(&deploy.app).and_then(|app| app.spec().deploy.as_ref());
             let found = Found {
                 live: self.deploys.live(&deploy.app),
@@ -364,6 +365,7 @@ impl Supervisor {
                 // Only checks have a folder of their own where commits go into a working tree.
                 let tree = app.deploy.as_ref().and_then(|deploy| deploy.tree()).filter(|_| kind != StepKind::Check);
                 let place = tree.map(Path::to_owned).or(release);
+                self.step_tmps.insert(view.id);
                 JobSpec {
                     deploy: Some(view.id),
                     app: app.name.clone(),

@@ -84,7 +84,7 @@ impl Supervisor {
 
     /// What is temporary goes with its deploy.
     pub(super) fn remove_tmp(&mut self, view: &DeployView) {
-        let Some(app) = self.apps.get(&view.app) else { return };
+        let Some(app) = self.apps.get(&view.app).filter(|_| self.step_tmps.remove(&view.id)) else { return };
         let (name, who, path) = (view.app.clone(), app.spec().work_as.clone(), self.step_tmp(view));
         self.files.run(
             move || path.is_dir().then_some(path),
