@@ -10,9 +10,9 @@ use std::{
 };
 
 use super::{
-    Inbox,
+    Inbox, Tell,
     books::{Answered, Books, Contents, Noted, Refused, take_refused},
-    disk::{Disk, Group},
+    disk::Disk,
     thread::now,
     waiting::{Extent, Waiting},
     webhook::Passed,
@@ -123,9 +123,9 @@ impl Desk {
     }
 
     /// The clerk's work, until the desk is closed.
-    pub(super) fn run(&self, disk: &Disk, inbox: &Inbox) {
+    pub(super) fn run(&self, disk: &Disk, tell: &Tell, inbox: &Inbox) {
         while let Some(due) = self.wait() {
-            if let Err(error) = self.write(due, disk, inbox) {
+            if let Err(error) = self.write(due, disk, tell, inbox) {
                 tracing::warn!("what is answered cannot be written now: {error}");
                 self.set_stuck(true);
                 inbox.wake();
@@ -159,7 +159,7 @@ impl Desk {
     }
 
     /// Writes what is there; between a few rows and the next the books are free.
-    fn write(&self, due: Due, disk: &Disk, inbox: &Inbox) -> rusqlite::Result<()> {
+    fn write(&self, due: Due, disk: &Disk, tell: &Tell, inbox: &Inbox) -> rusqlite::Result<()> {
         loop {
             let mut books = self.books();
             let Books { store, answered } = &mut *books;
@@ -183,8 +183,7 @@ impl Desk {
             let contents = Contents { incoming: &[], extent: Extent::Answered, known };
             let done = answered.transact(store, &mut Waiting::default(), contents)?;
             inbox.committed();
-            disk.put(Group { answers: done.answers, told: done.told });
-            disk.ask();
+            disk.put_told(done.told, tell);
             if answered.is_empty() {
                 return Ok(());
             }

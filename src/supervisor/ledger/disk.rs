@@ -8,10 +8,14 @@ use std::{
     fs::File,
     io,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use super::{Inbox, Tell, say::Told, webhook};
 use crate::domain::api::Answer;
+
+/// What nobody waits for is on the disk this long after its commit.
+const UNHURRIED_SYNC: Duration = Duration::from_millis(500);
 
 /// What one commit did.
 pub(super) struct Group {
@@ -39,6 +43,8 @@ struct Line {
     groups: VecDeque<Group>,
     /// The thread is to sync them.
     asked: bool,
+    /// When it is to sync what was told already.
+    due: Option<Instant>,
     /// Of synced ones, to be sent by the thread that has the channels.
     answers: Vec<(usize, Answer)>,
     /// The disk refused a sync.
@@ -61,9 +67,26 @@ impl Disk {
         self.log.try_lock().ok()
     }
 
-    /// Takes what a commit did. Called with the books in hand, so that it stands in the order of the commits.
+    /// Takes what a commit did. This and [`Disk::put_told`] are called with the books in hand, so that all stands in
+    /// the order of the commits.
     pub(super) fn put(&self, group: Group) {
         lock(&self.line).groups.push_back(group);
+    }
+
+    /// Takes what a commit did that nobody waits for: only the past is told by it. That is told at once, unless
+    /// something before it waits for the disk.
+    pub(super) fn put_told(&self, told: Vec<Told>, tell: &Tell) {
+        let log = self.free_log();
+        let mut line = lock(&self.line);
+        if log.is_some() && line.groups.is_empty() {
+            line.due.get_or_insert_with(|| Instant::now() + UNHURRIED_SYNC);
+            drop(line);
+            told.into_iter().for_each(tell);
+        } else {
+            line.groups.push_back(Group { answers: Vec::new(), told });
+            line.asked = true;
+        }
+        self.came.notify_one();
     }
 
     /// Has the thread sync what was put.
@@ -75,6 +98,11 @@ impl Disk {
     /// What the thread left to be answered.
     pub(super) fn answers(&self) -> Vec<(usize, Answer)> {
         std::mem::take(&mut lock(&self.line).answers)
+    }
+
+    /// Is something to be synced before it is answered and told?
+    pub(super) fn is_waited_for(&self) -> bool {
+        !lock(&self.line).groups.is_empty()
     }
 
     /// Did it refuse a sync, and nobody has asked for the reason yet?
@@ -90,10 +118,12 @@ impl Disk {
     /// Syncs what was put until now, and returns it. What the disk refuses is in the store nevertheless, perhaps
     /// until the next power cut: it is told, and its senders are asked to come again.
     pub(super) fn sync(&self, log: &Log) -> Vec<Group> {
-        let groups = lock(&self.line).groups.len();
-        if groups == 0 {
+        let mut line = lock(&self.line);
+        let groups = line.groups.len();
+        if line.due.take().is_none() && groups == 0 {
             return Vec::new();
         }
+        drop(line);
         let synced = log.0.as_ref().map_or(Ok(()), File::sync_data);
         let mut line = lock(&self.line);
         let mut groups: Vec<Group> = line.groups.drain(..groups).collect();
@@ -133,7 +163,11 @@ impl Disk {
     fn wait(&self) -> bool {
         let mut line = lock(&self.line);
         while !line.asked && !line.closing {
-            line = self.came.wait(line).unwrap_or_else(PoisonError::into_inner);
+            line = match line.due.map(|due| due.saturating_duration_since(Instant::now())) {
+                None => self.came.wait(line).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return true,
+                Some(left) => self.came.wait_timeout(line, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
         std::mem::take(&mut line.asked)
     }
@@ -169,6 +203,24 @@ mod tests {
         put(&disk, 3);
         assert_eq!(statuses(&disk.sync(&disk.log())), [(3, 202)]);
         assert!(disk.sync(&disk.log()).is_empty() && !disk.is_faulty());
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_told_at_once_and_in_order() {
+        let disk = Disk::default();
+        disk.log().replace(Some(tempfile::tempfile().unwrap()));
+        let (send, told) = std::sync::mpsc::channel();
+        let tell = move |what| drop(send.send(what));
+        let seen = || -> Vec<u64> {
+            told.try_iter().map(|told| if let Told::Committed { ticket } = told { ticket } else { 0 }).collect()
+        };
+        disk.put_told(vec![Told::Committed { ticket: 1 }], &tell);
+        assert_eq!(seen(), [1]);
+        put(&disk, 2);
+        disk.put_told(vec![Told::Committed { ticket: 3 }], &tell);
+        assert!(seen().is_empty());
+        disk.sync(&disk.log()).into_iter().flat_map(|group| group.told).for_each(&tell);
+        assert_eq!(seen(), [2, 3]);
     }
 
     #[test]

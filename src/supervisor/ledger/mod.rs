@@ -117,8 +117,8 @@ impl Ledger {
             with_all_blocked(|| std::thread::Builder::new().name(name.to_owned()).spawn(run))
         };
         let thread = start("ledger", Box::new(move || state.run()))?;
-        let (its_disk, its_inbox) = (Arc::clone(&disk), Arc::clone(&inbox));
-        let clerk = start("clerk", Box::new(move || desk.run(&its_disk, &its_inbox)))?;
+        let (its_disk, its_tell, its_inbox) = (Arc::clone(&disk), Arc::clone(&tell), Arc::clone(&inbox));
+        let clerk = start("clerk", Box::new(move || desk.run(&its_disk, &*its_tell, &its_inbox)))?;
         let its_inbox = Arc::clone(&inbox);
         let disk = start("disk", Box::new(move || disk.run(&*tell, &its_inbox)))?;
         Ok(Self { inbox, threads: [thread, clerk, disk] })

@@ -178,12 +178,7 @@ impl State {
         if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
             self.answer(&TurnedAway::all(&proven).0);
         } else if let Some(extent) = self.extent(&proven) {
-            let desk = Arc::clone(&self.desk);
-            let waited_for = proven.len() + usize::from(self.waiting.is_hurried());
-            match self.write(&mut desk.books(), &proven, extent) {
-                Ok(()) => self.make_durable(waited_for, extent),
-                Err(TurnedAway(answers)) => self.answer(&answers),
-            }
+            self.take_up(&proven, extent);
         }
         drop(proven);
         self.hooks.forget(arrived.deliveries);
@@ -197,6 +192,22 @@ impl State {
             self.begin_trouble(format!("{}: {error}", self.path.display()));
         }
         self.answer_queries();
+    }
+
+    /// Commits these, and what else is due.
+    fn take_up(&mut self, incoming: &[Proven<'_>], extent: Extent) {
+        let waited_for = incoming.len() + usize::from(self.waiting.is_hurried());
+        let desk = Arc::clone(&self.desk);
+        let mut books = desk.books();
+        match self.write(&mut books, incoming, extent) {
+            Ok(done) if waited_for == 0 && extent != Extent::Trial => self.disk.put_told(done.told, &*self.tell),
+            Ok(done) => {
+                self.disk.put(Group { answers: done.answers, told: done.told });
+                drop(books);
+                self.make_durable(waited_for, extent);
+            }
+            Err(TurnedAway(answers)) => self.answer(&answers),
+        }
     }
 
     fn answer(&mut self, answers: &[(usize, Answer)]) {
@@ -290,7 +301,7 @@ impl State {
         if asked || self.desk.needs_help() { Some(Extent::All) } else { self.waiting.extent(!incoming.is_empty()) }
     }
 
-    fn write(&mut self, books: &mut Books, incoming: &[Proven<'_>], extent: Extent) -> Result<(), TurnedAway> {
+    fn write(&mut self, books: &mut Books, incoming: &[Proven<'_>], extent: Extent) -> Result<Done, TurnedAway> {
         self.open(books);
         if extent.is_everything() {
             self.desk.empty_tray(&mut books.answered);
@@ -303,11 +314,10 @@ impl State {
             done = self.transact(books, incoming, extent);
         }
         match done {
-            Some(Ok(done)) => self.finish(done, extent),
-            Some(Err(error)) => return Err(self.give_up(books, &error, incoming)),
-            None => return Err(TurnedAway::all(incoming)),
+            Some(Ok(done)) => Ok(self.finish(done, extent)),
+            Some(Err(error)) => Err(self.give_up(books, &error, incoming)),
+            None => Err(TurnedAway::all(incoming)),
         }
-        Ok(())
     }
 
     /// `None`: no store is open.
@@ -326,17 +336,17 @@ impl State {
         Some(done)
     }
 
-    /// After a commit, with the books in hand.
-    fn finish(&mut self, done: Done, extent: Extent) {
+    /// After a commit.
+    fn finish(&mut self, mut done: Done, extent: Extent) -> Done {
         self.inbox.committed();
         self.inbox.heard().add(done.heard);
-        for event in done.events {
+        for event in std::mem::take(&mut done.events) {
             self.waiting.put_off(Write::Event(event));
         }
         if extent.is_everything() {
             self.desk.set_stuck(false);
         }
-        self.disk.put(Group { answers: done.answers, told: done.told });
+        done
     }
 
     /// After a trial of the disk.
@@ -446,8 +456,10 @@ impl State {
         let desk = Arc::clone(&self.desk);
         let mut books = desk.books();
         // What is told of the same rows comes before.
-        let disk = Arc::clone(&self.disk);
-        self.settle(&disk.log());
+        if self.disk.is_waited_for() {
+            let disk = Arc::clone(&self.disk);
+            self.settle(&disk.log());
+        }
         // What a store that takes nothing still holds need not be sent again.
         let gone = self.waiting.forgotten();
         for (ticket, mut query) in std::mem::take(&mut self.queries) {
