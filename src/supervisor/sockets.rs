@@ -233,8 +233,10 @@ impl Supervisor {
         };
         let Some(shell) = self.shells.get_mut(name).filter(|shell| !shell.sockets.is_empty()) else { return };
         if self.apps.get(name).is_none_or(|app| rests(app)) {
-            let gone: Vec<_> = std::mem::take(&mut shell.sockets).into_values().collect();
-            if gone.iter().any(|held| held.file.is_some()) {
+            // Those without a file are closed here: whoever hears that it rests is refused from then on.
+            let mut gone: Vec<_> = std::mem::take(&mut shell.sockets).into_values().collect();
+            gone.retain(|held| held.file.is_some());
+            if !gone.is_empty() {
                 self.files.run(move || remove_files(&gone), |_, ()| ());
             }
         }
