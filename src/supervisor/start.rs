@@ -64,6 +64,8 @@ const OLDEST_KERNEL: (u32, u32) = (5, 10);
 /// Where nothing was started for so long, a start or a reload is over; it is not waited for longer than that.
 const SETTLED: Duration = Duration::from_millis(250);
 const LONGEST_START: Duration = Duration::from_secs(60);
+/// The loop sleeps again after no more than this.
+const DONE_WITH_IT: Duration = Duration::from_millis(20);
 
 /// Runs until the ordered end.
 ///
@@ -357,7 +359,8 @@ impl Supervisor {
                 return supervisor.give_back_by(latest);
             }
             supervisor.logger.tell(ToLogger::GiveBack, None);
-            supervisor.ledger.send(Command::GiveBack);
+            // It forgets code of ours as well, so when we are done with this.
+            supervisor.later(DONE_WITH_IT, |supervisor| supervisor.ledger.send(Command::GiveBack));
         });
     }
 
