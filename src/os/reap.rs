@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::{
     io::Errno,
-    process::{Pid, WaitOptions, WaitStatus, wait, waitpid},
+    process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid, waitpid},
 };
 
 use crate::domain::model::Exit;
@@ -13,6 +13,15 @@ use crate::domain::model::Exit;
 /// left live. Never blocks. An end may be told before `Spawner::spawn` has returned its pid.
 pub fn next() -> Option<(u32, Exit)> {
     ended(|| wait(WaitOptions::NOHANG))
+}
+
+/// How this child has ended, without reaping it, which takes longer.
+pub fn look(pid: u32) -> Option<Exit> {
+    let pid = Pid::from_raw(pid.cast_signed())?;
+    let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::Pid(pid), how).ok()??;
+    let code = status.exit_status().map(Exit::Code);
+    code.or_else(|| status.terminating_signal().map(Exit::Signal))
 }
 
 /// The same for this child alone. The kernel finds it at once, where it looks at all of a thousand for the next.
@@ -82,8 +91,9 @@ mod tests {
             let children = ["1", "2"].map(exits);
             let fds = children.map(|pid| pidfd::open(pid).unwrap());
             assert!(fds.iter().all(|fd| pidfd::wait_ended(fd, Duration::from_secs(20))));
+            assert_eq!(look(children[1]), Some(Exit::Code(2)));
             assert_eq!(this(children[1]), Some(Exit::Code(2)));
-            assert_eq!(this(children[1]), None);
+            assert_eq!((look(children[1]), this(children[1])), (None, None));
             assert_eq!(this(std::process::id()), None, "it is no child");
             assert_eq!(next(), Some((children[0], Exit::Code(1))));
         });

@@ -8,6 +8,12 @@ pub const SHORT: Duration = Duration::from_micros(100);
 /// yields waits for so long where others would run.
 pub const LONG: Duration = Duration::from_millis(5);
 
+/// The one that we are on, by its number; a moment later it may be another.
+#[must_use]
+pub fn processor() -> usize {
+    rustix::thread::sched_getcpu()
+}
+
 /// This thread runs with what others leave of the processor.
 pub fn yield_to_others() {
     // On Linux a thread's id names the thread alone; where it is refused, the thread is no less right.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -49,6 +50,17 @@ pub struct Children {
     started: Option<Instant>,
     /// Since when others may have ended beside those that were reaped.
     unreaped: Option<Instant>,
+    /// That have ended, and are reaped with these others.
+    zombies: Vec<u32>,
+    /// And whose seats are looked after then.
+    past: Vec<Past>,
+}
+
+/// A main process that has ended. What is counted and closed after it can wait for the next one of its seat.
+struct Past {
+    id: SeatId,
+    exit: Exit,
+    pidfd: Option<OwnedFd>,
 }
 
 impl Children {
@@ -61,7 +73,8 @@ impl Children {
     pub fn rename(&mut self, old: &AppName, new: &AppName) {
         let owners = self.pids.values_mut().chain(self.ordered.values_mut());
         let seats = owners.filter_map(|owner| if let Owner::Seat(id) = owner { Some(id) } else { None });
-        for id in seats.chain(&mut self.waiting).filter(|id| id.app == *old) {
+        let past = self.past.iter_mut().map(|past| &mut past.id);
+        for id in seats.chain(&mut self.waiting).chain(past).filter(|id| id.app == *old) {
             id.app.clone_from(new);
         }
     }
@@ -138,9 +151,23 @@ impl Supervisor {
     /// from making another meanwhile, so it comes when what follows from this one has been started.
     pub fn reap(&mut self, told: u32) {
         self.children.unreaped.get_or_insert_with(Instant::now);
-        if reap::this(told).is_some_and(|exit| !self.reaped(told, exit)) {
+        let later = self.is_in_nobodys_way(told);
+        let Some(exit) = (if later { reap::look(told) } else { reap::this(told) }) else { return };
+        if later {
+            self.children.zombies.push(told);
+        }
+        if !self.reaped(told, exit) {
             self.look_at_ending_trees();
         }
+    }
+
+    /// May this one be reaped when the next one of its seat runs? Its group counts the living, unless
+    /// their number is limited.
+    fn is_in_nobodys_way(&self, pid: u32) -> bool {
+        let Some(Owner::Seat(id)) = self.children.pids.get(&pid) else { return false };
+        let unlimited = self.apps.get(&id.app).is_some_and(|app| app.spec().limits.tasks.is_none());
+        let group = self.seat(id).and_then(|seat| seat.kit.cgroup.as_ref());
+        unlimited && group.is_some_and(|group| group.birthplace().is_some())
     }
 
     /// Reaps everything that has ended, when it is time to.
@@ -149,6 +176,12 @@ impl Supervisor {
             return;
         }
         self.children.unreaped = None;
+        for pid in std::mem::take(&mut self.children.zombies) {
+            reap::this(pid);
+        }
+        for past in std::mem::take(&mut self.children.past) {
+            self.settle(past);
+        }
         let mut orphans = false;
         while let Some((pid, exit)) = reap::next() {
             orphans |= !self.reaped(pid, exit);
@@ -165,6 +198,7 @@ impl Supervisor {
             self.ended(pid, exit);
         } else if !self.children.ordered.is_empty() {
             self.children.early.insert(pid, exit);
+            self.spawning.hurry();
         }
         known
     }
@@ -191,12 +225,11 @@ impl Supervisor {
                 });
                 let exit = self.judge_memory(&id, exit);
                 let alone = self.tree_is_empty(&id);
-                // The next start is on its way with this; what is counted and closed can wait.
+                // The next start is on its way with this.
                 self.tell(&id, Happening::Exited { exit, alone });
-                drop(pidfd);
-                self.tally.exited(&id.instance(), exit);
                 self.put_sockets_back(&id.app);
-                self.watch_rest(&id);
+                self.children.unreaped.get_or_insert_with(Instant::now);
+                self.children.past.push(Past { id, exit, pidfd });
             }
             Some(Owner::Job(job)) => self.job_exited(job, exit),
             Some(Owner::Listener(number)) => self.listener_exited(number, exit),
@@ -204,6 +237,13 @@ impl Supervisor {
             Some(Owner::Courier(run)) => self.courier_exited(run, exit),
             None => {}
         }
+    }
+
+    fn settle(&mut self, past: Past) {
+        let Past { id, exit, pidfd } = past;
+        drop(pidfd);
+        self.tally.exited(&id.instance(), exit);
+        self.watch_rest(&id);
     }
 
     /// A process without an owner has ended: it may have been the last of a tree.

@@ -24,6 +24,8 @@ use crate::os::{
 const HANGS: Duration = Duration::from_secs(1);
 /// An order that is expected comes within this time. A halted processor takes a good part of it to wake up.
 const AT_ONCE: Duration = Duration::from_micros(150);
+/// The loop hears of a process so much later, as it would run where that takes its first steps.
+const FIRST_STEPS: Duration = Duration::from_micros(500);
 /// Orders that there is room for while none waits.
 const FEW: usize = 16;
 /// Threads beside the first at most: each may hang too.
@@ -33,8 +35,6 @@ const MOST_BESIDE: usize = 8;
 pub struct Spawning {
     queue: Arc<Queue>,
     events: Events,
-    /// A thread can run beside the loop.
-    beside_loop: bool,
     /// Orders without an answer.
     open: usize,
     /// When one was last answered, or given while there were none.
@@ -47,6 +47,8 @@ struct Queue {
     more: Condvar,
     /// Orders that were given, ever. Changed with `inner` locked.
     given: AtomicUsize,
+    /// The processor on which the first thread waits.
+    processor: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -54,6 +56,8 @@ struct Orders {
     waiting: VecDeque<(u64, SpawnSpec)>,
     /// One is likely to come at once.
     expected: bool,
+    /// The loop waits for the last answer.
+    awaited: bool,
     /// Threads beside the first.
     beside: usize,
 }
@@ -63,8 +67,8 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next order; waits for it.
-    fn next(&self) -> (u64, SpawnSpec) {
+    /// The next order; waits for it. `rehearse`: what to do before one that is expected.
+    fn next(&self, mut rehearse: impl FnMut()) -> (u64, SpawnSpec) {
         let mut orders = self.lock();
         loop {
             let expected = std::mem::take(&mut orders.expected);
@@ -76,9 +80,11 @@ impl Queue {
             if expected {
                 let given = self.given.load(Ordering::Relaxed);
                 drop(orders);
+                rehearse();
                 self.watch(given);
                 orders = self.lock();
             } else {
+                self.processor.store(threads::processor(), Ordering::Relaxed);
                 orders = self.more.wait(orders).unwrap_or_else(PoisonError::into_inner);
             }
         }
@@ -90,6 +96,13 @@ impl Queue {
         while self.given.load(Ordering::Relaxed) == given && begun.elapsed() < AT_ONCE {
             std::hint::spin_loop();
         }
+    }
+
+    /// Lets what was just started have the processors, while nobody wants more of us.
+    fn linger(&self) {
+        let idle = |orders: &mut Orders| orders.waiting.is_empty() && !orders.awaited;
+        let waited = self.more.wait_timeout_while(self.lock(), FIRST_STEPS, idle);
+        waited.unwrap_or_else(PoisonError::into_inner).0.awaited = false;
     }
 
     /// The next order for an instance; with none left, one thread less is beside the first.
@@ -114,23 +127,29 @@ impl Spawning {
         let work = move || {
             threads::run_in_turns_of(threads::SHORT, true);
             loop {
-                let (token, spec) = orders.next();
-                let result = spawner.spawn(&spec);
+                let (token, spec) = orders.next(|| spawner.rehearse());
+                let result = spawner.spawn_and_rest(&spec, || orders.linger());
                 // Only a loop that has ended hears nothing.
                 let _ = answers.send(Event::Spawned { token, result });
             }
         };
         with_all_blocked(|| thread::Builder::new().name("spawner".into()).stack_size(256 * 1024).spawn(work))?;
-        let beside_loop = thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
-        Ok(Self { queue, events, beside_loop, open: 0, moved: Instant::now() })
+        Ok(Self { queue, events, open: 0, moved: Instant::now() })
     }
 
-    /// An order will come in a moment, or not: whoever is to carry it out wakes up meanwhile.
+    /// An order will come in a moment, or not: whoever is to carry it out wakes up meanwhile, unless that is on our
+    /// own processor, as it would keep us from giving the order.
     pub fn expect(&self) {
-        if self.open == 0 && self.beside_loop {
+        if self.open == 0 && self.queue.processor.load(Ordering::Relaxed) != threads::processor() {
             self.queue.lock().expected = true;
             self.queue.more.notify_one();
         }
+    }
+
+    /// What is answered next has ended already.
+    pub fn hurry(&self) {
+        self.queue.lock().awaited = true;
+        self.queue.more.notify_one();
     }
 
     /// Answered by [`Event::Spawned`] with this token.

@@ -291,6 +291,18 @@ fn descriptors_come_under_their_numbers() {
 }
 
 #[test]
+fn there_is_a_rest_once_a_program_was_executed() {
+    let rests = std::cell::Cell::new(0);
+    let rest = || rests.set(rests.get() + 1);
+    let mut spawner = Spawner::new().unwrap();
+    let missing = SpawnSpec { program: c"/no/such/program".into(), ..shell("") };
+    assert!(spawner.spawn_and_rest(&missing, rest).is_err());
+    assert_eq!(rests.get(), 0);
+    wait(&spawner.spawn_and_rest(&shell(""), rest).unwrap());
+    assert_eq!(rests.get(), 1);
+}
+
+#[test]
 fn many_descriptors_are_no_hindrance() {
     alone("os::spawn::tests::many_descriptors_are_no_hindrance", || {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
