@@ -137,7 +137,10 @@ fn ask(client: &mut http::Client, head: &[u8], body: &[u8]) {
     assert_eq!(answer.status, 202, "{}", answer.text());
 }
 
-/// One commit of what a delivery and its deploy are, with the settings of the product's store.
+/// The tables of the product's store.
+const SCHEMA: &str = include_str!("../src/supervisor/ledger/schema.sql");
+
+/// One commit of the rows that a delivery and its deploy are, in a store like the product's.
 struct Commits {
     store: Connection,
 }
@@ -146,12 +149,10 @@ impl Commits {
     fn new(folder: &Path) -> Self {
         let store = Connection::open(folder.join("floor.db")).unwrap();
         store
-            .execute_batch(
-                "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=250;
-                 CREATE TABLE deliveries (id INTEGER PRIMARY KEY, sender_id TEXT, at INTEGER, app TEXT, \"commit\" TEXT, state TEXT);
-                 CREATE TABLE bodies (delivery INTEGER PRIMARY KEY, body BLOB);
-                 CREATE TABLE deploys (id INTEGER PRIMARY KEY, app TEXT, state TEXT, \"commit\" TEXT, queued_at INTEGER);",
-            )
+            .execute_batch(&format!(
+                "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
+                 PRAGMA wal_autocheckpoint=4000; {SCHEMA}"
+            ))
             .unwrap();
         Self { store }
     }
@@ -162,9 +163,18 @@ impl Commits {
         };
         let (id, commit) = (format!("bench-{number}"), format!("{number:040x}"));
         run("BEGIN", &[]);
-        run("INSERT INTO deliveries VALUES (NULL, ?1, 0, 'site', ?2, 'accepted')", &[&id, &commit]);
+        run(
+            "INSERT INTO deliveries (sender_id, at, app, dialect, event, ref, \"commit\", address, state)
+             VALUES (?1, 0, 'site', 'github', 'push', 'refs/heads/main', ?2, '127.0.0.1', 'accepted')",
+            &[&id, &commit],
+        );
+        run("INSERT INTO delivery_apps VALUES (last_insert_rowid(), 'site')", &[]);
         run("INSERT INTO bodies VALUES (last_insert_rowid(), ?1)", &[&body]);
-        run("INSERT INTO deploys VALUES (NULL, 'site', 'queued', ?1, 0)", &[&commit]);
+        run(
+            "INSERT INTO deploys (app, state, \"commit\", ref, by, delivery, queued_at, attempts)
+             VALUES ('site', 'queued', ?1, 'refs/heads/main', '{\"kind\":\"delivery\"}', last_insert_rowid(), 0, 0)",
+            &[&commit],
+        );
         run("COMMIT", &[]);
     }
 }
