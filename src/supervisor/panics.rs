@@ -25,7 +25,7 @@ use super::{
 use crate::os::{mask, replace::Note};
 
 /// Threads that somebody waits for. Those of a single question are not among them.
-const NEEDED: [&str; 7] = ["clerk", "files", "handover", "ledger", "makers", "spawner", "watch"];
+const NEEDED: [&str; 8] = ["clerk", "disk", "files", "handover", "ledger", "makers", "spawner", "watch"];
 /// What is meant for the disk has so long to get there.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Whoever lived for less than this may have to do with what comes again at once.
