@@ -75,9 +75,9 @@ impl Incoming {
     }
 }
 
-/// The answer while the store takes nothing.
+/// The answer while the store takes nothing, or the disk does not say that it has what the store took.
 pub(super) fn unavailable(ticket: u64) -> Answer {
-    let detail = "the delivery could not be stored; nothing of it was kept, send it again later";
+    let detail = "the delivery could not be stored safely; send it again later";
     problem(ticket, 503, "Service Unavailable", detail, Some(RETRY_AFTER))
 }
 
