@@ -292,7 +292,9 @@ fn group(programs: &Programs) {
                 }
                 let answer = clients[*n].answer(false);
                 assert_eq!(answer.status, 202, "{}", answer.text());
-                messages.next().is_some_and(|message| clients[*n].send(&message))
+                let next = messages.next();
+                assert!(next.iter().all(|message| clients[*n].send(message)));
+                next.is_some()
             });
         }
     });
