@@ -13,6 +13,7 @@ use super::{
     Inbox, Tell,
     books::{Answered, Books, Contents, Noted, Refused, take_refused},
     disk::Disk,
+    lock,
     thread::now,
     waiting::{Extent, Waiting},
     webhook::Passed,
@@ -57,10 +58,6 @@ struct Tray {
     /// Left to the ledger's thread until that has written something.
     stuck: bool,
     closing: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Desk {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Inbox, Tell, say::Told, webhook};
+use super::{Inbox, Tell, lock, say::Told, webhook};
 use crate::domain::api::Answer;
 
 /// What nobody waits for is on the disk this long after its commit.
@@ -26,16 +26,13 @@ pub(super) struct Group {
 
 #[derive(Default)]
 pub(super) struct Disk {
-    log: Mutex<Log>,
+    /// The log of the store that is open. Whoever syncs has it in hand until what came of that is told: all is told
+    /// in the order of the commits.
+    log: Mutex<Option<File>>,
     line: Mutex<Line>,
     /// There is something for the thread to sync.
     came: Condvar,
 }
-
-/// The log of the store that is open. Whoever syncs has it in hand until what came of that is told: all is told
-/// in the order of the commits.
-#[derive(Default)]
-pub(super) struct Log(Option<File>);
 
 #[derive(Default)]
 struct Line {
@@ -52,18 +49,14 @@ struct Line {
     closing: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Disk {
     /// The log, once nobody else syncs.
-    pub(super) fn log(&self) -> MutexGuard<'_, Log> {
+    pub(super) fn log(&self) -> MutexGuard<'_, Option<File>> {
         lock(&self.log)
     }
 
     /// The log, unless somebody else syncs.
-    pub(super) fn free_log(&self) -> Option<MutexGuard<'_, Log>> {
+    pub(super) fn free_log(&self) -> Option<MutexGuard<'_, Option<File>>> {
         self.log.try_lock().ok()
     }
 
@@ -117,14 +110,14 @@ impl Disk {
 
     /// Syncs what was put until now, and returns it. What the disk refuses is in the store nevertheless, perhaps
     /// until the next power cut: it is told, and its senders are asked to come again.
-    pub(super) fn sync(&self, log: &Log) -> Vec<Group> {
+    pub(super) fn sync(&self, log: Option<&File>) -> Vec<Group> {
         let mut line = lock(&self.line);
         let groups = line.groups.len();
         if line.due.take().is_none() && groups == 0 {
             return Vec::new();
         }
         drop(line);
-        let synced = log.0.as_ref().map_or(Ok(()), File::sync_data);
+        let synced = log.map_or(Ok(()), File::sync_data);
         let mut line = lock(&self.line);
         let mut groups: Vec<Group> = line.groups.drain(..groups).collect();
         if let Err(error) = synced {
@@ -146,7 +139,7 @@ impl Disk {
     pub(super) fn run(&self, tell: &Tell, inbox: &Inbox) {
         while self.wait() {
             let log = self.log();
-            let mut groups = self.sync(&log);
+            let mut groups = self.sync(log.as_ref());
             let mut line = lock(&self.line);
             let answered = line.answers.len();
             line.answers.extend(groups.iter_mut().flat_map(|group| group.answers.drain(..)));
@@ -173,13 +166,6 @@ impl Disk {
     }
 }
 
-impl Log {
-    /// The store has this one from now on; nothing of the one before waits.
-    pub(super) fn replace(&mut self, log: Option<File>) {
-        self.0 = log;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,19 +182,19 @@ mod tests {
     #[test]
     fn what_was_put_is_released_once_and_in_order() {
         let disk = Disk::default();
-        disk.log().replace(Some(tempfile::tempfile().unwrap()));
+        disk.log().replace(tempfile::tempfile().unwrap());
         put(&disk, 1);
         put(&disk, 2);
-        assert_eq!(statuses(&disk.sync(&disk.log())), [(1, 202), (2, 202)]);
+        assert_eq!(statuses(&disk.sync(disk.log().as_ref())), [(1, 202), (2, 202)]);
         put(&disk, 3);
-        assert_eq!(statuses(&disk.sync(&disk.log())), [(3, 202)]);
-        assert!(disk.sync(&disk.log()).is_empty() && !disk.is_faulty());
+        assert_eq!(statuses(&disk.sync(disk.log().as_ref())), [(3, 202)]);
+        assert!(disk.sync(disk.log().as_ref()).is_empty() && !disk.is_faulty());
     }
 
     #[test]
     fn what_nobody_waits_for_is_told_at_once_and_in_order() {
         let disk = Disk::default();
-        disk.log().replace(Some(tempfile::tempfile().unwrap()));
+        disk.log().replace(tempfile::tempfile().unwrap());
         let (send, told) = std::sync::mpsc::channel();
         let tell = move |what| drop(send.send(what));
         let seen = || -> Vec<u64> {
@@ -219,7 +205,7 @@ mod tests {
         put(&disk, 2);
         disk.put_told(vec![Told::Committed { ticket: 3 }], &tell);
         assert!(seen().is_empty());
-        disk.sync(&disk.log()).into_iter().flat_map(|group| group.told).for_each(&tell);
+        disk.sync(disk.log().as_ref()).into_iter().flat_map(|group| group.told).for_each(&tell);
         assert_eq!(seen(), [2, 3]);
     }
 
@@ -227,9 +213,9 @@ mod tests {
     fn a_refused_sync_turns_senders_away_and_is_told() {
         let disk = Disk::default();
         // Nothing of it can be synced.
-        disk.log().replace(Some(File::open("/dev/null").unwrap()));
+        disk.log().replace(File::open("/dev/null").unwrap());
         put(&disk, 1);
-        let groups = disk.sync(&disk.log());
+        let groups = disk.sync(disk.log().as_ref());
         assert_eq!(statuses(&groups), [(1, 503)]);
         assert!(matches!(groups[0].told[..], [Told::Committed { ticket: 1 }]));
         assert!(disk.is_faulty() && disk.fault().is_some() && !disk.is_faulty());

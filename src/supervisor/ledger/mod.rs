@@ -65,9 +65,13 @@ struct Inbox {
     commits: std::sync::atomic::AtomicU64,
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Inbox {
     fn heard(&self) -> MutexGuard<'_, Deliveries> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.heard)
     }
 
     fn take(&self, woken: bool) -> Vec<Command> {
@@ -75,7 +79,7 @@ impl Inbox {
             // The count is of no interest.
             let _ = self.wake.read();
         }
-        std::mem::take(&mut *self.commands.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.commands))
     }
 
     /// Has the thread look at everything.
@@ -139,7 +143,7 @@ impl Ledger {
     /// Hands a command over that can wait until the next one is sent, or [`Ledger::wake`].
     pub fn put(&self, mut command: Command) {
         veil::clean(&mut command);
-        self.inbox.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        lock(&self.inbox.commands).push(command);
     }
 
     /// Has the thread take everything that was handed over.

@@ -4,6 +4,7 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, VecDeque},
+    fs::File,
     os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
@@ -17,7 +18,7 @@ use super::{
     Inbox, Tell,
     books::{Books, Contents, Done},
     clerk::Desk,
-    disk::{Disk, Group, Log},
+    disk::{Disk, Group},
     hooks::{Arrived, Hooks},
     queries,
     say::{Command, Query, Told},
@@ -171,8 +172,6 @@ impl State {
         if arrived.health {
             (self.tell)(Told::Health);
         }
-        let durable = self.disk.answers();
-        self.answer(&durable);
         let snapshot = Arc::clone(&self.snapshot);
         let proven = self.hear(&arrived.deliveries, &snapshot);
         if self.trouble.is_some_and(|again| Instant::now() < again && !self.closing) {
@@ -216,8 +215,10 @@ impl State {
         }
     }
 
-    /// Sends the answers that are there.
+    /// Sends the answers that are there, and those that the disk's thread left.
     fn send(&mut self) {
+        let durable = self.disk.answers();
+        self.answer(&durable);
         for listener in self.hooks.flush() {
             (self.tell)(Told::ChannelClosed { listener });
         }
@@ -229,27 +230,25 @@ impl State {
         let disk = Arc::clone(&self.disk);
         if extent == Extent::Trial {
             let log = disk.log();
-            let groups = disk.sync(&log);
+            let groups = disk.sync(log.as_ref());
             if !disk.is_faulty() {
                 self.recover();
             }
             self.release(groups);
         } else if let Some(log) = disk.free_log().filter(|_| waited_for == 1 && self.hooks.is_quiet()) {
-            self.settle(&log);
+            self.settle(log.as_ref());
         } else {
             disk.ask();
         }
     }
 
     /// Syncs what is committed, answers and tells.
-    fn settle(&mut self, log: &Log) {
+    fn settle(&mut self, log: Option<&File>) {
         let groups = self.disk.sync(log);
         self.release(groups);
     }
 
     fn release(&mut self, groups: Vec<Group>) {
-        let before = self.disk.answers();
-        self.answer(&before);
         groups.iter().for_each(|group| self.answer(&group.answers));
         self.send();
         for told in groups.into_iter().flat_map(|group| group.told) {
@@ -370,8 +369,8 @@ impl State {
     fn close_log(&mut self) {
         let disk = Arc::clone(&self.disk);
         let mut log = disk.log();
-        self.settle(&log);
-        log.replace(None);
+        self.settle(log.as_ref());
+        *log = None;
     }
 
     fn close_store(&mut self, books: &mut Books) {
@@ -423,7 +422,7 @@ impl State {
             Err(error) => tracing::error!("{}: the tokens cannot be read: {error}", self.path.display()),
         }
         self.count_deliveries(&store);
-        self.disk.log().replace(Some(log));
+        *self.disk.log() = Some(log);
         books.store = Some(store);
         if let Some(message) = alert {
             tracing::error!("{message}");
@@ -458,7 +457,7 @@ impl State {
         // What is told of the same rows comes before.
         if self.disk.is_waited_for() {
             let disk = Arc::clone(&self.disk);
-            self.settle(&disk.log());
+            self.settle(disk.log().as_ref());
         }
         // What a store that takes nothing still holds need not be sent again.
         let gone = self.waiting.forgotten();
