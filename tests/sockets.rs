@@ -9,6 +9,7 @@ mod http;
 mod server;
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -151,6 +152,31 @@ fn who_stops_first_keeps_connections_waiting() {
     let answers = asking.join().unwrap();
     assert_eq!((answers[0], *answers.last().unwrap()), (old, server.main_pid("web")));
     assert!(!server.events().iter().any(|e| e["to"] == "draining"));
+}
+
+/// They ask for them at once, at their first start.
+#[test]
+fn all_copies_serve_on_the_same_sockets() {
+    for sockets in [r#""http": "127.0.0.1:0", "udp": "udp:127.0.0.1:0""#, r#""file": "unix:@DIR@/web.sock""#] {
+        let server = web(sockets, "instances: 4");
+        for again in [false, true] {
+            if again {
+                server.ok(&["stop", "web"]);
+                server.ok(&["start", "web"]);
+            }
+            server.wait_state("web", "ready");
+            let instances = server.app("web")["instances"].as_array().unwrap().clone();
+            let held =
+                instances.iter().map(|instance| fs::read_link(format!("/proc/{}/fd/3", instance["pid"])).unwrap());
+            let held: BTreeSet<_> = held.collect();
+            assert_eq!((instances.len(), held.len()), (4, 1), "{held:?}");
+            if sockets.contains("http") {
+                let answered = who(address(&server, "http")).1;
+                assert!(instances.iter().any(|instance| instance["pid"] == answered));
+            }
+        }
+        assert!(!server.events().iter().any(|event| event["to"] == "backoff"));
+    }
 }
 
 #[test]

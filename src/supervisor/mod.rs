@@ -137,6 +137,7 @@ pub struct Supervisor {
     apps: service::Apps,
     /// Boxed like the apps.
     shells: BTreeMap<AppName, Box<seats::Shell>>,
+    binding: sockets::Binding,
     /// Apps that others come after, or came when the config said so: of another nobody needs to hear.
     awaited: BTreeSet<AppName>,
     todo: VecDeque<(AppName, service::Event)>,

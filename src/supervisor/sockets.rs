@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::Path, sync::Arc};
 
 use tracing::warn;
 
-use super::{Supervisor, seats::SeatId};
+use super::{Later, Supervisor, seats::SeatId};
 use crate::{
     domain::{
         config::{self, Socket, SocketAddress},
@@ -35,6 +35,9 @@ pub struct Held {
 
 /// Those of an app, by name.
 pub type Sockets = BTreeMap<String, Arc<Held>>;
+
+/// Apps whose sockets are being bound, and what is done next for the seats that wait for them.
+pub type Binding = BTreeMap<AppName, Vec<(SeatId, Later)>>;
 
 /// The sockets that the config wants: what is held already where it still is there, the rest bound now.
 ///
@@ -180,15 +183,20 @@ fn remove_files(gone: &[Arc<Held>]) {
 }
 
 impl Supervisor {
-    /// Starts a process once its app's sockets are held.
+    /// Starts a process once its app's sockets are held. Whoever comes while they are being bound waits for them:
+    /// all of an app's processes serve on the same ones.
     pub fn with_sockets(&mut self, id: &SeatId, then: impl FnOnce(&mut Supervisor) + Send + 'static) {
         let Some((app, shell)) = self.apps.get(&id.app).zip(self.shells.get(&id.app)) else { return };
+        if let Some(waiting) = self.binding.get_mut(&id.app) {
+            return waiting.push((id.clone(), Box::new(then)));
+        }
         let is_held = |(name, wanted): (&String, &Socket)| {
             shell.sockets.get(name).is_some_and(|held| held.socket == *wanted && held.file.is_none())
         };
         if app.spec().sockets.iter().all(is_held) && app.spec().sockets.len() == shell.sockets.len() {
             return then(self);
         }
+        self.binding.insert(id.app.clone(), Vec::new());
         let (spec, held, id) = (Arc::clone(app.spec()), shell.sockets.clone(), id.clone());
         self.files.run(
             move || {
@@ -197,14 +205,20 @@ impl Supervisor {
                 remove_files(&held.values().filter(|old| !kept(old)).cloned().collect::<Vec<_>>());
                 Ok::<_, String>(sockets)
             },
-            move |supervisor, sockets| match sockets {
-                Ok(sockets) => {
-                    if let Some(shell) = supervisor.shells.get_mut(&id.app) {
-                        shell.sockets = sockets;
+            move |supervisor, sockets| {
+                let waiting = supervisor.binding.remove(&id.app).unwrap_or_default();
+                match sockets {
+                    Ok(sockets) => {
+                        if let Some(shell) = supervisor.shells.get_mut(&id.app) {
+                            shell.sockets = sockets;
+                        }
+                        then(supervisor);
                     }
-                    then(supervisor);
+                    Err(error) => supervisor.tell(&id, Happening::SpawnFailed(error)),
                 }
-                Err(error) => supervisor.tell(&id, Happening::SpawnFailed(error)),
+                for (id, then) in waiting {
+                    supervisor.with_sockets(&id, then);
+                }
             },
         );
     }

@@ -197,6 +197,7 @@ fn build(
         gave_up: Note::GaveUp.left(),
         ended_by: None,
         ending_since: None,
+        binding: BTreeMap::new(),
         awaited: BTreeSet::new(),
         apps: BTreeMap::new(),
         shells: BTreeMap::new(),
