@@ -101,6 +101,24 @@ fn a_restart_goes_one_by_one_and_stops_at_the_first_that_fails() {
 }
 
 #[test]
+fn a_restart_waits_for_those_too_that_had_failed_or_were_stopped() {
+    let server = Server::with_apps(
+        r#""blog": (command: "test -e @DIR@/cured && exec sleep 1000; exit 7", instances: 3, ready: After("100ms"),
+             restart: (give_up: (restarts: 0, within: "1m")))"#,
+    )
+    .started();
+    server.until("all have failed", |s| (states(s) == ["failed"; 3]).then_some(()));
+    let said = server.fails(1, &["restart", "blog"]);
+    assert!(said.contains("blog.1: exited with 7") && !said.contains("runs on"), "{said}");
+    fs::write(server.path().join("cured"), "").unwrap();
+    server.ok(&["restart", "blog"]);
+    assert_eq!(states(&server), ["ready"; 3]);
+    server.ok(&["stop", "blog.3"]);
+    server.ok(&["restart", "blog"]);
+    assert_eq!(states(&server), ["ready"; 3]);
+}
+
+#[test]
 fn a_reload_starts_and_stops_the_difference_alone() {
     let server = Server::with_apps(APP).started();
     server.wait_state("blog", "ready");

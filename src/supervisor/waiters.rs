@@ -86,7 +86,11 @@ impl Supervisor {
 
     fn judge(&self, waiter: &mut Waiter) -> Option<Saying> {
         let mut open = Vec::new();
-        for goal in waiter.goals.drain(..) {
+        for mut goal in waiter.goals.drain(..) {
+            if self.awaits_turn(&mut goal) {
+                open.push(goal);
+                continue;
+            }
             match self.reached(&goal) {
                 None => open.push(goal),
                 Some(Ok(())) => {}
@@ -100,6 +104,14 @@ impl Supervisor {
         }
         let late = waiter.deadline.is_some_and(|at| at <= Instant::now());
         late.then(|| Saying::Refused(Refusal::new(RefusalKind::TimedOut, self.still(&waiter.goals[0]))))
+    }
+
+    /// Is it about a copy that a restart has not come to yet? How that has fared until then does not count.
+    fn awaits_turn(&self, goal: &mut Goal) -> bool {
+        let Goal::Up { id, failures } = goal else { return false };
+        let Some(app) = self.apps.get(&id.app).filter(|app| app.awaits_turn(id.number)) else { return false };
+        *failures = app.copy(id.number).map_or(*failures, |copy| copy.instance().failures());
+        true
     }
 
     fn reached(&self, goal: &Goal) -> Option<Result<(), String>> {

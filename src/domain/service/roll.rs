@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{App, Release, app::Task, copy::Progress, instance::State};
+use super::{App, Copy, Release, app::Task, copy::Progress, instance::State};
 use crate::domain::{
     config::{self, Replace},
     model::Now,
@@ -50,7 +50,8 @@ impl App {
     }
 
     /// Is it going to be started by a restart that is under way?
-    pub(super) fn awaits_turn(&self, number: u32) -> bool {
+    #[must_use]
+    pub fn awaits_turn(&self, number: u32) -> bool {
         self.roll.as_ref().is_some_and(|roll| roll.left.contains(&number))
     }
 
@@ -159,7 +160,7 @@ impl App {
     }
 
     fn take_over(&mut self, number: u32, now: Now, out: &mut Vec<Task>) {
-        let old = self.copies.iter_mut().find(|copy| copy.number() == number).and_then(super::Copy::take_over);
+        let old = self.copies.iter_mut().find(|copy| copy.number() == number).and_then(Copy::take_over);
         if let Some(seat) = old {
             self.tell(seat, out, |instance, app, out| instance.drain(app, now, out));
         }
@@ -186,7 +187,8 @@ impl App {
         }
         let Some(roll) = self.roll.take() else { return };
         let name = |number| format!("{}.{number}", self.name());
-        let left: Vec<String> = roll.left.into_iter().map(name).collect();
+        let runs = |number: &u32| self.copy(*number).is_some_and(Copy::is_active);
+        let left: Vec<String> = roll.left.into_iter().filter(runs).map(name).collect();
         let on = match left.as_slice() {
             [] => String::new(),
             [one] => format!("; {one} runs on as before"),
@@ -218,7 +220,7 @@ impl App {
         let previous = self.release.replace(Arc::new(release));
         let stands = stands && !self.spec.keeps_the_old_one();
         self.trial = Some(Box::new(Trial { previous, settle, stands, until: None }));
-        let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(super::Copy::number).collect();
+        let numbers = self.copies.iter().filter(|copy| !copy.leaving).map(Copy::number).collect();
         self.roll_to_release(numbers, &cause);
     }
 
@@ -239,7 +241,7 @@ impl App {
         if self.trial.take().is_none() {
             return;
         }
-        for number in self.copies.iter().map(super::Copy::number).collect::<Vec<_>>() {
+        for number in self.copies.iter().map(Copy::number).collect::<Vec<_>>() {
             self.take_over(number, now, out);
         }
         self.forget_trial();
@@ -291,7 +293,7 @@ impl App {
             return self.all_back(cause, now, out);
         }
         let others = self.copies.iter().filter(|copy| copy.run.release != self.release && !copy.leaving);
-        self.roll_to_release(others.map(super::Copy::number).collect(), cause);
+        self.roll_to_release(others.map(Copy::number).collect(), cause);
     }
 
     /// Every copy that runs another release than the one of now goes back to it at once.
