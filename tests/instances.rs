@@ -119,6 +119,22 @@ fn a_restart_waits_for_those_too_that_had_failed_or_were_stopped() {
 }
 
 #[test]
+fn a_copy_that_comes_anew_was_not_stopped_by_anybody() {
+    let mut server = Server::with_apps(APP).started();
+    server.wait_state("blog", "ready");
+    server.ok(&["stop", "blog.3"]);
+    server.edit_config("instances: 3", "instances: 2");
+    server.ok(&["reload"]);
+    server.until("two are left", |s| (states(s) == ["ready"; 2]).then_some(()));
+    server.edit_config("instances: 2", "instances: 3");
+    server.ok(&["reload"]);
+    server.until("three run", |s| (states(s) == ["ready"; 3]).then_some(()));
+    assert!(server.stop().success());
+    server.start();
+    server.until("three run again", |s| (states(s) == ["ready"; 3]).then_some(()));
+}
+
+#[test]
 fn a_reload_starts_and_stops_the_difference_alone() {
     let server = Server::with_apps(APP).started();
     server.wait_state("blog", "ready");

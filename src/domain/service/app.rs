@@ -516,6 +516,8 @@ impl App {
         for number in 1..=count {
             if self.copy(number).is_none() {
                 self.copies.push(Copy::new(number, self.seed, now.wall));
+                // An earlier copy of this number may have been stopped by somebody.
+                out.push(Task::KeepHolds);
             }
         }
         self.copies.sort_by_key(Copy::number);
