@@ -59,6 +59,29 @@ fn it_stops_and_starts_again_with_what_it_requires() {
     assert!(place("web") < place("db"), "{order:?}");
 }
 
+#[test]
+fn who_requires_what_nobody_starts_says_so_and_holds_nobody_up() {
+    let failing =
+        r#""bad": (command: "exit 3", ready: After("10s"), restart: (give_up: (restarts: 0, within: "1m"))),"#;
+    let config = [
+        failing.to_owned(),
+        app("off", "enabled: false,"),
+        app("needs-bad", "requires: [\"bad\"],"),
+        app("needs-off", "requires: [\"off\"],"),
+        app("needs-both", "requires: [\"needs-off\", \"needs-bad\"],"),
+        app("late", "after: [\"needs-bad\", \"needs-off\", \"needs-both\"],"),
+    ];
+    let server = Server::with_apps(&config.concat()).started();
+    server.wait_state("late", "ready");
+    for name in ["needs-bad", "needs-off", "needs-both"] {
+        assert_eq!(server.app(name)["state"], "waiting");
+    }
+    let said = server.fails(1, &["start", "needs-bad"]);
+    assert!(said.contains("needs-bad waits: requires bad, which has failed"), "{said}");
+    let said = server.fails(1, &["start", "needs-both"]);
+    assert!(said.contains("needs-both waits: requires needs-off, which requires off, which is stopped"), "{said}");
+}
+
 /// Of so many apps the first run while the others are still made.
 #[test]
 fn of_many_apps_each_waits_for_those_before_it_and_everybody_is_heard() {

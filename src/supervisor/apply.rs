@@ -111,6 +111,10 @@ impl Supervisor {
         let waiting: Vec<_> = waiting.map(|app| (app.name().clone(), Arc::clone(app.spec()))).collect();
         for (app, spec) in waiting {
             self.tell_blocked(&app, &spec);
+            // Whoever comes after one that waits in vain does not wait for it.
+            if self.apps.get(&app).is_some_and(|app| app.lacks()) {
+                self.tell_dependents(&app);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use super::{Supervisor, control::ReplyTo, requests::Chosen};
 use crate::domain::{
     api::{DeployState, InstanceState, Refusal, RefusalKind, Reply, Saying},
     model::{AppName, DeployId, InstanceId},
-    service::{Copy, Instance, State},
+    service::{Copy, Instance, State, order},
 };
 
 /// Somebody who waits.
@@ -132,7 +132,10 @@ impl Supervisor {
                         Some(Err(format!("{name}: {why}")))
                     }
                     State::Failed { .. } | State::Stopped => Some(Err(reason())),
-                    State::Waiting => self.in_vain(&id.app).map(|why| Err(format!("{name} waits: {why}"))),
+                    State::Waiting => {
+                        let why = self.in_vain(&id.app).or_else(|| order::lacking_for_good(app.spec(), &self.apps));
+                        why.map(|why| Err(format!("{name} waits: {why}")))
+                    }
                     _ => None,
                 }
             }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use super::{App, Apps, Rest, State};
+use super::{App, Apps, Copy, Rest, State};
 use crate::domain::{config, model::AppName};
 
 /// Why an app must wait for the apps of its `after` and `requires`; `None`: nothing holds it back. An app
-/// of `after` is good enough when it is ready, done, failed or stopped, or, without a command, deployed.
+/// of `after` is good enough when it is ready, done, failed or stopped, requires one that has failed or is stopped, or,
+/// without a command, when it is deployed.
 #[must_use]
 pub fn blocked(spec: &config::App, apps: &Apps) -> Option<String> {
     spec.after
         .iter()
-        .find(|name| apps.get(name).is_some_and(|app| !is_past(app)))
+        .find(|name| apps.get(name).is_some_and(|app| !is_past(app, apps)))
         .map(|name| format!("waits for {name}"))
         .or_else(|| lacking(spec, apps))
 }
@@ -31,7 +32,29 @@ fn is_up(app: &App) -> bool {
     app.copies().iter().any(|copy| matches!(copy.instance().state(), State::Ready { .. } | State::Done))
 }
 
-fn is_past(app: &App) -> bool {
+/// What it requires and will not get before somebody starts that one, in a sentence.
+#[must_use]
+pub fn lacking_for_good(spec: &config::App, apps: &Apps) -> Option<String> {
+    spec.requires.iter().find_map(|name| {
+        let why = down_for_good(apps.get(name)?, apps)?;
+        Some(format!("requires {name}, which {why}"))
+    })
+}
+
+fn down_for_good(app: &App, apps: &Apps) -> Option<String> {
+    let failed = |copy: &Copy| matches!(copy.instance().state(), State::Failed { retry: None });
+    if is_up(app) {
+        None
+    } else if matches!(app.rests(), Some(Rest::Held(_) | Rest::Disabled)) {
+        Some("is stopped".to_owned())
+    } else if app.spec().command.is_some() && app.copies().iter().all(failed) {
+        Some("has failed".to_owned())
+    } else {
+        lacking_for_good(app.spec(), apps)
+    }
+}
+
+fn is_past(app: &App, apps: &Apps) -> bool {
     if app.spec().command.is_none() {
         return app.release().is_some() || app.spec().problem.is_some();
     }
@@ -39,8 +62,12 @@ fn is_past(app: &App) -> bool {
         State::Ready { .. } | State::Done | State::Failed { .. } => true,
         // Stopped because somebody or the config wants it so, not because nothing has happened.
         State::Stopped => app.copy_rests(copy).is_some(),
-        // Nobody waits until its time has come.
-        State::Waiting => matches!(app.rests(), Some(Rest::Scheduled(_))),
+        State::Waiting => match app.rests() {
+            // Nobody waits until its time has come.
+            Some(Rest::Scheduled(_)) => true,
+            Some(Rest::Lacks(_)) => lacking_for_good(app.spec(), apps).is_some(),
+            _ => false,
+        },
         State::Starting { .. } | State::Stopping(_) | State::Backoff { .. } => false,
     })
 }
