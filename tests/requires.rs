@@ -82,6 +82,16 @@ fn who_requires_what_nobody_starts_says_so_and_holds_nobody_up() {
     assert!(said.contains("needs-both waits: requires needs-off, which requires off, which is stopped"), "{said}");
 }
 
+#[test]
+fn whoever_is_stopped_together_with_what_it_requires_has_its_time() {
+    let server = Server::with_apps(&[app("web", "requires: [\"db\"],"), app("db", "")].concat()).started();
+    server.wait_state("web", "ready");
+    server.until("web has begun", |s| said(s).contains(&"start web".to_owned()).then_some(()));
+    server.ok(&["stop", "--all"]);
+    assert!(said(&server).contains(&"end web".to_owned()), "{:?}", said(&server));
+    assert!(said(&server).contains(&"end db".to_owned()), "{:?}", said(&server));
+}
+
 /// Of so many apps the first run while the others are still made.
 #[test]
 fn of_many_apps_each_waits_for_those_before_it_and_everybody_is_heard() {

@@ -351,9 +351,9 @@ impl Instance {
         self.start(cause, now, out);
     }
 
-    /// A wish to stop. A second one shortens the wait: KILL at once.
-    pub(super) fn stop(&mut self, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
-        if matches!(&self.state, State::Stopping(stopping) if stopping.then == Then::Rest) {
+    /// A wish to stop. `again`: a second one shortens the wait: KILL at once.
+    pub(super) fn stop(&mut self, again: bool, app: &config::App, cause: &str, now: Now, out: &mut Vec<Action>) {
+        if again && matches!(&self.state, State::Stopping(stopping) if stopping.then == Then::Rest) {
             self.escalate(usize::MAX, app, now, out);
         } else {
             self.cease(app, cause, now, out);

@@ -69,6 +69,8 @@ impl App {
 
     pub(super) fn stop(&mut self, only: Option<u32>, by: &str, now: Now, out: &mut Vec<Task>) {
         let before = self.holds();
+        let asked = |copy: &usize| self.held.is_some() || self.copies[*copy].held.is_some();
+        let again: Vec<usize> = self.copies_of(only).into_iter().filter(asked).collect();
         for copy in self.copies_of(only) {
             if only.is_some() {
                 self.copies[copy].held = Some(by.to_owned());
@@ -95,7 +97,9 @@ impl App {
         for copy in self.copies_of(only) {
             self.send_off(copy, by, now, out);
             let seat = self.copies[copy].run.seat;
-            self.tell(seat, out, |instance, app, out| instance.stop(app, by, now, out));
+            // Who ends for another reason has its time, and only a second wish of people takes that away.
+            let hurry = again.contains(&copy);
+            self.tell(seat, out, |instance, app, out| instance.stop(hurry, app, by, now, out));
         }
     }
 }
