@@ -230,6 +230,25 @@ pub fn require_free(path: &Path, needed: u64) -> Result<(), String> {
     Ok(())
 }
 
+/// As root nobody else may decide what root does: what a config says, may nobody else write.
+///
+/// # Errors
+/// Names the path, whose it is, and the fix.
+pub fn guard(path: &Path) -> Result<(), String> {
+    let facts = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let sticky = facts.is_dir() && facts.permissions().mode() & 0o1000 != 0;
+    if facts.uid() == 0 && (facts.permissions().mode() & 0o022 == 0 || sticky) {
+        return Ok(());
+    }
+    Err(format!(
+        "{} can be written by others than root (owner {}, mode {:o}); run as root, the config and its folder must be \
+         root's alone: chown root {0} && chmod go-w {0}",
+        path.display(),
+        facts.uid(),
+        facts.permissions().mode() & 0o7777
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

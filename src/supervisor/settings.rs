@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -87,14 +86,14 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     let text = fs::read_to_string(path).map_err(named)?;
     if users::facts().uid == 0 {
         for guarded in [path, path.parent().unwrap_or(Path::new("/"))] {
-            guard(guarded)?;
+            files::guard(guarded)?;
         }
     }
     let loaded = config::load(&text, path, &places(), &users::facts()).map_err(|faults| faults.to_string())?;
     if users::facts().uid == 0 {
         for (path, _) in &loaded.included {
-            guard(path)?;
-            guard(path.parent().unwrap_or(Path::new("/")))?;
+            files::guard(path)?;
+            files::guard(path.parent().unwrap_or(Path::new("/")))?;
         }
     }
     let mut config = loaded.config;
@@ -116,22 +115,6 @@ pub fn read(path: &Path) -> Result<Settings, String> {
         certificates,
         veil,
     })
-}
-
-/// As root nobody else may decide what root does.
-fn guard(path: &Path) -> Result<(), String> {
-    let facts = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let sticky = facts.is_dir() && facts.permissions().mode() & 0o1000 != 0;
-    if facts.uid() == 0 && (facts.permissions().mode() & 0o022 == 0 || sticky) {
-        return Ok(());
-    }
-    Err(format!(
-        "{} can be written by others than root (owner {}, mode {:o}); run as root, the config and its folder must be \
-         root's alone: chown root {0} && chmod go-w {0}",
-        path.display(),
-        facts.uid(),
-        facts.permissions().mode() & 0o7777
-    ))
 }
 
 fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)>> {

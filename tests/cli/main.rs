@@ -526,6 +526,18 @@ fn check_tells_faults_with_their_place_and_delays() {
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains("nobody-has-this-name") && ran.err.ends_with("cannot run: blog\n"), "{}", ran.err);
 
+    // What is named and cannot be used is as wrong as what is written.
+    let ran = check("(state_dir: \"state\", apps: {\"blog\": (command: [\"sleep\", \"9\"],\n env_file: \"nowhere\")})");
+    assert_eq!(ran.code, 1, "{}", ran.out);
+    assert!(ran.out.contains("blog: cannot run: env_file") && ran.out.contains("supervisor.ron:2:12)"), "{}", ran.out);
+    assert!(ran.err.ends_with("cannot run: blog\n"), "{}", ran.err);
+    let deployed = r#"(state_dir: "state", apps: {"blog": (command: ["sleep", "9"], deploy: (repo: "/srv/blog", secret: File("@")))})"#;
+    let ran = check(&deployed.replace('@', "nowhere"));
+    assert_eq!(ran.code, 1, "{}", ran.out);
+    assert!(ran.err.contains("app \"blog\": the secret /") && ran.err.contains("nowhere: No such file"), "{}", ran.err);
+    let ran = check(&deployed.replace('@', "state/made"));
+    assert_eq!(ran.code, 0, "made at the start: {}", ran.err);
+
     let missing = Ran::of(everhook(&["check", "-c", "/nonexistent/supervisor.ron"]).output().unwrap());
     assert_eq!(missing.code, 1);
     assert!(missing.err.contains("/nonexistent/supervisor.ron: No such file"), "{}", missing.err);
