@@ -394,6 +394,10 @@ fn what_people_want_while_the_rest_is_ended_comes_after_that() {
     // Nobody was ready by then, so nobody goes on.
     fs::write(server.path().join("may-be-ready"), "").unwrap();
     server.start();
+    // Which of these it is depends on when one asks.
+    let state = server.app("a")["state"].clone();
+    assert!(state == "waiting" || state == "starting" || state == "ready", "{state}");
+    server.fails(6, &["wait", "a", "--for", "stopped", "--timeout", "100ms"]);
     server.edit_config(r#"stop: (timeout: "2s")"#, r#"stop: (timeout: "1s"), env: {"NEW": "1"}"#);
     for wish in [["reload"].as_slice(), &["restart", "a"], &["stop", "a"], &["start", "a"]] {
         server.ok(wish);

@@ -331,6 +331,7 @@ impl Supervisor {
         }
         self.begin_first();
         self.take_others();
+        self.look_at_waiters();
         self.tell_upgraded();
     }
 

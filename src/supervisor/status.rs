@@ -138,6 +138,9 @@ impl Supervisor {
 
     /// Why it is not ready, and after a failure what it said last.
     fn reason(&self, app: &App, run: &Run) -> Option<String> {
+        if is_unknown(&run.instance) {
+            return Some("everhook has just started, and what an earlier one left is adopted or ended first".to_owned());
+        }
         let reason = run.instance.reason()?;
         if let Some(why) = self.unkillable(app.name(), run.seat.number).filter(|_| run.instance.is_active()) {
             return Some(format!("{reason}; {why}"));
@@ -192,10 +195,16 @@ fn starting_again_at(instance: &Instance) -> Option<At> {
     Some(At(now.wall.0 + wait))
 }
 
+/// Has nobody looked yet whether it runs, as an earlier supervisor has started it perhaps?
+fn is_unknown(instance: &Instance) -> bool {
+    *instance.state() == State::Stopped && instance.reason().is_none()
+}
+
 /// The state's word.
 #[must_use]
 pub fn word(instance: &Instance) -> InstanceState {
     match instance.state() {
+        State::Stopped if is_unknown(instance) => InstanceState::Waiting,
         State::Stopped => InstanceState::Stopped,
         State::Waiting => InstanceState::Waiting,
         State::Starting { .. } => InstanceState::Starting,
