@@ -257,3 +257,41 @@ fn an_app_that_removes_its_socket_at_its_end_does_no_harm() {
     server.ok(&["stop", "web"]);
     server.until("nothing is left", |s| (!path.exists() && !s.path().join("web.sock.held").exists()).then_some(()));
 }
+
+/// Two that run `held.py`, on one port each.
+fn two_on(web: SocketAddr, api: SocketAddr) -> String {
+    let app = |name: &str, at: SocketAddr| {
+        format!(
+            r#""{name}": (command: ["/usr/bin/python3", "@DIR@/held.py"], env: {{"VERSION": "{name}", "BREAK": "@DIR@"}},
+                 ready: After("300ms"), sockets: {{"http": "{at}"}}),"#
+        )
+    };
+    format!(r#"(state_dir: "@DIR@/state", apps: {{{} {}}})"#, app("web", web), app("api", api))
+}
+
+#[test]
+fn a_reload_may_give_the_port_of_one_app_to_another_one() {
+    let [one, two, three] = [free_address(), free_address(), free_address()];
+    let mut server = Server::new(&two_on(one, two));
+    fs::write(server.path().join("held.py"), HELD).unwrap();
+    server.start();
+    let serves = |server: &Server, at: SocketAddr, name: &str| {
+        server.until(&format!("{name} on {at}"), |_| {
+            TcpStream::connect(at).ok()?;
+            (who(at).0 == name).then_some(())
+        });
+    };
+    serves(&server, one, "web");
+    serves(&server, two, "api");
+    for (web, api) in [(two, one), (one, three), (three, two)] {
+        server.write_config(&two_on(web, api));
+        server.ok(&["reload"]);
+        serves(&server, web, "web");
+        serves(&server, api, "api");
+        server.wait_state("web", "ready");
+        server.wait_state("api", "ready");
+    }
+    server.write_config(&two_on(three, two).replace("\"web\"", "\"other\""));
+    server.ok(&["reload"]);
+    serves(&server, three, "other");
+}

@@ -39,16 +39,18 @@ pub type Sockets = BTreeMap<String, Arc<Held>>;
 /// Apps whose sockets are being bound, and what is done next for the seats that wait for them.
 pub type Binding = BTreeMap<AppName, Vec<(SeatId, Later)>>;
 
-/// The sockets that the config wants: what is held already where it still is there, the rest bound now.
+/// The sockets that the config wants: what is held already where it still is there, the rest bound now. `others`: what
+/// other apps hold there that are about to leave it.
 ///
 /// # Errors
 /// Names the socket and the address.
-fn bring_in_line(app: &config::App, held: &Sockets) -> Result<Sockets, String> {
+fn bring_in_line(app: &config::App, held: &Sockets, others: &[Arc<Held>]) -> Result<Sockets, String> {
     let mut sockets = Sockets::new();
     for (name, wanted) in &app.sockets {
         let same = held.get(name).filter(|held| held.serves(wanted));
         // By another name: only where that does not stand for a port of its own.
-        let known = same.or_else(|| held.values().find(|held| !any_port(&wanted.address) && held.serves(wanted)));
+        let by_address = || held.values().chain(others).find(|held| !any_port(&wanted.address) && held.serves(wanted));
+        let known = same.or_else(by_address);
         let made = match known {
             Some(known) if known.socket == *wanted => Ok(Arc::clone(known)),
             Some(known) => known.changed(wanted).map(Arc::new),
@@ -198,9 +200,10 @@ impl Supervisor {
         }
         self.binding.insert(id.app.clone(), Vec::new());
         let (spec, held, id) = (Arc::clone(app.spec()), shell.sockets.clone(), id.clone());
+        let others = self.left_by_others(&spec);
         self.files.run(
             move || {
-                let sockets = bring_in_line(&spec, &held)?;
+                let sockets = bring_in_line(&spec, &held, &others)?;
                 let kept = |old: &&Arc<Held>| sockets.values().any(|new| new.socket.address == old.socket.address);
                 remove_files(&held.values().filter(|old| !kept(old)).cloned().collect::<Vec<_>>());
                 Ok::<_, String>(sockets)
@@ -221,6 +224,16 @@ impl Supervisor {
                 }
             },
         );
+    }
+
+    /// What other apps hold where this one is to serve: no two of a config do, so they leave it. A unix socket is a file
+    /// of theirs, which goes with them.
+    fn left_by_others(&self, app: &config::App) -> Vec<Arc<Held>> {
+        let wanted = |held: &&Arc<Held>| {
+            held.file.is_none() && app.sockets.values().any(|wanted| wanted.address == held.socket.address)
+        };
+        let others = self.shells.iter().filter(|(name, _)| **name != app.name);
+        others.flat_map(|(_, shell)| shell.sockets.values()).filter(wanted).cloned().collect()
     }
 
     /// A process of the app has ended, and may have removed what is still in use.

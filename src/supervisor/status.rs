@@ -139,7 +139,9 @@ impl Supervisor {
     /// Why it is not ready, and after a failure what it said last.
     fn reason(&self, app: &App, run: &Run) -> Option<String> {
         if is_unknown(&run.instance) {
-            return Some("everhook has just started, and what an earlier one left is adopted or ended first".to_owned());
+            return Some(
+                "everhook has just started, and what an earlier one left is adopted or ended first".to_owned(),
+            );
         }
         let reason = run.instance.reason()?;
         if let Some(why) = self.unkillable(app.name(), run.seat.number).filter(|_| run.instance.is_active()) {
