@@ -283,13 +283,21 @@ fn a_reload_may_give_the_port_of_one_app_to_another_one() {
     };
     serves(&server, one, "web");
     serves(&server, two, "api");
+    // One process each, and which.
+    let alone = |server: &Server, name: &str| {
+        let instances = server.app(name)["instances"].as_array().unwrap().clone();
+        let [one] = instances.as_slice() else { return None };
+        (one["state"] == "ready").then(|| one["pid"].as_i64()).flatten()
+    };
     for (web, api) in [(two, one), (one, three), (three, two)] {
+        let before = ["web", "api"].map(|name| server.until("it is ready", |s| alone(s, name)));
         server.write_config(&two_on(web, api));
         server.ok(&["reload"]);
+        for (name, before) in ["web", "api"].into_iter().zip(before) {
+            server.until("another process", |s| alone(s, name).filter(|pid| *pid != before));
+        }
         serves(&server, web, "web");
         serves(&server, api, "api");
-        server.wait_state("web", "ready");
-        server.wait_state("api", "ready");
     }
     server.write_config(&two_on(three, two).replace("\"web\"", "\"other\""));
     server.ok(&["reload"]);
