@@ -6,14 +6,14 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::{fs, process::Stdio};
+use std::{fs, process::Stdio, time::Instant};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use server::Server;
+use server::{LIMIT, Server};
 
 fn app(name: &str, fields: &str) -> String {
     format!(
@@ -127,6 +127,24 @@ fn an_end_that_is_wanted_while_apps_are_made_ends_those_that_run() {
     let said = said(&server);
     for begun in said.iter().filter_map(|line| line.strip_prefix("start ")) {
         assert!(said.contains(&format!("end {begun}")), "{begun} of {said:?}");
+    }
+}
+
+#[test]
+fn an_end_that_is_wanted_before_it_is_heard_comes_in_order() {
+    let server = Server::with_apps(&app("web", ""));
+    let lock = server.path().join("state/run/lock");
+    for _ in 0..6 {
+        let _ = fs::remove_file(&lock);
+        let mut everhook = server.client(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Among the first things that it makes.
+        let end = Instant::now() + LIMIT;
+        while !lock.exists() {
+            assert!(Instant::now() < end, "no lock is made");
+        }
+        kill(Pid::from_raw(everhook.id().cast_signed()), Signal::SIGTERM).unwrap();
+        let ended = server.until("the end", |_| everhook.try_wait().unwrap());
+        assert!(ended.success(), "{ended}");
     }
 }
 

@@ -13,17 +13,19 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use deploying::{Gate, is_root, push, site, world_with};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use server::{Server, processes};
+use server::{LIMIT, Server, processes};
 
 /// Told USR1 it ends with 7.
 const COUNTS: &str = "trap 'exit 7' USR1; trap 'exit 0' TERM\nn=0\n\
@@ -278,5 +280,23 @@ fn an_end_that_panics_ends_all_the_same() {
         let log = fs::read_to_string(server.path().join("state/logs/a/a.1.out.log")).unwrap();
         let starts = log.lines().filter(|line| *line == "line 1").count();
         assert_eq!(starts, 1, "what had ended is not started any more");
+    }
+}
+
+#[test]
+fn an_end_that_is_wanted_at_the_last_moment_is_the_successors() {
+    // One that is watched has a thread of its own.
+    let mut server = Server::with_apps(r#""a": (command: "exec sleep 1000", ready: Immediate, watch: ["."])"#);
+    for rounds in 0..6 {
+        start(&mut server);
+        server.unfollow();
+        let mut client = server.client(&["upgrade"]);
+        let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let end = Instant::now() + LIMIT;
+        while server.log().matches("takes over").count() == rounds {
+            assert!(Instant::now() < end, "no upgrade: {}", server.log());
+        }
+        assert!(server.stop().success());
+        client.wait().unwrap();
     }
 }

@@ -22,7 +22,7 @@ use super::{
     listeners::Listener,
     upgrade::Upgrade,
 };
-use crate::os::{mask, replace::Note};
+use crate::os::replace::Note;
 
 /// Threads that somebody waits for. Those of a single question are not among them.
 const NEEDED: [&str; 8] = ["clerk", "disk", "files", "handover", "ledger", "makers", "spawner", "watch"];
@@ -76,9 +76,8 @@ pub async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
 }
 
 impl Supervisor {
-    /// Leaves everything to a process that begins anew in our place.
+    /// Leaves everything to a process that begins anew in our place. All signals are blocked.
     pub fn begins_anew(mut self, why: &str, since: Instant) -> Upgrade {
-        mask::block_all();
         error!("everhook panicked, which is a fault of its own; it begins anew, and apps run on: {why}");
         let sockets = self.handed_on();
         self.listeners.retain_mut(Listener::end);

@@ -1,6 +1,9 @@
 //! Signals to the supervisor: DESIGN.md section 11. Who sent one is the kernel's word, as far as it
 //! has one.
 
+use std::{future::poll_fn, pin::Pin, task::Poll};
+
+use futures_core::Stream;
 use signal_hook::{
     consts::signal::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
     iterator::exfiltrator::origin::{Origin, WithOrigin},
@@ -30,7 +33,32 @@ pub fn listen() -> std::io::Result<Signals> {
     SignalsInfo::with_exfiltrator(numbers, WithOrigin::default())
 }
 
+/// Who wants the end and came when nobody listened any more, as another process is to begin in our place, which
+/// would not hear of it. All signals are blocked.
+pub async fn late_wish(signals: &mut Signals) -> Option<Origin> {
+    // Meanwhile the runtime looks at what has come.
+    tokio::task::yield_now().await;
+    loop {
+        match poll_fn(|context| Poll::Ready(Pin::new(&mut *signals).poll_next(context))).await {
+            Poll::Ready(Some(origin)) if is_end(origin.signal) => return Some(origin),
+            Poll::Ready(Some(_)) => {}
+            Poll::Ready(None) | Poll::Pending => return None,
+        }
+    }
+}
+
+/// TERM, INT, and what an init is told.
+fn is_end(signal: i32) -> bool {
+    !matches!(signal, SIGHUP | SIGUSR1 | SIGUSR2 | SIGQUIT | SIGPIPE)
+}
+
 impl Supervisor {
+    /// Leaves an end that was wanted too late to whoever begins in our place.
+    pub fn ends_later(&mut self, origin: &Origin) {
+        let by = self.signal_audit(origin, "shutdown");
+        self.ended_by.get_or_insert(by);
+    }
+
     /// Handles one signal.
     pub fn signalled(&mut self, origin: &Origin) {
         match origin.signal {
@@ -55,7 +83,6 @@ impl Supervisor {
                 self.dump();
             }
             SIGPIPE => {}
-            // TERM, INT, and what an init is told.
             _ => {
                 let by = self.signal_audit(origin, "shutdown");
                 self.shut_down(&by, false);

@@ -75,6 +75,8 @@ pub fn run(path: &Path) -> Result<(), String> {
     if let Some(version) = crate::os::identity::kernel().filter(|version| *version < OLDEST_KERNEL) {
         return Err(format!("Linux {}.{} is too old: everhook needs 5.10 or newer", version.0, version.1));
     }
+    // Who asks for the end from here on is heard, once there is somebody to hear it.
+    mask::block_all();
     memory::share_one_heap();
     let mut inheritance = Inheritance::take();
     let uid = users::facts().uid;
@@ -112,7 +114,7 @@ pub fn run(path: &Path) -> Result<(), String> {
         .build()
         .map_err(|e| format!("cannot start the runtime: {e}"))?;
     let upgrade = runtime.block_on(async move {
-        let signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
+        let mut signals = signals::listen().map_err(|e| format!("cannot hear signals: {e}"))?;
         // What asks for the end may have come already, and finds somebody who hears it now.
         mask::unblock_all().map_err(|e| format!("cannot unblock signals: {e}"))?;
         let ends = Ends::listen().map_err(|e| format!("cannot hear of ends: {e}"))?;
@@ -121,11 +123,19 @@ pub fn run(path: &Path) -> Result<(), String> {
         threads::run_in_turns_of(threads::SHORT, false);
         let since = Instant::now();
         supervisor.begin();
-        if let Err(why) = panics::caught(supervisor.live(inbox, signals, ends)).await {
+        let lived = panics::caught(supervisor.live(inbox, &mut signals, ends)).await;
+        let upgrade = supervisor.upgrade.take().filter(Upgrade::is_due);
+        if lived.is_err() || upgrade.is_some() {
+            mask::block_all();
+            if let Some(origin) = signals::late_wish(&mut signals).await {
+                supervisor.ends_later(&origin);
+            }
+        }
+        if let Err(why) = lived {
             return Ok(Some(supervisor.begins_anew(&why, since)));
         }
-        if let Some(upgrade) = supervisor.upgrade.take().filter(Upgrade::is_due) {
-            mask::block_all();
+        if let Some(mut upgrade) = upgrade {
+            upgrade.note(Note::Ending, supervisor.ended_by.take());
             supervisor.go_without_words();
             supervisor.ledger.close();
             return Ok(Some(upgrade));
@@ -383,7 +393,7 @@ impl Supervisor {
         info!("try next: everhook status -c {config} · everhook logs -f -c {config} · everhook history -c {config}");
     }
 
-    async fn live(&mut self, mut inbox: mpsc::UnboundedReceiver<Event>, mut signals: signals::Signals, ends: Ends) {
+    async fn live(&mut self, mut inbox: mpsc::UnboundedReceiver<Event>, signals: &mut signals::Signals, ends: Ends) {
         let timer = tokio::time::sleep(Duration::MAX);
         tokio::pin!(timer);
         let mut set = None;
@@ -399,7 +409,7 @@ impl Supervisor {
             let due = tokio::select! {
                 biased;
                 Ok(pid) = ends.some() => Due::Reap(pid),
-                Some(origin) = next_signal(&mut signals) => Due::Signal(origin),
+                Some(origin) = next_signal(signals) => Due::Signal(origin),
                 Some(event) = inbox.recv() => Due::Event(event),
                 () = &mut timer, if set.is_some() => Due::Moment,
             };

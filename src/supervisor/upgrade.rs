@@ -243,6 +243,11 @@ impl Upgrade {
         Self { sockets, stage: Stage::Due, notes, ..Self::new(program) }
     }
 
+    /// Has the successor know this.
+    pub fn note(&mut self, note: Note, what: Option<String>) {
+        self.notes.extend(what.map(|what| (note, what)));
+    }
+
     /// May this process end for it?
     #[must_use]
     pub fn is_due(&self) -> bool {
@@ -263,7 +268,9 @@ impl Upgrade {
         let keep: Vec<(String, OwnedFd)> = sockets.chain(self.client).collect();
         let error = replace::replace(&self.program, &keep, &self.notes);
         let why = format!("{} cannot be executed: {error}", self.program.display());
-        let again = replace::replace(Path::new("/proc/self/exe"), &keep, &[(Note::NotReplaced, why.clone())]);
+        let mut notes = self.notes;
+        notes.push((Note::NotReplaced, why.clone()));
+        let again = replace::replace(Path::new("/proc/self/exe"), &keep, &notes);
         format!("{why}; and neither can the binary of before: {again}")
     }
 }

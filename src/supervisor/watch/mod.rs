@@ -23,7 +23,7 @@ use crate::{
         model::AppName,
         service::{self, Guard, Verdict},
     },
-    os::open_files,
+    os::{mask::with_all_blocked, open_files},
 };
 
 /// Whom changes matter to.
@@ -99,7 +99,7 @@ impl Supervisor {
         };
         let ours = vec![self.layout.state.clone(), self.layout.run.clone()];
         let watching = Watching::new((orders.clone(), inbox), ours, tell);
-        Builder::new().name("watch".into()).stack_size(512 * 1024).spawn(move || watching.run())?;
+        with_all_blocked(|| Builder::new().name("watch".into()).stack_size(512 * 1024).spawn(move || watching.run()))?;
         self.watches.orders = Some(orders.clone());
         Ok(orders)
     }
