@@ -81,10 +81,11 @@ impl Layout {
         self.app(app).join("tmp")
     }
 
-    /// One mirror for all apps with this repository and this group, which may read it.
+    /// One mirror for all apps with this repository, this group, which may read it, and this user, who fetches: what
+    /// one has fetched no other may add to.
     #[must_use]
-    pub fn mirror(&self, repo: &str, group: u32) -> PathBuf {
-        self.state.join("mirrors").join(format!("{}.git", &hash(&format!("{repo}\n{group}"))[..24]))
+    pub fn mirror(&self, repo: &str, group: u32, fetcher: u32) -> PathBuf {
+        self.state.join("mirrors").join(format!("{}.git", &hash(&format!("{repo}\n{group}\n{fetcher}"))[..24]))
     }
 
     #[must_use]

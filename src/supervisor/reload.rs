@@ -213,6 +213,7 @@ impl Supervisor {
             self.log.switch(log);
         }
         self.logger.set_echo(echoes(&settings.config));
+        let fetched_as = self.config.deploys.fetch_as.clone();
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
         let changed = self.tokens.set_config(settings.tokens);
@@ -263,6 +264,9 @@ impl Supervisor {
             if let Some(old) = old {
                 self.deploy_reconfigured(&old, &spec);
             }
+        }
+        if fetched_as != self.config.deploys.fetch_as {
+            self.deploys_move();
         }
         for (name, new) in kits {
             let Some(spec) = self.config.apps.get(&name).cloned() else { continue };

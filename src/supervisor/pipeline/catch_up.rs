@@ -98,7 +98,7 @@ impl Supervisor {
         if !self.asking.insert(app.clone()) {
             return;
         }
-        let mirror = self.layout.mirror(&deploy.repo, spec.work_as.gid);
+        let mirror = self.places(&spec).mirror;
         let live = self.apps.get(app).and_then(|app| app.release()).map(|release| release.commit.clone());
         let task = TreeTask::LsRemote {
             repo: deploy.repo.clone(),
@@ -106,7 +106,7 @@ impl Supervisor {
             wanted: wanted(deploy, branch),
             live: live.clone(),
         };
-        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
+        let who = self.fetcher(&spec).clone();
         let (app, limit) = (app.clone(), deploy.timeout);
         // The repository may be another one since the last deploy.
         self.with_job_folders(&spec, true, move |supervisor, made| {

@@ -138,7 +138,22 @@ impl Supervisor {
     pub fn places(&self, app: &config::App) -> Places {
         // An app without a repository has no mirror, and nothing of it is fetched.
         let repo = app.deploy.as_ref().map_or("", |deploy| deploy.repo.as_str());
-        Places { mirror: self.layout.mirror(repo, app.work_as.gid), app: self.layout.app(&app.name) }
+        let mirror = self.layout.mirror(repo, app.work_as.gid, self.fetcher(app).uid);
+        Places { mirror, app: self.layout.app(&app.name) }
+    }
+
+    /// Somebody else fetches from now on, elsewhere: what waits goes there too.
+    pub fn deploys_move(&mut self) {
+        let deploying: Vec<_> = self.apps.values().map(|app| Arc::clone(app.spec())).collect();
+        for app in deploying.into_iter().filter(|app| app.deploy.is_some()) {
+            let places = self.places(&app);
+            self.deploy_event(Event::Reconfigure { app, places });
+        }
+    }
+
+    /// Who fetches the repository of this app.
+    fn fetcher<'a>(&'a self, app: &'a config::App) -> &'a Arc<Identity> {
+        self.config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as)
     }
 
     /// The same once more, by the config of then.
@@ -305,7 +320,7 @@ impl Supervisor {
             self.stop_tidying(&self.places(app).mirror);
         }
         let access = app.deploy.as_ref().filter(|_| fetches).map(|deploy| deploy.access.clone()).unwrap_or_default();
-        let fetcher = self.config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
+        let fetcher = self.fetcher(app);
         let reader = self.me.root.then_some((fetcher.uid, fetcher.gid));
         let owners = [fetcher.uid, app.run_as.uid, app.work_as.uid];
         let job = self.ticket();
@@ -328,11 +343,12 @@ impl Supervisor {
     }
 
     fn job_folders(&self, app: &config::App) -> Vec<(std::path::PathBuf, u32, (u32, u32))> {
-        let Some(deploy) = &app.deploy else { return Vec::new() };
-        let fetcher = self.config.deploys.fetch_as.as_ref().unwrap_or(&app.work_as);
+        if app.deploy.is_none() {
+            return Vec::new();
+        }
         let own = (app.work_as.uid, app.work_as.gid);
         vec![
-            (self.layout.mirror(&deploy.repo, app.work_as.gid), 0o2750, (fetcher.uid, app.work_as.gid)),
+            (self.places(app).mirror, 0o2750, (self.fetcher(app).uid, app.work_as.gid)),
             (self.layout.cache(&app.name).join("home"), 0o755, own),
             (self.layout.tmp(&app.name), 0o700, own),
         ]
@@ -352,7 +368,7 @@ impl Supervisor {
     fn begin_job(&mut self, view: &DeployView, job: Job, keys: Keys) {
         let Some((_, app)) = self.spec_of(view.id) else { return };
         let fetches = matches!(&job, Job::Tree { task: TreeTask::Fetch(_), .. });
-        let fetcher = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
+        let fetcher = self.fetcher(&app).clone();
         let cgroup = self.job_cgroup(&app.name, &format!("{}.job", app.name));
         let home = self.layout.app(&app.name);
         let spec = match job {
@@ -377,7 +393,7 @@ impl Supervisor {
                     cgroup,
                     keys,
                     order: None,
-                }
+                            }
             }
         };
         self.start_job(spec);

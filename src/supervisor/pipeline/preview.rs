@@ -88,7 +88,7 @@ impl Supervisor {
         reply: ReplyTo,
         then: impl FnOnce(&mut Supervisor, T) + Send + 'static,
     ) {
-        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
+        let who = self.fetcher(spec).clone();
         let limit = spec.deploy.as_ref().map_or(Duration::ZERO, |deploy| deploy.timeout);
         let began = std::time::Instant::now();
         let job: JobId = self.start_errand(&spec.name, &who, task, keys, move |supervisor, end: JobEnd| {

@@ -73,7 +73,7 @@ impl Supervisor {
     }
 
     fn have_fetcher_wait(&mut self, app: &config::App, keys: Keys) -> Option<Reserve> {
-        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| app.work_as.clone());
+        let who = self.fetcher(app).clone();
         self.have_wait(app, "fetch", who, keys)
     }
 

@@ -23,7 +23,7 @@ impl Supervisor {
         if self.tidying.contains_key(&mirror) {
             return;
         }
-        let who = self.config.deploys.fetch_as.clone().unwrap_or_else(|| spec.work_as.clone());
+        let who = self.fetcher(&spec).clone();
         let (task, tidied, app) = (TreeTask::Tidy { mirror: mirror.clone() }, mirror.clone(), view.app.clone());
         let job = self.start_errand(&view.app, &who, &task, Keys::default(), move |supervisor, end| {
             let unwanted = supervisor.tidying.remove(&tidied).is_none();
