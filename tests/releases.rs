@@ -329,3 +329,57 @@ fn an_instance_stays_in_the_release_that_it_was_started_in() {
     server.wait_state("site", "ready");
     assert_live(&server, &last);
 }
+
+#[test]
+fn a_new_user_goes_on_with_what_the_one_before_has_made() {
+    if !is_root() {
+        return println!("not root: everything is run by whoever started everhook");
+    }
+    const NEW: u32 = 61_310;
+    let steps = "echo $EVERHOOK_DEPLOY >> $EVERHOOK_CACHE/seen; mkdir assets; echo x > assets/$EVERHOOK_DEPLOY.js";
+    let deploy = format!(
+        r#"layout: Releases(keep: 2), shared: ["data/", "db.json"], bridge: ["assets"], build: ["{steps}", "[ -s db.json ] || echo {{}} > db.json"],"#
+    );
+    let (mut server, repo) = world("", &deploy);
+    // Closed to all others, as apps close what is theirs.
+    let start = format!("umask 077; mkdir -p data/own; id -u >> data/own/users\n{APP}");
+    repo.commit(&[("app.sh", &start)], "keeps what it knows");
+    start_live(&mut server);
+    let second = server.deliver("site", repo_with(&repo, "2"));
+    assert_eq!(second["state"], "live", "{second}");
+
+    // What is others' stays theirs: root's in the folder, and whatever a link in it leads to.
+    let (shared, elsewhere) = (home(&server, "site").join("shared"), server.path().join("elsewhere"));
+    fs::write(shared.join("data/roots"), "").unwrap();
+    fs::write(&elsewhere, "").unwrap();
+    std::os::unix::fs::chown(&elsewhere, Some(NOBODYS), Some(NOBODYS)).unwrap();
+    symlink(&elsewhere, shared.join("data/link")).unwrap();
+    std::os::unix::fs::lchown(shared.join("data/link"), Some(NOBODYS), Some(NOBODYS)).unwrap();
+
+    server.edit_config("ready: After(\"20ms\"),", &format!("ready: After(\"20ms\"), user: {NEW},"));
+    server.ok(&["reload"]);
+    server.until("the new user has written", |_| {
+        fs::read_to_string(shared.join("data/own/users")).unwrap().ends_with("61310\n").then_some(())
+    });
+    assert_eq!(version(&server), "2");
+    assert_eq!(fs::metadata(&elsewhere).unwrap().uid(), NOBODYS);
+    for (path, uid) in [("data/roots", 0), ("data/link", NEW), ("data/own", NEW), ("db.json", NEW)] {
+        assert_eq!(fs::symlink_metadata(shared.join(path)).unwrap().uid(), uid, "{path}");
+    }
+    for (before, version) in [("2", "3"), ("3", "4")] {
+        let next = server.deliver("site", repo_with(&repo, version));
+        assert_eq!(next["state"], "live", "{next}");
+        assert_live(&server, &next);
+        assert_eq!(current(&server, &format!("assets/{before}.js")), "x");
+    }
+    assert_eq!(fs::read_to_string(home(&server, "site").join("cache/seen")).unwrap(), "1\n2\n3\n4\n");
+    server.until("its releases went", |s| (releases(s, "site").len() == 2).then_some(()));
+    server.ok(&["rollback", "site"]);
+    assert_eq!(version(&server), "3");
+}
+
+/// With another commit.
+fn repo_with<'a>(repo: &'a Repo, version: &str) -> &'a Repo {
+    repo.commit(&[("VERSION", version)], version);
+    repo
+}

@@ -206,6 +206,14 @@ impl Supervisor {
     }
 
     fn start_in_place(&mut self, seat: SeatId) {
+        let Some(spec) = self.apps.get(&seat.app).map(|app| Arc::clone(app.spec())) else { return };
+        self.with_own_folders(&spec, move |supervisor, owned| match owned {
+            Ok(()) => supervisor.start_with_shared(seat),
+            Err(error) => supervisor.start_failed(&seat, "user", &error),
+        });
+    }
+
+    fn start_with_shared(&mut self, seat: SeatId) {
         self.with_shared(&seat.clone(), move |supervisor, carried| match carried {
             Ok(()) => supervisor.with_sockets(&seat.clone(), move |supervisor| supervisor.spawn_in_turn(seat)),
             Err(error) => supervisor.start_failed(&seat, "", &error),

@@ -62,7 +62,12 @@ pub struct JobSpec {
     pub keys: Keys,
     /// Where a tree helper that waits for its tasks reads them, and answers.
     pub order: Option<Arc<OwnedFd>>,
+    /// Capabilities that its user has not.
+    pub rights: Option<u64>,
 }
+
+/// To give files away, CAP_CHOWN, and to find them in folders that their owner alone may read, CAP_DAC_READ_SEARCH.
+const CAP_TAKE_OVER: u64 = 1 | 1 << 2;
 
 /// After KILL, KILL again until the tree is empty: it may fork faster than it is read.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
@@ -208,6 +213,7 @@ impl Supervisor {
             cgroup: self.job_cgroup(app, &name),
             keys,
             order: None,
+            rights: matches!(task, TreeTask::TakeOver { .. }).then_some(CAP_TAKE_OVER),
         };
         let id = self.run(job, name, None, Box::new(then));
         if let Some(job) = self.jobs.get_mut(&id) {
@@ -343,6 +349,7 @@ impl Supervisor {
         }
         spec.die_with_parent = true;
         spec.no_new_privs = true;
+        spec.capabilities = job.rights;
         spec.cgroup = job.cgroup.as_ref().and_then(|group| group.birthplace());
         spec.cgroups1 = job.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
         if !is_errand {

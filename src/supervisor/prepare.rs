@@ -170,8 +170,12 @@ impl Maker {
         if app.deploy.is_some() {
             let own = Some((app.work_as.uid, app.work_as.gid));
             self.folder(&self.layout.releases(&app.name), 0o755, None)?;
-            self.folder(&self.layout.app(&app.name).join("shared"), 0o755, own)?;
-            self.folder(&self.layout.cache(&app.name), 0o755, own)?;
+            for own_folder in [self.layout.app(&app.name).join("shared"), self.layout.cache(&app.name)] {
+                // One of a former user's becomes this one's with all that is in it, when that one runs no more.
+                if !is_of_another(&own_folder, app.work_as.uid) {
+                    self.folder(&own_folder, 0o755, own)?;
+                }
+            }
         }
         let mut kits = BTreeMap::new();
         for number in 1..=app.instances {
@@ -231,6 +235,12 @@ impl Maker {
         let path = self.layout.fifo(source, stream);
         fifo::make(&path, who.uid, who.gid).map_err(|e| format!("{}: {e}", path.display()))
     }
+}
+
+/// Does another user but root have this folder?
+#[must_use]
+pub fn is_of_another(folder: &Path, uid: u32) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|facts| facts.is_dir() && ![0, uid].contains(&facts.uid()))
 }
 
 /// Makes a missing working tree's folder for its app's user, where only root could have put something else

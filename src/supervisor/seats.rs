@@ -39,6 +39,8 @@ pub struct Shell {
     pub armed: Option<Instant>,
     /// How many restarts one by one are over, and how the last one went.
     pub rolled: (u64, Result<(), String>),
+    /// Whom everything in the app's folders belongs to, once that was seen to.
+    pub owner: Option<u32>,
 }
 
 impl Shell {
@@ -51,6 +53,7 @@ impl Shell {
             sockets: Sockets::new(),
             armed: None,
             rolled: (0, Ok(())),
+            owner: None,
         };
         shell.take_kits(kits);
         shell

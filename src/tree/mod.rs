@@ -29,6 +29,7 @@ mod objects;
 mod place;
 mod refs;
 mod share;
+mod take_over;
 mod tidy;
 
 use std::{
@@ -152,6 +153,7 @@ fn run(task: TreeTask, answer: Answer<'_>) -> Result<(), TreeError> {
         TreeTask::Sync { release } => sync(&release),
         TreeTask::Measure { paths } => return answer(json(&measure::measure(&paths)?)?),
         TreeTask::Empty { path } => empty::empty(&path),
+        TreeTask::TakeOver { paths } => take_over::take_over(&paths),
     }?;
     answer(None)
 }

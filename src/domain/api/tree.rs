@@ -70,6 +70,9 @@ pub enum TreeTask {
     Measure { paths: Vec<PathBuf> },
     /// As the app's user: remove everything in this folder (the folder itself is root's to remove). Answer: none.
     Empty { path: PathBuf },
+    /// As the app's user, with the right to it: what is in these folders and their owner's becomes this user's.
+    /// Answer: none.
+    TakeOver { paths: Vec<PathBuf> },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

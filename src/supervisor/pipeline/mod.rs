@@ -9,6 +9,7 @@ mod releases;
 mod reserve;
 mod rollback;
 mod steps;
+mod take_over;
 mod tidy;
 mod trial;
 
@@ -310,6 +311,19 @@ impl Supervisor {
     /// as well, or it is known why not.
     fn with_job_folders(
         &mut self,
+        app: &Arc<config::App>,
+        fetches: bool,
+        then: impl FnOnce(&mut Supervisor, Result<Keys, String>) + Send + 'static,
+    ) {
+        let app = Arc::clone(app);
+        self.with_own_folders(&Arc::clone(&app), move |supervisor, owned| match owned {
+            Ok(()) => supervisor.make_job_folders(&app, fetches, then),
+            Err(error) => then(supervisor, Err(error)),
+        });
+    }
+
+    fn make_job_folders(
+        &mut self,
         app: &config::App,
         fetches: bool,
         then: impl FnOnce(&mut Supervisor, Result<Keys, String>) + Send + 'static,
@@ -393,7 +407,8 @@ impl Supervisor {
                     cgroup,
                     keys,
                     order: None,
-                            }
+                    rights: None,
+                }
             }
         };
         self.start_job(spec);
@@ -484,6 +499,7 @@ fn tree_job(
         cgroup,
         keys,
         order: None,
+        rights: None,
     }
 }
 

@@ -150,6 +150,7 @@ impl Supervisor {
             cgroup: self.job_cgroup(&app.name, &name),
             keys,
             order: Some(Arc::new(OwnedFd::from(theirs))),
+            rights: None,
         };
         let job = self.start_reserve(spec, name, log)?;
         tokio::spawn(hear(words, job, self.events.clone()));

@@ -134,6 +134,7 @@ impl Supervisor {
             cgroup,
             keys: Keys::default(),
             order: None,
+            rights: None,
         };
         let job = self.start_probe_job(job, name, out, move |_, end| {
             // Nobody waits any more when its time was over.
