@@ -124,7 +124,9 @@ fn what_an_env_file_says_now_restarts_its_app_alone() {
     let server = server();
     let before = pids(&server);
     fs::write(server.path().join("one.env"), "GREETING=good day\n").unwrap();
+    assert_eq!(server.status()["supervisor"]["config_differs"], true, "a restart alone does not read it");
     assert_eq!(server.ok(&["reload"]).trim(), "one: restarted (env_file)");
+    assert_eq!(server.status()["supervisor"]["config_differs"], false);
     server.wait_new_pid("one", i32::try_from(before["one"].as_i64().unwrap()).unwrap());
     assert!(environ(&server, "one").contains("GREETING=good day"));
     assert_eq!((&pids(&server)["two"], &pids(&server)["three"]), (&before["two"], &before["three"]));

@@ -28,7 +28,7 @@ pub struct Settings {
     pub config: Arc<Config>,
     pub text: Text,
     pub warnings: Vec<Finding>,
-    pub env_files: BTreeMap<AppName, Vec<(String, String)>>,
+    pub env_files: EnvFiles,
     pub tokens: Vec<(config::Token, Secret)>,
     pub hooks: accept::Snapshot,
     pub certificates: Certificates,
@@ -36,12 +36,17 @@ pub struct Settings {
     pub veil: Veil,
 }
 
-/// What the config file and those that it includes said when they were read.
+/// What the config file, those that it includes and every `env_file` said when they were read.
 #[derive(Clone)]
 pub struct Text {
     main: Digest,
     included: Vec<(PathBuf, Digest)>,
+    /// `None` where one could not be read.
+    env: Vec<(PathBuf, Option<Digest>)>,
 }
+
+/// The variables of apps.
+type EnvFiles = BTreeMap<AppName, Vec<(String, String)>>;
 
 /// Stands for a text: there may be thousands of apps in one.
 type Digest = [u8; 32];
@@ -66,7 +71,13 @@ impl Text {
         }
         found.sort();
         found.dedup();
-        fs::read(&config.path).map_or(true, |now| digest(now) != self.main) || digests(found) != self.included
+        // What is no file may have nothing to say before somebody writes it.
+        let is_file = |path: &Path| fs::metadata(path).map_or(true, |facts| facts.is_file());
+        let env_differs =
+            |(path, known): &(PathBuf, _)| is_file(path) && fs::read_to_string(path).ok().map(digest) != *known;
+        fs::read(&config.path).map_or(true, |now| digest(now) != self.main)
+            || digests(found) != self.included
+            || self.env.iter().any(env_differs)
     }
 }
 
@@ -97,12 +108,12 @@ pub fn read(path: &Path) -> Result<Settings, String> {
         }
     }
     let mut config = loaded.config;
-    let env_files = read_env_files(&mut config);
+    let (env_files, env) = read_env_files(&mut config);
     let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
     let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
     let tokens = tokens(&config, &secrets)?;
     let hooks = hooks(&config, &secrets)?;
-    let text = Text { main: digest(text), included: digests(loaded.included) };
+    let text = Text { main: digest(text), included: digests(loaded.included), env };
     let certificates = Certificates::read(&config);
     let veil = veil(&config, &secrets, &env_files, &certificates);
     Ok(Settings {
@@ -117,12 +128,15 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     })
 }
 
-fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)>> {
-    let mut read = BTreeMap::new();
+/// What they say to whom, and each with what stands for its text.
+fn read_env_files(config: &mut Config) -> (EnvFiles, Vec<(PathBuf, Option<Digest>)>) {
+    let (mut read, mut texts) = (EnvFiles::new(), BTreeMap::new());
     for (name, app) in &mut config.apps {
         let mut variables = Vec::new();
         for path in app.env_file.clone() {
-            let parsed = fs::read_to_string(&path).map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
+            let text = fs::read_to_string(&path);
+            texts.insert(path.clone(), text.as_ref().ok().map(digest));
+            let parsed = text.map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
             match parsed {
                 Ok(more) => variables.extend(more),
                 Err(error) => {
@@ -133,17 +147,12 @@ fn read_env_files(config: &mut Config) -> BTreeMap<AppName, Vec<(String, String)
         }
         read.insert(name.clone(), variables);
     }
-    read
+    (read, texts.into_iter().collect())
 }
 
 /// Everything that is a secret: what the config calls one, passwords in URLs, and variables of apps whose name says
 /// so.
-fn veil(
-    config: &Config,
-    read: &Secrets,
-    env_files: &BTreeMap<AppName, Vec<(String, String)>>,
-    certificates: &Certificates,
-) -> Veil {
+fn veil(config: &Config, read: &Secrets, env_files: &EnvFiles, certificates: &Certificates) -> Veil {
     let mut all: Vec<Secret> = read.values().flatten().cloned().collect();
     all.extend(certificates.pairs().map(|pair| pair.pem().clone()));
     let text = |text: &str| Secret::exact(text.as_bytes().to_vec());
