@@ -94,7 +94,7 @@ impl App {
 
     /// A run that is still going on, or about to be tried again, is not joined by another one.
     pub(super) fn come_due(&mut self, at: At, out: &mut Vec<Task>) {
-        let waits = matches!(self.rests(), None | Some(Rest::Scheduled(_) | Rest::Blocked(_)));
+        let waits = matches!(self.rests(), None | Some(Rest::Scheduled(_) | Rest::Blocked(_) | Rest::Lacks(_)));
         let tries = |run: &Run| matches!(run.instance.state(), State::Backoff { .. });
         if !waits || self.spec.schedule.is_none() {
             return;

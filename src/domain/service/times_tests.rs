@@ -54,13 +54,17 @@ fn what_holds_it_back_is_awaited_and_what_stops_it_forgets_it() {
     world.feed(Event::Block(Some("waits for b".into())));
     world.feed(Event::Due(At(1)));
     assert_eq!(spawns(&world), 0);
+    world.feed(Event::Lack(Some("requires c, which is not up".into())));
+    world.feed(Event::Due(At(2)));
+    assert_eq!(skips(&world), 1, "and whoever looks is told");
+    world.feed(Event::Lack(None));
     world.feed(Event::Block(None));
     assert_eq!(spawns(&world), 1);
     world.spawned(false);
     world.exit(Exit::Code(0));
     world.feed(Event::Stop { only: None, by: "ann".into() });
     world.feed(Event::Due(At(2)));
-    assert_eq!((spawns(&world), skips(&world), world.state()), (1, 0, &State::Stopped));
+    assert_eq!((spawns(&world), skips(&world), world.state()), (1, 1, &State::Stopped));
     world.feed(start(false));
     assert_eq!(spawns(&world), 2, "by hand it runs at once");
 }
