@@ -220,6 +220,26 @@ fn what_is_wrong_with_one_app_is_told_with_its_line_and_stops_no_other() {
     );
 }
 
+#[test]
+fn what_cannot_be_made_for_more_copies_stops_none_that_runs() {
+    let server = Server::with_apps(r#""a": (command: ["sleep", "1000"], ready: Immediate, instances: 1)"#).started();
+    server.wait_state("a", "ready");
+    let pid = server.main_pid("a");
+    let (records, aside) = (server.path().join("state/run/records"), server.path().join("aside"));
+    fs::rename(&records, &aside).unwrap();
+    server.edit_config("instances: 1", "instances: 3");
+    let said = server.fails(1, &["reload"]);
+    assert!(said.contains("app \"a\"") && said.contains("No such file"), "{said}");
+    assert_eq!(server.main_pid("a"), pid);
+    fs::rename(&aside, &records).unwrap();
+    server.ok(&["reload"]);
+    server.until("three run", |s| {
+        let app = s.app("a");
+        (app["state"] == "ready" && app["instances"].as_array().unwrap().len() == 3).then_some(())
+    });
+    assert_eq!(server.main_pid("a"), pid);
+}
+
 /// An address of this machine that no other test is given by the kernel.
 fn own_address() -> std::net::SocketAddr {
     let [.., high, low] = std::process::id().to_be_bytes();

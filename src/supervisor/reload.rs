@@ -416,7 +416,13 @@ fn prepare(
             .chain(plan.applied.iter().map(|(name, _)| name));
         for name in named {
             let Some(app) = config.apps.get_mut(name).filter(|_| !kits.contains_key(name)) else { continue };
-            kits.insert(name.clone(), new_app(maker, app));
+            let new = new_app(maker, app);
+            if let Some(why) = app.problem.clone().filter(|_| new.unfit && !plan.added.contains(name)) {
+                // What runs of it can do without what is new.
+                rename::undo(&maker.layout, &moved);
+                return Err(format!("app {:?}: {why}", name.as_str()));
+            }
+            kits.insert(name.clone(), new);
         }
         for (old, new) in moved.iter().filter(|(_, new)| plan.added.contains(new)) {
             rename::move_logs(&maker.layout, old, new);
