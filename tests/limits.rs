@@ -193,6 +193,26 @@ fn whole_trees_are_limited_and_out_of_memory_is_told_as_that() {
 }
 
 #[test]
+fn a_command_as_an_app_is_limited_like_it() {
+    let server = Server::with_apps(
+        r#""a": (ready: Immediate, command: ["sleep", "1000"], limits: (memory: "64MiB", tasks: 77))"#,
+    );
+    if !are_held(&server) {
+        return;
+    }
+    let server = server.started();
+    server.wait_state("a", "ready");
+    let said = server.ok(&["exec", "a", "--", "cat", "/proc/self/cgroup"]);
+    let name = said.lines().find_map(|line| line.rsplit('/').next().filter(|name| name.starts_with("everhook-")));
+    let name = name.unwrap_or_else(|| panic!("no group of its own: {said}")).to_owned();
+    server.until("its group is gone with it", |_| groups(&name).is_empty().then_some(()));
+    let eats = "x = b'x' * (200 << 20); print(len(x))";
+    let ended = server.cli(&["exec", "a", "--", "python3", "-c", eats]);
+    assert_eq!(ended.status.code(), Some(137), "{}", server::text(&ended));
+    assert_eq!(server.instance("a")["restarts"], 0, "the app itself was not meant");
+}
+
+#[test]
 fn who_grows_over_memory_restart_is_restarted_in_order() {
     let grows = "import os, signal, sys, time; signal.signal(15, lambda *_: (open('@DIR@/said', 'a').write('bye'), sys.exit(0))); x = b'x' * (100 << 20); time.sleep(1000)";
     let server = Server::with_apps(&format!(

@@ -230,12 +230,14 @@ impl Supervisor {
         })
     }
 
-    /// Runs what is described already, with streams of its own, outside of any deploy.
+    /// Runs what is described already, with streams of its own, outside of any deploy. `cgroup`: what the description
+    /// has it born in, gone with it.
     pub fn start_command(
         &mut self,
         app: &AppName,
         name: String,
         spec: SpawnSpec,
+        cgroup: Option<Arc<Cgroup>>,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
     ) -> JobId {
         let id = self.ticket();
@@ -247,7 +249,7 @@ impl Supervisor {
             pidfd: None,
             answer: Arc::clone(&self.me.null),
             output: None,
-            cgroup: None,
+            cgroup,
             exit: None,
             left: None,
             unwanted: false,

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         api::EventKind,
         config::Limits,
-        model::{Exit, Signal, Size},
+        model::{AppName, Exit, Signal, Size},
         service::Happening,
     },
     os::{
@@ -62,10 +62,15 @@ impl Measured {
     }
 }
 
+/// Those that hold for a whole tree.
+fn of_trees(limits: &Limits) -> Wanted {
+    Wanted { memory: limits.memory.map(|size| size.0), cpu: limits.cpu, tasks: limits.tasks }
+}
+
 impl SeatShell {
     /// Before each start. Which limits cannot be had, where that is news.
     pub fn begin_limits(&mut self, limits: &Limits) -> Vec<String> {
-        let wanted = Wanted { memory: limits.memory.map(|size| size.0), cpu: limits.cpu, tasks: limits.tasks };
+        let wanted = of_trees(limits);
         self.memory.told = 0;
         let unmet: Vec<String> = match &self.kit.cgroup {
             Some(group) => {
@@ -103,6 +108,16 @@ impl Supervisor {
         {
             seat.memory.watch = Some(tokio::spawn(watch(fd, id.clone(), events)).abort_handle());
         }
+    }
+
+    /// A group for a command that is run as an app, with the limits that each of its instances has.
+    pub fn limited_group(&self, app: &AppName, name: &str) -> Option<Arc<Cgroup>> {
+        let limits = self.apps.get(app).map(|app| Arc::clone(&app.spec().limits))?;
+        let group = self.job_cgroup(app, name)?;
+        for (kind, why) in group.begin(of_trees(&limits)) {
+            warn!(%app, "a command runs without a limit: {}: {why}", kind.name());
+        }
+        Some(group)
     }
 
     fn kills(&self, id: &SeatId) -> u64 {
