@@ -446,3 +446,77 @@ fn what_asks_for_a_restart_gets_it_whatever_else_changes() {
     server.ok(&["reload"]);
     server.wait_new_pid("a", pid);
 }
+
+/// Two entries whose ports the kernel chooses are two listeners all the same.
+#[test]
+fn a_listener_is_changed_or_closed_and_no_other_of_the_same_address() {
+    let entry = |more: &str| format!("(bind: \"127.0.0.1:0\", {more})");
+    let config = |entries: &[&str]| {
+        let entries: Vec<_> = entries.iter().map(|more| entry(more)).collect();
+        format!("(state_dir: \"@DIR@/state\", http: [{}], apps: {{}})", entries.join(", "))
+    };
+    let (hooks, api, metrics) = ("serve: [Hooks]", "serve: [Api]", "serve: [Metrics]");
+    let server = Server::new(&config(&[hooks, api, metrics])).started();
+    let staying = |s: &Server| -> Vec<(Value, Value, Value)> {
+        let listeners = s.status()["supervisor"]["listeners"].as_array().unwrap().clone();
+        let stay = listeners.into_iter().filter(|one| one["state"] != "stopping");
+        stay.map(|one| (one["serve"][0].clone(), one["bind"].clone(), one["pid"].clone())).collect()
+    };
+    let all_ready = |s: &Server| {
+        let listeners = s.status()["supervisor"]["listeners"].as_array().unwrap().clone();
+        listeners.iter().all(|one| ["ready", "stopping"].contains(&one["state"].as_str().unwrap())).then_some(())
+    };
+    let status = |s: &Server, at: &str, path: &str| http::request(s.address(at), "GET", path, &[], &[]).status;
+    server.until("they listen", all_ready);
+    let before = staying(&server);
+
+    // Whoever leaves does not do so while somebody still has to be answered.
+    let mut asking = TcpStream::connect(server.address("api")).unwrap();
+    asking.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").unwrap();
+    let allowed = format!("{api}, allow: [\"127.0.0.0/8\"]");
+    server.write_config(&config(&[hooks, &allowed, metrics]));
+    assert_eq!(server.ok(&["reload"]), "listener 127.0.0.1:0: serves anew, as its entry says now\n");
+    let changed = staying(&server);
+    assert_eq!((&changed[0], &changed[2]), (&before[0], &before[2]), "the others run on");
+    assert_eq!((&changed[1].0, &changed[1].1), (&before[1].0, &before[1].1));
+    let told = http::request(server.address("metrics"), "GET", "/metrics", &[], &[]);
+    let told = String::from_utf8(told.body).unwrap();
+    assert_eq!(told.matches("\neverhook_listener_up{").count(), 3, "{told}");
+    drop(asking);
+    server.until("they listen", all_ready);
+    assert_eq!((status(&server, "api", "/api/v1/status"), status(&server, "hooks", "/api/v1/status")), (401, 404));
+
+    server.ok(&["upgrade"]);
+    server.until("they listen", all_ready);
+    let binds = |of: &[(Value, Value, Value)]| of.iter().map(|one| (one.0.clone(), one.1.clone())).collect::<Vec<_>>();
+    assert_eq!(binds(&staying(&server)), binds(&changed));
+    assert_eq!((status(&server, "api", "/api/v1/status"), status(&server, "hooks", "/api/v1/status")), (401, 404));
+
+    let before = staying(&server);
+    server.write_config(&config(&[&allowed, metrics]));
+    assert_eq!(server.ok(&["reload"]), "listener 127.0.0.1:0: closed\n");
+    assert_eq!(staying(&server), before[1..], "the others run on");
+}
+
+#[test]
+fn an_address_that_takes_in_one_that_is_held_is_refused_with_the_way_to_it() {
+    let port = free_address().port();
+    let config = |bind: &str| {
+        let entry = if bind.is_empty() { String::new() } else { format!("(bind: \"{bind}:{port}\", serve: [Hooks])") };
+        format!("(state_dir: \"@DIR@/state\", http: [{entry}], apps: {{}})")
+    };
+    let server = Server::new(&config("127.0.0.1")).started();
+    let health = || http::request(([127, 0, 0, 1], port).into(), "GET", "/healthz", &[], &[]).status;
+    assert_eq!(health(), 200);
+    server.write_config(&config("0.0.0.0"));
+    let why = server.fails(1, &["reload"]);
+    let told =
+        format!("cannot listen on 0.0.0.0:{port}: everhook itself still does on 127.0.0.1:{port}: reload without");
+    assert!(why.contains(&told), "{why}");
+    assert_eq!(health(), 200);
+    server.write_config(&config(""));
+    server.ok(&["reload"]);
+    server.write_config(&config("0.0.0.0"));
+    server.until("the one before has left", |s| s.cli(&["reload"]).status.success().then_some(()));
+    assert_eq!(health(), 200);
+}

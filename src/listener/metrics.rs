@@ -17,8 +17,8 @@ use super::{
 };
 use crate::domain::{
     api::{
-        AppView, Ask, DEPLOY_BOUNDS, DeployState, Durations, ENDS, InstanceState, InstanceView, Metrics, Reply,
-        Request, Said, Saying, TURN_BOUNDS,
+        AppView, Ask, DEPLOY_BOUNDS, DeployState, Durations, ENDS, InstanceState, InstanceView, ListenerView, Metrics,
+        Reply, Request, Said, Saying, TURN_BOUNDS,
     },
     model::InstanceId,
 };
@@ -139,7 +139,9 @@ impl Page {
         let logger = [([], u64::from(supervisor.logger.pid.is_some()))];
         pen.gauges(("everhook_logger_up", "The logger runs", None), logger)?;
         pen.counters(("everhook_logger_restarts", "Restarts of the logger", None), [([], supervisor.logger.restarts)])?;
-        let listeners = || supervisor.listeners.iter().map(|one| ([("bind", one.bind.clone())], one));
+        // Whoever has taken the address over counts, not who leaves there.
+        let stays = |one: &&ListenerView| one.state != InstanceState::Stopping;
+        let listeners = || supervisor.listeners.iter().filter(stays).map(|one| ([("bind", one.bind.clone())], one));
         let up = listeners().map(|(bind, one)| (bind, u64::from(one.state == InstanceState::Ready)));
         pen.gauges(("everhook_listener_up", "The listener of this address runs", None), up)?;
         let restarts = listeners().map(|(bind, one)| (bind, one.restarts));

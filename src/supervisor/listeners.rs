@@ -19,7 +19,7 @@ use super::{
 use crate::{
     domain::{
         api::{EventKind, InstanceState},
-        config::{Http, Plan, Serve},
+        config::{Http, Plan, Serve, overlap},
         model::{Exit, Pair, Signal},
     },
     os::{
@@ -60,7 +60,7 @@ impl Listener {
     pub fn taking(mut self, sockets: &mut Vec<(String, OwnedFd)>) -> Self {
         let bind = self.entry.bind.to_string();
         if let Some(at) = sockets.iter().position(|(address, _)| *address == bind) {
-            let (_, socket) = sockets.swap_remove(at);
+            let (_, socket) = sockets.remove(at);
             self.socket = socket::bound_tcp(&socket).ok().map(|address| (Arc::new(socket), address));
         }
         self
@@ -69,7 +69,7 @@ impl Listener {
     /// For the process that takes our place.
     #[must_use]
     pub fn handed_on(&self) -> Option<(String, Arc<OwnedFd>)> {
-        let (socket, _) = self.socket.as_ref()?;
+        let (socket, _) = self.socket.as_ref().filter(|_| !self.keeper.ending)?;
         Some((format!("{HTTP}{}", self.entry.bind), Arc::clone(socket)))
     }
 
@@ -90,13 +90,17 @@ impl Listener {
                 }
                 _ => error.to_string(),
             };
-            let place = self.entry.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
-            format!("cannot listen on {bind}: {why}{place}")
+            self.refused(&why)
         })?;
         self.socket = Some((Arc::new(socket), address));
         // What follows has nothing to do with how long this took.
         self.keeper.hurry();
         Ok(())
+    }
+
+    fn refused(&self, why: &str) -> String {
+        let place = self.entry.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+        format!("cannot listen on {}: {why}{place}", self.entry.bind)
     }
 
     #[must_use]
@@ -127,7 +131,16 @@ impl Listener {
         if let Some(fd) = &self.keeper.pidfd {
             let _ = pidfd::signal(fd, Signal::TERM);
         }
-        self.keeper.pid.is_some() || self.keeper.state == InstanceState::Starting
+        let leaves = self.keeper.pid.is_some() || self.keeper.state == InstanceState::Starting;
+        if self.keeper.pid.is_some() {
+            self.keeper.state = InstanceState::Stopping;
+        }
+        leaves
+    }
+
+    /// Is it the one of this entry, and does it stay?
+    fn serves(&self, entry: &Http) -> bool {
+        !self.keeper.ending && self.entry == *entry
     }
 }
 
@@ -141,19 +154,32 @@ fn descriptors() -> u64 {
 /// # Errors
 /// As [`Listener::bind`].
 pub fn bind_new(plan: &Plan, held: &[Listener]) -> Result<Vec<Listener>, String> {
-    let holder = |entry: &Http| held.iter().find(|listener| listener.entry.bind == entry.bind);
-    let changed = plan.listeners_changed.iter().map(|entry| (entry, holder(entry)));
-    let returns = |entry: &Http| holder(entry).filter(|held| entry.bind.port() != 0 && held.is_bound());
+    let mut taken = Vec::new();
+    let mut holder = |old: &Http| {
+        let found = held.iter().find(|listener| listener.serves(old) && !taken.contains(&listener.number))?;
+        taken.push(found.number);
+        Some(found)
+    };
+    let changed: Vec<_> = plan.listeners_changed.iter().map(|(old, new)| (new, holder(old))).collect();
+    let at = |bind: SocketAddr| held.iter().find(move |listener| listener.entry.bind == bind && listener.is_bound());
+    let returns = |entry: &Http| at(entry.bind).filter(|_| entry.bind.port() != 0);
     let added = plan.listeners_added.iter().map(|entry| (entry, returns(entry)));
     let bound = |(entry, holder): (&Http, Option<&Listener>)| {
         let mut listener = Listener::new(entry.clone(), 0);
         match holder {
             Some(held) => listener.socket.clone_from(&held.socket),
-            None => listener.bind()?,
+            None => {
+                let ours = held.iter().find(|held| held.is_bound() && overlap(held.address(), entry.bind));
+                if let Some(ours) = ours {
+                    let fix = "reload without any entry of this port first";
+                    return Err(listener.refused(&format!("everhook itself still does on {}: {fix}", ours.address())));
+                }
+                listener.bind()?;
+            }
         }
         Ok(listener)
     };
-    changed.chain(added).map(bound).collect()
+    changed.into_iter().chain(added).map(bound).collect()
 }
 
 impl Supervisor {
@@ -317,10 +343,15 @@ impl Supervisor {
 
     /// Carries out what a reload means for listeners: `new` is bound, or waits.
     pub fn change_listeners(&mut self, plan: &Plan, new: Vec<Listener>) {
-        let gone = |entry: &Http| {
-            plan.listeners_removed.iter().chain(&plan.listeners_changed).any(|old| old.bind == entry.bind)
-        };
-        self.listeners.retain_mut(|listener| !gone(&listener.entry) || listener.end());
+        let changed = plan.listeners_changed.iter().map(|(old, _)| old);
+        let mut gone: Vec<&Http> = plan.listeners_removed.iter().chain(changed).collect();
+        self.listeners.retain_mut(|listener| match gone.iter().position(|old| listener.serves(old)) {
+            Some(at) => {
+                gone.remove(at);
+                listener.end()
+            }
+            None => true,
+        });
         // Whoever reloads may just have made room.
         self.start_failed_listeners();
         let mut due = Vec::new();
@@ -329,6 +360,9 @@ impl Supervisor {
             due.push(listener.number);
             self.listeners.push(listener);
         }
+        // In the order of the config, by which a successor finds the sockets of those whose ports the kernel chose.
+        let entries = Arc::clone(&self.config);
+        self.listeners.sort_by_key(|one| entries.http.iter().position(|entry| one.serves(entry)).unwrap_or(usize::MAX));
         due.into_iter().for_each(|number| self.start_listener(number));
     }
 }

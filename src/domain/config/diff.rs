@@ -23,8 +23,8 @@ pub struct Plan {
     pub applied: Vec<(AppName, Vec<&'static str>)>,
     pub listeners_added: Vec<Http>,
     pub listeners_removed: Vec<Http>,
-    /// The same address serves something else: the new entry.
-    pub listeners_changed: Vec<Http>,
+    /// The same address serves something else: the old entry and the new one.
+    pub listeners_changed: Vec<(Http, Http)>,
     /// Addresses that go on with another certificate.
     pub renewed: Vec<SocketAddr>,
     /// Top-level fields that count from now on.
@@ -48,18 +48,17 @@ impl Plan {
         }
         let fields =
             |(app, fields): &(AppName, Vec<&str>), what: &str| format!("{app}: {what} ({})", fields.join(", "));
-        let listeners = |list: &[Http], what: &str| {
-            list.iter().map(|http| format!("listener {}: {what}", http.bind)).collect::<Vec<_>>()
-        };
+        let listener = |http: &Http, what: &str| format!("listener {}: {what}", http.bind);
         let mut lines = self.refused.clone();
         lines.extend(self.removed.iter().map(|app| format!("{app}: removed")));
         lines.extend(self.added.iter().map(|app| format!("{app}: added")));
         lines.extend(self.renamed.iter().map(|(old, new)| format!("{new}: was {old}")));
         lines.extend(self.restarted.iter().map(|change| fields(change, "restarted")));
         lines.extend(self.applied.iter().map(|change| fields(change, "changed without a restart")));
-        lines.extend(listeners(&self.listeners_removed, "closed"));
-        lines.extend(listeners(&self.listeners_added, "opened"));
-        lines.extend(listeners(&self.listeners_changed, "serves anew, as its entry says now"));
+        lines.extend(self.listeners_removed.iter().map(|http| listener(http, "closed")));
+        lines.extend(self.listeners_added.iter().map(|http| listener(http, "opened")));
+        let anew = "serves anew, as its entry says now";
+        lines.extend(self.listeners_changed.iter().map(|(_, http)| listener(http, anew)));
         lines.extend(self.renewed.iter().map(|bind| format!("listener {bind}: a new certificate")));
         lines.extend(self.other.iter().map(|field| format!("{field}: changed")));
         lines
@@ -196,16 +195,14 @@ fn refused(old: &Config, new: &Config) -> Vec<String> {
         .collect()
 }
 
-/// Entries are told apart by their address; those with port 0 by their order.
+/// Entries are told apart by their address; those with port 0 that are the same no more by their order.
 fn listeners(old: &[Http], new: &[Http], plan: &mut Plan) {
     let mut left: Vec<&Http> = old.iter().collect();
-    for entry in new {
-        match left.iter().position(|other| other.bind == entry.bind) {
-            Some(i) => {
-                if left.remove(i) != entry {
-                    plan.listeners_changed.push(entry.clone());
-                }
-            }
+    let mut take = |fits: &dyn Fn(&Http) -> bool| left.iter().position(|other| fits(other)).map(|at| left.remove(at));
+    let other: Vec<&Http> = new.iter().filter(|entry| take(&|old| old == *entry).is_none()).collect();
+    for entry in other {
+        match take(&|old| old.bind == entry.bind) {
+            Some(old) => plan.listeners_changed.push((old.clone(), entry.clone())),
             None => plan.listeners_added.push(entry.clone()),
         }
     }

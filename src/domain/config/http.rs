@@ -30,6 +30,9 @@ pub fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
         judge_reach(judge, &i, bind, &serve, entry);
         if bind.port() != 0 && listeners.iter().any(|other| other.bind == bind) {
             judge.error(&bind_keys, format!("{bind} is listened on twice: put both into one `serve`"));
+        } else if let Some(other) = listeners.iter().find(|other| overlap(other.bind, bind)) {
+            let message = format!("{bind} and {} take the same port of one address: give them two ports", other.bind);
+            judge.error(&bind_keys, message);
         }
         let trusted = networks(judge, &["http", &i, "trusted_proxies"], &entry.trusted_proxies);
         let allow = entry.allow.as_ref().map(|list| networks(judge, &["http", &i, "allow"], list));
@@ -38,6 +41,13 @@ pub fn http(judge: &mut Judge<'_>, entries: &[raw::Http]) -> Vec<Http> {
         listeners.push(Http { bind, serve, trusted, allow, tls, place });
     }
     listeners
+}
+
+/// Is one of these two that are not the same all addresses of the machine, the other one's included?
+#[must_use]
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    all && one != other && one.is_ipv4() == other.is_ipv4() && one.port() == other.port() && one.port() != 0
 }
 
 fn tls(judge: &mut Judge<'_>, i: &str, raw: &raw::Tls) -> Option<Tls> {

@@ -40,6 +40,7 @@ pub use dialect::{Dialect, Encoding, Generic, Hash, Pointer, Shown};
 pub use diff::{Plan, definition, diff, is_changed};
 pub use env_file::env_file;
 pub use finding::{Faults, Finding, Severity};
+pub use http::overlap;
 pub use probe::Url;
 pub use schedule::{Missed, Schedule};
 pub use schema::*;
