@@ -250,6 +250,13 @@ fn what_a_person_did_is_refused_by_name_and_stays() {
     refused(&["brought", "move them away"]);
     assert_eq!((person.reads("brought"), person.changes()), ("by me".into(), String::new()));
     fs::remove_file(person.tree.join("brought")).unwrap();
+    folder(&person.tree.join("brought"));
+    person.writes("brought/inner", "by me\n");
+    for _ in 0..2 {
+        refused(&["brought", "move them away"]);
+    }
+    assert_eq!((person.reads("brought/inner"), person.changes()), ("by me".into(), String::new()));
+    fs::remove_dir_all(person.tree.join("brought")).unwrap();
 
     person.writes("own", "work\n");
     person.git(&["add", "own"]);
@@ -292,6 +299,14 @@ fn what_the_build_did_to_tracked_files_is_its_own_and_taken_back() {
     assert_there(&server, &person, &server.deliver("site", &repo));
     assert_eq!(person.reads("lock"), "two\nbuilt");
     assert_eq!(person.git(&["show", "refs/everhook/undone:lock"]), "one\nbuilt", "it can be had back");
+
+    // What runs was built of it, and runs on where the next commit is refused.
+    person.writes("brought", "by me\n");
+    repo.commit(&[("brought", "by the commit\n"), ("lock", "three\n")], "in the way");
+    let deploy = server.deliver("site", &repo);
+    assert_eq!((ended(&deploy).0, person.reads("lock")), ("failed", "two\nbuilt".into()), "{deploy}");
+    repo.commit(&[("lock", "two\n")], "as before");
+    repo.git(&["rm", "-q", "brought"]);
 
     person.writes("lock", "two\nbuilt\nand edited\n");
     repo.commit(&[("VERSION", "4")], "fourth");

@@ -12,7 +12,11 @@ mod half;
 mod note;
 mod worktree;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use half::Half;
 use note::{Note, Phase};
@@ -53,7 +57,7 @@ pub(super) fn place(task: &Place) -> Result<(), TreeError> {
         },
     };
     refuse_losses(&tree, &task.mirror, &commit, note.as_ref(), (now.as_deref(), then.as_deref()))?;
-    take_back(&tree, note.as_ref(), head.as_ref())?;
+    let taken = take_back(&tree, note.as_ref(), head.as_ref())?;
 
     // What an earlier try found is where this one goes back to.
     let found = || Some((interrupted?.from.clone(), interrupted?.before.clone()));
@@ -65,6 +69,9 @@ pub(super) fn place(task: &Place) -> Result<(), TreeError> {
     if let Err(Unmoved { why, touched }) = move_files(&tree, head.as_ref(), &commit) {
         if touched {
             take_back(&tree, Some(&next), head.as_ref())?;
+        }
+        if let Some(error) = taken.and_then(|taken| give_back(&tree, &taken).err()) {
+            eprintln!("what the last build had changed stays taken back: {error}");
         }
         Note::restore(note.as_ref(), &tree)?;
         return Err(why);
@@ -176,8 +183,9 @@ fn refuse_losses(
     Ok(())
 }
 
-/// Takes back what a build or a killed move did to tracked files; refuses where a person did more.
-fn take_back(tree: &Worktree, note: Option<&Note>, head: Option<&CommitId>) -> Result<(), TreeError> {
+/// Takes back what a build or a killed move did to tracked files; refuses where a person did more. What can be given
+/// back: not what a killed move did.
+fn take_back(tree: &Worktree, note: Option<&Note>, head: Option<&CommitId>) -> Result<Option<Taken>, TreeError> {
     let half = Half::left(tree, note, head)?;
     let changed = tree.changed()?;
     let ours = |path: &String| {
@@ -198,27 +206,54 @@ fn take_back(tree: &Worktree, note: Option<&Note>, head: Option<&CommitId>) -> R
         )));
     }
     if changed.is_empty() && half.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
+    let mut kept = None;
     if !changed.is_empty() {
         eprintln!("taken back: {} (kept as {UNDONE})", listed(&changed));
-        keep(tree)?;
+        kept = keep(tree)?;
     }
     half.remove_added(tree)?;
     match head {
-        Some(head) => tree.must(&["read-tree", "--reset", "-u", head.as_str()]),
-        None => tree.must(&["read-tree", "--empty"]),
+        Some(head) => tree.must(&["read-tree", "--reset", "-u", head.as_str()])?,
+        None => tree.must(&["read-tree", "--empty"])?,
     }
+    Ok(kept.filter(|_| half.is_empty()).map(|commit| Taken { commit, paths: changed }))
+}
+
+/// What was taken back.
+struct Taken {
+    /// That holds these paths as they were.
+    commit: String,
+    paths: Vec<String>,
+}
+
+/// What runs was built of it, and runs on.
+fn give_back(tree: &Worktree, taken: &Taken) -> Result<(), TreeError> {
+    let listed = tree.ask(&["ls-tree", "-r", "-z", "--name-only", &taken.commit], b"")?;
+    let there: BTreeSet<&[u8]> = listed.split(|byte| *byte == 0).collect();
+    let (changed, removed): (Vec<&String>, Vec<&String>) =
+        taken.paths.iter().partition(|path| there.contains(path.as_bytes()));
+    for path in removed {
+        let file = tree.path.join(path);
+        fs::remove_file(&file).map_err(|e| TreeError::io(file.display().to_string(), e))?;
+    }
+    let paths: Vec<u8> = changed.iter().flat_map(|path| [path.as_bytes(), b"\0"].concat()).collect();
+    let source = format!("--source={}", taken.commit);
+    let args =
+        ["--literal-pathspecs", "restore", "--worktree", &source, "--pathspec-from-file=-", "--pathspec-file-nul"];
+    if changed.is_empty() { Ok(()) } else { tree.ask(&args, &paths).map(drop) }
 }
 
 /// Keeps the changes as a commit that no branch holds: whoever misses them finds them.
-fn keep(tree: &Worktree) -> Result<(), TreeError> {
+fn keep(tree: &Worktree) -> Result<Option<String>, TreeError> {
     let done = tree.git.run(&["stash", "create", "changes that a deploy took back"], b"")?;
     let made = String::from_utf8_lossy(&done.stdout).trim().to_owned();
-    if done.code == Some(0) && !made.is_empty() {
-        tree.must(&["update-ref", UNDONE, &made])?;
+    if done.code != Some(0) || made.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    tree.must(&["update-ref", UNDONE, &made])?;
+    Ok(Some(made))
 }
 
 /// Files could not be moved. `touched`: some were.
@@ -241,7 +276,9 @@ fn move_files(tree: &Worktree, from: Option<&CommitId>, to: &CommitId) -> Result
         let lines = done.stderr.lines().filter(|line| line.contains(words));
         lines.filter_map(|line| Some(line.split_once('\'')?.1.rsplit_once('\'')?.0.to_owned())).collect()
     };
-    let (untracked, changed) = (named("would be overwritten"), named("not uptodate"));
+    let in_the_way = ["would be overwritten", "would be removed", "would lose untracked files"];
+    let untracked: Vec<_> = in_the_way.iter().flat_map(|words| named(words)).collect();
+    let changed = named("not uptodate");
     let touched = untracked.is_empty() && changed.is_empty();
     let why = TreeError::Refused(if !untracked.is_empty() {
         format!(
