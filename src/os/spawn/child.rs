@@ -21,7 +21,7 @@ use crate::os::{
 };
 
 /// The longest wait at a gate: the spawning thread waits too.
-const GATE: Duration = Duration::from_millis(50);
+pub(super) const GATE: Duration = Duration::from_millis(50);
 
 /// Everything the child needs, made before it is.
 pub(super) struct Plan {
