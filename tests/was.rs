@@ -220,3 +220,53 @@ fn what_it_says_is_heard_under_its_new_name_and_a_busy_one_keeps_its_own() {
     say(&mut says, "STATUS=under another name");
     server.until("its status is told", |s| (s.instance("new")["status"] == "under another name").then_some(()));
 }
+
+#[test]
+fn more_copies_and_another_way_to_replace_them_come_with_the_new_name() {
+    let server = Server::with_apps(
+        r#""old": (command: "echo $EVERHOOK_INSTANCE; exec sleep 1000", ready: Immediate, instances: 1, replace: StopFirst)"#,
+    )
+    .started();
+    server.wait_state("old", "ready");
+    let pid = server.main_pid("old");
+    renamed(&server, "old", "new");
+    server.edit_config("instances: 1, replace: StopFirst", "instances: 3, replace: StartFirst");
+    server.ok(&["reload"]);
+    let ready = |s: &Server, count: usize| {
+        let app = s.app("new");
+        (app["state"] == "ready" && app["instances"].as_array().unwrap().len() == count).then_some(())
+    };
+    server.until("three run", |s| ready(s, 3));
+    assert_eq!(server.main_pid("new"), pid);
+    server.ok(&["restart", "new"]);
+    server.until("those of before have left", |s| ready(s, 3));
+    assert_ne!(server.main_pid("new"), pid);
+    server.until("each has its name", |s| {
+        let said = s.ok(&["logs", "new"]);
+        ["old.1", "new.1", "new.2", "new.3"].iter().all(|name| said.contains(&format!("| {name}"))).then_some(())
+    });
+}
+
+#[test]
+fn a_copy_that_goes_with_the_old_name_goes_whole() {
+    let mut server = Server::with_apps(
+        r#""old": (command: "setsid sh @DIR@/stays.sh @DIR@ & exec sleep 1000", ready: Immediate, instances: 2, stop: (timeout: "300ms"))"#,
+    );
+    let stays = "trap '' TERM\necho $$ > $1/left-$EVERHOOK_INSTANCE\nexec sleep 1000\n";
+    fs::write(server.path().join("stays.sh"), stays).unwrap();
+    // Without a cgroup, where that can be: there a tree is known by the name that it bears.
+    let none = "awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | xargs -r umount -l; exec \"$@\"";
+    if nix::unistd::geteuid().is_root() {
+        server.start_as(&["unshare", "-m", "sh", "-c", none, "sh"]);
+    } else {
+        server.start();
+    }
+    let left = server
+        .until("it has a child", |s| fs::read_to_string(s.path().join("left-old.2")).ok()?.trim().parse::<i32>().ok());
+    server.wait_state("old", "ready");
+    renamed(&server, "old", "new");
+    server.edit_config("instances: 2", "instances: 1");
+    server.ok(&["reload"]);
+    server.until("one is left", |s| (s.app("new")["instances"].as_array().unwrap().len() == 1).then_some(()));
+    assert_eq!(kill(Pid::from_raw(left), None), Err(nix::errno::Errno::ESRCH));
+}

@@ -235,6 +235,9 @@ impl SeatShell {
             watch.abort();
         }
         self.kit.remove_group();
+        if let Some(renamed) = &self.renamed {
+            renamed.next.remove_group();
+        }
     }
 }
 

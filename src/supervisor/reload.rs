@@ -416,7 +416,11 @@ fn prepare(
             .chain(plan.applied.iter().map(|(name, _)| name));
         for name in named {
             let Some(app) = config.apps.get_mut(name).filter(|_| !kits.contains_key(name)) else { continue };
-            let new = new_app(maker, app);
+            let was = plan.renamed.iter().find(|(_, now)| now == name).and_then(|(was, _)| old.apps.get(was));
+            let new = match was {
+                Some(was) => renamed_app(maker, app, was),
+                None => new_app(maker, app),
+            };
             if let Some(why) = app.problem.clone().filter(|_| new.unfit && !plan.added.contains(name)) {
                 // What runs of it can do without what is new.
                 rename::undo(&maker.layout, &moved);
@@ -430,6 +434,20 @@ fn prepare(
         settings.config = Arc::new(config);
     }
     Ok(Prepared { settings, plan, kits, moved, log })
+}
+
+/// What an app starts with that had another name, in every seat that it has or had: what runs is known by its old
+/// name in those alone that have something for the next one.
+fn renamed_app(maker: &Maker, app: &mut Arc<config::App>, was: &config::App) -> NewApp {
+    let mut both = config::App::clone(app);
+    both.instances = both.instances.max(was.instances);
+    if was.replace == config::Replace::StartFirst {
+        both.replace = was.replace;
+    }
+    let mut both = Arc::new(both);
+    let new = new_app(maker, &mut both);
+    Arc::make_mut(app).problem.clone_from(&both.problem);
+    new
 }
 
 /// Gives the state of apps their new names; those that had it, with the old one.

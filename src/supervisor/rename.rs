@@ -207,7 +207,7 @@ impl Shell {
         self.seats().filter_map(|(_, seat)| Some(&seat.renamed.as_ref()?.bears.app))
     }
 
-    /// Seats with a process keep what that was started with; the others get what is new at once.
+    /// Seats with a process keep what that was started with; the others, and new ones, get what is new at once.
     fn rename(
         &mut self,
         (old, new): (&AppName, &AppName),
@@ -216,6 +216,10 @@ impl Shell {
         record: impl Fn(&str) -> PathBuf,
     ) {
         for (seat, kit) in kits {
+            if self.seat(seat).is_none() {
+                self.take_kits(BTreeMap::from([(seat, kit)]));
+                continue;
+            }
             let Some(shell) = self.seat_mut(seat) else { continue };
             let mut bears = InstanceId { app: old.clone(), number: seat.number };
             if let Some(before) = shell.renamed.take() {
