@@ -156,7 +156,7 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         }
     };
     let guests = Guests::new(house.trusted.clone(), seats);
-    memory::give_back();
+    memory::give_back_at_rest();
     doors::open(listener, guests, tls, Rc::new(house), end).await;
     Ok(())
 }

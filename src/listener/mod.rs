@@ -30,6 +30,8 @@ use tokio::{runtime, task::LocalSet};
 
 pub use site::serve;
 
+use crate::os::memory;
+
 /// `everhook listener --serve hooks,api`: one listener process. Descriptor 3 is the listening socket;
 /// from 4 on come the channels, `hooks` before `api` before `metrics`, of what is served, then with `--tls` that
 /// of the certificate. Ends with 0 when a channel
@@ -51,6 +53,7 @@ pub fn main(args: &[String]) -> ExitCode {
 
 /// Runs on this thread alone, with tasks that need not be `Send`.
 fn run<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let mut builder = runtime::Builder::new_current_thread();
+    let runtime = builder.enable_io().enable_time().on_thread_park(memory::at_rest).build()?;
     LocalSet::new().block_on(&runtime, future)
 }

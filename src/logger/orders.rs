@@ -127,7 +127,7 @@ impl Logger {
                     Err(error) => eprintln!("everhook logger: what is to be hidden is not known: {error}"),
                 }
             }
-            ToLogger::GiveBack => memory::give_back(),
+            ToLogger::GiveBack => memory::give_back_at_rest(),
             ToLogger::Reopen => self.sources.values_mut().for_each(|source| source.sink.opened = None),
             ToLogger::Finish => self.finished = true,
         }

@@ -39,6 +39,7 @@ use crate::{
         capture::{Buffer, readable},
         channel::Channel,
         fifo::{WIDE, set_pipe_size},
+        memory,
         notes::Notes,
         threads,
     },
@@ -167,6 +168,7 @@ impl Logger {
         threads::run_in_turns_of(threads::LONG, false);
         let mut events = vec![EpollEvent::empty(); 256];
         while !self.finished {
+            memory::at_rest();
             let count = match self.epoll.wait(&mut events, self.timeout()) {
                 Err(nix::Error::EINTR) => continue,
                 other => other?,

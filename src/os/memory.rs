@@ -3,7 +3,11 @@
 use std::{
     ffi::{c_int, c_void},
     ptr, slice,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
+
+/// All that is not needed any more goes back when the next thread says that it is [`at_rest`].
+static WANTED: AtomicBool = AtomicBool::new(false);
 
 /// All threads share one heap: they allocate little, and what a heap of their own keeps free is lost to the
 /// others. Before any thread is started.
@@ -30,6 +34,20 @@ pub fn give_back() {
     give_heap_back();
     // SAFETY: the callback is of the type that is asked for, and needs no data.
     unsafe { libc::dl_iterate_phdr(Some(forget_code), ptr::null_mut()) };
+}
+
+/// Has the same done by the next call of [`at_rest`].
+pub fn give_back_at_rest() {
+    WANTED.store(true, Relaxed);
+}
+
+/// For a thread that is about to wait, as the last thing before: code that it runs after this is found again, and
+/// the kernel maps a quarter of a megabyte with each piece.
+pub fn at_rest() {
+    if WANTED.load(Relaxed) {
+        WANTED.store(false, Relaxed);
+        give_back();
+    }
 }
 
 /// Forgets what of an executable or a library nobody can write: its file has the same.

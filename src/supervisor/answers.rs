@@ -154,6 +154,7 @@ impl Supervisor {
                     self.queue_deploy(deploy, 0, Order::default());
                 }
             }
+            Told::Rests => self.rest(),
             Told::Health => self.ledger.send(Command::Health),
             Told::Queued { ticket, deploy } => self.queued(ticket, *deploy),
             Told::Committed { ticket } => self.committed(ticket),

@@ -64,8 +64,8 @@ const OLDEST_KERNEL: (u32, u32) = (5, 10);
 /// Where nothing was started for so long, a start or a reload is over; it is not waited for longer than that.
 const SETTLED: Duration = Duration::from_millis(250);
 const LONGEST_START: Duration = Duration::from_secs(60);
-/// The loop sleeps again after no more than this.
-const DONE_WITH_IT: Duration = Duration::from_millis(20);
+/// A thread that has nothing left to do sleeps after no more than this.
+const ASLEEP: Duration = Duration::from_millis(20);
 
 /// Runs until the ordered end.
 ///
@@ -111,6 +111,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     reap::set_child_subreaper().map_err(|e| format!("cannot become a subreaper: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(memory::at_rest)
         .build()
         .map_err(|e| format!("cannot start the runtime: {e}"))?;
     let upgrade = runtime.block_on(async move {
@@ -358,7 +359,8 @@ impl Supervisor {
         self.give_back();
     }
 
-    /// What the start or a reload needs goes back to the kernel once it is over, on a thread that nobody waits for.
+    /// What the start or a reload needs goes back to the kernel once it is over and nobody of ours is awake: whoever
+    /// runs needs code, which would be there again.
     pub fn give_back(&mut self) {
         self.give_back_by(Instant::now() + LONGEST_START);
     }
@@ -371,9 +373,13 @@ impl Supervisor {
                 return supervisor.give_back_by(latest);
             }
             supervisor.logger.tell(ToLogger::GiveBack, None);
-            // It forgets code of ours as well, so when we are done with this.
-            supervisor.later(DONE_WITH_IT, |supervisor| supervisor.ledger.send(Command::GiveBack));
+            supervisor.ledger.send(Command::Rest);
         });
+    }
+
+    /// The ledger's threads have nothing left to do; when we have not either, memory goes back.
+    pub fn rest(&mut self) {
+        self.later(ASLEEP, |_| memory::give_back_at_rest());
     }
 
     /// The first lines of the shipped default: what runs where, and what to try.

@@ -50,8 +50,8 @@ pub enum Command {
     Query { ticket: u64, query: Query },
     /// The loop is alive: the answer to [`Told::Health`].
     Health,
-    /// The start is over: commit what is there, which takes memory, and give back all that is free.
-    GiveBack,
+    /// The start is over: commit what is there, which takes memory, and keep no cache. Answered by [`Told::Rests`].
+    Rest,
     /// Commit what is there and end.
     Close,
 }
@@ -161,6 +161,8 @@ pub enum Told {
     Accepted {
         deploys: Vec<DeployView>,
     },
+    /// Everything is committed and synced: none of the ledger's threads does anything more by itself.
+    Rests,
     /// A listener asks whether the loop is alive; answer with [`Command::Health`].
     Health,
     Queued {

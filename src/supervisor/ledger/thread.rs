@@ -28,13 +28,10 @@ use super::{
     webhook::{self, Incoming, Proven, Reading, unavailable},
     write::{Known, Write},
 };
-use crate::{
-    domain::{
-        api::{Answer, DeliveryState},
-        deploy::accept::Snapshot,
-        model::{AppName, At, CommitId, DeliveryId, DeployId},
-    },
-    os::memory,
+use crate::domain::{
+    api::{Answer, DeliveryState},
+    deploy::accept::Snapshot,
+    model::{AppName, At, CommitId, DeliveryId, DeployId},
 };
 
 /// How often a store that takes nothing is tried again.
@@ -57,8 +54,8 @@ pub(super) struct State {
     /// New deploys get higher numbers.
     above: DeployId,
     waiting: Waiting,
-    /// Free memory goes back once what waits is written.
-    giving_back: bool,
+    /// To rest once what waits is written.
+    resting: bool,
     queries: Vec<(u64, Query)>,
     /// The last number that a delivery was given; `None` while no store says it.
     last_delivery: Option<DeliveryId>,
@@ -81,7 +78,7 @@ impl State {
             live: BTreeMap::new(),
             above: 0,
             waiting: Waiting::default(),
-            giving_back: false,
+            resting: false,
             queries: Vec::new(),
             last_delivery: None,
             trouble: None,
@@ -100,12 +97,8 @@ impl State {
                 self.sort(command);
             }
             self.round(arrived);
-            if std::mem::take(&mut self.giving_back) {
-                let shrunk = desk.books().store.as_ref().map(|store| store.execute_batch("PRAGMA shrink_memory"));
-                if let Some(Err(error)) = shrunk {
-                    tracing::warn!("{}: keeps its cache: {error}", self.path.display());
-                }
-                memory::give_back();
+            if std::mem::take(&mut self.resting) {
+                self.rest();
             }
         }
         desk.close();
@@ -117,6 +110,16 @@ impl State {
         if let Some(Err((_, error))) = store.map(Connection::close) {
             tracing::error!("{}: {error}", self.path.display());
         }
+    }
+
+    /// Keeps nothing that can be had again, and leaves the disk's thread nothing to wake up for.
+    fn rest(&self) {
+        let shrunk = self.desk.books().store.as_ref().map(|store| store.execute_batch("PRAGMA shrink_memory"));
+        if let Some(Err(error)) = shrunk {
+            tracing::warn!("{}: keeps its cache: {error}", self.path.display());
+        }
+        self.disk.ask();
+        (self.tell)(Told::Rests);
     }
 
     /// Nothing to wait for but what wakes us, unless the disk is to be tried again.
@@ -160,9 +163,9 @@ impl State {
             Command::Wait { apps, by } => self.waiting.put_off(Write::Wait { apps, by }),
             Command::Query { ticket, query } => self.queries.push((ticket, query)),
             Command::Health => self.hooks.healthy(),
-            Command::GiveBack => {
+            Command::Rest => {
                 self.waiting.hurry();
-                self.giving_back = true;
+                self.resting = true;
             }
             Command::Close => self.closing = true,
         }
