@@ -104,7 +104,7 @@ fn look_at_env_files(config: &mut Config) {
         };
         let fault = app.env_file.iter().filter(|path| !is_closed(path)).find_map(|path| read(&path));
         if let Some(fault) = fault.map(|fault| app.fault("env_file", &fault)) {
-            Arc::make_mut(app).problem.get_or_insert(fault);
+            Arc::make_mut(app).problem.get_or_insert(fault.into());
         }
     }
 }

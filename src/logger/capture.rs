@@ -20,6 +20,7 @@ use std::{
     io,
     os::{fd::AsFd, unix::fs::FileExt},
     path::Path,
+    sync::Arc,
 };
 
 use memchr::{memchr, memchr_iter, memrchr};
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     domain::{
-        api::Sink,
+        api::{How, Sink},
         config::Form,
         model::{Secret, Size, Veil},
     },
@@ -103,14 +104,14 @@ impl Step {
         left: Left { from: 0, end: 0, tip: Tip::CLOSED },
     };
 
-    fn words(self, sink: &Sink) -> [u64; WORDS] {
-        let limit = sink.rotate.map_or(u64::MAX, |size| size.0);
+    fn words(self, how: &How) -> [u64; WORDS] {
+        let limit = how.rotate.map_or(u64::MAX, |size| size.0);
         let places = [self.from, self.to, self.end, self.left.from, self.left.end].map(|place| place as u64);
         let ([from, to, end, left, left_end], [tip, length]) = (places, self.left.tip.words());
-        let (phase, form) = (self.phase as u64, sink.form as u64);
+        let (phase, form) = (self.phase as u64, how.form as u64);
         let Self { mark, device, inode, offset, .. } = self;
-        let line = sink.line_limit.0;
-        let keep = sink.keep.into();
+        let line = how.line_limit.0;
+        let keep = how.keep.into();
         [phase, from, to, end, mark, device, inode, offset, limit, keep, form, line, left, left_end, tip, length]
     }
 
@@ -138,7 +139,7 @@ impl Step {
         }
         let rotate = (limit != u64::MAX).then_some(Size(limit));
         let raw = Sink::raw(note.path, rotate, u32::try_from(keep).ok()?);
-        let sink = Sink { form, line_limit: Size(line), ..raw };
+        let sink = raw.with(|how| (how.form, how.line_limit) = (form, Size(line)));
         Some((Self { phase, from, to, end, mark, device, inode, offset, left }, sink))
     }
 }
@@ -166,7 +167,9 @@ impl Capture {
     pub fn take_over(buffer: Buffer, aside: &Aside) -> (Self, io::Result<()>) {
         let mut capture = Self { buffer, last: 0, veil: Veil::default() };
         let finished = match Step::read(capture.buffer.noted()) {
-            Some((step, sink)) => capture.finish(step, &mut SinkFile::new(sink, aside.clone())),
+            Some((step, sink)) => {
+                capture.finish(step, &mut SinkFile::new(sink.path, Arc::new(sink.how), aside.clone()))
+            }
             None => Ok(()),
         };
         capture.idle();
@@ -214,7 +217,7 @@ impl Capture {
         }
         let mark = self.buffer.mark(LEAD, end);
         let left = Left { tip: sink.tip, ..Left::default() };
-        self.note(Step { phase: Phase::Reading, from: LEAD, to: end, end, mark, left, ..Step::IDLE }, &sink.sink);
+        self.note(Step { phase: Phase::Reading, from: LEAD, to: end, end, mark, left, ..Step::IDLE }, sink);
         let read = loop {
             match nix::unistd::read(fifo.as_fd(), &mut self.buffer.data_mut()[LEAD..end]) {
                 Err(nix::Error::EINTR) => {}
@@ -222,7 +225,7 @@ impl Capture {
             }
         };
         self.last = read.unwrap_or(0);
-        if sink.sink.veiled {
+        if sink.how.veiled {
             self.cover(sink, LEAD, LEAD + self.last);
         }
         let told = match (&read, &sink.gap) {
@@ -297,7 +300,7 @@ impl Capture {
         {
             // What is noted still may be in the second half, which is about to be written over.
             let left = Left { tip: sink.tip, ..Left::default() };
-            self.note(Step { phase: Phase::Forming, from, to: from, end, left, ..Step::IDLE }, &sink.sink);
+            self.note(Step { phase: Phase::Forming, from, to: from, end, left, ..Step::IDLE }, sink);
             let (read, formed) = self.buffer.data_mut().split_at_mut(FORMED);
             let (taken, n) = pen.write(&mut sink.tip, clock::now().wall, &read[from..end], formed);
             let left = Left { from: from + taken, end, tip: sink.tip };
@@ -383,7 +386,7 @@ impl Capture {
     fn store(&mut self, sink: &mut SinkFile, mut from: usize, end: usize, left: Left) -> Result<(), Stuck> {
         while from < end {
             let stuck = |error| Stuck { at: from, error };
-            if sink.sink.path.as_os_str().len() > MAX_PATH {
+            if sink.path.as_os_str().len() > MAX_PATH {
                 return Err(stuck(io::ErrorKind::InvalidFilename.into()));
             }
             sink.known().map_err(stuck)?;
@@ -395,13 +398,13 @@ impl Capture {
                 Cut::Write(length) => {
                     let to = from + length;
                     sink.touch();
-                    self.note(Step { phase: Phase::Writing, to, ..place }, &sink.sink);
+                    self.note(Step { phase: Phase::Writing, to, ..place }, sink);
                     let opened = sink.opened.as_deref_mut().ok_or_else(|| stuck(io::ErrorKind::NotFound.into()))?;
                     self.write(opened, from, to, offset)?;
                     from = to;
                 }
                 Cut::Rotate => {
-                    self.note(Step { phase: Phase::Rotating, to: from, ..place }, &sink.sink);
+                    self.note(Step { phase: Phase::Rotating, to: from, ..place }, sink);
                     sink.rotate(device, inode).map_err(stuck)?;
                 }
             }
@@ -440,7 +443,7 @@ impl Capture {
             return Ok(());
         }
         let (device, inode) = (opened.device, opened.inode);
-        self.note(Step { phase: Phase::Rotating, device, inode, ..Step::IDLE }, &sink.sink);
+        self.note(Step { phase: Phase::Rotating, device, inode, ..Step::IDLE }, sink);
         let rotated = sink.rotate(device, inode);
         self.idle();
         rotated
@@ -463,8 +466,8 @@ impl Capture {
         Ok(())
     }
 
-    fn note(&mut self, step: Step, sink: &Sink) {
-        self.buffer.note(&step.words(sink), &sink.path);
+    fn note(&mut self, step: Step, sink: &SinkFile) {
+        self.buffer.note(&step.words(&sink.how), &sink.path);
     }
 
     fn idle(&mut self) {
@@ -475,7 +478,7 @@ impl Capture {
 /// Is this the end of a log that is never rotated?
 fn is_full(sink: &SinkFile, more: usize) -> bool {
     let size = sink.opened.as_ref().map_or(0, |opened| opened.size);
-    sink.sink.rotate.is_none() && size + more as u64 > UNROTATED
+    sink.how.rotate.is_none() && size + more as u64 > UNROTATED
 }
 
 fn reason(error: &io::Error) -> String {

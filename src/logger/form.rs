@@ -1,11 +1,13 @@
 //! What a line becomes in a file: as it came, with its time before it, or a JSON object. Lines are
 //! written as they come, so nothing waits for a newline; where the last one stands is a [`Tip`]. Pure.
 
+use std::path::Path;
+
 use memchr::memchr;
 use serde::Deserialize;
 
 use crate::domain::{
-    api::{Sink, Stream},
+    api::{How, Stream},
     config::Form,
     model::{At, Size},
 };
@@ -89,20 +91,20 @@ impl Page<'_> {
 }
 
 impl Pen {
-    /// For a sink; whose it is stands in its name, `<instance>.<stream>.log`.
+    /// For a file; whose it is stands in its name, `<instance>.<stream>.log`.
     #[must_use]
-    pub fn of(sink: &Sink) -> Self {
-        let name = sink.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    pub fn of(path: &Path, how: &How) -> Self {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let name = name.strip_suffix(".log").unwrap_or(name);
         let (name, stream) = match name.strip_suffix(".err") {
             Some(name) => (name, Stream::Err),
             None => (name.strip_suffix(".out").unwrap_or(name), Stream::Out),
         };
         // Longer than any name of an instance would not fit before a line; only Json says it.
-        let longest = if sink.form == Form::Json { 100 } else { 0 };
+        let longest = if how.form == Form::Json { 100 } else { 0 };
         let name = name.chars().take(longest).filter(|c| !c.is_control() && !matches!(c, '"' | '\\')).collect();
-        let Size(limit) = sink.line_limit;
-        Self { form: sink.form, limit: limit.max(1), name, stream }
+        let Size(limit) = how.line_limit;
+        Self { form: how.form, limit: limit.max(1), name, stream }
     }
 
     fn head(&self, at: At) -> String {
@@ -327,15 +329,15 @@ fn go_on(form: Form, bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::api::Sink;
 
     fn pen(form: Form, limit: u64) -> Pen {
-        let raw = Sink::raw(Path::new("/logs/blog/blog.1.err.log").into(), None, 0);
-        Pen::of(&Sink { form, line_limit: Size(limit), ..raw })
+        let sink = Sink::raw(Path::new("/logs/blog/blog.1.err.log").into(), None, 0);
+        let Sink { path, how } = sink.with(|how| (how.form, how.line_limit) = (form, Size(limit)));
+        Pen::of(&path, &how)
     }
 
     /// Everything that is written for these pieces.

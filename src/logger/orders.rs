@@ -161,7 +161,7 @@ impl Logger {
             self.drain(token);
             if let Some(mut source) = self.sources.remove(token) {
                 self.close_file(name, &mut source.sink);
-                let old = &source.sink.sink.path;
+                let old = &source.sink.path;
                 self.clients.values_mut().for_each(|client| client.renamed(old, &sink.path, to));
                 renamed.push((token, source, sink));
             }
@@ -185,7 +185,7 @@ impl Logger {
     /// Notes that a run begins where the logs end; false: there is no such source.
     fn note(&self, name: &str, at: At) -> bool {
         let source = self.sources.named(name).next().and_then(|token| self.sources.get(token));
-        let Some(files) = source.and_then(|source| Files::of(&source.sink.sink.path)) else { return false };
+        let Some(files) = source.and_then(|source| Files::of(&source.sink.path)) else { return false };
         if let Err(error) = runs::note(&files, at) {
             eprintln!("everhook logger: {}: {error}", files.runs.display());
         }
@@ -194,7 +194,7 @@ impl Logger {
 
     fn tail(&mut self, ticket: u64, path: &Path, n: u32, run: Option<At>) {
         let (lines, refusal) = if read::is_below(path, &self.logs) {
-            let form = self.drain_into(path).map_or(Form::Raw, |sink| sink.form);
+            let form = self.drain_into(path).unwrap_or(Form::Raw);
             let run = run.and_then(|at| runs::begun_at(path, at));
             match read::lines(path, form, n as usize, run) {
                 Ok(lines) => (lines, None),
@@ -207,11 +207,11 @@ impl Logger {
         self.tell(&FromLogger::Lines { ticket, lines, refusal });
     }
 
-    /// Moves what the FIFOs of this file hold to it; how it is written, where it is.
-    fn drain_into(&mut self, path: &Path) -> Option<&Sink> {
+    /// Moves what the FIFOs of this file hold to it; how its lines are written, where they are.
+    fn drain_into(&mut self, path: &Path) -> Option<Form> {
         let tokens = self.sources.filling(path);
         tokens.iter().for_each(|token| self.drain(*token));
-        self.sources.get(*tokens.first()?).map(|source| &source.sink.sink)
+        self.sources.get(*tokens.first()?).map(|source| source.sink.how.form)
     }
 
     fn end(&mut self, path: &Path) {

@@ -241,7 +241,7 @@ impl Logger {
                 Some(at) if at > now => self.expiry = Some(self.expiry.map_or(at, |first| first.min(at))),
                 Some(_) => {
                     if let Err(error) = self.capture.rotate(sink) {
-                        eprintln!("everhook logger: {}: {error}", sink.sink.path.display());
+                        eprintln!("everhook logger: {}: {error}", sink.path.display());
                     }
                     tell_opened(sink, &mut self.clients);
                 }
@@ -384,17 +384,18 @@ impl Logger {
 
     /// The file for this sink: the one `before` where that has its path, which is closed otherwise.
     pub fn file(&mut self, name: &str, before: Option<SinkFile>, sink: Sink) -> SinkFile {
+        let how = self.sources.share(sink.how);
         let mut file = match before {
-            Some(same) if same.sink.path == sink.path => same,
+            Some(same) if *same.path == *sink.path => same,
             other => {
                 if let Some(mut left) = other {
                     self.close_file(name, &mut left);
                 }
-                SinkFile::new(sink.clone(), self.aside.clone())
+                SinkFile::new(sink.path, Arc::clone(&how), self.aside.clone())
             }
         };
-        if let Err(error) = file.become_like(sink).and_then(|()| self.capture.begin_form(&mut file)) {
-            eprintln!("everhook logger: {}: {error}", file.sink.path.display());
+        if let Err(error) = file.go_on(how).and_then(|()| self.capture.begin_form(&mut file)) {
+            eprintln!("everhook logger: {}: {error}", file.path.display());
         }
         tell_opened(&mut file, &mut self.clients);
         if let Some(at) = file.expires() {
@@ -519,7 +520,7 @@ impl Logger {
 fn tell_opened(sink: &mut SinkFile, clients: &mut HashMap<u64, Client>) {
     for file in sink.fresh.drain(..) {
         for client in clients.values_mut() {
-            client.opened(&sink.sink.path, &file);
+            client.opened(&sink.path, &file);
         }
     }
 }

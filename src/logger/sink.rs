@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use super::{
     times,
 };
 use crate::{
-    domain::{api::Sink, config::Form, model::Secret},
+    domain::{api::How, config::Form, model::Secret},
     os::clock,
 };
 
@@ -29,8 +29,8 @@ pub const UNROTATED: u64 = 64 * 1024 * 1024;
 const FILE_MODE: u32 = 0o640;
 const FOLDER_MODE: u32 = 0o750;
 
-fn pen(sink: &Sink) -> Option<Box<Pen>> {
-    (sink.form != Form::Raw).then(|| Pen::of(sink).into())
+fn pen(path: &Path, how: &How) -> Option<Box<Pen>> {
+    (how.form != Form::Raw).then(|| Pen::of(path, how).into())
 }
 
 /// A log file that is open.
@@ -58,7 +58,9 @@ pub struct Gap {
 
 /// A file that lines go to.
 pub struct SinkFile {
-    pub sink: Sink,
+    pub path: Box<Path>,
+    /// Shared by all that are written alike, as there may be thousands.
+    pub how: Arc<How>,
     /// Boxed, as most files are of apps that write little or nothing.
     pub opened: Option<Box<Opened>>,
     pub gap: Option<Box<Gap>>,
@@ -77,25 +79,25 @@ pub struct SinkFile {
 
 impl SinkFile {
     #[must_use]
-    pub fn new(sink: Sink, aside: Aside) -> Self {
-        let (pen, fresh, tip) = (pen(&sink), Vec::new(), Tip::default());
-        Self { sink, opened: None, gap: None, fresh, pen, tip, tail: None, known: false, aside }
+    pub fn new(path: PathBuf, how: Arc<How>, aside: Aside) -> Self {
+        let (pen, fresh, tip) = (pen(&path, &how), Vec::new(), Tip::default());
+        Self { path: path.into(), how, opened: None, gap: None, fresh, pen, tip, tail: None, known: false, aside }
     }
 
-    /// Goes on as this says. A file that is not there is made with its first byte.
+    /// Goes on in this way. A file that is not there is made with its first byte.
     ///
     /// # Errors
     /// When a file that is there cannot be opened.
-    pub fn become_like(&mut self, sink: Sink) -> io::Result<()> {
-        self.pen = pen(&sink);
-        self.sink = sink;
-        if self.opened.is_none() && fs::metadata(&self.sink.path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+    pub fn go_on(&mut self, how: Arc<How>) -> io::Result<()> {
+        self.pen = pen(&self.path, &how);
+        self.how = how;
+        if self.opened.is_none() && fs::metadata(&self.path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Ok(());
         }
-        if self.sink.compress {
-            self.aside.compress(&self.sink.path);
+        if self.how.compress {
+            self.aside.compress(&self.path);
         }
-        let (aged, path) = (self.sink.age.is_some(), self.sink.path.clone());
+        let (aged, path) = (self.how.age.is_some(), self.path.clone());
         let opened = self.current()?;
         if aged && opened.size > 0 && opened.born.is_none() {
             opened.born = born(&path, opened);
@@ -106,7 +108,7 @@ impl SinkFile {
     /// When the file is too old; `None` while nothing is in it.
     #[must_use]
     pub fn expires(&self) -> Option<Instant> {
-        self.opened.as_ref()?.born?.checked_add(self.sink.age?)
+        self.opened.as_ref()?.born?.checked_add(self.how.age?)
     }
 
     /// The size over which the file goes no further: none where it has become too old.
@@ -115,7 +117,7 @@ impl SinkFile {
         if self.expires().is_some_and(|at| at <= Instant::now()) {
             return Some(0);
         }
-        self.sink.rotate.map(|size| size.0)
+        self.how.rotate.map(|size| size.0)
     }
 
     /// Has the tip agree with the file, which may be another than the last time, or tell more than is
@@ -134,12 +136,12 @@ impl SinkFile {
     pub fn touch(&mut self) {
         let Some(opened) = &mut self.opened else { return };
         let begins = opened.size == 0;
-        if begins && self.sink.age.is_some() {
+        if begins && self.how.age.is_some() {
             opened.born = Some(Instant::now());
         }
         if begins || opened.noted.is_none_or(|at| at.elapsed() >= times::SPAN) {
             opened.noted = Some(Instant::now());
-            times::note(&self.sink.path, clock::now().wall, opened.inode, opened.size);
+            times::note(&self.path, clock::now().wall, opened.inode, opened.size);
         }
     }
 
@@ -186,7 +188,7 @@ impl SinkFile {
 
     /// Opens the path, making file and folder; a new file gets mode and group of `like`.
     fn open(&mut self, like: Option<&fs::Metadata>) -> io::Result<()> {
-        let path = &self.sink.path;
+        let path = &self.path;
         let options = || {
             let mut options = OpenOptions::new();
             options.read(true).write(true).mode(FILE_MODE);
@@ -218,7 +220,7 @@ impl SinkFile {
             born: None,
             noted: None,
         };
-        if self.sink.age.is_some() && opened.size > 0 {
+        if self.how.age.is_some() && opened.size > 0 {
             opened.born = born(path, &opened);
         }
         self.opened = Some(Box::new(opened));
@@ -231,10 +233,10 @@ impl SinkFile {
     /// # Errors
     /// When a rename fails.
     pub fn rotate(&mut self, device: u64, inode: u64) -> io::Result<()> {
-        let path = &self.sink.path;
+        let path = &self.path;
         let like = match fs::metadata(path) {
             Ok(meta) if (meta.dev(), meta.ino()) == (device, inode) => {
-                chain::shift(path, self.sink.keep, &self.aside)?;
+                chain::shift(path, self.how.keep, &self.aside)?;
                 Some(meta)
             }
             Ok(_) => None,
@@ -245,8 +247,8 @@ impl SinkFile {
             self.aside.close(old.file);
         }
         self.open(like.as_ref())?;
-        if self.sink.compress {
-            self.aside.compress(&self.sink.path);
+        if self.how.compress {
+            self.aside.compress(&self.path);
         }
         Ok(())
     }
@@ -307,6 +309,7 @@ pub fn cut(size: u64, line_open: bool, limit: Option<u64>, data: &[u8]) -> Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::api::Sink;
 
     #[test]
     fn files_end_at_the_last_newline_before_the_limit() {
@@ -337,7 +340,8 @@ mod tests {
     }
 
     fn file(dir: &Path, keep: u32) -> SinkFile {
-        SinkFile::new(Sink::raw(dir.join("log"), None, keep), Aside::start())
+        let Sink { path, how } = Sink::raw(dir.join("log"), None, keep);
+        SinkFile::new(path, how.into(), Aside::start())
     }
 
     #[test]

@@ -391,8 +391,8 @@ impl Supervisor {
     /// Nothing goes on before somebody else ends these: whoever waits is told now.
     fn tell_unkillable(&mut self, id: &SeatId, names: &[String]) {
         let why = format!("everhook may not kill {}: end it as its user, or as root", names.join(", "));
-        let known = self.seat_mut(id).map(|seat| seat.unkillable.replace(why.clone()));
-        if known.flatten().as_ref() != Some(&why) {
+        let known = self.seat_mut(id).map(|seat| seat.unkillable.replace(why.as_str().into()));
+        if known.flatten().as_deref() != Some(why.as_str()) {
             self.note_app(&id.app, "not_killed", format!("{}: {why}", id.instance()));
             self.look_at_waiters();
         }
@@ -418,7 +418,7 @@ impl Supervisor {
     fn rolled(&mut self, name: &AppName, result: Result<(), String>) {
         let Some(shell) = self.shells.get_mut(name) else { return };
         let several = self.apps.get(name).is_some_and(|app| app.copies().len() > 1);
-        shell.rolled = (shell.rolled.0 + 1, result.clone());
+        shell.rolled = (shell.rolled.0 + 1, result.clone().map_err(Into::into));
         if let (Err(why), true) = (result, several) {
             warn!(app = %name, "the restart goes no further: {why}");
             self.note_app(name, "restart_stopped", why);

@@ -75,7 +75,7 @@ impl Supervisor {
         let app = self.apps.get(name).ok_or("the app is gone")?;
         let spec: &config::App = app.spec();
         if let Some(problem) = &spec.problem {
-            return Err(problem.clone());
+            return Err(problem.to_string());
         }
         if spec.deploy.is_some() && app.release().is_none() {
             return Err(format!("{name} has no release yet: there is no directory to run in"));

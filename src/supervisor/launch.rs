@@ -109,7 +109,7 @@ pub fn directory(app: &config::App, release: Option<&Release>, current: &Path) -
             Ok(below) => release.directory.join(below),
             Err(_) => release.directory.join(directory),
         },
-        (Some(directory), None) => directory.clone(),
+        (Some(directory), None) => directory.to_path_buf(),
         (None, Some(release)) => release.directory.clone(),
         (None, None) => PathBuf::from("/"),
     }
@@ -159,7 +159,7 @@ pub fn limit(spec: &mut SpawnSpec, wanted: &Limits) {
 /// The command line of an app's copy.
 #[must_use]
 pub fn arguments(command: &Command, instance: u32) -> Vec<String> {
-    let numbered = |text: &String| config::numbered(text, instance);
+    let numbered = |text: &str| config::numbered(text, instance);
     match command {
         Command::List(words) => words.iter().map(numbered).collect(),
         Command::Shell(line) => ["/bin/sh".to_owned(), "-c".to_owned(), numbered(line)].to_vec(),

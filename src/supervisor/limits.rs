@@ -39,7 +39,7 @@ pub struct Memory {
     /// Tells of further ones.
     watch: Option<AbortHandle>,
     /// Which limits cannot be had, as it was told.
-    unmet: Vec<String>,
+    unmet: Box<[String]>,
 }
 
 /// A tree to be measured on another thread.
@@ -86,10 +86,10 @@ impl SeatShell {
                 missing.map(|(_, kind)| format!("{}: there is no cgroup", kind.name())).collect()
             }
         };
-        if unmet == self.memory.unmet {
+        if *unmet == *self.memory.unmet {
             return Vec::new();
         }
-        self.memory.unmet.clone_from(&unmet);
+        self.memory.unmet = unmet.as_slice().into();
         unmet
     }
 }

@@ -60,7 +60,7 @@ impl Supervisor {
     }
 
     fn deploy_sink(&self, deploy: DeployId) -> Sink {
-        Sink { veiled: true, ..Sink::raw(self.layout.deploy_log(deploy), Some(LOG_PART), 1) }
+        Sink::raw(self.layout.deploy_log(deploy), Some(LOG_PART), 1).with(|how| how.veiled = true)
     }
 
     fn capture_deploy(&self, app: &AppName, fifo: &OwnedFd, deploy: DeployId) {

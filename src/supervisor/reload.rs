@@ -80,7 +80,7 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
     let unfit = kits.is_err();
     let kits = kits.unwrap_or_else(|error| {
         let app = Arc::make_mut(app);
-        app.problem = Some(app.fault("", &error));
+        app.problem = Some(app.fault("", &error).into());
         BTreeMap::new()
     });
     let read = |of: fn(&Layout, &AppName) -> Result<Option<Release>, String>| {
@@ -100,7 +100,7 @@ pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
     }
     let lost = live.is_err() && app.problem.is_none();
     let live = live.unwrap_or_else(|error| {
-        Arc::make_mut(app).problem.get_or_insert(error);
+        Arc::make_mut(app).problem.get_or_insert(error.into());
         None
     });
     let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));

@@ -38,7 +38,7 @@ pub struct Shell {
     /// The deadline that stands in `Supervisor::deadlines`.
     pub armed: Option<Instant>,
     /// How many restarts one by one are over, and how the last one went.
-    pub rolled: (u64, Result<(), String>),
+    pub rolled: (u64, Result<(), Box<str>>),
     /// Whom everything in the app's folders belongs to, once that was seen to.
     pub owner: Option<u32>,
 }
@@ -120,7 +120,7 @@ pub struct SeatShell {
     /// All of its tree were sent KILL.
     pub killed: bool,
     /// Who of its tree may not be killed, in words.
-    pub unkillable: Option<String>,
+    pub unkillable: Option<Box<str>>,
     /// The session that its process began, by the number that this has even after its end.
     pub session: Option<u32>,
     /// The run that its process was started by, as that bears it, where this is an earlier supervisor's.

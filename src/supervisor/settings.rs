@@ -141,7 +141,7 @@ fn read_env_files(config: &mut Config) -> (EnvFiles, Vec<(PathBuf, Option<Digest
                 Ok(more) => variables.extend(more),
                 Err(error) => {
                     let fault = app.fault("env_file", &format!("env_file {}: {error}", path.display()));
-                    Arc::make_mut(app).problem.get_or_insert(fault);
+                    Arc::make_mut(app).problem.get_or_insert(fault.into());
                 }
             }
         }

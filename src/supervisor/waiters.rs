@@ -142,7 +142,7 @@ impl Supervisor {
             Goal::Rolled { app, after } => {
                 let Some((found, shell)) = self.apps.get(app).zip(self.shells.get(app)) else { return gone(app) };
                 let (count, result) = &shell.rolled;
-                (*count > *after && !found.is_rolling()).then(|| result.clone())
+                (*count > *after && !found.is_rolling()).then(|| result.clone().map_err(String::from))
             }
             Goal::Down { chosen } => match self.apps.get(&chosen.app) {
                 None => Some(Ok(())),

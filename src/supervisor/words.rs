@@ -14,13 +14,13 @@ pub struct Words {
     run: At,
     /// The next event is due to a failure.
     expected: bool,
-    pub last: Vec<String>,
+    pub last: Box<[String]>,
 }
 
 impl Words {
     #[must_use]
     pub fn of(run: At) -> Self {
-        Self { run, expected: false, last: Vec::new() }
+        Self { run, expected: false, last: Box::default() }
     }
 }
 
@@ -74,7 +74,7 @@ impl Supervisor {
             self.put_down(event);
         }
         if let Some(seat) = self.seat_mut(id) {
-            seat.words.last = lines;
+            seat.words.last = lines.into();
         }
         if let Some((later, run)) = later {
             self.unworded.insert(id.clone(), later);

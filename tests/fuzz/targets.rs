@@ -208,8 +208,9 @@ fn lines(bytes: &[u8]) {
     let Some((first, output)) = bytes.split_first() else { return };
     for (form, pieces) in [(Form::Raw, 1), (Form::Stamped, 7), (Form::Json, 3)] {
         let line_limit = Size(if form == Form::Raw { u64::MAX } else { u64::from(*first) });
-        let sink = Sink { form, line_limit, ..Sink::raw("/logs/a/a.1.out.log".into(), None, 1) };
-        let written = written(&form::Pen::of(&sink), output, pieces);
+        let sink = Sink::raw("/logs/a/a.1.out.log".into(), None, 1);
+        let Sink { path, how } = sink.with(|how| (how.form, how.line_limit) = (form, line_limit));
+        let written = written(&form::Pen::of(&path, &how), output, pieces);
         assert!(form != Form::Raw || written == output, "raw lines are as they came");
         let mut reading = form::Reading::new(form);
         for line in written.split_inclusive(|b| *b == b'\n') {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use everhook::domain::{
-    api::{FromLogger, LogLine, Sink, Stream},
+    api::{FromLogger, LogLine, Stream},
     config::Form,
 };
 use nix::{
@@ -123,7 +123,7 @@ fn after_a_full_disk_a_file_has_whole_lines_of_its_form() {
     fs::write(&ballast, vec![0; 128 * 1024]).unwrap();
     let mut fifo = room.fifo();
     let mut logger = room.start();
-    logger.open(&fifo, Stream::Out, Sink { form: Form::Json, ..room.sink("out", 1 << 20, 3) });
+    logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 3).with(|how| how.form = Form::Json));
     write_numbered(&fifo.write, 20_000);
     fifo.write.write_all(b"the end of a line that is ").unwrap();
     logger.tail(&room.log("out"), 1).unwrap();

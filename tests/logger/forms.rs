@@ -9,7 +9,7 @@ use std::{
 
 use everhook::{
     domain::{
-        api::{LogLine, LogWish, Sink, Stream, ToLogger},
+        api::{LogLine, LogWish, Stream, ToLogger},
         config::Form,
         model::{Secret, Size, Veil},
     },
@@ -30,7 +30,7 @@ fn lines_have_their_time_and_are_read_back_without_it() {
         let room = Room::new();
         let mut fifo = room.fifo();
         let mut logger = room.start();
-        logger.open(&fifo, Stream::Out, Sink { form, ..room.sink("out", 1 << 20, 3) });
+        logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 3).with(|how| how.form = form));
         fifo.write.write_all(b"one\ntw").unwrap();
         logger.tail(&room.log("out"), 1).unwrap();
         fifo.write.write_all(b"o \xe2").unwrap();
@@ -64,7 +64,7 @@ fn lines_of_ten_megabytes_are_cut_into_marked_parts_or_pass() {
         let room = Room::new();
         let mut fifo = room.fifo();
         let mut logger = room.start();
-        let sink = Sink { form, line_limit: Size(1 << 20), ..room.sink("out", 50 << 20, 3) };
+        let sink = room.sink("out", 50 << 20, 3).with(|how| (how.form, how.line_limit) = (form, Size(1 << 20)));
         logger.open(&fifo, Stream::Out, sink);
         for part in [b"before\n", giant, b"\nafter\n"] {
             fifo.write.write_all(part).unwrap();
@@ -114,7 +114,7 @@ fn kills_cut_no_line_in_two_in_any_form() {
     for form in [Form::Stamped, Form::Json] {
         let room = Room::new();
         let log = room.log("out");
-        let sink = || Sink { form, ..room.sink("out", 64 << 10, 10_000) };
+        let sink = || room.sink("out", 64 << 10, 10_000).with(|how| how.form = form);
         let Fifo { read, write } = room.fifo();
         let fifo = Fifo { read, write: write.try_clone().unwrap() };
         let count = 100_000;
@@ -155,7 +155,7 @@ fn no_file_has_two_forms() {
     let mut fifo = room.fifo();
     let mut logger = room.start();
     for (form, word) in [(Form::Raw, "raw"), (Form::Json, "json"), (Form::Stamped, "stamped")] {
-        logger.open(&fifo, Stream::Out, Sink { form, ..room.sink("out", 1 << 20, 9) });
+        logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 9).with(|how| how.form = form));
         // Answered when that was done.
         logger.tail(&room.log("out"), 1).unwrap();
         write!(fifo.write, "{word}").unwrap();
@@ -175,7 +175,7 @@ fn following_shows_unfinished_lines_of_every_form() {
         let room = Room::new();
         let mut fifo = room.fifo();
         let mut logger = room.start();
-        logger.open(&fifo, Stream::Out, Sink { form, ..room.sink("out", 1 << 20, 1) });
+        logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 1).with(|how| how.form = form));
         let wish = LogWish { follow: true, n: Some(0), ..LogWish::default() };
         let mut client = logger.serve_form(&room, form, wish);
         let begun = Instant::now();
@@ -202,7 +202,7 @@ fn a_secret_is_covered_however_it_comes() {
     let packed = Veil::new(&secrets).pack();
     let veil = || memfd::holding("test", packed.expose()).unwrap();
     logger.send(&ToLogger::Veil, Some(veil()));
-    logger.open(&fifo, Stream::Out, Sink { veiled: true, ..room.sink("out", 1 << 20, 3) });
+    logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 3).with(|how| how.veiled = true));
     // In pieces that are in the file before the next one comes.
     for piece in ["a hunter2hunter2, hun", "ter2", "hunter2 and anoth", "er", " one, hunter2", "\nhunter2 is short\n"] {
         fifo.write.write_all(piece.as_bytes()).unwrap();

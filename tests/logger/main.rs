@@ -70,7 +70,7 @@ fn keep_bounds_the_files_and_no_line_is_in_two() {
 fn survive_kills(count: u32, rotate: u64, compress: bool) -> (u32, usize) {
     let room = Room::new();
     let log = room.log("out");
-    let sink = || Sink { compress, ..room.sink("out", rotate, 10_000) };
+    let sink = || room.sink("out", rotate, 10_000).with(|how| how.compress = compress);
     let Fifo { read, write } = room.fifo();
     let fifo = Fifo { read, write: write.try_clone().unwrap() };
     let writer = thread::spawn(move || write_numbered(&write, count));

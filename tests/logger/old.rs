@@ -10,7 +10,7 @@ use std::{
 };
 
 use everhook::domain::{
-    api::{LogFeed, LogFrame, LogPlace, LogWish, Saying, Sink, Stream},
+    api::{LogFeed, LogFrame, LogPlace, LogWish, Saying, Stream},
     config::Form,
 };
 
@@ -27,7 +27,7 @@ fn a_file_goes_when_its_first_line_is_old() {
     let mut fifo = room.fifo();
     let mut logger = room.start();
     let age = Duration::from_secs(1);
-    let sink = || Sink { age: Some(age), ..room.sink("out", 1 << 20, 9) };
+    let sink = || room.sink("out", 1 << 20, 9).with(|how| how.age = Some(age));
     logger.open(&fifo, Stream::Out, sink());
     fifo.write.write_all(b"one\n").unwrap();
     // By itself: nothing more is written.
@@ -53,7 +53,7 @@ fn a_file_goes_when_its_first_line_is_old() {
 
 /// Five files; those from the third on are old enough to be compressed.
 fn compressed(room: &Room, logger: &mut crate::room::Logger, fifo: &crate::room::Fifo, form: Form) {
-    let sink = |compress| Sink { compress, form, ..room.sink("out", 10_000, 9) };
+    let sink = |compress| room.sink("out", 10_000, 9).with(|how| (how.compress, how.form) = (compress, form));
     logger.open(fifo, Stream::Out, sink(false));
     // Answered when that was done.
     logger.tail(&room.log("out"), 1).unwrap();
@@ -141,7 +141,7 @@ fn since_a_moment_is_found_in_files_of_every_form() {
         let room = Room::new();
         let mut fifo = room.fifo();
         let mut logger = room.start();
-        logger.open(&fifo, Stream::Out, Sink { form, ..room.sink("out", 3000, 9) });
+        logger.open(&fifo, Stream::Out, room.sink("out", 3000, 9).with(|how| how.form = form));
         let mut moments = Vec::new();
         for round in 0..3 {
             moments.push(now());

@@ -81,6 +81,12 @@ pub enum ToLogger {
 pub struct Sink {
     /// Absolute; the folder is made where it is missing.
     pub path: PathBuf,
+    pub how: How,
+}
+
+/// How lines go to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct How {
     /// Rotate at the last newline before this; `None`: never, what is over a limit is dropped and counted.
     pub rotate: Option<Size>,
     /// Rotate when the first line is older than this.
@@ -103,14 +109,22 @@ impl Sink {
     #[must_use]
     pub fn raw(path: PathBuf, rotate: Option<Size>, keep: u32) -> Self {
         let line_limit = Size(u64::MAX);
-        Self { path, rotate, age: None, keep, compress: false, form: Form::Raw, line_limit, veiled: false }
+        let how = How { rotate, age: None, keep, compress: false, form: Form::Raw, line_limit, veiled: false };
+        Self { path, how }
     }
 
     /// As an app's config says.
     #[must_use]
     pub fn of(path: PathBuf, logs: &Logs) -> Self {
         let Logs { rotate, age, keep, compress, form, line_limit } = *logs;
-        Self { path, rotate: Some(rotate), age, keep, compress, form, line_limit, veiled: false }
+        Self { path, how: How { rotate: Some(rotate), age, keep, compress, form, line_limit, veiled: false } }
+    }
+
+    /// The same, written otherwise.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut How)) -> Self {
+        change(&mut self.how);
+        self
     }
 }
 

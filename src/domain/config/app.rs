@@ -1,6 +1,12 @@
 //! One app, judged.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Borrow,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     App, Command, Form, GiveUp, Identity, Limits, Logs, OnFailed, Place, Policy, Ready, Reload, Replace, Restart,
@@ -32,6 +38,8 @@ pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<App
             judge.error(&["apps", name.as_str(), "was"], format!("app \"{other}\" had this name"));
         }
     }
+    // Made of all at once, a map keeps no room for others.
+    let apps: BTreeMap<_, _> = apps.into_iter().collect();
     judge.require(raw.defaults.was.is_none(), &["defaults", "was"], "each app had a name of its own");
     order::cycle(judge, &apps);
     socket::clashes(judge, &apps);
@@ -42,6 +50,7 @@ pub fn apps(judge: &mut Judge<'_>, raw: &raw::Root, hooks: bool) -> BTreeMap<App
 #[derive(Default)]
 pub struct Alike {
     pub identity: Vec<Arc<Identity>>,
+    directory: Vec<Arc<Path>>,
     limits: Vec<Arc<Limits>>,
     restart: Vec<Arc<Restart>>,
     stop: Vec<Arc<Stop>>,
@@ -52,11 +61,11 @@ pub struct Alike {
 const DIFFERENT: usize = 16;
 
 /// The one that is there already, where it is like this.
-pub fn share<T: PartialEq>(known: &mut Vec<Arc<T>>, value: T) -> Arc<T> {
-    if let Some(same) = known.iter().rev().take(DIFFERENT).find(|other| ***other == value) {
+pub fn share<T: PartialEq + ?Sized>(known: &mut Vec<Arc<T>>, value: impl Borrow<T> + Into<Arc<T>>) -> Arc<T> {
+    if let Some(same) = known.iter().rev().take(DIFFERENT).find(|other| ***other == *value.borrow()) {
         return Arc::clone(same);
     }
-    known.push(Arc::new(value));
+    known.push(value.into());
     Arc::clone(&known[known.len() - 1])
 }
 
@@ -87,6 +96,7 @@ impl Entry<'_> {
         let (limits, beyond) = limits::of_app(judge, self.name, &raw.limits);
         let (restart, stop) = (self.restart(judge), self.stop(judge));
         let alike = &mut judge.alike;
+        let directory = directory.map(|directory| share(&mut alike.directory, directory));
         let (limits, restart, stop) =
             (share(&mut alike.limits, limits), share(&mut alike.restart, restart), share(&mut alike.stop, stop));
         let owner = (who.run_as.uid, who.run_as.gid);
@@ -106,14 +116,16 @@ impl Entry<'_> {
             directory,
             run_as: who.run_as,
             work_as: who.work_as,
-            groups: who.groups,
+            groups: who.groups.map(Into::into),
             env: raw.env.clone(),
             env_file: self.env_files(judge),
             port: raw.port,
             instances,
             enabled: raw.enabled.unwrap_or(true),
-            after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all),
-            requires: judge.apps(&self.keys(&["requires"]), raw.requires.as_deref().unwrap_or_default(), self.all),
+            after: judge.apps(&self.keys(&["after"]), raw.after.as_deref().unwrap_or_default(), self.all).into(),
+            requires: judge
+                .apps(&self.keys(&["requires"]), raw.requires.as_deref().unwrap_or_default(), self.all)
+                .into(),
             ready,
             live: raw.live.as_ref().and_then(|own| probe::live(judge, self.name, own, instances)).map(Box::new),
             restart,
@@ -134,20 +146,18 @@ impl Entry<'_> {
         probe::of_one(judge, &app);
         steps::env_from(judge, self.name, raw);
         let problem = problem.or_else(|| missing(judge, &app, program.flatten().as_deref()));
-        app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message));
+        app.problem = problem.map(|(field, message)| self.problem(judge, &app.name, field, &message).into());
         app
     }
 
     /// Where the fields stand that can turn out to be wrong only when they are used.
-    fn places(&self, judge: &Judge<'_>) -> Vec<(&'static str, Place)> {
+    fn places(&self, judge: &Judge<'_>) -> Box<[(&'static str, Place)]> {
         let fields = ["command", "directory", "user", "env_file", "sockets"];
         let entry = judge.place(&self.keys(&[]));
         let written = fields.into_iter().filter_map(|field| Some((field, judge.place(&self.keys(&[field]))?)));
         // What is not written stands where the entry does.
         let written = written.filter(|(_, place)| Some(place) != entry.as_ref());
-        let mut places: Vec<_> = written.chain(entry.iter().cloned().map(|place| ("", place))).collect();
-        places.shrink_to_fit();
-        places
+        written.chain(entry.iter().cloned().map(|place| ("", place))).collect()
     }
 
     /// Notes what keeps this app from running, and says it with its place.
@@ -170,14 +180,10 @@ impl Entry<'_> {
             raw::Words::List(list) => {
                 let program = list.first().map(|word| numbered(word, 1));
                 judge.require(program.as_ref().is_some_and(|p| !p.is_empty()), &keys, "the command is empty");
-                (Command::List(list.clone()), program)
+                (Command::List(list.iter().map(String::as_str).collect()), program)
             }
         };
-        let nul = match &command {
-            Command::Shell(text) => text.contains('\0'),
-            Command::List(list) => list.iter().any(|word| word.contains('\0')),
-        };
-        judge.require(!nul, &keys, "a command cannot hold a NUL character");
+        judge.require(!words.holds_nul(), &keys, "a command cannot hold a NUL character");
         let base = program.as_deref().and_then(|path| path.rsplit('/').next());
         let passes = self.raw.sockets.as_ref().is_some_and(|sockets| !sockets.is_empty());
         let unreached = if passes { ", and its `sockets` do not reach the app" } else { "" };
@@ -198,7 +204,7 @@ impl Entry<'_> {
         (command, program)
     }
 
-    fn env_files(&self, judge: &mut Judge<'_>) -> Vec<std::path::PathBuf> {
+    fn env_files(&self, judge: &mut Judge<'_>) -> Box<[PathBuf]> {
         let keys = self.keys(&["env_file"]);
         let files = match &self.raw.env_file {
             None => &[],
@@ -275,7 +281,7 @@ impl Entry<'_> {
                 Reload::Signal(*signal)
             }
             Some(raw::Reload::Exec(words)) => {
-                Reload::Exec(probe::command_line(judge, &self.keys(&["reload"]), Some(words)))
+                Reload::Exec(probe::command_line(judge, &self.keys(&["reload"]), Some(words)).into())
             }
         }
     }

@@ -205,12 +205,17 @@ fn exec(judge: &mut Judge<'_>, keys: &[&str], command: Option<&raw::Words>) -> P
 
 /// A command beside the app's own.
 pub fn command_line(judge: &mut Judge<'_>, keys: &[&str], command: Option<&raw::Words>) -> Command {
+    let holds_nul = command.is_some_and(raw::Words::holds_nul);
     let (command, empty) = match command {
-        None => (Command::List(Vec::new()), true),
+        None => (Command::List([].into_iter().collect()), true),
         Some(raw::Words::One(text)) => (Command::Shell(shell::with_exec(text)), text.trim().is_empty()),
-        Some(raw::Words::List(list)) => (Command::List(list.clone()), list.first().is_none_or(String::is_empty)),
+        Some(raw::Words::List(list)) => {
+            let words = list.iter().map(String::as_str).collect();
+            (Command::List(words), list.first().is_none_or(String::is_empty))
+        }
     };
     judge.require(!empty, keys, "the command is missing");
+    judge.require(!holds_nul, keys, "a command cannot hold a NUL character");
     command
 }
 

@@ -124,6 +124,16 @@ pub enum Words {
     List(Vec<String>),
 }
 
+impl Words {
+    /// Is a NUL in it, which the kernel takes for the end of a word?
+    pub fn holds_nul(&self) -> bool {
+        match self {
+            Self::One(text) => text.contains('\0'),
+            Self::List(list) => list.iter().any(|word| word.contains('\0')),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Ready {

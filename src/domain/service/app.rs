@@ -163,14 +163,14 @@ pub struct App {
     pub(super) copies: Vec<Copy>,
     pub(super) release: Option<Arc<Release>>,
     /// Who stopped all of it, while that holds.
-    pub(super) held: Option<String>,
-    pub(super) blocked: Option<String>,
-    pub(super) lacks: Option<String>,
+    pub(super) held: Option<Box<str>>,
+    pub(super) blocked: Option<Box<str>>,
+    pub(super) lacks: Option<Box<str>>,
     /// A trial has failed whose release took the folder of the one before.
     pub(super) parked: bool,
     given_up: bool,
     /// Why a scheduled app is to run now, until it does.
-    pub(super) due: Option<String>,
+    pub(super) due: Option<Box<str>>,
     /// Boxed like the next, as both are rare, and apps may be many.
     pub(super) trial: Option<Box<Trial>>,
     pub(super) roll: Option<Box<Roll>>,
@@ -311,7 +311,7 @@ impl App {
                     self.roll(numbers, &cause);
                 }
             }
-            Event::Block(reason) => self.blocked = reason,
+            Event::Block(reason) => self.blocked = reason.map(Into::into),
             Event::Lack(what) => self.lack(what, now, out),
             Event::Try { release, settle, stands } => self.begin_trial(release, settle, stands, out),
             Event::Adopt(release) => self.adopt(release),
@@ -412,7 +412,7 @@ impl App {
         let name = self.name().clone();
         if let Some(copy) = self.copies.iter_mut().find(|copy| copy.new_seat() == Some(seat)) {
             copy.give_up_new();
-            copy.rejected = Some(why.clone());
+            copy.rejected = Some(why.as_str().into());
         }
         if self.trial.is_some() {
             let why = if several { format!("{name}.{}: {why}", seat.number) } else { why };

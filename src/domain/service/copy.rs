@@ -57,11 +57,11 @@ pub struct Copy {
     pub(super) run: Run,
     pub(super) beside: Option<Beside>,
     /// Who stopped this copy alone, while that holds.
-    pub(super) held: Option<String>,
+    pub(super) held: Option<Box<str>>,
     /// `instances` was lowered: it goes once nothing of it runs.
     pub(super) leaving: bool,
     /// Why the last one that was to take over did not.
-    pub(super) rejected: Option<String>,
+    pub(super) rejected: Option<Box<str>>,
     /// Attempts that were made in its seats by machines that are gone.
     spent: u64,
 }

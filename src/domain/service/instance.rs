@@ -154,7 +154,7 @@ pub struct Instance {
     /// Runs that ended in a failure, ever: whoever waits for a start compares.
     failures: u64,
     last_exit: Option<(Exit, At)>,
-    reason: Option<String>,
+    reason: Option<Box<str>>,
     /// What it said about itself in this run, if anything.
     said: Option<Box<Said>>,
     /// Live probes that have failed in a row.
@@ -318,7 +318,7 @@ impl Instance {
 
     /// Lies down without a process: stopped, waiting or failed, with the reason that status shows.
     pub(super) fn rest(&mut self, state: State, reason: &str, now: Now, out: &mut Vec<Action>) {
-        self.reason = Some(reason.to_owned());
+        self.reason = Some(reason.into());
         if self.state != state {
             self.enter(state, reason, now, out);
         }
@@ -402,7 +402,7 @@ impl Instance {
         if matches!(main, Main::Alive(_)) {
             out.push(Action::Signal(app.stop.stages[0].signal));
         }
-        self.reason = Some(cause.to_owned());
+        self.reason = Some(cause.into());
         let stopping = Stopping { main, stage: 0, until: now.mono + time, then: Then::Rest, drains };
         self.enter(State::Stopping(stopping.into()), cause, now, out);
     }

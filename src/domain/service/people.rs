@@ -9,10 +9,10 @@ impl App {
     pub fn with_holds(mut self, holds: Vec<(Option<u32>, String)>) -> Self {
         for (number, by) in holds {
             match number {
-                None => self.held = Some(by),
+                None => self.held = Some(by.into()),
                 Some(number) => {
                     if let Some(copy) = self.copy_mut(number) {
-                        copy.held = Some(by);
+                        copy.held = Some(by.into());
                     }
                 }
             }
@@ -23,8 +23,9 @@ impl App {
     /// What people have stopped: all of it (`None`), or single copies, and who did.
     #[must_use]
     pub fn holds(&self) -> Vec<(Option<u32>, String)> {
-        let all = self.held.iter().map(|by| (None, by.clone()));
-        let copies = self.copies.iter().filter_map(|copy| copy.held.clone().map(|by| (Some(copy.number()), by)));
+        let all = self.held.iter().map(|by| (None, by.to_string()));
+        let copies =
+            self.copies.iter().filter_map(|copy| copy.held.as_ref().map(|by| (Some(copy.number()), by.to_string())));
         all.chain(copies).collect()
     }
 
@@ -37,7 +38,7 @@ impl App {
     pub(super) fn start(&mut self, only: Option<u32>, restart: bool, by: &str, now: Now, out: &mut Vec<Task>) {
         self.release_holds(only, out);
         if self.spec.schedule.is_some() {
-            self.due = Some(by.to_owned());
+            self.due = Some(by.into());
         }
         let copies = self.copies_of(only);
         if restart {
@@ -73,11 +74,11 @@ impl App {
         let again: Vec<usize> = self.copies_of(only).into_iter().filter(asked).collect();
         for copy in self.copies_of(only) {
             if only.is_some() {
-                self.copies[copy].held = Some(by.to_owned());
+                self.copies[copy].held = Some(by.into());
             }
         }
         if only.is_none() {
-            self.held = Some(by.to_owned());
+            self.held = Some(by.into());
         }
         self.due = None;
         if self.holds().len() != before.len() {

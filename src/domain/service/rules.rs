@@ -19,9 +19,9 @@ impl App {
         } else if !self.spec.enabled {
             Some(Rest::Disabled)
         } else if let Some(problem) = &self.spec.problem {
-            Some(Rest::Problem(problem.clone()))
+            Some(Rest::Problem(problem.to_string()))
         } else if let Some(by) = self.held.clone().or_else(|| self.all_copies_held()) {
-            Some(Rest::Held(by))
+            Some(Rest::Held(by.into()))
         } else if self.spec.deploy.is_some() && self.release.is_none() {
             Some(Rest::NoRelease)
         } else if self.parked {
@@ -29,13 +29,13 @@ impl App {
         } else if let Some(schedule) = self.spec.schedule.as_ref().filter(|_| self.due.is_none()) {
             Some(Rest::Scheduled(schedule.text.clone()))
         } else if let Some(what) = &self.lacks {
-            Some(Rest::Lacks(what.clone()))
+            Some(Rest::Lacks(what.to_string()))
         } else {
-            self.blocked.clone().map(Rest::Blocked)
+            self.blocked.as_deref().map(|why| Rest::Blocked(why.to_owned()))
         }
     }
 
-    fn all_copies_held(&self) -> Option<String> {
+    fn all_copies_held(&self) -> Option<Box<str>> {
         self.copies.iter().map(|copy| copy.held.clone()).collect::<Option<Vec<_>>>()?.pop()
     }
 
@@ -43,7 +43,7 @@ impl App {
     pub(super) fn copy_rests(&self, copy: &Copy) -> Option<Rest> {
         match self.rests() {
             None | Some(Rest::Blocked(_) | Rest::Lacks(_) | Rest::Scheduled(_)) if copy.held.is_some() => {
-                copy.held.clone().map(Rest::Held)
+                copy.held.as_deref().map(|by| Rest::Held(by.to_owned()))
             }
             rests => rests,
         }
@@ -89,7 +89,7 @@ impl App {
             self.call_off(what, out);
             self.cease_all(what, now, out);
         }
-        self.lacks = what;
+        self.lacks = what.map(Into::into);
     }
 
     /// A run that is still going on, or about to be tried again, is not joined by another one.
@@ -102,7 +102,7 @@ impl App {
         if self.due.is_some() || self.is_active() || self.runs().any(tries) {
             out.push(Task::RunSkipped(format!("the run of {at} is skipped: the one before has not ended")));
         } else {
-            self.due = Some(format!("scheduled for {at}"));
+            self.due = Some(format!("scheduled for {at}").into());
         }
     }
 

@@ -1,6 +1,13 @@
 //! One app: how it is run, kept up, ended, limited and logged.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,24 +24,24 @@ pub struct App {
     /// `None`: only deployed, never run.
     pub command: Option<Command>,
     /// `None`: the release where there is `deploy`, else the config's folder (already filled in then).
-    pub directory: Option<PathBuf>,
+    pub directory: Option<Arc<Path>>,
     /// Whom instances run as. Like all that many apps have alike, there once for all of them.
     pub run_as: Arc<Identity>,
     /// Whom git's checkout, steps and release files belong to: never root.
     pub work_as: Arc<Identity>,
     /// Supplementary groups that the config names; `None`: the user's own.
-    pub groups: Option<Vec<u32>>,
+    pub groups: Option<Box<[u32]>>,
     /// `{instance}` in a value is the copy's number.
     pub env: BTreeMap<String, String>,
     /// Absolute paths, later ones win.
-    pub env_file: Vec<PathBuf>,
+    pub env_file: Box<[PathBuf]>,
     pub port: Option<u16>,
     /// How many copies run, at least 1.
     pub instances: u32,
     pub enabled: bool,
-    pub after: Vec<AppName>,
+    pub after: Box<[AppName]>,
     /// Like `after`, and it stops and starts again with them.
-    pub requires: Vec<AppName>,
+    pub requires: Box<[AppName]>,
     /// Of the first copy; those of others differ at most in `{instance}`.
     pub ready: Ready,
     pub live: Option<Box<Live>>,
@@ -56,9 +63,9 @@ pub struct App {
     pub was: Option<AppName>,
     /// What keeps this app alone from running (an unknown user, say), with its place in the file.
     /// The app is `failed` with this reason and the others run.
-    pub problem: Option<String>,
+    pub problem: Option<Box<str>>,
     /// Where its fields stand, for what is found out later. The entry itself is `""`.
-    pub places: Vec<(&'static str, Place)>,
+    pub places: Box<[(&'static str, Place)]>,
 }
 
 impl App {
@@ -108,9 +115,35 @@ pub fn numbered(text: &str, instance: u32) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Executed as it is; `everhook` as the first word is the running binary.
-    List(Vec<String>),
+    List(Words),
     /// For `/bin/sh -c`, `exec` already put before a single simple command.
     Shell(String),
+}
+
+/// The words of a command line. In one text, where each is ended by the NUL that none of them can hold: there may be
+/// thousands of them, and each would have its own piece of memory.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Words(Box<str>);
+
+impl Words {
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split_terminator('\0')
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Words {
+    /// What comes after a NUL in a word is left out: no kernel would see it.
+    fn from_iter<T: IntoIterator<Item = &'a str>>(words: T) -> Self {
+        let until_nul = |word: &'a str| word.split('\0').next().unwrap_or_default();
+        let ended = words.into_iter().flat_map(|word| [until_nul(word), "\0"]);
+        Self(ended.collect::<String>().into())
+    }
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// When and how an ended instance starts again.
@@ -183,8 +216,8 @@ pub enum Reload {
     Restart,
     /// It reads what `current` leads to anew when it hears this signal.
     Signal(Signal),
-    /// A command has it do so; run as the app.
-    Exec(Command),
+    /// A command has it do so; run as the app. Boxed, as few have one.
+    Exec(Box<Command>),
 }
 
 /// A socket that is bound and held for an app.
@@ -209,8 +242,8 @@ pub enum SocketAddress {
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for SocketAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
             Self::Udp(address) => write!(f, "udp:{address}"),

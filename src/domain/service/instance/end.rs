@@ -61,7 +61,7 @@ impl Instance {
         out: &mut Vec<Action>,
     ) {
         let until = now.mono + app.stop.stages[0].timeout;
-        self.reason = Some(reason.to_owned());
+        self.reason = Some(reason.into());
         let stopping = Stopping { main, stage: 0, until, then, drains: false };
         self.enter(State::Stopping(stopping.into()), reason, now, out);
         let signal = app.stop.stages[0].signal;
@@ -98,7 +98,7 @@ impl Instance {
     pub(super) fn after_end(&mut self, end: End, app: &config::App, now: Now, out: &mut Vec<Action>) -> Option<Note> {
         let rule = &app.restart;
         let success = end.exit.is_some_and(|exit| rule.is_success(exit));
-        self.reason = Some(end.reason.clone());
+        self.reason = Some(end.reason.as_str().into());
         if success && rule.policy != Policy::Always {
             self.reason = None;
             self.enter(State::Done, &end.reason, now, out);

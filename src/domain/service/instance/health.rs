@@ -39,7 +39,7 @@ impl Instance {
     /// Why the last probe failed, for whoever looks at the status meanwhile.
     pub(in crate::domain::service) fn probe_failed(&mut self, attempt: u64, why: String) {
         if attempt == self.attempt && matches!(self.state, State::Starting { .. }) {
-            self.reason = Some(why);
+            self.reason = Some(why.into());
         }
     }
 
@@ -262,7 +262,7 @@ impl Instance {
         let until = now.mono + app.stop.stages[0].timeout;
         let then = Then::JudgeExit { ready_for };
         let reason = "it said that it stops";
-        self.reason = Some(reason.to_owned());
+        self.reason = Some(reason.into());
         self.enter(
             State::Stopping(Box::new(Stopping { main: Main::Alive(pid), stage: 0, until, then, drains: false })),
             reason,
