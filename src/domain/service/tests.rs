@@ -409,6 +409,22 @@ fn who_says_that_it_stops_is_judged_by_how_it_does() {
     }
 }
 
+/// As service managers read it: the time is for the end that the same message begins.
+#[test]
+fn who_says_that_it_stops_can_ask_for_time_at_once() {
+    let mut world = World::new(watched(LiveProbe::Watchdog, 1));
+    world.spawned(false);
+    world.say(FIRST, "READY=1");
+    world.say(FIRST, "EXTEND_TIMEOUT_USEC=600000000\nSTOPPING=1");
+    let before = world.done.len();
+    world.pass(seconds(599));
+    assert!(matches!(world.state(), State::Stopping { .. }));
+    let ends = |task: &Task| matches!(task, Task::Process(_, Action::Signal(_) | Action::Kill));
+    assert!(!world.done[before..].iter().any(ends));
+    world.pass(seconds(1));
+    assert!(world.done[before..].iter().any(ends));
+}
+
 #[test]
 fn on_trial_one_failed_live_probe_is_enough() {
     let tcp = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });

@@ -192,9 +192,6 @@ impl Instance {
     ) -> Option<Note> {
         self.pid()?;
         self.remember(notice);
-        if let Some(length) = notice.extend {
-            self.extend(length, app, now);
-        }
         let mut note = None;
         if notice.ready {
             note = self.said_ready(app, now, out);
@@ -210,7 +207,12 @@ impl Instance {
         }
         if notice.stopping {
             self.said_stopping(app, now, out);
-        } else if notice.watchdog == Some(Watchdog::Trigger) {
+        }
+        // What the same message begins may take as long.
+        if let Some(length) = notice.extend {
+            self.extend(length, app, now);
+        }
+        if !notice.stopping && notice.watchdog == Some(Watchdog::Trigger) {
             self.unwell("it triggered its watchdog", app, now, out);
         }
         note
