@@ -351,6 +351,8 @@ fn what_awaits_approval_hides_nothing_newer() {
     let (mut server, repo) = world("", "approve: true, poll: \"1s\"");
     server.start();
     wait_deploy(&server, 1, "awaiting_approval");
+    // It has no commit yet, and brings what is the newest then.
+    server.until("it is left alone", |s| s.log().contains("not caught up with: a deploy that brings").then_some(()));
     server.ok(&["approve", "1"]);
     server.wait_state("site", "ready");
     repo.commit(&[("VERSION", "2")], "second");

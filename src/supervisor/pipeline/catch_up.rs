@@ -166,7 +166,7 @@ impl Supervisor {
         let query = Query::Deploys { apps: Some(vec![app.clone()]), n: 1000, before: None };
         self.ask_ledger(query, move |supervisor, reply| {
             let Ok(Reply::Deploys(deploys)) = reply else { return };
-            if let Some(why) = stays_back(&deploys, &tip.commit, &by) {
+            if let Some(why) = stays_back(&deploys, &tip, &by) {
                 info!(%app, commit = %tip.commit, "not caught up with: {why}");
                 return;
             }
@@ -187,8 +187,12 @@ impl Supervisor {
 
 /// A commit that was rolled back, by itself or by hand, is not tried again without being asked for; nor
 /// does who looks often try what came to nothing again and again.
-fn stays_back(deploys: &[DeployView], tip: &CommitId, by: &By) -> Option<&'static str> {
-    let mut tries = deploys.iter().filter(|deploy| deploy.commit.as_ref() == Some(tip));
+fn stays_back(deploys: &[DeployView], tip: &Tip, by: &By) -> Option<&'static str> {
+    let brings = |deploy: &DeployView| deploy.commit.is_none() && deploy.ref_name.as_ref() == Some(&tip.ref_name);
+    if deploys.iter().any(|deploy| !deploy.state.is_end() && brings(deploy)) {
+        return Some("a deploy that brings the newest commit has not ended");
+    }
+    let mut tries = deploys.iter().filter(|deploy| deploy.commit.as_ref() == Some(&tip.commit));
     let newest = tries.next()?;
     let often = *by != By::CatchUp;
     match newest.state {
@@ -223,7 +227,7 @@ mod tests {
 
     #[test]
     fn what_was_taken_back_stays_back() {
-        let tip: CommitId = "b".repeat(40).parse().unwrap();
+        let tip = Tip { ref_name: "refs/heads/main".into(), commit: "b".repeat(40).parse().unwrap(), behind: None };
         let back = |deploys: &[DeployView], by: &By| stays_back(deploys, &tip, by).is_some();
         let (push, person) = (|| By::Delivery { id: 1 }, || By::Local { uid: 0, user: None });
         let (once, often) = (&By::CatchUp, &By::Poll);
@@ -237,6 +241,12 @@ mod tests {
             assert!(back(&[was(DeployState::AwaitingApproval)], by));
         }
         assert!(back(&[was(DeployState::Skipped)], often) && !back(&[was(DeployState::Skipped)], once));
+        let unknown = |of: &str| DeployView {
+            ref_name: Some(of.into()),
+            commit: None,
+            ..deploy(9, 'b', DeployState::AwaitingApproval, By::First)
+        };
+        assert!(back(&[unknown("refs/heads/main")], often) && !back(&[unknown("refs/heads/other")], often));
         let unfetched = || DeployView { step: Some("fetch".into()), ..was(DeployState::Failed) };
         assert!(!back(&[unfetched(), unfetched()], often));
         assert!(back(&[unfetched(), unfetched(), unfetched()], often));
