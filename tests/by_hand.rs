@@ -399,6 +399,7 @@ fn what_cannot_be_taken_back_asks_before_it_switches() {
     assert!(said.contains(&format!("deploy {third} of site awaits approval (irreversible: \"db/1.sql\"")), "{said}");
 
     // A kill forgets nothing, and what was built is kept.
+    without_catch_up(&server);
     server.kill();
     server.start();
     server.wait_state("site", "ready");

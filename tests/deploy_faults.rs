@@ -106,11 +106,16 @@ fn a_step_that_takes_too_long_goes_with_its_whole_tree() {
 
 #[test]
 fn the_limit_of_a_deploy_holds_for_its_fetch_too() {
-    let (mut server, repo) = world("", "timeout: \"1500ms\"");
+    let (mut server, repo) = world("", "timeout: \"10m\"");
+    let limit = |server: &Server, old: &str, new: &str| {
+        server.edit_config(&format!("timeout: \"{old}\""), &format!("timeout: \"{new}\""));
+        server.ok(&["reload"]);
+    };
     let forge = Forge::new(server.path());
     let path = server.path().join("repo");
     server.edit_config(&format!("repo: \"{}\"", path.display()), &format!("repo: \"{}\"", forge.url("repo")));
     start_live(&mut server);
+    limit(&server, "10m", "1500ms");
     let before = Untouched::of(&server);
     forge.close();
     repo.commit(&[("VERSION", "2")], "second");
@@ -131,6 +136,7 @@ fn the_limit_of_a_deploy_holds_for_its_fetch_too() {
     assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0], "nothing of the fetch is left");
     before.still(&server);
     forge.open();
+    limit(&server, "1500ms", "10m");
     assert_eq!(server.deliver("site", &repo)["state"], "live");
 }
 

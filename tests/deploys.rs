@@ -48,7 +48,7 @@ fn the_tip_is_deployed_first_and_caught_up_with_at_a_start() {
 #[test]
 fn after_holds_back_the_first_deploy() {
     let maker = r#""maker": (command: "cat gate; git init -q -b main made; cd made; echo 1 > VERSION; cp ../app.sh .; git add .;
-        git -c user.name=Ann -c user.email=ann@example.org commit -q -m made", restart: (policy: Never)),"#;
+        git -c user.name=Ann -c user.email=ann@example.org commit -q -m made", ready: After("10m"), restart: (policy: Never)),"#;
     let site = site("after: [\"maker\"],", "").replace("@DIR@/repo", "@DIR@/made");
     let mut server = Server::with_apps(&format!("{maker}\n{site}"));
     fs::write(server.path().join("held"), "").unwrap();
