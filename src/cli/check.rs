@@ -53,8 +53,10 @@ impl Check {
                 format!("{name} can be applied, but these apps cannot run: {apps}"),
             ));
         }
-        let mut useless = unguarded(&path, &loaded);
-        useless.extend(useless_secrets(&loaded.config).into_iter().chain(useless_keys(&loaded.config)));
+        // It may be looked at elsewhere than where it runs.
+        unguarded(&path, &loaded).iter().for_each(|open| complain(&format!("warning: {open}")));
+        let mut useless = useless_secrets(&loaded.config);
+        useless.extend(useless_keys(&loaded.config));
         for tls in loaded.config.http.iter().filter_map(|http| http.tls.as_ref()) {
             match certificate(tls) {
                 Ok(warning) => warning.iter().for_each(|warning| complain(warning)),

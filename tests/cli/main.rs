@@ -538,6 +538,13 @@ fn check_tells_faults_with_their_place_and_delays() {
     let ran = check(&deployed.replace('@', "state/made"));
     assert_eq!(ran.code, 0, "made at the start: {}", ran.err);
 
+    if nix::unistd::geteuid().is_root() {
+        let (folder, mut command) = configured(&["check"], "(state_dir: \"state\", apps: {})");
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let ran = Ran::of(command.output().unwrap());
+        assert!(ran.code == 0 && ran.err.contains("warning: ") && ran.err.contains("chmod go-w"), "{}", ran.err);
+    }
+
     let missing = Ran::of(everhook(&["check", "-c", "/nonexistent/supervisor.ron"]).output().unwrap());
     assert_eq!(missing.code, 1);
     assert!(missing.err.contains("/nonexistent/supervisor.ron: No such file"), "{}", missing.err);
