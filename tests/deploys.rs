@@ -11,6 +11,7 @@ mod server;
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -306,11 +307,20 @@ fn what_a_step_leaves_behind_is_ended_and_named() {
 
 #[test]
 fn who_waits_for_an_app_hears_that_its_first_deploy_has_brought_nothing() {
-    let after = r#", "after": (command: ["sleep", "1000"], ready: Immediate, requires: ["site"])"#;
+    let after = r#", "after": (command: ["sleep", "1000"], ready: Immediate, requires: ["site"]),
+        "then": (command: ["sleep", "1000"], ready: Immediate, after: ["site"],
+            deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], settle: "20ms"))"#;
     let (server, repo) = world_with(&(site("", "check: [\"cat $DIR/gate\", \"test -e good\"]") + after));
     let gate = Gate::new(&server, "gate");
     let server = server.started();
     let held = gate.reached();
+    server.until("what its first deploy waits for", |s| {
+        (s.instance("then")["reason"] == "first deploy, which waits for site").then_some(())
+    });
+    let mut asks = server.client(&["deploy", "then"]).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut said, mut line) = (BufReader::new(asks.stdout.take().unwrap()), String::new());
+    said.read_line(&mut line).unwrap();
+    assert!(line.ends_with(" of then: queued (waits for site)\n"), "{line}");
     let waits = server.client(&["start", "after"]).stderr(Stdio::piped()).spawn().unwrap();
     server.until("it is asked for", |s| (!s.json(&["audit"]).as_array().unwrap().is_empty()).then_some(()));
     gate.remove();
@@ -327,6 +337,8 @@ fn who_waits_for_an_app_hears_that_its_first_deploy_has_brought_nothing() {
     fs::write(server.path().join("gate"), "").unwrap();
     assert_live(&server, &server.deliver("site", &repo));
     server.ok(&["start", "after"]);
+    assert!(asks.wait().unwrap().success());
+    server.wait_state("then", "ready");
 }
 
 #[test]

@@ -73,8 +73,11 @@ impl Teller {
                 line.push_str(&format!(" {}", visible(subject)));
             }
         }
+        let why = deploy.reason.as_ref().map(|why| format!(" ({})", visible(why))).unwrap_or_default();
+        if deploy.state == DeployState::Queued {
+            line.push_str(&why);
+        }
         if deploy.state == DeployState::AwaitingApproval {
-            let why = deploy.reason.as_ref().map(|why| format!(" ({})", visible(why))).unwrap_or_default();
             let what = match deploy.step.as_deref() {
                 Some("switch" | "verify") => {
                     format!("makes it live as it is, `everhook rollback {}` goes back", deploy.app)

@@ -213,6 +213,7 @@ impl Supervisor {
         }
         let order = self.orders.remove(&ticket).unwrap_or_default();
         self.queue_deploy(deploy, 0, order);
+        self.say_queued(id);
     }
 
     /// Ends every stream that one of these tokens opened.

@@ -133,7 +133,11 @@ impl App {
     #[must_use]
     pub fn first_deploy(&self) -> String {
         let unlooked = self.spec.deploy.as_ref().and_then(|deploy| deploy.unlooked());
-        unlooked.map_or_else(|| "first deploy".to_owned(), |why| format!("first deploy, when it is asked for: {why}"))
+        match (unlooked, &self.blocked) {
+            (Some(why), _) => format!("first deploy, when it is asked for: {why}"),
+            (None, Some(why)) => format!("first deploy, which {why}"),
+            (None, None) => "first deploy".to_owned(),
+        }
     }
 
     fn follow_rule(&mut self, copy: usize, now: Now, out: &mut Vec<Task>) {

@@ -36,6 +36,7 @@ use crate::{
         config::{self, Identity},
         deploy::{Action, Event, Found, Job, Live, Places, Queued, Resumption, StepKind, Who, resume},
         model::{AppName, DeployId, ReleaseId},
+        service::order,
     },
     os::files,
 };
@@ -456,6 +457,16 @@ impl Supervisor {
         let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         self.undeployed.insert(app.clone(), format!("{app} has no release, as deploy {id} {state}{why}"));
         self.look_at_waiters();
+    }
+
+    /// Tells whoever waits for a deploy that does not begin what that waits for.
+    pub fn say_queued(&self, id: DeployId) {
+        let found = self.deploys.find(id).map(|(view, app)| (view.clone(), app));
+        let Some((mut view, app)) = found.filter(|(view, _)| view.state == DeployState::Queued) else { return };
+        let other = self.deploys.running(&view.app).map(|other| format!("deploy {} runs", other.id));
+        let why = order::blocked(app, &self.apps).or(other).unwrap_or_else(|| "deploys of other apps run".to_owned());
+        view.reason = Some(why);
+        self.tell_deploy_waiters(&view);
     }
 
     fn tell_deploy_waiters(&self, view: &DeployView) {
