@@ -257,6 +257,14 @@ fn no_secret_is_written_or_said() {
         let event = if gitlabs { ("x-gitlab-event", "Push Hook") } else { ("x-github-event", "push") };
         world.post(target, &[event, (name, &value)], if gitlabs { gitlab } else { &body });
     }
+    // A commit's words come with its delivery, before they are fetched.
+    let id = "0123456789012345678901234567890123456789";
+    let told = format!(
+        r#"{{"object_kind": "push", "ref": "refs/heads/main", "after": "{id}", "checkout_sha": "{id}",
+           "commits": [{{"id": "{id}", "message": "{PREVIOUS}", "author": {{"name": "{PREVIOUS}"}}}}]}}"#
+    );
+    let gitlabs = [("x-gitlab-event", "Push Hook"), ("x-gitlab-token", PREVIOUS)];
+    assert_eq!(world.post("/hooks/site", &gitlabs, &told), 202);
     world.post("/api/v1/apps/site/restart?wait=30s", &[("authorization", &format!("Bearer {BOSS}"))], "");
     world.post("/api/v1/apps/site/restart", &[("authorization", &format!("Bearer {BOSS}x"))], "");
 

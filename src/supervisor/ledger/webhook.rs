@@ -7,6 +7,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rusqlite::Connection;
 
 use super::{
+    super::veil,
     deliveries::{self, NewDelivery},
     deploys::{self, Same},
     journal, rows,
@@ -289,8 +290,8 @@ fn accept(
         let mut deploy = DeployView {
             commit: change.after.clone(),
             ref_name: Some(change.ref_name.clone()),
-            subject: change.subject.clone(),
-            author: change.author.clone(),
+            subject: change.subject.as_deref().map(veil::text),
+            author: change.author.as_deref().map(veil::text),
             ..DeployView::new(app, By::Delivery { id }, at)
         };
         deploys::append(connection, &mut deploy, None)?;
