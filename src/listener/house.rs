@@ -156,6 +156,8 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
         }
     };
     let guests = Guests::new(house.trusted.clone(), seats);
+    // What the kernel says of each descriptor at first has us run once more; after that we rest until somebody comes.
+    tokio::task::yield_now().await;
     memory::give_back_at_rest();
     doors::open(listener, guests, tls, Rc::new(house), end).await;
     Ok(())

@@ -15,7 +15,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStringExt, fs::FileExt},
     },
     path::PathBuf,
@@ -24,11 +24,8 @@ use std::{
 };
 
 use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl, openat},
-    sys::{
-        resource::{Resource, getrlimit},
-        stat::Mode,
-    },
+    fcntl::{FcntlArg, fcntl},
+    sys::resource::{Resource, getrlimit},
     unistd::{getegid, geteuid, getpid},
 };
 
@@ -37,7 +34,7 @@ use self::{
     clone::Stack,
 };
 use super::{
-    cgroup::is_gone,
+    cgroup::{Cgroup, is_gone},
     identity,
     record::{self, RECORD_SIZE, StartedAs},
 };
@@ -107,10 +104,8 @@ pub struct SpawnSpec {
     pub credentials: Option<Credentials>,
     /// Descriptors of the child: `(ours, its number)`. Numbers not named are closed.
     pub fds: Vec<(Arc<OwnedFd>, RawFd)>,
-    /// Folder of a cgroup v2 to be born in.
-    pub cgroup: Option<Arc<OwnedFd>>,
-    /// Folders of cgroups v1 that it enters before anything else.
-    pub cgroups1: Vec<Arc<OwnedFd>>,
+    /// To be born in, or of version 1 entered before anything else.
+    pub cgroup: Option<Arc<Cgroup>>,
     /// No record, no exec.
     pub record: Option<RecordFile>,
     /// Exec waits until nobody has the other end of this pipe open, but 50 ms at most: for whoever must have
@@ -142,7 +137,6 @@ impl SpawnSpec {
             credentials: None,
             fds: Vec::new(),
             cgroup: None,
-            cgroups1: Vec::new(),
             record: None,
             gate: None,
             die_with_parent: false,
@@ -252,7 +246,10 @@ impl Spawner {
             part: Part::Cgroup,
             errno,
         };
-        let by_hand = open_procs(spec, self.clone3).map_err(|e| if is_gone(&e) { gone(e) } else { preparing(e) })?;
+        let birthplace = spec.cgroup.as_ref().and_then(|group| group.birthplace());
+        let born = self.clone3 && birthplace.is_some();
+        let by_hand = spec.cgroup.as_ref().map_or(Ok(Vec::new()), |group| group.open_procs(born));
+        let by_hand = by_hand.map_err(|e| if is_gone(&e) { gone(e) } else { preparing(e) })?;
         let mut filled: Vec<&OwnedFd> = spec.fds.iter().map(|(fd, _)| &**fd).collect();
         filled.extend(spec.record.iter().map(|r| &*r.file));
         filled.extend(spec.gate.as_deref());
@@ -263,7 +260,7 @@ impl Spawner {
         plan.ignored = self.clone3.then(|| self.ignored.clone());
         plan.oom_score_adj.take_if(|(wanted, _)| self.inherited_score().is_some_and(|score| score == *wanted));
 
-        let started = fill(&slots, &filled).and_then(|()| self.start(spec, &mut plan));
+        let started = fill(&slots, &filled).and_then(|()| self.start(birthplace, &mut plan));
         if started.is_ok() && plan.failure.is_none() {
             rest();
         }
@@ -273,7 +270,7 @@ impl Spawner {
                 self.clone3 = false;
                 self.spawn_and_rest(spec, rest)
             }
-            Err(errno) if spec.cgroup.is_some() && is_gone(&errno) => Err(gone(errno)),
+            Err(errno) if birthplace.is_some() && is_gone(&errno) => Err(gone(errno)),
             Err(errno) => {
                 Err(SpawnError { step: format!("making a process for {:?}", spec.program), part: Part::Other, errno })
             }
@@ -296,8 +293,8 @@ impl Spawner {
         Some(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
     }
 
-    fn start(&self, spec: &SpawnSpec, plan: &mut Plan) -> io::Result<Spawned> {
-        let cgroup = spec.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+    fn start(&self, birthplace: Option<BorrowedFd<'_>>, plan: &mut Plan) -> io::Result<Spawned> {
+        let cgroup = birthplace.as_ref().map(AsRawFd::as_raw_fd);
         let undumpable = plan.credentials.is_some().then(Undumpable::enter);
         let blocked = raw::block_signals();
         let started = clone::start(&self.stack, plan, cgroup, self.clone3);
@@ -305,13 +302,6 @@ impl Spawner {
         drop(undumpable);
         started
     }
-}
-
-/// The files through which a child moves itself into the cgroups that it is not born in.
-fn open_procs(spec: &SpawnSpec, born: bool) -> io::Result<Vec<OwnedFd>> {
-    let folders = spec.cgroup.iter().filter(|_| !born).chain(&spec.cgroups1);
-    let open = |folder| openat(folder, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-    Ok(folders.map(open).collect::<Result<_, _>>()?)
 }
 
 fn fill(slots: &[RawFd], with: &[&OwnedFd]) -> io::Result<()> {

@@ -535,8 +535,7 @@ fn instance_spec(
     spec.fds.extend(sockets.values().map(|held| Arc::clone(&held.fd)).zip(FIRST_PASSED..));
     spec.pid_env = pid_env;
     seat.health.equip(app, &mut spec)?;
-    spec.cgroup = seat.kit.cgroup.as_ref().and_then(|group| group.birthplace());
-    spec.cgroups1 = seat.kit.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
+    spec.cgroup.clone_from(&seat.kit.cgroup);
     spec.record =
         Some(RecordFile { file: Arc::clone(&seat.kit.record), everhook_boot: boot, started_as: Some(started_as) });
     Ok(spec)

@@ -41,8 +41,7 @@ impl Supervisor {
         let mut spec = self.command_spec(&app, &instance, &command, &name, &[]).map_err(failed)?;
         spec.fds = (0..).zip(streams).map(|(number, stream)| (Arc::new(stream), number)).collect();
         let group = self.limited_group(&app, &name);
-        spec.cgroup = group.as_ref().and_then(|group| group.birthplace());
-        spec.cgroups1 = group.as_ref().map(|group| group.entered()).unwrap_or_default();
+        spec.cgroup.clone_from(&group);
         let answer = reply.clone();
         let job = self.start_command(&app, name, spec, group, move |_, end| {
             answer.say(match end.error {

@@ -352,8 +352,7 @@ impl Supervisor {
         spec.die_with_parent = true;
         spec.no_new_privs = true;
         spec.capabilities = job.rights;
-        spec.cgroup = job.cgroup.as_ref().and_then(|group| group.birthplace());
-        spec.cgroups1 = job.cgroup.as_ref().map(|group| group.entered()).unwrap_or_default();
+        spec.cgroup.clone_from(&job.cgroup);
         if !is_errand {
             let record = self.record_file(name).map_err(|e| e.to_string())?;
             spec.record =

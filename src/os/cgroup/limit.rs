@@ -109,9 +109,9 @@ fn beside(controller: &str) -> Result<Root, Option<String>> {
 }
 
 /// A group beside the tree's.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Beside {
-    pub folder: Arc<OwnedFd>,
+    pub folder: OwnedFd,
     pub path: PathBuf,
 }
 
@@ -210,7 +210,7 @@ impl Group<'_> {
         if let (Source::Beside(root), None) = (&*source, limited.beside.get(&kind)) {
             let path = root.path.join(self.name);
             let (folder, _) = make_folder(&root.folder, self.name).map_err(|e| format!("{}: {e}", path.display()))?;
-            limited.beside.insert(kind, Beside { folder: Arc::new(folder), path });
+            limited.beside.insert(kind, Beside { folder, path });
         }
         let (folder, version) = self.of(limited, kind);
         let (file, value) = match (kind, version) {
@@ -228,7 +228,7 @@ impl Group<'_> {
 
     /// The group that this kind is in.
     fn of<'b>(&'b self, limited: &'b Limited, kind: Kind) -> (&'b OwnedFd, Version) {
-        limited.beside.get(&kind).map_or((self.tree, self.version), |beside| (&*beside.folder, Version::One))
+        limited.beside.get(&kind).map_or((self.tree, self.version), |beside| (&beside.folder, Version::One))
     }
 
     fn number(&self, limited: &Limited, kind: Kind, files: [&str; 2]) -> Option<u64> {

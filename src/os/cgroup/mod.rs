@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -53,7 +53,7 @@ struct Above {
 /// A group for one tree. It outlives this value, until [`Cgroup::remove`].
 #[derive(Debug)]
 pub struct Cgroup {
-    folder: Arc<OwnedFd>,
+    folder: OwnedFd,
     name: Box<str>,
     above: Arc<Above>,
     /// `None`: nothing ever was, as in most.
@@ -141,24 +141,26 @@ impl Base {
         let (folder, is_new) = make_folder(&self.0.root.folder, name)?;
         // What is limited in one that was there is not known.
         let limited = Mutex::new((!is_new).then(Box::default));
-        let (folder, above) = (Arc::new(folder), Arc::clone(&self.0));
+        let above = Arc::clone(&self.0);
         Ok(Cgroup { folder, name: name.into(), above, limited, populated: OnceLock::new() })
     }
 }
 
 impl Cgroup {
-    /// For `SpawnSpec::cgroup`: where a child can be born.
+    /// Where a child can be born.
     #[must_use]
-    pub fn birthplace(&self) -> Option<Arc<OwnedFd>> {
-        (self.version() == Version::Two).then(|| self.folder.clone())
+    pub fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        (self.version() == Version::Two).then(|| self.folder.as_fd())
     }
 
-    /// For `SpawnSpec::cgroups1`: what a child enters by itself.
-    #[must_use]
-    pub fn entered(&self) -> Vec<Arc<OwnedFd>> {
-        let tree = (self.version() == Version::One).then(|| self.folder.clone());
-        let beside = |limited: &Limited| Vec::from_iter(limited.beside.values().map(|beside| beside.folder.clone()));
-        tree.into_iter().chain(self.limited(beside)).collect()
+    /// The files through which a child moves itself into it, unless it is `born` there, and into those beside it.
+    pub(super) fn open_procs(&self, born: bool) -> io::Result<Vec<OwnedFd>> {
+        let open = |folder: &OwnedFd| openat(folder, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let own = (!born).then_some(&self.folder);
+        self.limited(|limited| {
+            let beside = limited.beside.values().map(|beside| &beside.folder);
+            Ok(own.into_iter().chain(beside).map(open).collect::<Result<_, _>>()?)
+        })
     }
 
     fn limited<T>(&self, ask: impl FnOnce(&Limited) -> T) -> T {

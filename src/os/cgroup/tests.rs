@@ -11,15 +11,16 @@ use nix::{
 use super::*;
 use crate::os::spawn::{SpawnSpec, Spawned, Spawner};
 
-fn group(name: &str) -> Option<Cgroup> {
+fn group(name: &str) -> Option<Arc<Cgroup>> {
     // Without a writable hierarchy there is nothing to test.
-    Some(find_base().ok()?.make(&format!("everhook-test-{}-{name}", std::process::id())).unwrap())
+    let group = find_base().ok()?.make(&format!("everhook-test-{}-{name}", std::process::id()));
+    Some(Arc::new(group.unwrap()))
 }
 
-fn spawn(cgroup: &Cgroup, script: &str) -> Spawned {
+fn spawn(cgroup: &Arc<Cgroup>, script: &str) -> Spawned {
     let mut spec = SpawnSpec::new(c"/bin/sh".into(), vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()]);
     spec.env = vec![c"PATH=/usr/bin:/bin".into()];
-    (spec.cgroup, spec.cgroups1) = (cgroup.birthplace(), cgroup.entered());
+    spec.cgroup = Some(Arc::clone(cgroup));
     Spawner::new().unwrap().spawn(&spec).unwrap()
 }
 

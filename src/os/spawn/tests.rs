@@ -8,8 +8,10 @@ use std::{
 };
 
 use nix::{
+    fcntl::OFlag,
     sys::{
         signal::{SigHandler, SigSet, Signal as Number, kill, signal},
+        stat::Mode,
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::Pid,
@@ -459,7 +461,7 @@ fn the_record_is_there_before_the_program() {
 fn it_is_born_in_its_cgroup() {
     alone("os::spawn::tests::it_is_born_in_its_cgroup", || {
         let Ok(base) = crate::os::cgroup::find_base() else { return };
-        let cgroup = base.make(&format!("everhook-test-{}-born", std::process::id())).unwrap();
+        let cgroup = Arc::new(base.make(&format!("everhook-test-{}-born", std::process::id())).unwrap());
         let mut spawner = Spawner::new().unwrap();
         for clone3 in [true, false] {
             spawner.clone3 = clone3;
@@ -467,8 +469,7 @@ fn it_is_born_in_its_cgroup() {
             let record =
                 RecordFile { file: file(tempfile::tempfile().unwrap()), everhook_boot: "x".into(), started_as: None };
             let mut spec = shell("grep ^0:: /proc/self/cgroup; ls /proc/self/fd");
-            (spec.credentials, spec.record) = (credentials, Some(record));
-            (spec.cgroup, spec.cgroups1) = (cgroup.birthplace(), cgroup.entered());
+            (spec.credentials, spec.record, spec.cgroup) = (credentials, Some(record), Some(Arc::clone(&cgroup)));
             let text = output(&mut spawner, spec);
             let (group, descriptors) = text.split_once('\n').unwrap();
             assert!(group.ends_with(cgroup.path().file_name().unwrap().to_str().unwrap()), "{text}");
@@ -477,9 +478,8 @@ fn it_is_born_in_its_cgroup() {
         cgroup.remove().unwrap();
         for clone3 in [true, false] {
             spawner.clone3 = clone3;
-            let gone = spawner
-                .spawn(&SpawnSpec { cgroup: cgroup.birthplace(), cgroups1: cgroup.entered(), ..shell("") })
-                .unwrap_err();
+            let spec = SpawnSpec { cgroup: Some(Arc::clone(&cgroup)), ..shell("") };
+            let gone = spawner.spawn(&spec).unwrap_err();
             let step = "making a process for \"/bin/sh\" in its cgroup, which somebody has removed";
             assert_eq!((gone.step.as_str(), gone.part), (step, Part::Cgroup));
         }
