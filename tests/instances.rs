@@ -9,7 +9,11 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
 
 use deploying::{start_live, world};
 use serde_json::Value;
@@ -55,7 +59,18 @@ fn each_copy_has_its_number_output_and_hold() {
     assert_eq!(states(&server), ["ready", "ready", "ready"]);
     assert_eq!((pids(&server)[0], pids(&server)[2]), (again[0], again[2]), "the others were left alone");
 
+    let mut follower = server.client(&["events", "blog.2", "-f", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut followed = BufReader::new(follower.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let past = server.ok(&["events", "blog.2", "--json"]);
+    assert!(past.lines().count() > 3 && past.lines().all(|line| line.contains(r#""instance":"blog.2""#)), "{past}");
+    assert_eq!(followed.by_ref().take(past.lines().count()).collect::<Vec<_>>(), past.lines().collect::<Vec<_>>());
+
     server.ok(&["restart", "blog.3"]);
+    server.ok(&["restart", "blog.2"]);
+    let next = followed.next().unwrap();
+    assert!(next.contains(r#""instance":"blog.2""#) && next.contains("restart by"), "{next}");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
     assert_eq!(pids(&server)[0], again[0]);
     assert_ne!(pids(&server)[2], again[2]);
     server.ok(&["signal", "blog.1", "KILL"]);

@@ -6,18 +6,19 @@ use super::{
     find::Place,
     progress::transition,
     screen::{DIM, Screen, visible},
-    words::{local_time, since},
+    words::{local_time, since, target},
 };
 use crate::domain::{
-    api::{EventView, Reply, Request, Saying},
-    model::{AppName, At},
+    api::{EventView, Reply, Request, Saying, Target},
+    model::At,
 };
 
 /// Every transition, with its cause
 #[derive(Debug, clap::Args)]
 pub struct Events {
-    /// Of this app alone
-    app: Option<AppName>,
+    /// Of this app or instance alone
+    #[arg(value_name = "APP", value_parser = target)]
+    app: Option<Target>,
     /// Go on with what happens from now on
     #[arg(short, long)]
     follow: bool,
@@ -36,8 +37,13 @@ impl Events {
     pub fn run(&self, place: &Place) -> Result<(), Failure> {
         let mut screen = Screen::stdout();
         let Self { app, n, since, follow, .. } = self;
-        let (app, n, since, follow) = (app.clone(), *n, *since, *follow);
-        let request = Request::Events { app, n, since, follow, after: None, before: None };
+        let (n, since, follow) = (*n, *since, *follow);
+        let (app, number) = match app.clone() {
+            Some(Target::App(app)) => (Some(app), None),
+            Some(Target::Instance(id)) => (Some(id.app), Some(id.number)),
+            Some(Target::All) | None => (None, None),
+        };
+        let request = Request::Events { app, number, n, since, follow, after: None, before: None };
         if self.follow {
             return self.follow(place, &mut screen, request);
         }

@@ -58,6 +58,7 @@ impl People {
         let after = if follow { last_event_id(request.headers()).and_then(|id| id.parse().ok()) } else { None };
         let question = Question::Events {
             app,
+            number: None,
             n: if after.is_some() { MISSED } else { rows(query)? },
             since: parameter::<At>(query, "since", "moment such as 2026-11-25T04:15:39Z")?,
             follow,

@@ -17,7 +17,7 @@ use crate::{
             DeployState, DeployView, EventKind, EventView, FromLogger, Refusal, RefusalKind, Reply, Saying, ToLogger,
         },
         deploy,
-        model::{AppName, At},
+        model::{AppName, At, InstanceId},
         outbox,
     },
     os::clock,
@@ -31,6 +31,7 @@ pub type Read = Box<dyn FnOnce(&mut Supervisor, Vec<String>) + Send>;
 /// Somebody who follows the events.
 pub struct Follower {
     apps: Option<Vec<AppName>>,
+    instance: Option<InstanceId>,
     /// The token that opened it.
     token: Option<String>,
     reply: ReplyTo,
@@ -68,11 +69,11 @@ impl Supervisor {
     pub fn say_events(
         &mut self,
         query: Query,
-        follow: Option<Option<Vec<AppName>>>,
+        follow: Option<(Option<Vec<AppName>>, Option<InstanceId>)>,
         token: Option<String>,
         reply: ReplyTo,
     ) {
-        let Some(apps) = follow else { return self.say_found(query, reply) };
+        let Some((apps, instance)) = follow else { return self.say_found(query, reply) };
         self.ask_ledger(query, move |supervisor, found| match found {
             // Its token may have been taken back meanwhile, or have ended.
             Ok(_) if token.as_deref().is_some_and(|name| !supervisor.tokens.opens(name, clock::now().wall)) => {
@@ -80,7 +81,7 @@ impl Supervisor {
             }
             Ok(past) => {
                 reply.say(Saying::Done(past));
-                supervisor.followers.push(Follower { apps, token, reply });
+                supervisor.followers.push(Follower { apps, instance, token, reply });
             }
             Err(refusal) => {
                 reply.say(Saying::Refused(refusal));
@@ -231,10 +232,13 @@ impl Supervisor {
     }
 
     fn tell_followers(&mut self, event: &EventView) {
-        let wanted = |follower: &Follower| match (&follower.apps, &event.app) {
+        let of_apps = |follower: &Follower| match (&follower.apps, &event.app) {
             (Some(apps), Some(app)) => apps.contains(app),
             (Some(_), None) => false,
             (None, _) => true,
+        };
+        let wanted = |follower: &Follower| {
+            of_apps(follower) && (follower.instance.is_none() || follower.instance == event.instance)
         };
         self.followers.retain(|follower| {
             if wanted(follower) { follower.reply.say(Saying::Event(event.clone())) } else { !follower.reply.is_gone() }

@@ -274,9 +274,10 @@ impl Supervisor {
         let shown = self.shown(&wish);
         match wish.request.clone() {
             Request::Status { .. } => self.say_status(&wish.chosen, wish.reply),
-            Request::Events { n, since, follow, after, before, .. } => {
-                let query = Query::Events { apps: shown.clone(), n, since, after, before };
-                self.say_events(query, follow.then_some(shown), token_of(&wish.who), wish.reply);
+            Request::Events { app, number, n, since, follow, after, before } => {
+                let instance = app.zip(number).map(|(app, number)| InstanceId { app, number });
+                let query = Query::Events { apps: shown.clone(), instance: instance.clone(), n, since, after, before };
+                self.say_events(query, follow.then_some((shown, instance)), token_of(&wish.who), wish.reply);
             }
             Request::History { n, before, .. } => {
                 self.say_found(Query::Deploys { apps: shown, n, before }, wish.reply);

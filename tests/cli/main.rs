@@ -449,6 +449,9 @@ fn events_are_one_a_line_and_can_be_followed() {
     assert_eq!(one, event);
     let since: At = AT.parse().unwrap();
     assert_eq!(fake.requests()[0], json!({"events": {"app": null, "n": 50, "since": since, "follow": false}}));
+    fake.run(&["events", "blog.2"]);
+    let of_one = json!({"events": {"app": "blog", "number": 2, "n": 50, "since": null, "follow": false}});
+    assert_eq!(fake.requests().last(), Some(&of_one));
 
     let item = json!({"ticket": 1, "what": {"event": event}});
     let fake = Fake::new(move |_| Answer::Open(vec![item.clone(), item.clone()]));

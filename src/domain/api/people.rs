@@ -51,6 +51,9 @@ pub enum Request {
     },
     Events {
         app: Option<AppName>,
+        /// Of this instance of it alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u32>,
         n: u32,
         since: Option<At>,
         follow: bool,

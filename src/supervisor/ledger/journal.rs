@@ -8,7 +8,7 @@ use super::{
 };
 use crate::domain::{
     api::{AuditFilter, AuditView, EventView},
-    model::{AppName, At},
+    model::{AppName, At, InstanceId},
 };
 
 pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite::Result<EventView> {
@@ -33,16 +33,19 @@ pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite:
 /// The last `n` of these apps, oldest first; `between` two numbers, which are not among them.
 pub(super) fn events(
     connection: &Connection,
-    apps: Option<&[AppName]>,
+    (apps, instance): (Option<&[AppName]>, Option<&InstanceId>),
     n: u32,
     since: Option<At>,
     between: (i64, i64),
 ) -> rusqlite::Result<Vec<EventView>> {
     let mut statement = connection.prepare_cached(
         "SELECT * FROM events WHERE (?1 IS NULL OR app IN (SELECT value FROM json_each(?1)))
-             AND (?3 IS NULL OR at >= ?3) AND id > ?4 AND id < ?5 ORDER BY id DESC LIMIT ?2",
+             AND (?3 IS NULL OR at >= ?3) AND id > ?4 AND id < ?5
+             AND (?6 IS NULL OR instance = ?6) ORDER BY id DESC LIMIT ?2",
     )?;
-    let rows = statement.query_map(params![filter(apps), n, since.map(|at| at.0), between.0, between.1], read_event)?;
+    let wanted =
+        params![filter(apps), n, since.map(|at| at.0), between.0, between.1, instance.map(ToString::to_string)];
+    let rows = statement.query_map(wanted, read_event)?;
     oldest_first(rows)
 }
 

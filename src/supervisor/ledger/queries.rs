@@ -19,9 +19,9 @@ pub(super) fn answer(store: &Connection, ticket: u64, query: &Query) -> rusqlite
         Query::Letters { apps, n } => {
             return Ok(Told::Letters { ticket, letters: outbox::letters(store, apps, *n)? });
         }
-        Query::Events { apps, n, since, after, before } => {
+        Query::Events { apps, instance, n, since, after, before } => {
             let between = (after.unwrap_or(0), before.unwrap_or(i64::MAX));
-            Ok(Reply::Events(journal::events(store, apps.as_deref(), *n, *since, between)?))
+            Ok(Reply::Events(journal::events(store, (apps.as_deref(), instance.as_ref()), *n, *since, between)?))
         }
         Query::Audit(filter) => Ok(Reply::Audit(journal::audit(store, filter)?)),
         Query::Deploys { apps, n, before } => {

@@ -105,6 +105,8 @@ pub enum Query {
     /// The last `n`, oldest first, as a log reads.
     Events {
         apps: Option<Vec<AppName>>,
+        /// Of this one alone.
+        instance: Option<InstanceId>,
         n: u32,
         since: Option<At>,
         /// Only those with higher numbers.

@@ -377,7 +377,14 @@ fn what_the_loop_stores_is_read_back_as_it_was() {
     let desk = desk.reopen();
     let expected = Unfinished { deploy: *deploy.clone(), attempts: 2, rev: Some("v1".to_owned()) };
     assert_eq!(desk.unfinished(), [expected]);
-    match desk.ask(Query::Events { apps: Some(vec![name("blog")]), n: 5, since: None, after: None, before: None }) {
+    match desk.ask(Query::Events {
+        apps: Some(vec![name("blog")]),
+        instance: None,
+        n: 5,
+        since: None,
+        after: None,
+        before: None,
+    }) {
         Ok(Reply::Events(events)) => assert_eq!(events, [event]),
         other => panic!("{other:?}"),
     }
@@ -414,7 +421,7 @@ fn events_are_the_last_ones_oldest_first() {
     for to in ["starting", "ready", "failed"] {
         desk.ledger().send(Command::Event(desk.event("blog", to)));
     }
-    match desk.ask(Query::Events { apps: None, n: 2, since: None, after: None, before: None }) {
+    match desk.ask(Query::Events { apps: None, instance: None, n: 2, since: None, after: None, before: None }) {
         Ok(Reply::Events(events)) => {
             let to: Vec<_> = events.iter().map(|event| event.to.as_deref().unwrap()).collect();
             assert_eq!(to, ["ready", "failed"]);
@@ -542,7 +549,8 @@ fn rows_are_kept_for_their_time() {
 
     let mut desk = Desk::at(Arc::clone(&desk.folder), "everhook.db");
     desk.ledger().send(Command::Event(desk.event("blog", "ready")));
-    let count = desk.ask(Query::Events { apps: None, n: 20_000, since: None, after: None, before: None });
+    let count =
+        desk.ask(Query::Events { apps: None, instance: None, n: 20_000, since: None, after: None, before: None });
     assert!(matches!(count, Ok(Reply::Events(events)) if events.len() == 10_000));
     let ids: Vec<_> = desk.deliveries(None).into_iter().map(|d| d.sender_id.unwrap()).collect();
     assert_eq!(ids, ["new", "week"]);
