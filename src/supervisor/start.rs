@@ -47,7 +47,7 @@ use crate::{
         api::{EventKind, ToLogger, note_folder, note_name},
         config::{self, Config},
         deploy::Deploys,
-        service::Timetable,
+        service::{Run, State, Timetable},
     },
     os::{
         cgroup, clock, files,
@@ -369,6 +369,8 @@ impl Supervisor {
         self.later(SETTLED, move |supervisor| {
             let last = supervisor.children.started();
             let starts = supervisor.children.are_starting() || last.is_some_and(|at| at.elapsed() < SETTLED);
+            // Who gets ready tells of it, which takes memory once more.
+            let starts = starts || supervisor.apps.values().flat_map(|app| app.runs()).any(is_starting);
             if starts && Instant::now() < latest {
                 return supervisor.give_back_by(latest);
             }
@@ -458,6 +460,10 @@ enum Due {
 
 async fn next_signal(signals: &mut signals::Signals) -> Option<Origin> {
     std::future::poll_fn(|context| std::pin::Pin::new(&mut *signals).poll_next(context)).await
+}
+
+fn is_starting(run: &Run) -> bool {
+    matches!(run.instance.state(), State::Starting { .. })
 }
 
 /// Where a newer one is found after a package's update: the file may be gone by now, its name is not.
