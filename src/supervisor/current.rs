@@ -81,7 +81,7 @@ impl Supervisor {
         let mut spec = self.command_spec(&id.app, &instance, &args, &name, &[("MAINPID", main.to_string())])?;
         spec.fds = vec![(Arc::clone(&self.me.null), 0), (out, 1), (err, 2)];
         let (at, seat) = (clock::monotonic_micros(), id.clone());
-        let job: JobId = self.start_command(&id.app, name, spec, None, move |supervisor, end| {
+        let job: JobId = self.start_command(&id.app, name, spec, move |supervisor, end| {
             let result = match end.error {
                 None if end.exit.success() => Ok(at),
                 None => Err(format!("its reload command {}", end.exit)),

@@ -40,10 +40,9 @@ impl Supervisor {
         let name = format!("{instance}.exec-{}", self.ticket());
         let mut spec = self.command_spec(&app, &instance, &command, &name, &[]).map_err(failed)?;
         spec.fds = (0..).zip(streams).map(|(number, stream)| (Arc::new(stream), number)).collect();
-        let group = self.limited_group(&app, &name);
-        spec.cgroup.clone_from(&group);
+        spec.cgroup = self.limited_group(&app, &name);
         let answer = reply.clone();
-        let job = self.start_command(&app, name, spec, group, move |_, end| {
+        let job = self.start_command(&app, name, spec, move |_, end| {
             answer.say(match end.error {
                 None => Saying::Done(Reply::Exited { exit: end.exit }),
                 Some(error) => {

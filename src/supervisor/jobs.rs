@@ -230,14 +230,12 @@ impl Supervisor {
         })
     }
 
-    /// Runs what is described already, with streams of its own, outside of any deploy. `cgroup`: what the description
-    /// has it born in, gone with it.
+    /// Runs what is described already, with streams of its own, outside of any deploy. Its cgroup goes with it.
     pub fn start_command(
         &mut self,
         app: &AppName,
         name: String,
         spec: SpawnSpec,
-        cgroup: Option<Arc<Cgroup>>,
         then: impl FnOnce(&mut Supervisor, JobEnd) + Send + 'static,
     ) -> JobId {
         let id = self.ticket();
@@ -249,7 +247,7 @@ impl Supervisor {
             pidfd: None,
             answer: Arc::clone(&self.me.null),
             output: None,
-            cgroup,
+            cgroup: spec.cgroup.clone(),
             exit: None,
             left: None,
             unwanted: false,

@@ -216,11 +216,10 @@ impl Shell {
         record: impl Fn(&str) -> PathBuf,
     ) {
         for (seat, kit) in kits {
-            if self.seat(seat).is_none() {
+            let Some(shell) = self.seat_mut(seat) else {
                 self.take_kits(BTreeMap::from([(seat, kit)]));
                 continue;
-            }
-            let Some(shell) = self.seat_mut(seat) else { continue };
+            };
             let mut bears = InstanceId { app: old.clone(), number: seat.number };
             if let Some(before) = shell.renamed.take() {
                 // Nobody was started under the name in between.

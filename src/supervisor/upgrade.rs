@@ -123,7 +123,7 @@ impl Supervisor {
         if let Some(upgrade) = &mut self.upgrade {
             upgrade.program.clone_from(&program);
         }
-        let job: JobId = self.start_command(&name, "everhook.prove".to_owned(), spec, None, move |supervisor, end| {
+        let job: JobId = self.start_command(&name, "everhook.prove".to_owned(), spec, move |supervisor, end| {
             let said = memfd::read_all(&said, LONGEST_PROOF).unwrap_or_default();
             match judge(&program, &end, &String::from_utf8_lossy(&said)) {
                 Ok(version) => supervisor.leave(&version),

@@ -16,15 +16,15 @@ impl Supervisor {
         app: &config::App,
         then: impl FnOnce(&mut Supervisor, Result<(), String>) + Send + 'static,
     ) {
-        let (name, who) = (app.name.clone(), app.work_as.clone());
-        let helped = name.clone();
-        let uid = who.uid;
+        let uid = app.work_as.uid;
         // A deploy that ends by the config of before leaves them to whom they are now.
-        let is_current = self.apps.get(&name).is_some_and(|known| known.spec().work_as == who);
-        let is_known = self.shells.get(&name).is_none_or(|shell| shell.owner == Some(uid));
-        if !self.me.root || app.deploy.is_none() || !is_current || is_known {
+        let is_current = || self.apps.get(&app.name).is_some_and(|known| known.spec().work_as == app.work_as);
+        let is_known = || self.shells.get(&app.name).is_none_or(|shell| shell.owner == Some(uid));
+        if !self.me.root || app.deploy.is_none() || is_known() || !is_current() {
             return then(self, Ok(()));
         }
+        let (name, who) = (app.name.clone(), app.work_as.clone());
+        let helped = name.clone();
         let own = [self.layout.app(&name).join("shared"), self.layout.cache(&name), self.layout.tmp(&name)];
         let releases = self.layout.releases(&name);
         self.files.run(
