@@ -365,7 +365,7 @@ fn a_remote_that_says_nothing_holds_no_dry_run_and_no_shutdown() {
     forge.close();
     let said = server.fails(1, &["deploy", "site", "--dry-run"]);
     assert!(said.contains("longer than 1s"), "{said}");
-    assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0]);
+    assert_eq!(processes(&format!(":{}/", forge.port)), [] as [i32; 0]);
 
     server.edit_config("timeout: \"1s\"", "timeout: \"1h\"");
     server.ok(&["reload"]);
@@ -374,7 +374,7 @@ fn a_remote_that_says_nothing_holds_no_dry_run_and_no_shutdown() {
     forge.visited();
     assert!(server.stop().success());
     assert!(!client.wait_with_output().unwrap().status.success());
-    assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0]);
+    assert_eq!(processes(&format!(":{}/", forge.port)), [] as [i32; 0]);
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn the_limit_of_a_deploy_holds_for_its_fetch_too() {
     let id = push(&server, &repo);
     forge.visited();
     if is_root() {
-        for pid in processes(&forge.port.to_string()) {
+        for pid in processes(&format!(":{}/", forge.port)) {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
             let name = status.lines().next().unwrap_or_default();
@@ -133,7 +133,7 @@ fn the_limit_of_a_deploy_holds_for_its_fetch_too() {
     let (state, step, reason) = ended(&deploy);
     assert_eq!((state, step), ("failed", "fetch"), "{deploy}");
     assert!(reason.contains("timed out"), "{reason}");
-    assert_eq!(processes(&forge.port.to_string()), [] as [i32; 0], "nothing of the fetch is left");
+    assert_eq!(processes(&format!(":{}/", forge.port)), [] as [i32; 0], "nothing of the fetch is left");
     before.still(&server);
     forge.open();
     limit(&server, "1500ms", "10m");

@@ -25,8 +25,11 @@ use remotes::{Http, Sshd, certificate};
 use serde_json::Value;
 use server::{Repo, Server, processes};
 
-/// Nothing else that is looked at holds this.
-const TOKEN: &str = "ghp-7f3ac01d-token";
+/// A token that nothing else holds, what another test of this run starts included: command lines
+/// of the whole machine are searched for it.
+fn new_token() -> String {
+    format!("ghp-7f3ac01d-{}", server::unique())
+}
 
 /// `site` with this in its `deploy`; fetched by a user with a name, which ssh needs.
 fn world_of(deploy: &str) -> (Server, Repo) {
@@ -201,8 +204,8 @@ fn a_host_that_says_nothing_leaves_no_ssh_behind() {
 }
 
 /// No file but the secret itself holds the token, in any form.
-fn assert_unseen(server: &Server) {
-    for word in [TOKEN, &base64_of(&format!("git:{TOKEN}"))] {
+fn assert_unseen(server: &Server, token: &str) {
+    for word in [token, &base64_of(&format!("git:{token}"))] {
         let found =
             Command::new("grep").args(["-raF", "--devices=skip", "-l", word]).arg(server.path()).output().unwrap();
         let found = String::from_utf8(found.stdout).unwrap();
@@ -212,10 +215,10 @@ fn assert_unseen(server: &Server) {
     let id = deploys(server)[0]["id"].to_string();
     let shown = [vec!["history"], vec!["history", "show", &id], vec!["check"], vec!["status"], vec!["audit"]];
     for words in shown {
-        assert!(!server.ok(&words).contains(TOKEN), "{words:?}");
+        assert!(!server.ok(&words).contains(token), "{words:?}");
     }
-    assert!(!server.ok(&["events", "-n", "1000"]).contains(TOKEN));
-    assert_eq!(processes(TOKEN), [] as [i32; 0]);
+    assert!(!server.ok(&["events", "-n", "1000"]).contains(token));
+    assert_eq!(processes(token), [] as [i32; 0]);
 }
 
 fn base64_of(text: &str) -> String {
@@ -227,28 +230,29 @@ fn base64_of(text: &str) -> String {
 #[test]
 fn smart_http_needs_a_token_only_where_the_server_does() {
     let (mut server, repo) = world_of("");
+    let token = new_token();
     let open = Http::new(server.path(), "", None);
     let url = format!("http://127.0.0.1:{}/repo/.git", open.port);
     move_to(&server, &url);
     start_live(&mut server);
 
-    let closed = Http::new(server.path(), &format!("git:{TOKEN}"), None);
+    let closed = Http::new(server.path(), &format!("git:{token}"), None);
     server.edit_config(&url, &format!("http://127.0.0.1:{}/repo/.git", closed.port));
     server.ok(&["reload"]);
     refused_at_fetch(&server, &["wants a login", "`https_token`"]);
-    server.write_secret("token", &format!("{TOKEN}\n"));
-    let token = "https_token: (user: \"git\", token: File(\"@DIR@/token\")), settle:";
-    server.edit_config("settle:", token);
+    server.write_secret("token", &format!("{token}\n"));
+    let login = "https_token: (user: \"git\", token: File(\"@DIR@/token\")), settle:";
+    server.edit_config("settle:", login);
     server.ok(&["reload"]);
     repo.commit(&[("VERSION", "2")], "second");
     server.ok(&["deploy", "site"]);
     assert_eq!(version(&server), "2");
-    assert_unseen(&server);
+    assert_unseen(&server, &token);
 
     server.edit_config("user: \"git\"", "user: \"other\"");
     server.ok(&["reload"]);
     refused_at_fetch(&server, &["does not take `https_token`"]);
-    assert_unseen(&server);
+    assert_unseen(&server, &token);
     assert_eq!(keys_left(&server), 0);
 }
 
@@ -344,14 +348,15 @@ fn no_git_is_root_and_no_git_is_told_the_token() {
         println!("skipped: ca-certificates is not installed");
         return;
     }
-    let token = "https_token: (user: \"git\", token: File(\"@DIR@/token\")),";
-    let (mut server, repo) = world_of(token);
-    server.write_secret("token", TOKEN);
+    let login = "https_token: (user: \"git\", token: File(\"@DIR@/token\")),";
+    let (mut server, repo) = world_of(login);
+    let token = new_token();
+    server.write_secret("token", &token);
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let cert = folder.path().join("cert.pem");
     certificate(&cert);
-    let remote = Http::new(server.path(), &format!("git:{TOKEN}"), Some(&cert.with_extension("both")));
+    let remote = Http::new(server.path(), &format!("git:{token}"), Some(&cert.with_extension("both")));
     move_to(&server, &format!("https://127.0.0.1:{}/repo/.git", remote.port));
     let witness = Witness::new(&server);
     let prefix = witness.prefix(&format!("mount --bind {} {}", cert.display(), authorities.display()));
@@ -367,12 +372,12 @@ fn no_git_is_root_and_no_git_is_told_the_token() {
     let fetcher = nix::unistd::User::from_name("ehtest").unwrap().unwrap().uid.as_raw();
     assert_eq!(witness.uids(), [fetcher.min(NOBODYS), fetcher.max(NOBODYS)]);
     let seen = witness.seen();
-    assert!(seen.contains("git-remote-http") && !seen.contains(TOKEN), "{seen}");
-    assert_unseen(&server);
+    assert!(seen.contains("git-remote-http") && !seen.contains(&token), "{seen}");
+    assert_unseen(&server, &token);
     // A server that nobody vouches for is told nothing.
     drop(remote);
     certificate(&folder.path().join("other.pem"));
-    let other = Http::new(server.path(), &format!("git:{TOKEN}"), Some(&folder.path().join("other.both")));
+    let other = Http::new(server.path(), &format!("git:{token}"), Some(&folder.path().join("other.both")));
     let text = fs::read_to_string(server.config()).unwrap();
     let url = text.split('"').find(|word| word.starts_with("https://")).unwrap();
     server.edit_config(url, &format!("https://127.0.0.1:{}/repo/.git", other.port));
