@@ -140,6 +140,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::os::alone::alone;
 
     fn inode_of(socket: impl AsFd) -> u64 {
         fstat(socket).unwrap().st_ino
@@ -147,37 +148,41 @@ mod tests {
 
     #[test]
     fn a_tcp_connection_has_an_inode_once_it_is_accepted() {
-        for (bind, connect) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")] {
-            let Ok(listener) = TcpListener::bind(bind) else { continue };
-            let port = listener.local_addr().unwrap().port();
-            let client = TcpStream::connect((connect, port)).unwrap();
-            let (near, far) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-            assert_eq!(tcp_inode(near, far).unwrap(), None, "{bind}: nobody has accepted");
-            let (server, _) = listener.accept().unwrap();
-            assert_eq!(tcp_inode(near, far).unwrap(), Some(inode_of(&server)), "{bind}");
-            assert!(holds(id(), inode_of(&server)) && !holds(1, inode_of(&server)));
-            drop(server);
-            assert_eq!(tcp_inode(near, far).unwrap(), None, "{bind}: closed");
-        }
+        alone("os::accepted::tests::a_tcp_connection_has_an_inode_once_it_is_accepted", || {
+            for (bind, connect) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")] {
+                let Ok(listener) = TcpListener::bind(bind) else { continue };
+                let port = listener.local_addr().unwrap().port();
+                let client = TcpStream::connect((connect, port)).unwrap();
+                let (near, far) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+                assert_eq!(tcp_inode(near, far).unwrap(), None, "{bind}: nobody has accepted");
+                let (server, _) = listener.accept().unwrap();
+                assert_eq!(tcp_inode(near, far).unwrap(), Some(inode_of(&server)), "{bind}");
+                assert!(holds(id(), inode_of(&server)) && !holds(1, inode_of(&server)));
+                drop(server);
+                assert_eq!(tcp_inode(near, far).unwrap(), None, "{bind}: closed");
+            }
+        });
     }
 
     #[test]
     fn a_unix_connection_has_an_inode_once_it_is_accepted() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let others: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();
-        let client = UnixStream::connect(&path).unwrap();
-        match unix_inode(&client) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return println!("no unix_diag here"),
-            answer => assert_eq!(answer.unwrap(), None),
-        }
-        let accepted: Vec<_> = (0..4).map(|_| listener.accept().unwrap().0).collect();
-        for (client, server) in others.iter().chain([&client]).zip(&accepted) {
-            assert_eq!(unix_inode(client).unwrap(), Some(inode_of(server)));
-        }
-        drop(accepted);
-        assert_eq!(unix_inode(&client).unwrap(), None);
+        alone("os::accepted::tests::a_unix_connection_has_an_inode_once_it_is_accepted", || {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("socket");
+            let listener = UnixListener::bind(&path).unwrap();
+            let others: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();
+            let client = UnixStream::connect(&path).unwrap();
+            match unix_inode(&client) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return println!("no unix_diag here"),
+                answer => assert_eq!(answer.unwrap(), None),
+            }
+            let accepted: Vec<_> = (0..4).map(|_| listener.accept().unwrap().0).collect();
+            for (client, server) in others.iter().chain([&client]).zip(&accepted) {
+                assert_eq!(unix_inode(client).unwrap(), Some(inode_of(server)));
+            }
+            drop(accepted);
+            assert_eq!(unix_inode(&client).unwrap(), None);
+        });
     }
 
     #[test]

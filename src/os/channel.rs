@@ -417,6 +417,7 @@ mod tests {
     use std::{fs::File, io::Read};
 
     use super::*;
+    use crate::os::alone::alone;
 
     fn both() -> (Channel, Channel) {
         let (ours, theirs) = Channel::pair().unwrap();
@@ -425,22 +426,24 @@ mod tests {
 
     #[test]
     fn frames_arrive_whole_and_in_order() {
-        let (mut a, mut b) = both();
-        let big = vec![7u8; 900_000];
-        a.queue(&"one", &[], None);
-        a.queue(&"two", &big, None);
-        a.queue(&"three", b"x", None);
-        let mut got = Vec::new();
-        while got.len() < 3 {
-            a.flush().unwrap();
-            match b.receive() {
-                Ok(frame) => got.push((frame.message::<String>().unwrap(), frame.body().len())),
-                Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
+        alone("os::channel::tests::frames_arrive_whole_and_in_order", || {
+            let (mut a, mut b) = both();
+            let big = vec![7u8; 900_000];
+            a.queue(&"one", &[], None);
+            a.queue(&"two", &big, None);
+            a.queue(&"three", b"x", None);
+            let mut got = Vec::new();
+            while got.len() < 3 {
+                a.flush().unwrap();
+                match b.receive() {
+                    Ok(frame) => got.push((frame.message::<String>().unwrap(), frame.body().len())),
+                    Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
+                }
             }
-        }
-        assert_eq!(got, [("one".into(), 0), ("two".into(), 900_000), ("three".into(), 1)]);
-        drop(a);
-        assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            assert_eq!(got, [("one".into(), 0), ("two".into(), 900_000), ("three".into(), 1)]);
+            drop(a);
+            assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        });
     }
 
     #[test]

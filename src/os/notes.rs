@@ -61,6 +61,7 @@ impl Notes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os::alone::alone;
 
     #[test]
     fn what_was_left_is_found_in_its_order() {
@@ -79,12 +80,14 @@ mod tests {
 
     #[test]
     fn whoever_never_looks_is_left_alone() {
-        let (ours, theirs) = Notes::pair().unwrap();
-        let full = (0..100_000u32).find_map(|n| ours.put(&n).err()).unwrap();
-        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
-        let theirs = Notes::new(theirs);
-        assert_eq!(theirs.take(), Some(0u32));
-        drop(theirs);
-        assert_ne!(ours.put(&1).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        alone("os::notes::tests::whoever_never_looks_is_left_alone", || {
+            let (ours, theirs) = Notes::pair().unwrap();
+            let full = (0..100_000u32).find_map(|n| ours.put(&n).err()).unwrap();
+            assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+            let theirs = Notes::new(theirs);
+            assert_eq!(theirs.take(), Some(0u32));
+            drop(theirs);
+            assert_ne!(ours.put(&1).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        });
     }
 }

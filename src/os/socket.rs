@@ -135,36 +135,40 @@ mod tests {
 
     #[test]
     fn a_port_is_bound_once_and_again_at_once() {
-        let (socket, address) = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert_ne!(address.port(), 0);
-        assert_eq!(listen_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        let client = TcpStream::connect(address).unwrap();
-        let listener = TcpListener::from(socket);
-        let (served, _) = listener.accept().unwrap();
-        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        // The server closes first, so that the port is left in TIME_WAIT.
-        drop((served, listener, client));
-        listen_tcp(address).unwrap();
+        alone("os::socket::tests::a_port_is_bound_once_and_again_at_once", || {
+            let (socket, address) = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+            assert_ne!(address.port(), 0);
+            assert_eq!(listen_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            let client = TcpStream::connect(address).unwrap();
+            let listener = TcpListener::from(socket);
+            let (served, _) = listener.accept().unwrap();
+            assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            // The server closes first, so that the port is left in TIME_WAIT.
+            drop((served, listener, client));
+            listen_tcp(address).unwrap();
+        });
     }
 
     #[test]
     fn a_unix_socket_of_any_length_is_reached() {
-        let folder = tempfile::tempdir().unwrap();
-        let long = folder.path().join("x".repeat(120));
-        fs::create_dir(&long).unwrap();
-        for path in [folder.path().join("short.sock"), long.join("control.sock")] {
-            let listener = listen_unix(&path, 0o666).unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
-            let mut client = connect_unix(&path).unwrap();
-            client.write_all(b"hello").unwrap();
-            drop(client);
-            let mut text = String::new();
-            listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
-            assert_eq!(text, "hello");
-            assert_eq!(listen_unix(&path, 0o666).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-            drop(listener);
-            listen_unix(&path, 0o600).unwrap();
-        }
+        alone("os::socket::tests::a_unix_socket_of_any_length_is_reached", || {
+            let folder = tempfile::tempdir().unwrap();
+            let long = folder.path().join("x".repeat(120));
+            fs::create_dir(&long).unwrap();
+            for path in [folder.path().join("short.sock"), long.join("control.sock")] {
+                let listener = listen_unix(&path, 0o666).unwrap();
+                assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
+                let mut client = connect_unix(&path).unwrap();
+                client.write_all(b"hello").unwrap();
+                drop(client);
+                let mut text = String::new();
+                listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+                assert_eq!(text, "hello");
+                assert_eq!(listen_unix(&path, 0o666).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+                drop(listener);
+                listen_unix(&path, 0o600).unwrap();
+            }
+        });
     }
 
     #[test]
