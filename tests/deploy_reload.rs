@@ -226,7 +226,7 @@ fn what_is_left_of_apps_that_are_gone_is_pruned_once_it_was_shown() {
     server.write_config(&format!(
         "(state_dir: \"@DIR@/state\", http: [(bind: \"127.0.0.1:0\", serve: [Hooks, Api])], apps: {{ {twin} }})"
     ));
-    server.ok(&["reload"]);
+    server.ok(&["reload", "--no-wait"]);
     assert!(server.ok(&["prune", "-y"]).contains("nothing is left"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     let (apps, logs) = (home(&server, "site"), server.path().join("state/logs/site"));

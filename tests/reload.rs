@@ -185,7 +185,7 @@ fn apps_come_and_go_and_come_back() {
     // It comes back while its earlier life takes its time to end.
     let with = fs::read_to_string(server.config()).unwrap();
     server.edit_config(new, "\"one\"");
-    assert_eq!(server.ok(&["reload"]).trim(), "four: removed");
+    assert_eq!(server.ok(&["reload", "--no-wait"]).trim(), "four: removed");
     server.write_config(&with);
     assert_eq!(server.ok(&["reload"]).trim(), "four: added");
     let again = server.until("it is back", |s| {
@@ -198,8 +198,6 @@ fn apps_come_and_go_and_come_back() {
     assert_eq!(i64::from(server.main_pid("four")), again);
     server.edit_config(new, "\"one\"");
     server.ok(&["reload"]);
-    server
-        .until("it is gone", |s| s.status()["apps"].as_array()?.iter().all(|app| app["name"] != "four").then_some(()));
     server.fails(4, &["restart", "four"]);
     assert!(!fs::exists(format!("/proc/{again}")).unwrap());
     let after = pids(&server);
@@ -258,6 +256,125 @@ fn a_broken_file_changes_nothing() {
     assert_eq!(pids(&server), before);
     server.write_config(&good);
     assert_eq!(server.ok(&["reload"]).trim(), "nothing changes");
+}
+
+/// Each would keep an app from its next start: whoever runs is not ended for it.
+#[test]
+fn what_is_certain_to_fail_is_refused_and_touches_nobody() {
+    let server = server();
+    let before = pids(&server);
+    let good = fs::read_to_string(server.config()).unwrap();
+    fs::write(server.path().join("text"), "no program\n").unwrap();
+    fs::create_dir(server.path().join("closed")).unwrap();
+    fs::set_permissions(server.path().join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+    let no_user = if geteuid().is_root() { "\"nobody-of-that-name\"" } else { "12345" };
+    let folder = |name: &str| format!(r#"directory: "{}/{name}""#, server.path().display());
+    let mut cases = vec![
+        ("\"sleep\", \"1002\"".to_owned(), "\"no-such-program\"".to_owned(), "no-such-program"),
+        ("\"sleep\", \"1002\"".to_owned(), "\"./text\"".to_owned(), "text"),
+        ("env: {".to_owned(), format!("user: {no_user}, env: {{"), "user"),
+        ("env: {".to_owned(), "env_file: \"no-such-file\", env: {".to_owned(), "no-such-file"),
+        ("env: {".to_owned(), format!("{}, env: {{", folder("nowhere")), "nowhere"),
+        ("env: {".to_owned(), "schedule: \"61 * * * *\", env: {".to_owned(), "61"),
+    ];
+    if geteuid().is_root() {
+        let closed = format!("user: \"60999\", {}, env: {{", folder("closed"));
+        cases.push(("env: {".to_owned(), closed, "closed: Permission denied for uid 60999"));
+    }
+    for (from, to, what) in &cases {
+        // What else is in the file is not applied either.
+        let more = r#""more": (command: ["sleep", "1006"]), "one""#;
+        server.write_config(&good.replace(from, to).replace("\"one\"", more));
+        for verb in [&["reload"][..], &["check", "--diff"]] {
+            let told = server.fails(1, verb);
+            let place = format!("{}:3:", server.config().display());
+            assert!(told.contains("app \"two\": ") && told.contains(what) && told.contains(&place), "{to}: {told}");
+        }
+        assert_eq!((pids(&server), server.app("two")["state"].clone()), (before.clone(), "ready".into()), "{to}");
+        assert_eq!(server.status()["supervisor"]["config_differs"], true);
+    }
+    assert_eq!(hup(&server)["to"], "refused");
+    // What does not run may be as it is.
+    server.write_config(
+        &good.replace("\"sleep\", \"1002\"", "\"no-such-program\"").replace("env: {", "enabled: false, env: {"),
+    );
+    server.ok(&["reload"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_new_app_is_told_and_stops_no_other() {
+    let server = server();
+    let before = pids(&server);
+    for (n, wait) in [(1, true), (2, false)] {
+        let lame = format!("\"lame{n}\": (command: [\"no-such-program\"]),\n");
+        let more = format!("\"more{n}\": (command: [\"sleep\", \"1006\"], ready: Immediate),\n");
+        server.edit_config("\"one\"", &format!("{lame}{more}\"one\""));
+        let told = server.fails(1, if wait { &["reload"] } else { &["reload", "--no-wait"] });
+        let why = format!("the config is applied, but lame{n}: program \"no-such-program\" is not in PATH");
+        assert!(told.contains(&why) && told.contains(&format!("supervisor.ron:{}:", 2 * n)), "{told}");
+        assert_eq!(server.app(&format!("lame{n}"))["state"], "failed");
+        server.wait_state(&format!("more{n}"), "ready");
+    }
+    let after = pids(&server);
+    assert!(before.iter().all(|(name, pid)| after[name] == *pid), "{after:?}");
+}
+
+#[test]
+fn a_reload_tells_what_did_not_come_up_and_tries_it_again() {
+    for (replace, runs_on) in [("StartFirst", true), ("StopFirst", false)] {
+        let server = server();
+        let pid = server.main_pid("two");
+        server.edit_config("env: {", &format!("replace: {replace}, restart: (first: \"1m\"), env: {{"));
+        assert!(server.ok(&["reload"]).starts_with("two: changed without a restart (restart"));
+        server.edit_config("\"sleep\", \"1002\"", "\"sh\", \"-c\", \"exit 7\"");
+        server.edit_config("ready: Immediate, replace", "ready: After(\"50ms\"), replace");
+        let told = server.fails(1, &["reload"]);
+        assert!(told.contains("the config is applied, but two: exited with 7"), "{told}");
+        assert_eq!(told.contains("the one before runs on"), runs_on, "{told}");
+        let (app, differs) = (server.app("two"), server.status()["supervisor"]["config_differs"].clone());
+        assert_eq!((&app["state"], &differs), (&if runs_on { "ready" } else { "backoff" }.into(), &runs_on.into()));
+        let plan = if runs_on { "two: restarted (not done yet)" } else { "nothing changes" };
+        assert_eq!(server.ok(&["check", "--diff"]).trim(), plan);
+        if runs_on {
+            assert_eq!(server.main_pid("two"), pid);
+            let reason = app["reason"].as_str().unwrap();
+            assert!(reason.contains("earlier config") && reason.contains("exited with 7"), "{app}");
+            assert!(server.ok(&["status"]).contains(&format!("two: {reason}")));
+            assert!(server.fails(1, &["reload"]).contains("exited with 7"), "it is tried again");
+        }
+        server.edit_config("exit 7", "exec sleep 1007");
+        assert_eq!(server.ok(&["reload"]).trim(), "two: restarted (command)");
+        let status = server.status();
+        assert_eq!(
+            (&status["supervisor"]["config_differs"], &server.app("two")["reason"]),
+            (&json!(false), &json!(null))
+        );
+        assert_eq!(server.app("two")["state"], "ready");
+    }
+}
+
+#[test]
+fn a_reload_waits_for_what_it_starts_and_ends_unless_told_otherwise() {
+    let server = server();
+    let new = r#""slow": (command: "trap '' TERM; while :; do sleep 1008; done", ready: After("300ms"), stop: (timeout: "300ms")),
+        "waits": (command: ["sleep", "1008"], ready: Immediate, after: ["slow"]), "rests": (command: ["true"], enabled: false),
+        "later": (command: ["true"], schedule: "0 0 1 1 *"), "one""#;
+    server.edit_config("\"one\"", new);
+    assert!(server.fails(6, &["reload", "--timeout", "1ms"]).contains("timed out"));
+    server.wait_state("waits", "ready");
+    server.edit_config("300ms", "301ms");
+    assert!(server.ok(&["reload", "--no-wait"]).contains("slow: changed"));
+    server.edit_config("\"1008\"], ready", "\"1009\"], ready");
+    server.edit_config("trap '' TERM", "trap '' TERM HUP");
+    server.ok(&["reload"]);
+    for app in ["slow", "waits"] {
+        assert_eq!(server.app(app)["state"], "ready", "{app}");
+    }
+    let slow = server.main_pid("slow");
+    server.edit_config("\"slow\": (command", "\"slow\": (enabled: false, command");
+    server.ok(&["reload"]);
+    assert_eq!(server.app("slow")["state"], "stopped");
+    assert!(!fs::exists(format!("/proc/{slow}")).unwrap());
 }
 
 #[test]

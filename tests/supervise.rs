@@ -417,7 +417,7 @@ sys.stdin.read()";
     let server = server.started();
     server.wait_state("good", "ready");
     server.edit_config(", enabled: false", ", restart: (policy: Never)");
-    server.ok(&["reload"]);
+    server.ok(&["reload", "--no-wait"]);
     for app in ["hangs", "too"] {
         server.wait_state(app, "starting");
     }

@@ -115,6 +115,11 @@ fn notes(screen: &mut Screen, status: &View) -> Result<(), Failure> {
             lines.push(format!("the watch of {} is {state}: {reason}", app.name));
         }
     }
+    for app in status.apps.iter().filter(|app| !app.instances.is_empty()) {
+        if let Some(reason) = &app.reason {
+            lines.push(format!("{}: {reason}", app.name));
+        }
+    }
     for app in &status.apps {
         if let Some(frozen) = &app.frozen {
             lines.push(format!("{} is {frozen}", app.name));

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod accepted;
+pub mod access;
 #[cfg(test)]
 mod alone;
 pub mod beneath;

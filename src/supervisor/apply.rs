@@ -525,6 +525,7 @@ fn instance_spec(
         restarts: run.instance.restarts(),
     };
     let (seat, sockets, env_file) = shell.parts(id.seat).ok_or(launch::Unfit::NoSeat)?;
+    seat.definition = started_as.definition;
     let mut env = launch::instance_env(app, &instance, release, &boot, env_file);
     let mut pid_env = seat.health.announce(app, &mut env);
     pid_env.extend(launch::name_sockets(&mut env, sockets.keys()));

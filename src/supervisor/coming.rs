@@ -10,8 +10,8 @@ use super::{
     Supervisor,
     control::Asked,
     event::Event,
+    planning::{NewApp, new_apps},
     prepare::Kit,
-    reload::{NewApp, new_apps},
 };
 use crate::{
     domain::{

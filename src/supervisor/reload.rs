@@ -1,128 +1,49 @@
 //! A changed config, applied all or nothing: only what changed is touched. What a change touches is
 //! `domain::config::diff`'s to say.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, thread};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tracing::{info, warn};
 
 use super::{
     Supervisor,
-    certificates::Certificates,
     control::ReplyTo,
     internals::echoes,
-    layout::Layout,
     ledger::Command,
-    listeners, live, log,
+    listeners,
+    planning::{NewApp, Prepared, new_app, planned, prepare},
     prepare::{self, Kit, Maker},
     rename,
     seats::Shell,
     settings::{self, Settings},
     veil,
+    waiters::{Goal, Waiter},
 };
-use crate::{
-    domain::{
-        api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, ToLogger},
-        config::{self, Config, Plan},
-        deploy,
-        model::{AppName, InstanceId},
-        service::{self, App, Release, Seat},
-    },
-    os::mask::with_all_blocked,
+use crate::domain::{
+    api::{By, EventKind, Refusal, RefusalKind, Reply, Request, Saying, ToLogger},
+    config::{self, Config, Plan},
+    deploy,
+    model::{AppName, InstanceId},
+    service::{self, App, Seat},
 };
 
-/// Threads that make what apps need, at most, and how many apps are worth one.
-const MOST_MAKERS: usize = 4;
-const WORTH_A_THREAD: usize = 64;
-
-/// Everything that a reload needs, made before anything is touched.
-struct Prepared {
-    settings: Settings,
-    plan: Plan,
-    kits: BTreeMap<AppName, NewApp>,
-    /// Apps whose state has its new name already.
-    moved: Vec<(AppName, AppName)>,
-    /// Where `log` has changed.
-    log: Option<log::Made>,
-}
+/// What a reload has changed, in words, and what that is to come to.
+type Applied = (Vec<String>, Vec<Goal>);
 
 /// A wish that the config be read again.
 pub struct Wanted {
     pub by: By,
     /// The same in words.
     pub who: String,
-    /// Whom to tell how it went.
-    pub reply: Option<ReplyTo>,
+    pub waiting: Option<Waiting>,
 }
 
-/// What the disk knows and has for an app that starts.
-pub struct NewApp {
-    pub kits: BTreeMap<Seat, Kit>,
-    pub live: Option<Release>,
-    /// What runs in place of the live one.
-    pub unproven: Option<Release>,
-    /// Its file `live` leads nowhere, which is its problem.
-    pub lost: bool,
-    /// Something could not be made for it, which is its problem until the next reload.
-    pub unfit: bool,
-    pub holds: live::Holds,
-    pub freeze: Option<deploy::Freeze>,
-    /// Of a scheduled app.
-    pub ran: Option<live::Ran>,
-}
-
-/// Makes and reads what an app starts with. What keeps it from that is its own problem.
-pub fn new_app(maker: &Maker, app: &mut Arc<config::App>) -> NewApp {
-    let kits = match app.problem {
-        None => maker.kits(app),
-        // Nothing is made for an identity that may be wrong.
-        Some(_) => maker.home(app).map(|()| BTreeMap::new()),
-    };
-    let unfit = kits.is_err();
-    let kits = kits.unwrap_or_else(|error| {
-        let app = Arc::make_mut(app);
-        app.problem = Some(app.fault("", &error).into());
-        BTreeMap::new()
-    });
-    let read = |of: fn(&Layout, &AppName) -> Result<Option<Release>, String>| {
-        if app.deploy.is_some() { of(&maker.layout, &app.name) } else { Ok(None) }
-    };
-    let live = read(live::read);
-    let unproven = read(live::unproven).unwrap_or_else(|error| {
-        warn!(app = %app.name, "{error}");
-        None
-    });
-    // Who reads through the link reads what runs.
-    let linked = unproven.as_ref().filter(|_| app.reload != config::Reload::Restart);
-    if let Some(release) = linked.or(live.as_ref().ok().and_then(Option::as_ref))
-        && let Err(error) = live::link(&maker.layout, &app.name, release)
-    {
-        warn!(app = %app.name, "{error}");
-    }
-    let lost = live.is_err() && app.problem.is_none();
-    let live = live.unwrap_or_else(|error| {
-        Arc::make_mut(app).problem.get_or_insert(error.into());
-        None
-    });
-    let ran = app.schedule.as_ref().and_then(|_| live::ran(&maker.layout, &app.name));
-    let freeze = app.deploy.as_ref().and_then(|_| live::freeze(&maker.layout, &app.name));
-    NewApp { kits, live, unproven, lost, unfit, holds: live::holds(&maker.layout, &app.name), freeze, ran }
-}
-
-/// The same for many at once, as most of it is the kernel's work.
-pub fn new_apps(maker: &Maker, apps: &mut [Arc<config::App>]) -> Vec<NewApp> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_MAKERS);
-    let share = apps.len().div_ceil(threads).max(WORTH_A_THREAD);
-    let make = |part: &mut [Arc<config::App>]| part.iter_mut().map(|app| new_app(maker, app)).collect::<Vec<_>>();
-    thread::scope(|scope| {
-        let (own, others) = apps.split_at_mut(share.min(apps.len()));
-        let others = others.chunks_mut(share);
-        let others: Vec<_> = with_all_blocked(|| others.map(|part| scope.spawn(|| make(part))).collect());
-        let mut made = make(own);
-        for other in others {
-            made.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        made
-    })
+/// Whom to tell how a reload went.
+pub struct Waiting {
+    pub reply: ReplyTo,
+    /// Until all that it starts is up, and all that it ends is gone.
+    pub wait: bool,
+    pub deadline: Option<Instant>,
 }
 
 impl Supervisor {
@@ -142,35 +63,43 @@ impl Supervisor {
         if wanted.is_empty() {
             return;
         }
-        self.prepare_reload(true, move |supervisor, result| {
+        let work = self.plan(prepare);
+        self.files.run(work, move |supervisor, result| {
             let who: Vec<_> = wanted.iter().map(|wanted| wanted.who.as_str()).collect();
             let result = supervisor.finish_reload(&who.join(", "), result);
-            for Wanted { by, reply, .. } in wanted {
+            for Wanted { by, waiting, .. } in wanted {
                 supervisor.audit(by, None, &Request::Reload, None, result.as_ref().err().cloned());
-                if let Some(reply) = reply {
-                    reply.say(match result.clone() {
-                        Ok(lines) => Saying::Done(Reply::Plan { lines }),
-                        Err(error) => Saying::Refused(Refusal::new(RefusalKind::Failed, error)),
-                    });
+                let Some(Waiting { reply, wait, deadline }) = waiting else { continue };
+                match &result {
+                    Ok((lines, goals)) => {
+                        // What cannot be is known at once.
+                        let told = |goal: &Goal| wait || supervisor.is_lame(goal);
+                        let goals = goals.iter().filter(|goal| told(goal)).cloned().collect();
+                        supervisor.wait(Waiter { reply, goals, deadline, message: lines.join("\n"), deploy: None });
+                    }
+                    Err(error) => {
+                        reply.say(Saying::Refused(Refusal::new(RefusalKind::Failed, error.clone())));
+                    }
                 }
             }
             supervisor.reload_next();
         });
     }
 
-    /// Applies what was prepared; what it changed, in words.
-    fn finish_reload(&mut self, who: &str, prepared: Result<Prepared, String>) -> Result<Vec<String>, String> {
+    /// Applies what was prepared; what it changed, in words, and what it is to come to.
+    fn finish_reload(&mut self, who: &str, prepared: Result<Prepared, String>) -> Result<Applied, String> {
         let applied = prepared.and_then(|prepared| {
-            let (lines, moved) = (prepared.plan.lines(), prepared.moved.clone());
+            let (plan, moved) = (prepared.plan.clone(), prepared.moved.clone());
+            let before = self.before(&plan);
             let applied = self.apply_settings(prepared);
             if applied.is_err() && !moved.is_empty() {
                 let layout = self.layout.clone();
                 self.files.run(move || rename::undo(&layout, &moved), |_, ()| ());
             }
-            applied.map(|()| lines)
+            applied.map(|()| (plan.lines(), self.goals(&plan, &before)))
         });
         match &applied {
-            Ok(lines) => {
+            Ok((lines, _)) => {
                 let changes = lines.join("; ");
                 info!(by = who, "the config is applied: {changes}");
                 self.note(EventKind::Reload, None, "applied", Some(format!("{who}: {changes}")));
@@ -185,24 +114,30 @@ impl Supervisor {
 
     /// Says what a reload would do.
     pub fn say_plan(&mut self, reply: ReplyTo) {
-        self.prepare_reload(false, move |_, result| {
-            reply.say(match result {
-                Ok(prepared) => Saying::Done(Reply::Plan { lines: prepared.plan.lines() }),
+        let work = self.plan(|_, plan, _, _| Ok(plan.lines()));
+        self.files.run(work, move |_, lines| {
+            reply.say(match lines {
+                Ok(lines) => Saying::Done(Reply::Plan { lines }),
                 Err(error) => Saying::Refused(Refusal::new(RefusalKind::Failed, error)),
             });
         });
     }
 
-    fn prepare_reload(
-        &mut self,
-        make: bool,
-        then: impl FnOnce(&mut Supervisor, Result<Prepared, String>) + Send + 'static,
-    ) {
+    /// Reads what the files say now, and what that changes.
+    fn plan<T>(
+        &self,
+        and: impl FnOnce(Settings, Plan, &Config, &Maker) -> Result<T, String> + Send + 'static,
+    ) -> impl FnOnce() -> Result<T, String> + Send + 'static {
         let (path, old, maker) = (self.config.path.clone(), Arc::clone(&self.config), self.maker.clone());
         let certificates = self.certificates.clone();
         let envs: BTreeMap<AppName, Vec<(String, String)>> =
             self.shells.iter().map(|(name, shell)| (name.clone(), shell.env_file.clone())).collect();
-        self.files.run(move || prepare(&path, (&old, &certificates), &maker, &envs, make), then);
+        let behind = self.behind_config();
+        move || {
+            let settings = settings::read(&path)?;
+            let plan = planned(&settings, (&old, &certificates), &envs, &behind)?;
+            and(settings, plan, &old, &maker)
+        }
     }
 
     fn apply_settings(&mut self, prepared: Prepared) -> Result<(), String> {
@@ -374,95 +309,4 @@ impl Supervisor {
     pub fn reopen_logs(&mut self) {
         self.logger.tell(ToLogger::Reopen, None);
     }
-}
-
-fn prepare(
-    path: &Path,
-    (old, certificates): (&Config, &Certificates),
-    maker: &Maker,
-    envs: &BTreeMap<AppName, Vec<(String, String)>>,
-    make: bool,
-) -> Result<Prepared, String> {
-    let mut settings = settings::read(path)?;
-    let mut plan = config::diff(old, &settings.config);
-    if !plan.refused.is_empty() {
-        return Err(plan.refused.join("\n"));
-    }
-    let faults = settings.certificates.faults(certificates);
-    if !faults.is_empty() {
-        return Err(faults.join("\n"));
-    }
-    plan.renewed = settings.certificates.renewed(certificates, &settings.config);
-    for (name, env) in &settings.env_files {
-        let touched = plan.restarted.iter().any(|(app, _)| app == name);
-        if !touched && envs.get(name).is_some_and(|before| before != env) {
-            plan.restarted.push((name.clone(), vec!["env_file"]));
-        }
-    }
-    let mut kits = BTreeMap::new();
-    let mut moved = Vec::new();
-    let mut log = None;
-    if make {
-        if old.log != settings.config.log {
-            log = Some(log::make(&settings.config.log, &maker.layout.logs())?);
-        }
-        moved = move_renamed(&maker.layout, &plan, &settings.config)?;
-        let mut config = (*settings.config).clone();
-        let named = plan
-            .added
-            .iter()
-            .chain(plan.renamed.iter().map(|(_, name)| name))
-            .chain(plan.restarted.iter().map(|(name, _)| name))
-            .chain(plan.applied.iter().map(|(name, _)| name));
-        for name in named {
-            let Some(app) = config.apps.get_mut(name).filter(|_| !kits.contains_key(name)) else { continue };
-            let was = plan.renamed.iter().find(|(_, now)| now == name).and_then(|(was, _)| old.apps.get(was));
-            let new = match was {
-                Some(was) => renamed_app(maker, app, was),
-                None => new_app(maker, app),
-            };
-            if let Some(why) = app.problem.clone().filter(|_| new.unfit && !plan.added.contains(name)) {
-                // What runs of it can do without what is new.
-                rename::undo(&maker.layout, &moved);
-                return Err(format!("app {:?}: {why}", name.as_str()));
-            }
-            kits.insert(name.clone(), new);
-        }
-        for (old, new) in moved.iter().filter(|(_, new)| plan.added.contains(new)) {
-            rename::move_logs(&maker.layout, old, new);
-        }
-        settings.config = Arc::new(config);
-    }
-    Ok(Prepared { settings, plan, kits, moved, log })
-}
-
-/// What an app starts with that had another name, in every seat that it has or had: what runs is known by its old
-/// name in those alone that have something for the next one.
-fn renamed_app(maker: &Maker, app: &mut Arc<config::App>, was: &config::App) -> NewApp {
-    let mut both = config::App::clone(app);
-    both.instances = both.instances.max(was.instances);
-    if was.replace == config::Replace::StartFirst {
-        both.replace = was.replace;
-    }
-    let mut both = Arc::new(both);
-    let new = new_app(maker, &mut both);
-    Arc::make_mut(app).problem.clone_from(&both.problem);
-    new
-}
-
-/// Gives the state of apps their new names; those that had it, with the old one.
-fn move_renamed(layout: &Layout, plan: &Plan, config: &Config) -> Result<Vec<(AppName, AppName)>, String> {
-    let mut moved = Vec::new();
-    let runs = |old: &AppName| plan.renamed.iter().any(|(name, _)| name == old);
-    for (old, new) in rename::pairs(config).filter(|(old, new)| runs(old) || plan.added.contains(new)) {
-        match rename::move_state(layout, old, new) {
-            Ok(found) if found || runs(old) => moved.push((old.clone(), new.clone())),
-            Ok(_) => {}
-            Err(error) => {
-                rename::undo(layout, &moved);
-                return Err(error);
-            }
-        }
-    }
-    Ok(moved)
 }

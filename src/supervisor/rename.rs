@@ -15,8 +15,8 @@ use super::{
     Supervisor,
     layout::Layout,
     ledger::Command,
+    planning::NewApp,
     prepare::{self, Kit},
-    reload::NewApp,
     seats::{Renamed, SeatId, Shell},
     waiters::Goal,
 };
@@ -244,7 +244,8 @@ impl Goal {
         let app = match self {
             Self::Up { id, .. } => &mut id.app,
             Self::Rolled { app, .. } => app,
-            Self::Down { chosen } | Self::State { chosen, .. } => &mut chosen.app,
+            Self::Down { chosen } | Self::Ended { chosen } | Self::State { chosen, .. } => &mut chosen.app,
+            Self::Applied(goal) => return goal.rename(old, new),
             Self::Deploy { .. } => return,
         };
         if app == old {

@@ -10,7 +10,7 @@ use super::{
     control::{Asked, From, ReplyTo},
     exec,
     ledger::{Command, NewAudit, Query},
-    reload::Wanted,
+    reload::{Waiting, Wanted},
     seats::SeatId,
     waiters::{Goal, Waiter},
 };
@@ -332,7 +332,8 @@ impl Supervisor {
             Request::Plan => self.say_plan(wish.reply),
             Request::Reload => {
                 let who = wish.who.to_string();
-                self.reload(Wanted { by: wish.by, who, reply: Some(wish.reply) });
+                let waiting = Waiting { reply: wish.reply, wait: wish.wait, deadline: wish.deadline };
+                self.reload(Wanted { by: wish.by, who, waiting: Some(waiting) });
             }
             Request::Upgrade => {
                 let (who, binary) = (wish.who.to_string(), wish.fds.into_iter().next());

@@ -113,6 +113,8 @@ pub struct SeatShell {
     /// The main process.
     pub pidfd: Option<OwnedFd>,
     pub main: Option<u32>,
+    /// What its process was given at its start: [`Shell::definition`] of then.
+    pub definition: u64,
     pub health: probe::Health,
     pub words: words::Words,
     /// The command that tells it of a release.
@@ -156,6 +158,7 @@ impl SeatShell {
             kit,
             pidfd: None,
             main: None,
+            definition: 0,
             health: probe::Health::default(),
             words: words::Words::of(At(0)),
             reload: None,

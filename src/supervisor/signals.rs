@@ -65,7 +65,7 @@ impl Supervisor {
             SIGHUP => {
                 let (by, who) = sender(origin);
                 self.restore_control();
-                self.reload(Wanted { by, who, reply: None });
+                self.reload(Wanted { by, who, waiting: None });
             }
             SIGUSR1 => {
                 self.signal_audit(origin, "reopen");

@@ -48,9 +48,10 @@ impl Supervisor {
             }
         }
         let (config, text, own) = (Arc::clone(&self.config), self.config_text.clone(), self.me.pid);
+        let is_behind = !self.behind_config().is_empty();
         self.files.run(
             move || {
-                status.supervisor.config_differs = text.differs(&config);
+                status.supervisor.config_differs = is_behind || text.differs(&config);
                 let instances = status.apps.iter_mut().flat_map(|app| &mut app.instances);
                 for (instance, tree) in instances.zip(trees) {
                     let usage = tree.and_then(|tree| tree.usage());
@@ -97,7 +98,7 @@ impl Supervisor {
             behind: release.and_then(|release| self.behind.get(app.name())?.get(&release.commit).copied()),
             frozen: self.deploys.freeze(app.name()).map(ToString::to_string),
             awaiting_approval: self.awaiting_approval(app.name()),
-            reason: why_undeployed(app),
+            reason: why_undeployed(app).or_else(|| self.why_behind(app)),
             watch: self.watch_view(app.name()),
             instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }

@@ -46,6 +46,12 @@ pub enum Goal {
     Down {
         chosen: Chosen,
     },
+    /// What the config has no more, or not as something that runs, is gone.
+    Ended {
+        chosen: Chosen,
+    },
+    /// A reload has come to this; what runs as little as the config wants is no failure of it.
+    Applied(Box<Goal>),
     State {
         chosen: Chosen,
         state: InstanceState,
@@ -160,6 +166,26 @@ impl Supervisor {
                     Some(Err(format!("{chosen} is not stopped: {why}")))
                 }
             },
+            Goal::Ended { chosen } => {
+                let Some(app) = self.apps.get(&chosen.app) else { return Some(Ok(())) };
+                let is_to_end =
+                    |number| app.is_removed() || !app.spec().enabled || app.copy(number).is_none_or(Copy::is_leaving);
+                let meant = app.runs().filter(|run| chosen.only.is_none_or(|number| number == run.seat.number));
+                let mut active = meant.filter(|run| run.instance.is_active() && is_to_end(run.seat.number)).peekable();
+                if active.peek().is_none() {
+                    return Some(Ok(()));
+                }
+                let why = active.find_map(|run| self.unkillable(&chosen.app, run.seat.number))?;
+                Some(Err(format!("{chosen} is not stopped: {why}")))
+            }
+            Goal::Applied(goal) => {
+                let rests = matches!(&**goal, Goal::Up { id, .. } if self.rests_anyway(id));
+                let is_gone = matches!(&**goal, Goal::Rolled { app, .. } if !self.apps.contains_key(app));
+                if rests || is_gone {
+                    return Some(Ok(()));
+                }
+                Some(self.reached(goal)?.map_err(|why| format!("the config is applied, but {why}")))
+            }
             Goal::State { chosen, state } => {
                 if !self.apps.contains_key(&chosen.app) {
                     return gone(&chosen.app);
@@ -193,7 +219,8 @@ impl Supervisor {
         let chosen = match goal {
             Goal::Up { id, .. } => Chosen { app: id.app.clone(), only: Some(id.number) },
             Goal::Rolled { app, .. } => Chosen { app: app.clone(), only: None },
-            Goal::Down { chosen } | Goal::State { chosen, .. } => chosen.clone(),
+            Goal::Down { chosen } | Goal::Ended { chosen } | Goal::State { chosen, .. } => chosen.clone(),
+            Goal::Applied(goal) => return self.still(goal),
             Goal::Deploy { id, .. } => return format!("timed out; deploy {id} goes on"),
         };
         let app = self.apps.get(&chosen.app);

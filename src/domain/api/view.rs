@@ -96,7 +96,8 @@ pub struct AppView {
     pub frozen: Option<String>,
     /// Its deploys that await approval, oldest first.
     pub awaiting_approval: Vec<AwaitingView>,
-    /// Why an app without a command has no release, or deploys none.
+    /// Why an app without a command has no release, or deploys none; why one that is ready runs what an earlier config
+    /// says.
     pub reason: Option<String>,
     /// Where its files are watched.
     pub watch: Option<WatchView>,

@@ -17,9 +17,9 @@ pub struct Plan {
     pub added: Vec<AppName>,
     /// Who had another name, which comes first; what runs of them goes on.
     pub renamed: Vec<(AppName, AppName)>,
-    /// Whose processes are started anew, and the fields that ask for it.
+    /// Whose processes are started anew, and what has changed of them.
     pub restarted: Vec<(AppName, Vec<&'static str>)>,
-    /// Fields that count from now on, without a restart; `enabled` starts or stops.
+    /// Fields of the others that count from now on, without a restart; `enabled` starts or stops.
     pub applied: Vec<(AppName, Vec<&'static str>)>,
     pub listeners_added: Vec<Http>,
     pub listeners_removed: Vec<Http>,
@@ -29,7 +29,8 @@ pub struct Plan {
     pub renewed: Vec<SocketAddr>,
     /// Top-level fields that count from now on.
     pub other: Vec<&'static str>,
-    /// What cannot change in a running supervisor, each a sentence: the reload is refused.
+    /// What cannot change in a running supervisor, and what would keep an app from running that runs now, each a
+    /// sentence: the reload is refused.
     pub refused: Vec<String>,
 }
 
@@ -38,6 +39,16 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Has an app started anew for this reason too.
+    pub fn restart(&mut self, name: &AppName, why: &'static str) {
+        if let Some((_, fields)) = self.restarted.iter_mut().find(|(app, _)| app == name) {
+            return fields.push(why);
+        }
+        let live = self.applied.extract_if(.., |(app, _)| app == name).flat_map(|(_, fields)| fields);
+        let fields = std::iter::once(why).chain(live).collect();
+        self.restarted.push((name.clone(), fields));
     }
 
     /// For people, a line each.
@@ -82,10 +93,14 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
     };
     for (name, new) in &new.apps {
         let Some(old) = old.apps.get(&before(name)) else { continue };
-        for (fields, list) in [(restarting(old, new), &mut plan.restarted), (live(old, new), &mut plan.applied)] {
-            if !fields.is_empty() {
-                list.push((name.clone(), fields));
-            }
+        if let Some(fault) = new.problem.as_ref().filter(|_| new.enabled && old.problem.is_none()) {
+            plan.refused.push(format!("app \"{name}\": {fault}"));
+        }
+        let (restarting, live) = (restarting(old, new), live(old, new));
+        if !restarting.is_empty() {
+            plan.restarted.push((name.clone(), [restarting, live].concat()));
+        } else if !live.is_empty() {
+            plan.applied.push((name.clone(), live));
         }
     }
     plan.renamed = renamed;

@@ -107,6 +107,12 @@ impl Copy {
         self.runs_mut().find(|run| run.seat == seat)
     }
 
+    /// Does the config want fewer, and not this one?
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.runs().any(|run| run.instance.is_active())

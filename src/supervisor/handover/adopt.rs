@@ -84,7 +84,10 @@ impl Supervisor {
         let Adopted { id, survivor, boot, pidfd, notices, bears } = adopted;
         let limits = self.apps.get(&id.app).map(|app| Arc::clone(&app.spec().limits));
         let uid = self.apps.get(&id.app).map(|app| app.spec().run_as.uid);
+        let definition = self.shells.get(&id.app).map(|shell| shell.definition).filter(|_| survivor.unchanged);
         let Some(seat) = self.seat_mut(&id) else { return };
+        // Any other number tells that it was given something else.
+        seat.definition = definition.unwrap_or(0);
         if let Some(bears) = bears {
             bears.put_on(seat);
         }

@@ -1,0 +1,55 @@
+//! What surely keeps an app from starting, seen by a reload before anything is touched. What only its start can
+//! tell is not foreseen.
+
+use std::path::{Path, PathBuf};
+
+use super::launch;
+use crate::{
+    domain::config::{self, Command},
+    os::{
+        access::{self, Who},
+        users,
+    },
+};
+
+/// A sentence with the place of the field. `env_file`: what it says now.
+#[must_use]
+pub fn fault(app: &config::App, env_file: &[(String, String)]) -> Option<String> {
+    // What a release brings is not there yet.
+    let directory = app.directory.as_deref().filter(|_| app.deploy.is_none() && app.enabled)?;
+    let command = app.command.as_ref()?;
+    let who = Who { uid: app.run_as.uid, gid: app.run_as.gid, groups: &app.run_as.groups };
+    let closed = |what: String, path: &Path| {
+        let step = access::denied(path, who)?;
+        let user = app.run_as.name.clone().unwrap_or_else(|| format!("uid {}", who.uid));
+        Some(format!("{what}: Permission denied for {user} at {}", step.display()))
+    };
+    if !directory.is_dir() {
+        return Some(app.fault("directory", &format!("directory {} does not exist", directory.display())));
+    }
+    if let Some(why) = closed(format!("directory {}", directory.display()), directory) {
+        return Some(app.fault("directory", &why));
+    }
+    let program = program(app, command, directory, env_file)?;
+    let named = format!("program {:?}", program.display());
+    if users::find_program(&program.to_string_lossy()).is_none() {
+        return Some(app.fault("command", &format!("{named} does not exist or cannot be executed")));
+    }
+    // With capabilities it may, whatever the modes say.
+    let why = closed(named, &program).filter(|_| app.limits.capabilities.is_none())?;
+    Some(app.fault("command", &why))
+}
+
+/// The file that is executed, where the config alone says which one that is.
+fn program(app: &config::App, command: &Command, directory: &Path, env_file: &[(String, String)]) -> Option<PathBuf> {
+    let Command::List(_) = command else { return None };
+    let program = launch::arguments(command, 1).into_iter().next().filter(|program| program != "everhook")?;
+    if program.contains('/') {
+        return Some(directory.join(program));
+    }
+    let mut given = env_file.iter().map(|(name, _)| name).chain(app.env.keys());
+    if given.any(|name| name == "PATH") {
+        return None;
+    }
+    Some(users::find_program(&program).unwrap_or_else(|| program.into()))
+}
