@@ -4,11 +4,22 @@ use std::process::ExitCode;
 
 use everhook::{
     cli::{self, Process},
-    courier, listener, logger, step, supervisor, tree,
+    courier, listener, logger,
+    os::mask,
+    step, supervisor, tree,
 };
 
 fn main() -> ExitCode {
+    // The kernel drops what an init neither blocks nor handles: who asks a supervisor for the end now is heard later.
+    let is_init = std::process::id() == 1;
+    if is_init {
+        mask::block_all();
+    }
     let args: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if is_init && !args.iter().any(|word| word == "run") {
+        // Cannot fail on Linux.
+        let _ = mask::unblock_all();
+    }
     match args.first().map(String::as_str) {
         // Words that only the supervisor says, to its own processes.
         Some("listener") => listener::main(&args[1..]),

@@ -6,13 +6,17 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, geteuid},
 };
-use server::Server;
+use server::{LIMIT, Server};
 
 const PREFIX: [&str; 6] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"];
 
@@ -45,6 +49,43 @@ fn it_reaps_orphans_and_ends_in_order() {
     kill(Pid::from_raw(i32::try_from(one).unwrap()), Signal::SIGTERM).unwrap();
     assert!(server.ended().success(), "{}", server.log());
     assert!(fs::read_to_string(server.path().join("said")).unwrap().contains("bye"));
+}
+
+/// The kernel drops what an init neither blocks nor handles.
+#[test]
+fn who_asks_for_the_end_while_it_begins_is_heard() {
+    if !geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    let server = Server::with_apps(r#""a": (command: ["sleep", "1000"], ready: Immediate)"#);
+    for round in 0..20 {
+        let run = server.client(&["run"]);
+        let mut child = Command::new(PREFIX[0]);
+        let child = child.args(&PREFIX[1..]).arg(run.get_program()).args(run.get_args());
+        let mut child = child.current_dir(server.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let end = Instant::now() + LIMIT;
+        let status = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let blocks = |pid: &u32| {
+            let status = status(pid);
+            status.starts_with("Name:\teverhook") && !status.contains("SigBlk:\t0000000000000000")
+        };
+        let one = loop {
+            assert!(Instant::now() < end, "it does not begin");
+            if let Some(one) = children(child.id()).into_iter().find(blocks) {
+                break one;
+            }
+        };
+        kill(Pid::from_raw(i32::try_from(one).unwrap()), Signal::SIGTERM).unwrap();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < end, "round {round}: it was not heard");
+            std::thread::yield_now();
+        };
+        assert!(status.success(), "round {round}: {status}");
+    }
 }
 
 /// A container that starts again counts its pids from one: what the records name is somebody else by then.
