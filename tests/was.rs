@@ -175,6 +175,70 @@ fn a_start_with_another_name_takes_all_over() {
     }
 }
 
+/// As a kill leaves it that comes in the middle: the folder has its new name, and neither the link nor the outputs are
+/// there.
+fn half_renamed(server: &Server, from: &str, to: &str) {
+    let apps = server.path().join("state/apps");
+    fs::write(apps.join(from).join("renaming"), format!("{from} {to}\n")).unwrap();
+    fs::rename(apps.join(from), apps.join(to)).unwrap();
+}
+
+#[test]
+fn a_rename_that_was_cut_off_is_done_to_its_end() {
+    let mut server = world("old").started();
+    server.wait_state("old", "ready");
+    server.until("it has begun", |s| s.ok(&["logs", "old"]).contains("I am old").then_some(()));
+    let pid = server.main_pid("old");
+    server.kill();
+    half_renamed(&server, "old", "new");
+    // Somebody was about to begin afresh, and had nothing yet.
+    fs::create_dir(server.path().join("state/apps/old")).unwrap();
+    renamed(&server, "old", "new");
+    server.start();
+    server.wait_state("new", "ready");
+    assert_eq!(server.main_pid("new"), pid);
+    speak(&server, "new", "line 1");
+    assert!(server.ok(&["logs", "new"]).contains("I am old\nline 1"));
+    let apps = server.path().join("state/apps");
+    assert_eq!(fs::read_link(apps.join("old")).unwrap().to_str(), Some("new"));
+    assert!(!apps.join("new/renaming").exists());
+
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_name_is_free_where_somebody_was_only_about_to_have_it() {
+    for (there, free) in [("shared/", true), ("down", false)] {
+        let mut server = world("old").started();
+        server.wait_state("old", "ready");
+        server.stop();
+        let apps = server.path().join("state/apps");
+        fs::create_dir_all(apps.join("new/shared")).unwrap();
+        if !free {
+            fs::write(apps.join("new").join(there), "").unwrap();
+        }
+        renamed(&server, "old", "new");
+        server.start();
+        assert_eq!(fs::symlink_metadata(apps.join("old")).unwrap().is_symlink(), free);
+        assert_eq!(server.log().contains("which is there already: move one of them away"), !free, "{}", server.log());
+    }
+}
+
+#[test]
+fn a_rename_that_was_cut_off_and_is_not_wanted_any_more_is_taken_back() {
+    let (mut server, repo) = deploying::live_world("", "shared: [\"data/\"]");
+    let pid = server.main_pid("site");
+    server.kill();
+    half_renamed(&server, "site", "blog");
+    server.start();
+    let app = server.wait_state("site", "ready");
+    assert_eq!((server.main_pid("site"), &server.json(&["history", "site"])[0]["release"]), (pid, &app["release"]));
+    assert!(!server.path().join("state/apps/blog").exists());
+    repo.commit(&[("VERSION", "2")], "second");
+    assert_eq!(server.deliver("site", &repo)["state"], "live");
+    runs_once(&server);
+}
+
 #[test]
 fn releases_and_history_go_on() {
     let (server, repo) = deploying::live_world("", "shared: [\"data/\"]");

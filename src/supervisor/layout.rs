@@ -35,6 +35,12 @@ impl Layout {
     /// What runs in place of the live release.
     #[must_use]
     pub fn unproven(&self, app: &AppName) -> PathBuf {
+    /// What it is about to be called.
+    #[must_use]
+    pub fn renaming(&self, app: &AppName) -> PathBuf {
+        self.app(app).join("renaming")
+    }
+
         self.app(app).join("unproven")
     }
 

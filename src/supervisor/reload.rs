@@ -168,6 +168,10 @@ impl Supervisor {
                 None => {}
             }
         }
+        if !moved.is_empty() {
+            let layout = self.layout.clone();
+            self.files.run(move || moved.iter().for_each(|(_, new)| rename::done(&layout, new)), |_, ()| ());
+        }
         for name in &plan.removed {
             self.deploy_event(deploy::Event::Forget { app: name.clone() });
             self.feed(name, service::Event::Remove);

@@ -35,26 +35,72 @@ pub fn pairs(config: &Config) -> impl Iterator<Item = (&AppName, &AppName)> {
 }
 
 /// Gives what an app has on disk, and the FIFOs of what runs of it, its new name. A link stays where its
-/// folder was, since paths into that are in releases and in the environment of what runs. False where
-/// there was nothing of the old name.
+/// folder was, since paths into that are in releases and in the environment of what runs. What was begun before a
+/// kill is done to its end; until [`done`] is said it can be [`taken_back`]. False where there was nothing of the old
+/// name.
 ///
 /// # Errors
 /// Names what is in the way.
 pub fn move_state(layout: &Layout, old: &AppName, new: &AppName) -> Result<bool, String> {
     let (from, to) = (layout.app(old), layout.app(new));
-    let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|facts| facts.is_dir());
-    if !is_folder(&from) {
-        return Ok(false);
-    }
-    if is_folder(&to) {
-        let (from, to) = (from.display(), to.display());
-        return Err(format!("{from} cannot become {to}, which is there already: move one of them away"));
-    }
     let named = |e: io::Error| format!("{} cannot become {}: {e}", from.display(), to.display());
-    remove_link(&to).and_then(|()| files::rename_durably(&from, &to)).map_err(named)?;
-    symlink(new.as_str(), &from).map_err(named)?;
-    files::move_named(&layout.fifos(), &layout.fifos(), old.as_str(), new.as_str()).map_err(named)?;
-    Ok(true)
+    let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|facts| facts.is_dir());
+    let is_begun = || marked(layout, new).is_some_and(|(was, is)| was == *old && is == *new);
+    let found = is_folder(&from);
+    if found && is_folder(&to) {
+        // Where an app was only about to be, there is nothing to keep.
+        let bare = if is_bare(&to) { Some(&to) } else { Some(&from).filter(|from| is_begun() && is_bare(from)) };
+        let Some(bare) = bare else {
+            let (from, to) = (from.display(), to.display());
+            return Err(format!("{from} cannot become {to}, which is there already: move one of them away"));
+        };
+        fs::remove_dir_all(bare).map_err(named)?;
+    }
+    if is_folder(&from) {
+        mark(layout, old, (old, new)).map_err(named)?;
+        remove_link(&to).and_then(|()| files::rename_durably(&from, &to)).map_err(named)?;
+    }
+    if is_begun() {
+        remove_link(&from).and_then(|()| symlink(new.as_str(), &from)).map_err(named)?;
+        files::move_named(&layout.fifos(), &layout.fifos(), old.as_str(), new.as_str()).map_err(named)?;
+    }
+    Ok(found)
+}
+
+/// Are there only folders in it?
+fn is_bare(folder: &Path) -> bool {
+    let is_bare = |entry: fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && is_bare(&entry.path());
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(is_bare)))
+}
+
+/// Notes in the folder of an app what it is about to be called.
+fn mark(layout: &Layout, app: &AppName, (old, new): (&AppName, &AppName)) -> io::Result<()> {
+    files::write_durably(&layout.renaming(app), format!("{old} {new}\n").as_bytes(), 0o600)
+}
+
+/// What was noted there.
+fn marked(layout: &Layout, app: &AppName) -> Option<(AppName, AppName)> {
+    let text = fs::read_to_string(layout.renaming(app)).ok()?;
+    let (old, new) = text.trim_end().split_once(' ')?;
+    Some((old.parse().ok()?, new.parse().ok()?))
+}
+
+/// An app has its new name for good.
+pub fn done(layout: &Layout, new: &AppName) {
+    let _ = fs::remove_file(layout.renaming(new));
+}
+
+/// Gives those back their names that were to have others when everhook was killed, where the config has changed its
+/// mind since; which these are, with the other name last.
+pub fn taken_back(layout: &Layout, config: &Config) -> Vec<(AppName, AppName)> {
+    let folders = fs::read_dir(layout.state.join("apps")).into_iter().flatten().flatten();
+    let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let names = folders.filter(is_folder).filter_map(|entry| entry.file_name().to_str()?.parse::<AppName>().ok());
+    let begun = names.filter_map(|name| marked(layout, &name).filter(|(_, new)| *new == name));
+    let unwanted = |(old, new): &(AppName, AppName)| config.apps.contains_key(old) && !config.apps.contains_key(new);
+    let back: Vec<_> = begun.filter(unwanted).collect();
+    undo(layout, &back);
+    back
 }
 
 /// A name that an app had is free for another one.
@@ -85,6 +131,7 @@ pub fn move_logs(layout: &Layout, old: &AppName, new: &AppName) {
 pub fn undo(layout: &Layout, moved: &[(AppName, AppName)]) {
     for (old, new) in moved {
         let result = move_state(layout, new, old);
+        done(layout, old);
         if let Err(error) = result.and_then(|_| remove_link(&layout.app(new)).map_err(|e| e.to_string())) {
             warn!(app = %old, "{error}");
         }

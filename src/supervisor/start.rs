@@ -277,8 +277,12 @@ impl Supervisor {
         env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
     ) {
         for (old, new) in rename::pairs(config) {
-            if let Err(error) = rename::move_state(&self.layout, old, new) {
-                warn!(app = %new, "{error}");
+        for (old, new) in rename::taken_back(&self.layout, config) {
+            self.ledger.send(Command::Rename { old: new, new: old });
+        }
+            match rename::move_state(&self.layout, old, new) {
+                Ok(_) => rename::done(&self.layout, new),
+                Err(error) => warn!(app = %new, "{error}"),
             }
             self.ledger.send(Command::Rename { old: old.clone(), new: new.clone() });
         }
