@@ -348,6 +348,53 @@ fn held_sockets_are_taken_back_and_no_connection_is_lost() {
 
 /// What it opened itself is nobody's: there nothing is taken, and the address it was given is bound anew.
 #[test]
+fn the_file_of_a_socket_goes_whose_address_changed_meanwhile() {
+    let app = |name: &str| {
+        format!(
+            r#""{name}": (command: ["sleep", "1000"], ready: Immediate, sockets: {{"http": "unix:@DIR@/{name}.sock"}}),"#
+        )
+    };
+    let mut server = Server::with_apps(&["moves", "goes", "dies", "stays", "off"].map(app).concat()).started();
+    let there = |server: &Server| {
+        let entries =
+            fs::read_dir(server.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = entries.filter(|name| name.contains(".sock")).collect();
+        names.sort();
+        names
+    };
+    let both = |names: &[&str]| {
+        names.iter().flat_map(|name| [format!("{name}.sock"), format!("{name}.sock.held")]).collect::<Vec<_>>()
+    };
+    for name in ["moves", "goes", "dies", "stays", "off"] {
+        server.wait_state(name, "ready");
+    }
+    assert_eq!(there(&server), both(&["dies", "goes", "moves", "off", "stays"]));
+    let (stays, dies) = (server.main_pid("stays"), server.main_pid("dies"));
+    server.kill();
+    signal(dies, Signal::SIGKILL);
+    until("it is dead", || !lives(dies));
+    server.edit_config("/moves.sock", "/moved.sock");
+    server.edit_config("/dies.sock", "/died.sock");
+    let text = fs::read_to_string(server.config()).unwrap();
+    let goes = app("goes").replace("@DIR@", server.path().to_str().unwrap());
+    server.write_config(&text.replace(&goes, "").replace("\"off\": (", "\"off\": (enabled: false, "));
+    server.start();
+    let moved = both(&["died", "moved", "stays"]);
+    server.until("only the new ones are there", |s| (there(s) == moved).then_some(()));
+    for name in ["moves", "dies", "stays"] {
+        server.wait_state(name, "ready");
+    }
+    assert_eq!(server.main_pid("stays"), stays);
+    // And once more, of what was taken over.
+    server.kill();
+    server.edit_config("/stays.sock", "/stood.sock");
+    server.start();
+    server.until("the new one is there", |s| (there(s) == both(&["died", "moved", "stood"])).then_some(()));
+    assert!(server.stop().success());
+    assert_eq!(there(&server), Vec::<String>::new());
+}
+
+#[test]
 fn a_socket_that_the_app_has_closed_is_bound_anew() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut server = Server::with_apps(&format!(
@@ -375,6 +422,42 @@ fn an_end_that_was_asked_for_early_ends_what_is_adopted() {
     assert!(server.stop().success());
     assert!(!lives(pid));
     assert!(processes(server.path().join("app.sh").to_str().unwrap()).is_empty());
+}
+
+#[test]
+fn who_goes_on_is_looked_after_while_the_rest_takes_its_time_to_end() {
+    let mut server = Server::with_apps(
+        r#""a": (command: ["sleep", "1000"], ready: Immediate),
+        "deaf": (command: "trap '' TERM; echo $$ > @DIR@/deaf; while :; do sleep 0.1; done", stop: (timeout: "1h"),
+            ready: Exec(command: ["false"], within: "1h"))"#,
+    );
+    server.start();
+    let deaf = |s: &Server| fs::read_to_string(s.path().join("deaf")).ok()?.trim().parse::<i32>().ok();
+    let first = server.until("it is deaf", deaf);
+    server.wait_state("a", "ready");
+    for by_hand in [true, false] {
+        let (pid, deaf_one) = (server.main_pid("a"), deaf(&server).unwrap());
+        server.kill();
+        server.start();
+        server.until("it is adopted", |s| (s.instance("a")["pid"] == pid).then_some(()));
+        signal(pid, Signal::SIGKILL);
+        server.wait_new_pid("a", pid);
+        assert!(lives(deaf_one));
+        if by_hand {
+            signal(deaf_one, Signal::SIGKILL);
+            server.until("its next one is started", |s| deaf(s).filter(|pid| *pid != first));
+            continue;
+        }
+        // Who wants the end for the second time has no patience with it.
+        server.signal(Signal::SIGTERM);
+        let end = Instant::now() + LIMIT;
+        while lives(deaf_one) {
+            assert!(Instant::now() < end, "it is not ended: {}", server.log());
+            thread::sleep(std::time::Duration::from_millis(150));
+            server.signal(Signal::SIGTERM);
+        }
+        assert!(server.ended().success());
+    }
 }
 
 /// Says so when it finds that its last process still runs; deaf to TERM.

@@ -9,7 +9,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::{
             fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
-            net::UnixListener,
+            net::{UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
@@ -91,6 +91,14 @@ pub fn remove(path: &Path, id: FileId) {
             // Whoever removes it in this moment has the same in mind.
             let _ = fs::remove_file(name);
         }
+    }
+}
+
+/// The same of one that an earlier process of ours has held: only one that surely is that, or that nobody serves.
+pub fn remove_left(path: &Path, id: FileId) {
+    let unserved = || reach(path, |path| UnixStream::connect(path)).is_err();
+    if is_at(&second_name(path), id) || (is_at(path, id) && unserved()) {
+        remove(path, id);
     }
 }
 
@@ -196,7 +204,6 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::{TcpListener, TcpStream, UdpSocket},
-        os::unix::net::UnixStream,
     };
 
     use super::*;
@@ -257,5 +264,23 @@ mod tests {
         remove(&path, id);
         assert!(!put_back(&path, id));
         unix(&path, 0o600, None, 8).unwrap();
+    }
+
+    #[test]
+    fn what_somebody_else_has_put_there_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let (held, id) = unix(&path, 0o600, None, 8).unwrap();
+        remove_left(&path, (id.0, id.1 + 1));
+        assert!(path.exists());
+        fs::remove_file(second_name(&path)).unwrap();
+        remove_left(&path, id);
+        assert!(path.exists(), "it is served, and nothing tells that it is ours");
+        drop(held);
+        remove_left(&path, id);
+        assert!(!path.exists());
+        let (_held, id) = unix(&path, 0o600, None, 8).unwrap();
+        remove_left(&path, id);
+        assert!(!path.exists() && !second_name(&path).exists());
     }
 }

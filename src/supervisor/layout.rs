@@ -9,6 +9,9 @@ use crate::domain::{
     model::{AppName, DeployId, InstanceId, ReleaseId},
 };
 
+/// Ends the name of what is noted of an app's sockets.
+pub const SOCKETS: &str = ".sockets";
+
 /// The folders of one supervisor.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -32,15 +35,15 @@ impl Layout {
         self.app(app).join("live")
     }
 
-    /// What runs in place of the live release.
-    #[must_use]
-    pub fn unproven(&self, app: &AppName) -> PathBuf {
     /// What it is about to be called.
     #[must_use]
     pub fn renaming(&self, app: &AppName) -> PathBuf {
         self.app(app).join("renaming")
     }
 
+    /// What runs in place of the live release.
+    #[must_use]
+    pub fn unproven(&self, app: &AppName) -> PathBuf {
         self.app(app).join("unproven")
     }
 
@@ -113,6 +116,12 @@ impl Layout {
     #[must_use]
     pub fn record(&self, name: &str) -> PathBuf {
         self.run.join("records").join(name)
+    }
+
+    /// Which files the sockets of an app are.
+    #[must_use]
+    pub fn sockets(&self, app: &AppName) -> PathBuf {
+        self.record(&format!("{app}{SOCKETS}"))
     }
 
     #[must_use]

@@ -66,7 +66,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -136,6 +136,8 @@ pub struct Supervisor {
     /// Who asked for the end, and when.
     ended_by: Option<String>,
     ending_since: Option<Instant>,
+    /// What an earlier supervisor has left gets no more time.
+    hurry: Arc<AtomicBool>,
 
     apps: service::Apps,
     /// Boxed like the apps.

@@ -1,6 +1,9 @@
 //! The ordered end: apps in the reverse of their order, then the listeners, the logger, the store.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use tracing::{info, warn};
 
@@ -53,6 +56,7 @@ impl Supervisor {
             self.end_dispensable();
         }
         if again || now {
+            self.hurry.store(true, Ordering::Relaxed);
             let active: Vec<_> = self.apps.values().flat_map(|app| self.active_seats(app)).collect();
             for seat in active {
                 self.kill_tree(&seat);

@@ -2,11 +2,22 @@
 //! replacements and reloads, let go when the app rests. Binding is done on the files thread, since a
 //! unix socket is a file.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs, io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tracing::warn;
 
-use super::{Later, Supervisor, seats::SeatId};
+use super::{
+    Later, Supervisor,
+    layout::{Layout, SOCKETS},
+    seats::SeatId,
+};
 use crate::{
     domain::{
         config::{self, Socket, SocketAddress},
@@ -154,7 +165,9 @@ impl Held {
             (SocketAddress::Unix(path), Some(file)) => held::is_at(path, file) || held::put_back(path, file),
             _ => true,
         };
-        self.socket.address == wanted.address && self.socket.reuse_port == wanted.reuse_port && there
+        // One that the kernel has chosen may be wanted by its number now.
+        let same = self.socket.address == wanted.address || self.shown == wanted.address.to_string();
+        same && self.socket.reuse_port == wanted.reuse_port && there
     }
 
     /// The same socket, as it is wanted now.
@@ -169,12 +182,70 @@ impl Held {
         Ok(Self { socket: wanted.clone(), fd: Arc::clone(&self.fd), shown: self.shown.clone(), file })
     }
 
-    fn path(&self) -> Option<(&Path, FileId)> {
+    pub fn path(&self) -> Option<(&Path, FileId)> {
         match &self.socket.address {
             SocketAddress::Unix(path) => Some((path, self.file?)),
             SocketAddress::Tcp(_) | SocketAddress::Udp(_) => None,
         }
     }
+}
+
+/// Notes for a supervisor that may follow which files are these sockets'; nothing where they are as `known`.
+pub fn note(note: &Path, sockets: &Sockets, known: &Sockets) {
+    let files = |sockets: &Sockets| -> Vec<u8> {
+        let held = sockets.values().filter_map(|held| held.path());
+        held.flat_map(|(path, (device, inode))| {
+            [format!("{device} {inode} ").as_bytes(), path.as_os_str().as_bytes(), b"\0"].concat()
+        })
+        .collect()
+    };
+    let files_now = files(sockets);
+    if files_now == files(known) {
+        return;
+    }
+    let noted = match files_now.as_slice() {
+        [] => fs::remove_file(note),
+        some => fs::write(note, some),
+    };
+    if let Err(error) = noted {
+        warn!(%error, "a supervisor that follows does not know of sockets that are left");
+    }
+}
+
+/// The files of all that was noted.
+pub fn noted(layout: &Layout) -> Vec<Noted> {
+    let entries = fs::read_dir(layout.record("")).into_iter().flatten().flatten();
+    let notes =
+        entries.map(|entry| entry.path()).filter(|path| path.as_os_str().as_bytes().ends_with(SOCKETS.as_bytes()));
+    notes.map(|note| Noted { files: read(&fs::read(&note).unwrap_or_default()), note }).collect()
+}
+
+/// What was noted of an app's sockets.
+pub struct Noted {
+    note: PathBuf,
+    files: Vec<(PathBuf, FileId)>,
+}
+
+impl Noted {
+    /// Removes the files of those that nobody has taken over.
+    pub fn clear(self, taken: &[PathBuf]) {
+        let left = self.files.iter().filter(|(path, _)| !taken.contains(path));
+        let count = left.map(|(path, file)| held::remove_left(path, *file)).count();
+        // Something else may be noted there by now.
+        if count == self.files.len() && fs::read(&self.note).is_ok_and(|now| read(&now) == self.files) {
+            let _ = fs::remove_file(self.note);
+        }
+    }
+}
+
+fn read(note: &[u8]) -> Vec<(PathBuf, FileId)> {
+    let file = |line: &[u8]| {
+        let mut words = line.splitn(3, |b| *b == b' ');
+        let mut number = || std::str::from_utf8(words.next()?).ok()?.parse::<u64>().ok();
+        let id = (number()?, number()?);
+        Some((PathBuf::from(OsStr::from_bytes(words.next()?)), id))
+    };
+    note.split(|b| *b == 0).filter_map(file).collect()
 }
 
 /// Nobody serves there any more: a client shall hear so at once.
@@ -201,9 +272,11 @@ impl Supervisor {
         self.binding.insert(id.app.clone(), Vec::new());
         let (spec, held, id) = (Arc::clone(app.spec()), shell.sockets.clone(), id.clone());
         let others = self.left_by_others(&spec);
+        let to = self.layout.sockets(&spec.name);
         self.files.run(
             move || {
                 let sockets = bring_in_line(&spec, &held, &others)?;
+                note(&to, &sockets, &held);
                 let kept = |old: &&Arc<Held>| sockets.values().any(|new| new.socket.address == old.socket.address);
                 remove_files(&held.values().filter(|old| !kept(old)).cloned().collect::<Vec<_>>());
                 Ok::<_, String>(sockets)
@@ -264,7 +337,12 @@ impl Supervisor {
             let mut gone: Vec<_> = std::mem::take(&mut shell.sockets).into_values().collect();
             gone.retain(|held| held.file.is_some());
             if !gone.is_empty() {
-                self.files.run(move || remove_files(&gone), |_, ()| ());
+                let noted = self.layout.sockets(name);
+                let work = move || {
+                    remove_files(&gone);
+                    let _ = fs::remove_file(noted);
+                };
+                self.files.run(work, |_, ()| ());
             }
         }
     }

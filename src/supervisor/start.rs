@@ -26,7 +26,7 @@ use super::{
     courier::Courier,
     event::{Event, Events},
     files::Files,
-    handover::{self, GoOn, Handover, Living},
+    handover::{self, GoOn, Living},
     internals,
     layout::Layout,
     ledger::{Command, Ledger, Query},
@@ -205,6 +205,7 @@ fn build(
         begun: false,
         coming: coming::Coming::default(),
         ending: None,
+        hurry: Arc::default(),
         gave_up: Note::GaveUp.left(),
         ended_by: None,
         ending_since: None,
@@ -276,10 +277,10 @@ impl Supervisor {
         config: &Config,
         env_files: BTreeMap<crate::domain::model::AppName, Vec<(String, String)>>,
     ) {
-        for (old, new) in rename::pairs(config) {
         for (old, new) in rename::taken_back(&self.layout, config) {
             self.ledger.send(Command::Rename { old: new, new: old });
         }
+        for (old, new) in rename::pairs(config) {
             match rename::move_state(&self.layout, old, new) {
                 Ok(_) => rename::done(&self.layout, new),
                 Err(error) => warn!(app = %new, "{error}"),
@@ -304,13 +305,17 @@ impl Supervisor {
         }
         self.tell_manager("READY=1");
         let (layout, config, cgroups) = (self.layout.clone(), Arc::clone(&self.config), self.maker.cgroups.clone());
-        let events = self.events.clone();
+        let (events, hurry) = (self.events.clone(), Arc::clone(&self.hurry));
         let work = move || {
             let ask = |living| who_goes_on(&events, living);
-            let found = handover::take_over(&layout, &config, cgroups.as_deref(), ask);
+            let (found, rest) = handover::take_over(&layout, &config, cgroups.as_deref(), ask);
+            let told = found.told();
+            // Whoever goes on is looked after while the others are ended, which may take its time.
+            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.adopt(found))));
+            rest.end(&hurry);
             // Nobody writes them any more.
             rename::pairs(&config).for_each(|(old, new)| rename::move_logs(&layout, old, new));
-            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(found))));
+            let _ = events.send(Event::Then(Box::new(move |supervisor| supervisor.begin_apps(told))));
         };
         if let Err(error) = mask::with_all_blocked(|| thread::Builder::new().name("handover".into()).spawn(work)) {
             let why = format!("cannot look for what the last supervisor left: {error}");
@@ -331,12 +336,11 @@ impl Supervisor {
         }
     }
 
-    fn begin_apps(&mut self, found: Handover) {
-        if let Some(what) = found.told() {
-            self.note(EventKind::Supervisor, None, "took_over", Some(what));
+    /// `took_over`: what became of what the last supervisor has left.
+    fn begin_apps(&mut self, took_over: Option<String>) {
+        if took_over.is_some() {
+            self.note(EventKind::Supervisor, None, "took_over", took_over);
         }
-        // Nobody waits for anybody before all have theirs.
-        self.adopt(found);
         self.begun = true;
         self.sample();
         self.start_logger();

@@ -33,7 +33,8 @@ pub struct Release {
 pub enum Event {
     /// Everything is known that was known before: act on it.
     Begin,
-    /// These run already: an earlier supervisor has started them.
+    /// These run already: an earlier supervisor has started them. Until it is said what the app waits for
+    /// (`Block`), others of it may still be ending, and nothing is started beside these.
     Outlived(Vec<Survivor>),
     /// A person wants it, or this copy alone, to run; `restart`: anew if it runs.
     Start {
@@ -168,6 +169,8 @@ pub struct App {
     pub(super) lacks: Option<Box<str>>,
     /// A trial has failed whose release took the folder of the one before.
     pub(super) parked: bool,
+    /// What an earlier supervisor has left of it may still be ending.
+    pub(super) settling: bool,
     given_up: bool,
     /// Why a scheduled app is to run now, until it does.
     pub(super) due: Option<Box<str>>,
@@ -192,6 +195,7 @@ impl App {
             blocked: None,
             lacks: None,
             parked: false,
+            settling: false,
             given_up: false,
             due: None,
             trial: None,
@@ -311,7 +315,7 @@ impl App {
                     self.roll(numbers, &cause);
                 }
             }
-            Event::Block(reason) => self.blocked = reason.map(Into::into),
+            Event::Block(reason) => (self.blocked, self.settling) = (reason.map(Into::into), false),
             Event::Lack(what) => self.lack(what, now, out),
             Event::Try { release, settle, stands } => self.begin_trial(release, settle, stands, out),
             Event::Adopt(release) => self.adopt(release),
@@ -331,8 +335,10 @@ impl App {
             Event::Timer => self.timer(now, out),
             Event::Process(seat, what) => self.happened(seat, what, now, out),
         }
-        self.go_on_rolling(now, out);
-        self.follow_rules(now, out);
+        if !self.settling {
+            self.go_on_rolling(now, out);
+            self.follow_rules(now, out);
+        }
         self.give_up(out);
     }
 

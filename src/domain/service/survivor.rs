@@ -66,8 +66,9 @@ impl App {
     }
 
     /// Those who go on are this app's from now on; who was given something else than it would be now is
-    /// replaced, as by a reload. What else follows is left to the next event, when all apps have theirs.
+    /// replaced, as by a reload, when whoever makes room has gone.
     pub(super) fn outlived(&mut self, survivors: &[Survivor], now: Now, out: &mut Vec<Task>) {
+        self.settling = true;
         let mut changed = Vec::new();
         for survivor in self.keeps(survivors, now) {
             let release = self.release.clone();

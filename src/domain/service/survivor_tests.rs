@@ -57,6 +57,23 @@ fn what_is_ready_goes_on_as_it_was() {
 }
 
 #[test]
+fn while_others_make_room_it_is_kept_up_and_nothing_starts_beside_it() {
+    let spec =
+        config::App { instances: 2, replace: config::Replace::StartFirst, ..spec(Ready::Immediate, Policy::Always) };
+    let mut world = found(spec, &[]);
+    let changed = Survivor { unchanged: false, ..survivor(FIRST, 7, world.now, 60) };
+    world.tree(FIRST).main = Some(7);
+    world.tree(second(1)).main = Some(8);
+    world.feed(Event::Outlived(vec![changed]));
+    world.feed(Event::Timer);
+    world.exit(Exit::Code(1));
+    assert_eq!(world.words(), [(1, "starting"), (2, "stopped")]);
+    world.tree(second(1)).main = None;
+    world.feed(Event::Block(None));
+    assert_eq!(world.words().last(), Some(&(2, "starting")));
+}
+
+#[test]
 fn what_is_not_proven_or_leaves_makes_room() {
     let notify = || Ready::Notify { within: seconds(4) };
     for (ready, progress, age, goes_on) in [

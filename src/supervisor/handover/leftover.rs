@@ -3,7 +3,10 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -166,6 +169,13 @@ impl Leftover {
         false
     }
 
+    /// Nobody has the time any more to let it end by itself.
+    fn hurry(&mut self, now: Instant) {
+        if self.stage <= self.stages.len() {
+            (self.stage, self.next) = (self.stages.len(), now);
+        }
+    }
+
     fn escalate(&mut self, now: Instant) {
         let stage = self.stages.get(self.stage).cloned();
         self.stage += 1;
@@ -187,9 +197,12 @@ impl Leftover {
 }
 
 /// Ends these trees; returns when nothing of them is left.
-pub(super) fn end(mut trees: Vec<Leftover>) {
+pub(super) fn end(mut trees: Vec<Leftover>, hurry: &AtomicBool) {
     while !trees.is_empty() {
         let now = Instant::now();
+        if hurry.load(Ordering::Relaxed) {
+            trees.iter_mut().for_each(|tree| tree.hurry(now));
+        }
         trees.retain_mut(|tree| !tree.push(now));
         if !trees.is_empty() {
             std::thread::sleep(LOOK);

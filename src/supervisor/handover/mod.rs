@@ -1,7 +1,7 @@
 //! What a supervisor finds that follows a killed one: run records, cgroups, a logger that still captures. Processes
 //! that are what it would start itself go on ([`crate::domain::service::Survivor`] says which) and are its own from
-//! then on (`adopt`); everything else is ended, by record, identity and tree (`leftover`), so that nothing ever runs
-//! twice. Runs on a thread of its own, before any app starts.
+//! then on (`adopt`), at once; everything else is ended meanwhile, by record, identity and tree (`leftover`), so that
+//! nothing ever runs twice. Runs on a thread of its own; only when it is done apps start.
 
 mod adopt;
 mod leftover;
@@ -11,7 +11,7 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::net::UnixDatagram},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use super::{
     layout::Layout,
     prepare,
     seats::SeatId,
-    sockets::{self, Sockets},
+    sockets::{self, Noted, Sockets},
 };
 use crate::{
     domain::{
@@ -43,14 +43,25 @@ const LOGGER: &str = "logger";
 /// A logger has so long to write what it has.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What was found, once nothing else runs any more.
+/// Who goes on.
 #[derive(Default)]
 pub struct Handover {
     pub adopted: Vec<Adopted>,
     /// Those of their apps.
     pub sockets: BTreeMap<AppName, Sockets>,
-    /// Who was ended.
+    /// Who does not.
     pub ended: Vec<String>,
+}
+
+/// Whatever does not.
+pub struct Rest {
+    trees: Vec<Leftover>,
+    /// Nobody is born into these any more.
+    unused: Vec<Arc<Cgroup>>,
+    logger: Option<RunRecord>,
+    noted: Vec<Noted>,
+    /// The files of sockets that go on.
+    taken: Vec<PathBuf>,
 }
 
 /// A process that goes on, and what it is held by.
@@ -85,14 +96,13 @@ pub fn is_needed(layout: &Layout) -> bool {
     of_instances.into_iter().any(|(_, record)| record.is_alive_and_same().is_some())
 }
 
-/// Finds what the last supervisor left, has those of it go on who may, and ends all the rest, the logger last: it
-/// captures until then.
+/// Finds what the last supervisor left, and has those of it go on who may.
 pub fn take_over(
     layout: &Layout,
     config: &Config,
     cgroups: Option<&Base>,
     who_goes_on: impl FnOnce(Living) -> GoOn,
-) -> Handover {
+) -> (Handover, Rest) {
     let mut records = read_records(layout);
     let logger = records.remove(LOGGER);
     let mut trees: Vec<Leftover> =
@@ -100,6 +110,8 @@ pub fn take_over(
     let living = trees.iter().filter(|tree| tree.seat.is_some() && tree.is_whole());
     let living: Living = living.filter_map(|tree| Some((tree.seat.as_ref()?.0.clone(), tree.record.clone()))).collect();
     let wanted = if living.is_empty() { GoOn::new() } else { who_goes_on(living) };
+    // Before any of them is noted anew.
+    let noted = sockets::noted(layout);
     let mut handover = Handover::default();
     for name in wanted.keys().map(|id| &id.app).collect::<BTreeSet<_>>() {
         let is_theirs = |tree: &mut Leftover| {
@@ -117,17 +129,29 @@ pub fn take_over(
     let unused: Vec<_> = trees.iter().filter(unused).filter_map(|tree| tree.cgroup.clone()).collect();
     trees.retain(|tree| tree.main.is_some() || !tree.members().is_empty());
     handover.ended = trees.iter().map(|tree| tree.name.clone()).collect();
-    if !trees.is_empty() {
-        info!("ending what the last supervisor left: {}", handover.ended.join(", "));
+    let held = handover.sockets.values().flat_map(|sockets| sockets.values());
+    let taken = held.filter_map(|held| Some(held.path()?.0.to_owned())).collect();
+    (handover, Rest { trees, unused, logger, noted, taken })
+}
+
+impl Rest {
+    /// Ends it, the logger last, which captures until then; in a hurry by KILL.
+    pub fn end(self, hurry: &AtomicBool) {
+        if !self.trees.is_empty() {
+            let names: Vec<_> = self.trees.iter().map(|tree| tree.name.as_str()).collect();
+            info!("ending what the last supervisor left: {}", names.join(", "));
+        }
+        leftover::end(self.trees, hurry);
+        for group in self.unused {
+            let _ = group.remove();
+        }
+        for noted in self.noted {
+            noted.clear(&self.taken);
+        }
+        if let Some(record) = self.logger {
+            end_logger(&record);
+        }
     }
-    leftover::end(trees);
-    for group in unused {
-        let _ = group.remove();
-    }
-    if let Some(record) = logger {
-        end_logger(&record);
-    }
-    handover
 }
 
 impl Handover {
@@ -155,7 +179,10 @@ impl Handover {
         let tree: Vec<Member> =
             if app.sockets.is_empty() { Vec::new() } else { theirs.iter().flat_map(Leftover::members).collect() };
         match sockets::take_back(app, &tree) {
-            Ok(sockets) => drop(self.sockets.insert(name.clone(), sockets)),
+            Ok(sockets) => {
+                sockets::note(&layout.sockets(name), &sockets, &Sockets::new());
+                self.sockets.insert(name.clone(), sockets);
+            }
             Err(error) => {
                 warn!(app = %name, "it cannot go on and is started anew, as its sockets cannot be taken over: {error}");
                 return theirs;
