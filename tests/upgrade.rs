@@ -210,7 +210,11 @@ fn it_deploys_itself() {
     server.until("the new one runs", |s| runs(s).starts_with(s.path().join("state/bin")).then_some(()));
     server.wait_state("a", "ready");
     assert_eq!(server.main_pid("a"), app);
-    let told = server.deploy_end(1);
+    // It is live before that, and its end is told when the step that asked for the upgrade is ended.
+    let told = server.until("it has ended", |s| {
+        let deploy = s.json(&["history"])[0].clone();
+        (!deploy["ended_at"].is_null()).then_some(deploy)
+    });
     assert_eq!(
         (&told["state"], &told["reason"]),
         (&"live".into(), &"its `after_live` was interrupted, and is not run again".into()),
