@@ -124,20 +124,22 @@ fn unguarded(path: &Path, loaded: &Loaded) -> Vec<String> {
 /// Secrets without which no supervisor takes the config, as far as whoever asks may look at them.
 fn useless_secrets(config: &Config) -> Vec<String> {
     let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
-    let of_tokens = config.tokens.iter().map(|token| (format!("token {:?}", token.name), &token.secret));
-    let of_apps = config.apps.values().flat_map(|app| {
-        let secrets = app.deploy.iter().flat_map(|deploy| [&deploy.secret, &deploy.previous_secret]);
-        secrets.flatten().map(|secret| (format!("app {:?}", app.name.as_str()), secret))
-    });
-    let useless = |(whose, secret): (String, &SecretRef)| {
+    let useless = |secret: &SecretRef| {
         let SecretRef::File(path) = secret else { return None };
         // One in the state folder is made at the start.
         if is_closed(path) || (path.starts_with(&config.state_dir) && !path.exists()) {
             return None;
         }
-        Some(format!("{whose}: {}", exposed(path, &owners).err()?))
+        exposed(path, &owners).err()
     };
-    of_tokens.chain(of_apps).filter_map(useless).collect()
+    let of_tokens = config.tokens.iter().filter_map(|token| Some((token, useless(&token.secret)?)));
+    let of_tokens = of_tokens.map(|(token, error)| format!("token \"{}\": {error}", token.name));
+    let of_apps = config.apps.values().flat_map(|app| {
+        let secrets = app.deploy.iter().flat_map(|deploy| [&deploy.secret, &deploy.previous_secret]);
+        let errors = secrets.flatten().filter_map(useless);
+        errors.map(|error| format!("app \"{}\": {}", app.name, app.fault("", &error)))
+    });
+    of_tokens.chain(of_apps).collect()
 }
 
 fn exposed(path: &Path, owners: &[u32]) -> Result<Secret, String> {
@@ -164,7 +166,9 @@ fn useless_keys(config: &Config) -> Vec<String> {
                 "ssh_key" => deploy_key(secret.expose()).map(drop).map_err(|what| format!("{} {what}", path.display())),
                 _ => Ok(()),
             });
-            found.extend(read.err().map(|error| format!("app \"{}\": `{field}`: {error}", app.name)));
+            let told =
+                |error: String| format!("app \"{}\": {}", app.name, app.fault("", &format!("`{field}`: {error}")));
+            found.extend(read.err().map(told));
         }
     }
     found

@@ -190,8 +190,8 @@ fn hooks(config: &Config, secrets: &Secrets) -> Result<accept::Snapshot, String>
         let wanted = [&deploy.secret, &deploy.previous_secret].into_iter().flatten();
         let found =
             wanted.map(|secret| secrets.get(secret).cloned().unwrap_or_else(|| Err("it was not read".to_owned())));
-        let secrets =
-            found.collect::<Result<_, _>>().map_err(|error| format!("app {:?}: {error}", app.name.as_str()))?;
+        let told = |error: String| format!("app \"{}\": {}", app.name, app.fault("", &error));
+        let secrets = found.collect::<Result<_, _>>().map_err(told)?;
         apps.push(accept::App {
             name: app.name.clone(),
             repo: deploy.repo.clone(),
