@@ -341,6 +341,9 @@ fn a_reload_tells_what_did_not_come_up_and_tries_it_again() {
             assert!(reason.contains("earlier config") && reason.contains("exited with 7"), "{app}");
             assert!(server.ok(&["status"]).contains(&format!("two: {reason}")));
             assert!(server.fails(1, &["reload"]).contains("exited with 7"), "it is tried again");
+            hup(&server);
+            let told = |s: &Server| s.events().iter().filter(|event| event["to"] == "restart_stopped").count();
+            server.until("a reload by signal tells it too", |s| (told(s) == 3).then_some(()));
         }
         server.edit_config("exit 7", "exec sleep 1007");
         assert_eq!(server.ok(&["reload"]).trim(), "two: restarted (command)");

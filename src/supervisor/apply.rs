@@ -419,7 +419,11 @@ impl Supervisor {
         let Some(shell) = self.shells.get_mut(name) else { return };
         let several = self.apps.get(name).is_some_and(|app| app.copies().len() > 1);
         shell.rolled = (shell.rolled.0 + 1, result.clone().map_err(Into::into));
-        if let (Err(why), true) = (result, several) {
+        // Nobody may be there to hear the answer of a reload.
+        let is_behind = || self.apps.get(name).is_some_and(|app| self.why_behind(app).is_some());
+        if let Err(why) = result
+            && (several || is_behind())
+        {
             warn!(app = %name, "the restart goes no further: {why}");
             self.note_app(name, "restart_stopped", why);
         }
