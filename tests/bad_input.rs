@@ -220,6 +220,46 @@ fn what_is_wrong_with_one_app_is_told_with_its_line_and_stops_no_other() {
     );
 }
 
+/// An app runs without its webhooks, and everhook without a token: after a reboot nobody may be there to mend a file.
+#[test]
+fn a_secret_of_no_use_at_the_start_stops_no_app() {
+    let server = Server::new(
+        r#"(state_dir: "@DIR@/state", http: [(bind: "127.0.0.1:0", serve: [Hooks, Api])],
+tokens: [(name: "eye", secret: File("@DIR@/token"), role: Viewer)], apps: {
+"good": (command: ["sleep", "1000"], ready: Immediate),
+"site": (deploy: (repo: "@DIR@/repo", on: [Push(branch: "x")], secret: File("@DIR@/secret"))),
+})"#,
+    );
+    let secret = server.path().join("secret");
+    let mode = |mode| fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    let server = server.started();
+    server.wait_state("good", "ready");
+    let pid = server.main_pid("good");
+    let body = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/github/push.1.json")).unwrap();
+    assert_eq!(server.push("site", "1", &body).0, 401);
+    let (fix, place) = (format!("chmod 600 {}", secret.display()), "supervisor.ron:4:1");
+    let reason = server.app("site")["reason"].clone();
+    let is_told = |text: &str| text.contains("other users") && text.contains(&fix) && text.contains(place);
+    assert!(is_told(reason.as_str().unwrap()), "{reason}");
+    assert!(is_told(&server.log()) && server.log().contains("token \"eye\""), "{}", server.log());
+    server.until("an event", |s| {
+        let told = |event: &Value| event["to"] == "hooks_refused" && is_told(event["cause"].as_str().unwrap());
+        s.events().iter().any(told).then_some(())
+    });
+    // Whoever is there hears it.
+    let said = server.fails(1, &["reload"]);
+    assert!(is_told(&said) && said.contains("token \"eye\""), "{said}");
+    assert!(is_told(&server.fails(1, &["check"])));
+    mode(0o600);
+    server.write_secret("token", "opens");
+    server.ok(&["reload"]);
+    assert_eq!(server.push("site", "2", &body).0, 200);
+    let headers = [("authorization", "Bearer opens")];
+    assert_eq!(http::request(server.address("api"), "GET", "/api/v1/status", &headers, &[]).status, 200);
+    assert_eq!(server.main_pid("good"), pid);
+}
+
 #[test]
 fn what_cannot_be_made_for_more_copies_stops_none_that_runs() {
     let server = Server::with_apps(r#""a": (command: ["sleep", "1000"], ready: Immediate, instances: 1)"#).started();

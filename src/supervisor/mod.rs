@@ -114,6 +114,8 @@ pub struct Supervisor {
     config_text: settings::Text,
     tokens: Keyring,
     certificates: certificates::Certificates,
+    /// Apps whose webhooks cannot be proven, and why.
+    unheard: BTreeMap<AppName, String>,
     certificates_told: certificates::Told,
     /// Who has sent wrong tokens lately.
     guard: Guard,

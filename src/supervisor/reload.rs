@@ -134,7 +134,7 @@ impl Supervisor {
             self.shells.iter().map(|(name, shell)| (name.clone(), shell.env_file.clone())).collect();
         let behind = self.behind_config();
         move || {
-            let settings = settings::read(&path)?;
+            let settings = settings::read(&path)?.strict()?;
             let plan = planned(&settings, (&old, &certificates), &envs, &behind)?;
             and(settings, plan, &old, &maker)
         }
@@ -151,6 +151,7 @@ impl Supervisor {
         let fetched_as = self.config.deploys.fetch_as.clone();
         self.config = Arc::clone(&settings.config);
         self.config_text = settings.text;
+        self.unheard.clear();
         let changed = self.tokens.set_config(settings.tokens);
         self.end_streams(&changed);
         veil::set(&settings.veil);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
-        config::{self, Config, Finding, Places},
+        config::{self, Config, Finding, Places, SecretRef},
         deploy::accept,
         model::{AppName, Secret, Veil},
     },
@@ -34,6 +34,27 @@ pub struct Settings {
     pub certificates: Certificates,
     /// What nobody is told.
     pub veil: Veil,
+    pub unusable: Unusable,
+}
+
+/// Secrets of no use, in sentences: nobody is let in by them.
+#[derive(Default)]
+pub struct Unusable {
+    pub tokens: Vec<String>,
+    /// Whose webhooks cannot be proven.
+    pub apps: BTreeMap<AppName, String>,
+}
+
+impl Settings {
+    /// Where somebody is there to mend what is of no use.
+    ///
+    /// # Errors
+    /// What that is.
+    pub fn strict(self) -> Result<Self, String> {
+        let of_apps = self.unusable.apps.iter().map(|(app, error)| format!("app \"{app}\": {error}"));
+        let all: Vec<_> = self.unusable.tokens.iter().cloned().chain(of_apps).collect();
+        if all.is_empty() { Ok(self) } else { Err(all.join("\n")) }
+    }
 }
 
 /// What the config file, those that it includes and every `env_file` said when they were read.
@@ -111,8 +132,9 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     let (env_files, env) = read_env_files(&mut config);
     let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
     let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
-    let tokens = tokens(&config, &secrets)?;
-    let hooks = hooks(&config, &secrets)?;
+    let mut unusable = Unusable::default();
+    let tokens = tokens(&config, &secrets, &mut unusable);
+    let hooks = hooks(&config, &secrets, &mut unusable);
     let text = Text { main: digest(text), included: digests(loaded.included), env };
     let certificates = Certificates::read(&config);
     let veil = veil(&config, &secrets, &env_files, &certificates);
@@ -125,6 +147,7 @@ pub fn read(path: &Path) -> Result<Settings, String> {
         hooks,
         certificates,
         veil,
+        unusable,
     })
 }
 
@@ -175,23 +198,30 @@ fn veil(config: &Config, read: &Secrets, env_files: &EnvFiles, certificates: &Ce
     Veil::new(&all)
 }
 
-fn tokens(config: &Config, secrets: &Secrets) -> Result<Vec<(config::Token, Secret)>, String> {
-    let with_secret = |token: &config::Token| {
-        let secret = secrets.get(&token.secret).cloned().unwrap_or_else(|| Err("it was not read".to_owned()));
-        secret.map(|secret| (token.clone(), secret)).map_err(|error| format!("token {:?}: {error}", token.name))
-    };
-    config.tokens.iter().map(with_secret).collect()
+fn tokens(config: &Config, secrets: &Secrets, unusable: &mut Unusable) -> Vec<(config::Token, Secret)> {
+    let mut tokens = Vec::new();
+    for token in &config.tokens {
+        match found(secrets, &token.secret) {
+            Ok(secret) => tokens.push((token.clone(), secret)),
+            Err(error) => unusable.tokens.push(format!("token \"{}\": {error}", token.name)),
+        }
+    }
+    tokens
 }
 
-fn hooks(config: &Config, secrets: &Secrets) -> Result<accept::Snapshot, String> {
+fn found(secrets: &Secrets, wanted: &SecretRef) -> Result<Secret, String> {
+    secrets.get(wanted).cloned().unwrap_or_else(|| Err("it was not read".to_owned()))
+}
+
+fn hooks(config: &Config, secrets: &Secrets, unusable: &mut Unusable) -> accept::Snapshot {
     let mut apps = Vec::new();
     for app in config.apps.values() {
         let Some(deploy) = &app.deploy else { continue };
         let wanted = [&deploy.secret, &deploy.previous_secret].into_iter().flatten();
-        let found =
-            wanted.map(|secret| secrets.get(secret).cloned().unwrap_or_else(|| Err("it was not read".to_owned())));
-        let told = |error: String| format!("app \"{}\": {}", app.name, app.fault("", &error));
-        let secrets = found.collect::<Result<_, _>>().map_err(told)?;
+        let secrets = wanted.map(|secret| found(secrets, secret)).collect::<Result<_, _>>().unwrap_or_else(|error| {
+            unusable.apps.insert(app.name.clone(), app.fault("", &error));
+            Vec::new()
+        });
         apps.push(accept::App {
             name: app.name.clone(),
             repo: deploy.repo.clone(),
@@ -200,5 +230,5 @@ fn hooks(config: &Config, secrets: &Secrets) -> Result<accept::Snapshot, String>
             dialect: deploy.dialect.clone(),
         });
     }
-    Ok(accept::Snapshot::new(apps))
+    accept::Snapshot::new(apps)
 }

@@ -108,6 +108,13 @@ pub fn run(path: &Path) -> Result<(), String> {
     for warning in &settings.warnings {
         warn!("{warning}");
     }
+    // Apps run all the same: nobody may be there to mend it.
+    for error in &settings.unusable.tokens {
+        error!("{error}");
+    }
+    for (app, error) in &settings.unusable.apps {
+        error!(%app, "its webhooks are not taken in: {error}");
+    }
     reap::set_child_subreaper().map_err(|e| format!("cannot become a subreaper: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -194,6 +201,7 @@ fn build(
         config_text: settings.text,
         tokens,
         certificates: settings.certificates,
+        unheard: settings.unusable.apps,
         certificates_told: certificates::Told::default(),
         guard: Guard::default(),
         reloading: false,
@@ -300,6 +308,9 @@ impl Supervisor {
     fn begin(&mut self) {
         info!(pid = self.me.pid, version = env!("CARGO_PKG_VERSION"), "everhook runs");
         self.note(EventKind::Supervisor, None, "ready", None);
+        for (app, error) in self.unheard.clone() {
+            self.note_app(&app, "hooks_refused", error);
+        }
         for number in self.listeners.iter().map(|listener| listener.number).collect::<Vec<_>>() {
             self.start_listener(number);
         }

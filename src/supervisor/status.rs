@@ -98,10 +98,17 @@ impl Supervisor {
             behind: release.and_then(|release| self.behind.get(app.name())?.get(&release.commit).copied()),
             frozen: self.deploys.freeze(app.name()).map(ToString::to_string),
             awaiting_approval: self.awaiting_approval(app.name()),
-            reason: why_undeployed(app).or_else(|| self.why_behind(app)),
+            reason: self.why_unheard(app).or_else(|| why_undeployed(app)).or_else(|| self.why_behind(app)),
             watch: self.watch_view(app.name()),
             instances: runs.iter().map(|run| self.instance_view(app, run)).collect(),
         }
+    }
+
+    fn why_unheard(&self, app: &App) -> Option<String> {
+        self.unheard
+            .get(app.name())
+            .filter(|_| app.spec().problem.is_none())
+            .map(|why| format!("its webhooks are not taken in: {why}"))
     }
 
     fn awaiting_approval(&self, app: &AppName) -> Vec<AwaitingView> {

@@ -306,7 +306,7 @@ impl Inheritance {
 /// # Errors
 /// Why not.
 pub fn prove(config: &Path, database: &str) -> Result<String, String> {
-    settings::read(config)?;
+    settings::read(config)?.strict()?;
     let known = ledger::version();
     if database.parse::<usize>().is_ok_and(|found| found > known) {
         return Err(format!("it knows databases up to version {known}, and the one here is of version {database}"));

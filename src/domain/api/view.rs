@@ -97,7 +97,7 @@ pub struct AppView {
     /// Its deploys that await approval, oldest first.
     pub awaiting_approval: Vec<AwaitingView>,
     /// Why an app without a command has no release, or deploys none; why one that is ready runs what an earlier config
-    /// says.
+    /// says, or takes no webhooks in.
     pub reason: Option<String>,
     /// Where its files are watched.
     pub watch: Option<WatchView>,
