@@ -30,16 +30,30 @@ pub fn run_in_turns_of(turn: Duration, inherited: bool) {
     let _ = set_turn(nanoseconds, flags.unsigned_abs().into());
 }
 
+/// This thread never takes the processor from one that runs because it has something to do again, and runs long at a
+/// stretch where nobody else wants to: for who works all the time for nobody who waits.
+pub fn run_in_batches() {
+    let nanoseconds = u64::try_from(LONG.as_nanos()).unwrap_or(u64::MAX);
+    // Refused or not known, the thread is no less right.
+    let _ = set(libc::SCHED_BATCH, nanoseconds, libc::SCHED_FLAG_RESET_ON_FORK.unsigned_abs().into());
+}
+
 /// 0 ns: as the kernel likes. Whoever runs by another policy than the usual one, since somebody wanted it so,
 /// keeps that. Neither allocates nor panics: a child calls it before exec.
 pub(super) fn set_turn(nanoseconds: u64, flags: u64) -> bool {
+    set(libc::SCHED_OTHER, nanoseconds, flags)
+}
+
+/// For whoever runs by the usual policy: this one, in turns of so long.
+fn set(policy: libc::c_int, nanoseconds: u64, flags: u64) -> bool {
     // SAFETY: takes no pointer.
     if unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) } != libc::c_long::from(libc::SCHED_OTHER) {
         return false;
     }
-    // SAFETY: plain integers, for all of which zero is good; policy 0 is the usual one.
+    // SAFETY: plain integers, for all of which zero is good.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
     attr.size = size_of::<libc::sched_attr>() as u32;
+    attr.sched_policy = policy.unsigned_abs();
     attr.sched_flags = flags;
     attr.sched_runtime = nanoseconds;
     // SAFETY: takes no pointer. The kernel returns 20 less the nice value, so that it is no error number.

@@ -7,7 +7,7 @@ use tracing::{error, warn};
 use super::{
     Supervisor,
     control::ReplyTo,
-    ledger::{Command, Query, Told},
+    ledger::{Command, Heed, Query, Told},
     pipeline::Order,
     waiters::{Goal, Waiter},
 };
@@ -35,6 +35,7 @@ pub struct Follower {
     /// The token that opened it.
     token: Option<String>,
     reply: ReplyTo,
+    _heed: Heed,
 }
 
 fn taken_back() -> Refusal {
@@ -74,6 +75,8 @@ impl Supervisor {
         reply: ReplyTo,
     ) {
         let Some((apps, instance)) = follow else { return self.say_found(query, reply) };
+        // Before it asks: what comes between the past and the first that it is told would be lost.
+        let heed = self.ledger.heed();
         self.ask_ledger(query, move |supervisor, found| match found {
             // Its token may have been taken back meanwhile, or have ended.
             Ok(_) if token.as_deref().is_some_and(|name| !supervisor.tokens.opens(name, clock::now().wall)) => {
@@ -81,7 +84,7 @@ impl Supervisor {
             }
             Ok(past) => {
                 reply.say(Saying::Done(past));
-                supervisor.followers.push(Follower { apps, instance, token, reply });
+                supervisor.followers.push(Follower { apps, instance, token, reply, _heed: heed });
             }
             Err(refusal) => {
                 reply.say(Saying::Refused(refusal));

@@ -18,8 +18,9 @@ use crate::domain::{
     model::{AppName, DeliveryId},
 };
 
-/// So many rows of deliveries are put into the transaction at once: whoever has an accepted one waits for no more.
-const NOTED_AT_ONCE: usize = 64;
+/// So many rows of deliveries are put into the transaction at once: whoever has an accepted one, or the processor,
+/// waits for no more.
+const NOTED_AT_ONCE: usize = 16;
 /// What is noted is committed when there is so much of it.
 const NOTED: usize = 2048;
 /// Rows that there is room for while none waits.
@@ -42,6 +43,8 @@ pub(super) struct Contents<'a> {
     pub incoming: &'a [Proven<'a>],
     pub extent: Extent,
     pub known: Known<'a>,
+    /// Does anybody follow the events?
+    pub heeded: bool,
 }
 
 /// What one transaction did, to be answered and told after its commit.
@@ -127,11 +130,12 @@ impl Answered {
     ///
     /// # Errors
     /// Of the store; then nothing is noted any more.
-    pub(super) fn note_some(&mut self, store: &Connection) -> rusqlite::Result<Noted> {
+    pub(super) fn note_some(&mut self, store: &Connection, heeded: bool) -> rusqlite::Result<Noted> {
         let end = self.passed.len().min(self.noted.0 + NOTED_AT_ONCE);
         let noted = begin(store).and_then(|()| {
             for passed in &self.passed[self.noted.0..end] {
-                self.noted.1.extend(note(store, passed)?);
+                self.noted.1.extend(note(store, passed, heeded)?);
+                touch(&mut self.touched, passed);
             }
             Ok(())
         });
@@ -215,12 +219,13 @@ impl Answered {
         contents: Contents<'_>,
         care: Care,
     ) -> rusqlite::Result<Done> {
-        let Contents { incoming, extent, known } = contents;
+        let Contents { incoming, extent, known, heeded } = contents;
         let mut done = Done::default();
         done.tell(std::mem::take(&mut self.noted.1));
         if extent.is_everything() {
             for passed in &self.passed[self.noted.0..] {
-                done.tell(guarded(store, care, || note(store, passed))?.unwrap_or_default());
+                done.tell(guarded(store, care, || note(store, passed, heeded))?.unwrap_or_default());
+                touch(&mut done.touched, passed);
             }
             self.noted.0 = self.passed.len();
             for write in &waiting.writes {
@@ -343,10 +348,27 @@ fn post(store: &Connection, mut told: Vec<Told>, known: Known<'_>) -> rusqlite::
     Ok(told)
 }
 
-/// Writes what was answered already.
-fn note(store: &Connection, passed: &Passed) -> rusqlite::Result<Vec<Told>> {
+/// Writes what was answered already; tells of it where that is heeded.
+fn note(store: &Connection, passed: &Passed, heeded: bool) -> rusqlite::Result<Vec<Told>> {
     deliveries::append(store, passed.id, &passed.row)?;
-    passed.events.iter().map(|event| journal::append_event(store, event).map(Told::Event)).collect()
+    let mut told = Vec::new();
+    for event in &passed.events {
+        if heeded {
+            told.push(Told::Event(journal::append_event(store, event)?));
+        } else {
+            journal::insert_event(store, event)?;
+        }
+    }
+    Ok(told)
+}
+
+/// These apps got rows.
+fn touch(touched: &mut BTreeSet<Option<AppName>>, passed: &Passed) {
+    for app in passed.events.iter().map(|event| &event.app) {
+        if !touched.contains(app) {
+            touched.insert(app.clone());
+        }
+    }
 }
 
 /// Does one command's work, with care so that all of it or nothing is in the transaction. `None`: SQLite

@@ -6,6 +6,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use super::{
     webhook::Passed,
     write::Known,
 };
-use crate::domain::deploy::accept::Snapshot;
+use crate::{domain::deploy::accept::Snapshot, os::threads};
 
 /// What nothing comes of is committed after this: it is in the store within a second.
 const WAIT: Duration = Duration::from_millis(500);
@@ -121,6 +122,7 @@ impl Desk {
 
     /// The clerk's work, until the desk is closed.
     pub(super) fn run(&self, disk: &Disk, tell: &Tell, inbox: &Inbox) {
+        threads::run_in_batches();
         while let Some(due) = self.wait() {
             if let Err(error) = self.write(due, disk, tell, inbox) {
                 tracing::warn!("what is answered cannot be written now: {error}");
@@ -169,15 +171,21 @@ impl Desk {
                 Due::Rows => self.take_rows(answered),
                 Due::Everything => self.empty_tray(answered),
             }
-            match answered.note_some(store)? {
-                Noted::Some => continue,
+            match answered.note_some(store, inbox.is_heeded())? {
+                Noted::Some => {
+                    drop(books);
+                    // Whoever answers, and was put behind us on this processor, would wait for the next tick.
+                    thread::yield_now();
+                    continue;
+                }
                 Noted::All if due == Due::Rows => return Ok(()),
                 Noted::All | Noted::Many => {}
             }
             let (snapshot, live, telling) = (Snapshot::default(), BTreeMap::new(), BTreeSet::new());
             let (now, last_delivery) = (now(), &Cell::default());
             let known = Known { snapshot: &snapshot, live: &live, telling: &telling, now, last_delivery };
-            let contents = Contents { incoming: &[], extent: Extent::Answered, known };
+            let heeded = inbox.is_heeded();
+            let contents = Contents { incoming: &[], extent: Extent::Answered, known, heeded };
             let done = answered.transact(store, &mut Waiting::default(), contents)?;
             inbox.committed();
             disk.put_told(done.told, tell);

@@ -11,7 +11,8 @@ use crate::domain::{
     model::{AppName, At, InstanceId},
 };
 
-pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite::Result<EventView> {
+/// Appends an event that nobody is told of.
+pub(super) fn insert_event(connection: &Connection, new: &NewEvent) -> rusqlite::Result<()> {
     let mut insert = connection.prepare_cached(
         "INSERT INTO events (at, app, instance, kind, \"from\", \"to\", cause, detail)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -26,6 +27,11 @@ pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite:
         new.cause,
         new.detail,
     ])?;
+    Ok(())
+}
+
+pub(super) fn append_event(connection: &Connection, new: &NewEvent) -> rusqlite::Result<EventView> {
+    insert_event(connection, new)?;
     let NewEvent { at, app, instance, kind, from, to, cause, detail } = new.clone();
     Ok(EventView { id: connection.last_insert_rowid(), at, app, instance, kind, from, to, cause, detail })
 }

@@ -32,7 +32,10 @@ mod tests;
 use std::{
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread::JoinHandle,
 };
 
@@ -60,9 +63,21 @@ struct Inbox {
     wake: EventFd,
     /// What became of the deliveries since the start.
     heard: Mutex<Deliveries>,
+    /// How many follow the events.
+    heeding: AtomicUsize,
     /// Transactions so far.
     #[cfg(test)]
     commits: std::sync::atomic::AtomicU64,
+}
+
+/// Somebody heeds the events of deliveries: as long as this is there they are told. Of what is committed before the
+/// next query the store alone tells.
+pub struct Heed(Arc<Inbox>);
+
+impl Drop for Heed {
+    fn drop(&mut self) {
+        self.0.heeding.fetch_sub(1, Relaxed);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,6 +103,11 @@ impl Inbox {
         let _ = self.wake.write(1);
     }
 
+    /// Is anybody to be told of what became of deliveries?
+    fn is_heeded(&self) -> bool {
+        self.heeding.load(Relaxed) > 0
+    }
+
     fn committed(&self) {
         #[cfg(test)]
         self.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -106,6 +126,7 @@ impl Ledger {
             commands: Mutex::new(Vec::new()),
             wake,
             heard: Mutex::default(),
+            heeding: AtomicUsize::new(0),
             #[cfg(test)]
             commits: std::sync::atomic::AtomicU64::new(0),
         });
@@ -132,6 +153,13 @@ impl Ledger {
     #[must_use]
     pub fn deliveries(&self) -> Deliveries {
         *self.inbox.heard()
+    }
+
+    /// Has the events of deliveries told, which costs something for each.
+    #[must_use]
+    pub fn heed(&self) -> Heed {
+        self.inbox.heeding.fetch_add(1, Relaxed);
+        Heed(Arc::clone(&self.inbox))
     }
 
     /// Hands a command over; never blocks.

@@ -116,6 +116,19 @@ fn an_unmatched_repository_is_skipped_and_told_with_the_nearest_app() {
 }
 
 #[test]
+fn what_nobody_follows_is_recorded_and_not_told() {
+    let mut desk = Desk::open();
+    desk.heed = None;
+    let skipped = |id| Post { app: None, secret: "quiet", ..master('a', id) };
+    assert_eq!(desk.post(&skipped("one")).0, 200);
+    assert_eq!(desk.deliveries(None).len(), 1);
+    desk.heed = Some(desk.ledger.as_ref().unwrap().heed());
+    assert_eq!(desk.post(&skipped("two")).0, 200);
+    let event = desk.told(|told| if let Told::Event(event) = told { Some(event) } else { None });
+    assert!(event.detail.unwrap().starts_with("delivery 2 "));
+}
+
+#[test]
 fn every_refusal_looks_the_same_and_is_recorded_with_its_reason() {
     let mut desk = Desk::open();
     let posts = [

@@ -329,11 +329,12 @@ impl State {
         incoming: &[Proven<'_>],
         extent: Extent,
     ) -> Option<rusqlite::Result<Done>> {
+        let heeded = self.inbox.is_heeded();
         let Self { waiting, snapshot, live, telling, last_delivery, .. } = self;
         let Books { store, answered } = books;
         let last = Cell::new(last_delivery.unwrap_or_default());
         let known = Known { snapshot, live, telling, now: now(), last_delivery: &last };
-        let done = answered.transact(store.as_ref()?, waiting, Contents { incoming, extent, known });
+        let done = answered.transact(store.as_ref()?, waiting, Contents { incoming, extent, known, heeded });
         *last_delivery = last_delivery.map(|_| last.get());
         Some(done)
     }

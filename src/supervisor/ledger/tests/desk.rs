@@ -32,6 +32,8 @@ pub(super) struct Desk {
     told: mpsc::Receiver<Told>,
     pub(super) listener: Channel,
     pub(super) tickets: u64,
+    /// The loop follows the events of deliveries.
+    pub(super) heed: Option<Heed>,
 }
 
 /// One request, still to be signed.
@@ -103,7 +105,8 @@ impl Desk {
         let (ours, theirs) = Channel::pair().unwrap();
         ledger.send(Command::Channel { listener: 0, channel: Channel::new(theirs) });
         ledger.send(Command::Snapshot(Arc::new(Snapshot::new(apps()))));
-        Self { folder, ledger: Some(ledger), told, listener: ours, tickets: 0 }
+        let heed = Some(ledger.heed());
+        Self { folder, ledger: Some(ledger), told, listener: ours, tickets: 0, heed }
     }
 
     pub(super) fn database(&self) -> PathBuf {
