@@ -21,8 +21,9 @@ use crate::domain::{
 /// So many rows of deliveries are put into the transaction at once: whoever has an accepted one, or the processor,
 /// waits for no more.
 const NOTED_AT_ONCE: usize = 16;
-/// What is noted is committed when there is so much of it.
-const NOTED: usize = 2048;
+/// What is noted is committed when there is so much of it: a commit, and the removal of as many old rows with it, keeps
+/// a processor for as long as it takes.
+const NOTED: usize = 512;
 /// Rows that there is room for while none waits.
 const FEW: usize = 16;
 /// Rows are pruned after this many commits' worth of new ones.
