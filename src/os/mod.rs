@@ -7,6 +7,7 @@ pub mod access;
 #[cfg(test)]
 mod alone;
 pub mod beneath;
+mod call;
 pub mod capture;
 pub mod cgroup;
 pub mod channel;

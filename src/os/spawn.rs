@@ -1,8 +1,8 @@
 //! Starting processes without a copy of anything: DESIGN.md section 5, "Spawning".
 //!
-//! The child shares our memory and, at first, our descriptors; the calling thread sleeps until it has
-//! executed its program or failed. Everything is allocated here, in the parent; what the child does
-//! with it stands in [`child`], how it comes to be in [`clone`](mod@clone).
+//! The child shares our memory and, at first, our descriptors, until it has executed its program or
+//! failed; whoever made it may go on meanwhile. Everything is allocated here, in the parent; what the
+//! child does with it stands in [`child`], how it comes to be in [`clone`](mod@clone).
 
 mod child;
 mod clone;
@@ -21,6 +21,7 @@ use std::{
     path::PathBuf,
     ptr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use nix::{
@@ -31,7 +32,7 @@ use nix::{
 
 use self::{
     child::{Failure, PidEntry, Plan, Step},
-    clone::Stack,
+    clone::{Running, Stack},
 };
 use super::{
     cgroup::{Cgroup, is_gone},
@@ -184,6 +185,8 @@ pub struct Spawner {
     null: OwnedFd,
     /// Where descriptors for a child are put; they hold `/dev/null` between spawns.
     slots: Vec<OwnedFd>,
+    /// How many of them hold something else.
+    filled: usize,
     stack: Stack,
     /// Boot id and pid namespace, the part of each record that never changes.
     machine: String,
@@ -203,6 +206,7 @@ impl Spawner {
         let mut spawner = Self {
             null: std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into(),
             slots: Vec::new(),
+            filled: 0,
             stack: Stack::new()?,
             machine: format!("{} {}", identity::boot_id()?, identity::pid_namespace()?),
             clone3: true,
@@ -222,23 +226,18 @@ impl Spawner {
         Ok(())
     }
 
-    /// Starts a process; returns when it has executed its program. Blocks the calling thread alone.
+    /// Starts a process, and does not wait until it has executed its program, which may take as long as a file
+    /// system likes.
     ///
-    /// The reaper may see the end of a child before this has returned its pid. Of a child that never
+    /// The reaper may see the end of a child before [`Underway::wait`] has returned its pid. Of a child that never
     /// executed its program the reaper sees nothing.
-    ///
-    /// # Errors
-    /// Names the step that failed.
-    pub fn spawn(&mut self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
-        self.spawn_and_rest(spec, || ())
+    #[must_use]
+    pub fn begin(mut self, spec: SpawnSpec) -> Underway {
+        let begun = self.make(&spec);
+        Underway { begun, spec, spawner: self }
     }
 
-    /// The same. `rest` is called as soon as it has executed its program, before anything else is done, which may be
-    /// on the processor that it runs on.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn spawn_and_rest(&mut self, spec: &SpawnSpec, rest: impl Fn()) -> Result<Spawned, SpawnError> {
+    fn make(&mut self, spec: &SpawnSpec) -> Result<Begun, SpawnError> {
         let preparing =
             |errno: io::Error| SpawnError { step: format!("preparing {:?}", spec.program), part: Part::Other, errno };
         let gone = |errno: io::Error| SpawnError {
@@ -260,30 +259,31 @@ impl Spawner {
         plan.ignored = self.clone3.then(|| self.ignored.clone());
         plan.oom_score_adj.take_if(|(wanted, _)| self.inherited_score().is_some_and(|score| score == *wanted));
 
-        let started = fill(&slots, &filled).and_then(|()| self.start(birthplace, &mut plan));
-        if started.is_ok() && plan.failure.is_none() {
-            rest();
+        self.filled = filled.len();
+        let started = fill(&slots, &filled).and_then(|()| self.start(birthplace, plan));
+        if started.is_err() {
+            self.rest();
         }
-        empty(&slots[..filled.len()], &self.null);
         match started {
             Err(e) if self.clone3 && matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
                 self.clone3 = false;
-                self.spawn_and_rest(spec, rest)
+                self.make(spec)
             }
             Err(errno) if birthplace.is_some() && is_gone(&errno) => Err(gone(errno)),
             Err(errno) => {
                 Err(SpawnError { step: format!("making a process for {:?}", spec.program), part: Part::Other, errno })
             }
-            Ok(spawned) => executed(spawned, plan.failure, spec),
+            Ok(begun) => Ok(begun),
         }
     }
 
-    /// Goes through what [`Spawner::spawn`] does before it makes a process, to no effect: code and data that lay idle
-    /// are in the caches then, which is half of the time that it takes.
-    pub fn rehearse(&self) {
-        let spec = SpawnSpec::new(CString::default(), Vec::new());
-        let _ = Plan::new(&spec, &[], 0, &self.machine);
-        let _ = self.inherited_score();
+    /// Descriptors must not stay open in the slots: somebody may wait for their end. The child has its own by now.
+    fn rest(&mut self) {
+        let filled = std::mem::take(&mut self.filled);
+        for slot in &self.slots[..filled] {
+            // Both are open and the slot is ours, so that this cannot fail.
+            let _ = raw::dup3(self.null.as_raw_fd(), slot.as_raw_fd());
+        }
     }
 
     /// Ours, as somebody may have changed it; most children are to have the same, and to write it takes longer.
@@ -293,27 +293,70 @@ impl Spawner {
         Some(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
     }
 
-    fn start(&self, birthplace: Option<BorrowedFd<'_>>, plan: &mut Plan) -> io::Result<Spawned> {
+    fn start(&self, birthplace: Option<BorrowedFd<'_>>, plan: Plan) -> io::Result<Begun> {
         let cgroup = birthplace.as_ref().map(AsRawFd::as_raw_fd);
         let undumpable = plan.credentials.is_some().then(Undumpable::enter);
         let blocked = raw::block_signals();
-        let started = clone::start(&self.stack, plan, cgroup, self.clone3);
+        let started = Running::start(&self.stack, plan, cgroup, self.clone3);
         raw::set_mask(blocked);
+        let (spawned, running) = started?;
+        Ok(Begun { spawned, running, undumpable })
+    }
+}
+
+/// A child, and what of ours it uses besides the stack of its spawner and the texts of its spec.
+struct Begun {
+    spawned: Spawned,
+    running: Running,
+    undumpable: Option<Undumpable>,
+}
+
+impl Begun {
+    /// Waits until it has executed its program or ended.
+    fn end(self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
+        let Self { spawned, running, undumpable } = self;
+        let failure = running.end();
         drop(undumpable);
-        started
+        executed(spawned, failure, spec)
+    }
+}
+
+/// A child on its way to its program.
+pub struct Underway {
+    begun: Result<Begun, SpawnError>,
+    // Its texts and the stack are used until that is dropped, which comes first.
+    spec: SpawnSpec,
+    spawner: Spawner,
+}
+
+impl Underway {
+    /// Has it executed its program, or ended?
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.begun.as_ref().map_or(true, |begun| begun.running.is_over())
+    }
+
+    /// Waits for that, no longer than so.
+    pub fn wait_for(&self, at_most: Duration) {
+        if let Ok(begun) = &self.begun {
+            begun.running.wait(Some(at_most));
+        }
+    }
+
+    /// Waits until it has executed its program; the spawner is free for another one then.
+    ///
+    /// # Errors
+    /// Names the step that failed.
+    pub fn wait(self) -> (Spawner, Result<Spawned, SpawnError>) {
+        let Self { begun, spec, mut spawner } = self;
+        let result = begun.and_then(|begun| begun.end(&spec));
+        spawner.rest();
+        (spawner, result)
     }
 }
 
 fn fill(slots: &[RawFd], with: &[&OwnedFd]) -> io::Result<()> {
     with.iter().zip(slots).try_for_each(|(fd, slot)| raw::dup3(fd.as_raw_fd(), *slot))
-}
-
-/// Descriptors must not stay open in the slots: somebody may wait for their end.
-fn empty(slots: &[RawFd], null: &OwnedFd) {
-    for slot in slots {
-        // Both are open and the slot is ours, so that this cannot fail.
-        let _ = raw::dup3(null.as_raw_fd(), *slot);
-    }
 }
 
 /// Tells a child that has executed its program from one that ended before. Until exec the child's

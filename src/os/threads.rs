@@ -2,17 +2,13 @@
 
 use std::{ptr, time::Duration};
 
+use super::call::call;
+
 /// For who has little to do, and others wait for it.
 pub const SHORT: Duration = Duration::from_micros(100);
 /// For who has much to do, and nobody waits for it. Longer than the kernel's own, which is 3 ms at most; whoever
 /// yields waits for so long where others would run.
 pub const LONG: Duration = Duration::from_millis(5);
-
-/// The one that we are on, by its number; a moment later it may be another.
-#[must_use]
-pub fn processor() -> usize {
-    rustix::thread::sched_getcpu()
-}
 
 /// This thread runs with what others leave of the processor.
 pub fn yield_to_others() {
@@ -47,7 +43,7 @@ pub(super) fn set_turn(nanoseconds: u64, flags: u64) -> bool {
 /// For whoever runs by the usual policy: this one, in turns of so long.
 fn set(policy: libc::c_int, nanoseconds: u64, flags: u64) -> bool {
     // SAFETY: takes no pointer.
-    if unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) } != libc::c_long::from(libc::SCHED_OTHER) {
+    if unsafe { call!(SYS_sched_getscheduler, 0) } != libc::c_long::from(libc::SCHED_OTHER) {
         return false;
     }
     // SAFETY: plain integers, for all of which zero is good.
@@ -57,8 +53,8 @@ fn set(policy: libc::c_int, nanoseconds: u64, flags: u64) -> bool {
     attr.sched_flags = flags;
     attr.sched_runtime = nanoseconds;
     // SAFETY: takes no pointer. The kernel returns 20 less the nice value, so that it is no error number.
-    let kept = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
+    let kept = unsafe { call!(SYS_getpriority, libc::PRIO_PROCESS, 0) };
     attr.sched_nice = i32::try_from(20i64.wrapping_sub(kept)).unwrap_or(0);
     // SAFETY: the attributes are valid and say their size; 0 is the calling thread.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attr), 0) == 0 }
+    unsafe { call!(SYS_sched_setattr, 0, ptr::from_ref(&attr), 0) == 0 }
 }

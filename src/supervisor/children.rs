@@ -124,7 +124,6 @@ impl Supervisor {
 
     /// The spawner has answered.
     pub fn spawned(&mut self, token: u64, result: Result<Spawned, SpawnError>) {
-        self.spawning.answered();
         let Some(owner) = self.children.ordered.remove(&token) else { return };
         self.children.started = Some(Instant::now());
         let pid = result.as_ref().ok().map(|spawned| spawned.pid);
@@ -215,9 +214,6 @@ impl Supervisor {
                 self.hear_notices(&id);
                 if self.seat(&id).and_then(|seat| seat.main) != Some(pid) {
                     return self.look_at_ending_trees();
-                }
-                if !self.is_ending() {
-                    self.spawning.expect();
                 }
                 let pidfd = self.seat_mut(&id).and_then(|shell| {
                     shell.main = None;

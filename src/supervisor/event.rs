@@ -3,13 +3,13 @@
 use super::{Supervisor, control::Asked, ledger::Told, seats::SeatId};
 use crate::{
     domain::api::{FromLogger, Posted},
-    os::spawn::{SpawnError, Spawned},
+    os::spawn::{SpawnError, Spawned, Spawner},
 };
 
 /// One thing that happened.
 pub enum Event {
-    /// The spawner's answer.
-    Spawned { token: u64, result: Result<Spawned, SpawnError> },
+    /// The spawner's answer, and what the loop lent it.
+    Spawned { token: u64, result: Result<Spawned, SpawnError>, lent: Option<Box<Spawner>> },
     /// A probe's answer, or why it does not go on.
     Probed { seat: SeatId, attempt: u64, result: Result<(), String> },
     /// Somebody wants something.

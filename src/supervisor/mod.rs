@@ -283,7 +283,10 @@ impl Supervisor {
     fn on(&mut self, event: event::Event) {
         use event::Event;
         match event {
-            Event::Spawned { token, result } => self.spawned(token, result),
+            Event::Spawned { token, result, lent } => {
+                self.spawning.answered(lent);
+                self.spawned(token, result);
+            }
             Event::Probed { seat, attempt, result } => self.tell(&seat, Happening::Probed { attempt, result }),
             Event::Asked(asked) if self.must_wait(&asked) => self.coming.ask_later(*asked),
             Event::Asked(asked) => self.hear(*asked),

@@ -1,6 +1,6 @@
 //! What the child does between clone and exec, in the order of DESIGN.md section 5.
 //!
-//! It runs in the memory of its sleeping parent, beside the parent's other threads: so it allocates
+//! It runs in the memory of its parent, beside the parent's threads: so it allocates
 //! nothing, takes no lock, cannot panic, and calls the kernel only (the C library's setuid signals
 //! all threads).
 
@@ -20,7 +20,7 @@ use crate::os::{
     threads,
 };
 
-/// The longest wait at a gate: the spawning thread waits too.
+/// The longest wait at a gate: its spawner waits too.
 pub(super) const GATE: Duration = Duration::from_millis(50);
 
 /// Everything the child needs, made before it is.
@@ -128,7 +128,7 @@ impl<T> At<T> for Result<T, Errno> {
 
 /// The child's first and last function; `plan` is the parent's [`Plan`], which it does not touch meanwhile.
 pub(super) extern "C" fn enter(plan: *mut c_void) -> ! {
-    // SAFETY: `clone::start` passes an exclusive reference and sleeps until we are gone.
+    // SAFETY: `Running` leaves the plan to us until we are gone.
     let plan = unsafe { &mut *plan.cast::<Plan>() };
     let Err(failure) = live(plan);
     plan.failure = Some(failure);

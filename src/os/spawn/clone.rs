@@ -4,12 +4,15 @@ use std::{
     ffi::{c_int, c_long, c_void},
     io,
     os::fd::{FromRawFd, OwnedFd, RawFd},
-    ptr,
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use super::{
     Spawned,
-    child::{self, Plan},
+    child::{self, Failure, Plan},
+    raw,
 };
 
 /// The child calls a few frames deep and keeps one small buffer; unoptimised frames are larger.
@@ -17,15 +20,17 @@ const STACK: usize = 64 * 1024;
 /// Below the stack, never accessible: an overflow ends the child, not us.
 const GUARD: usize = 64 * 1024;
 
-/// Shared memory and descriptors; we sleep until it executes its program or ends.
-const FLAGS: c_int = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_PIDFD;
+/// Shared memory and descriptors; a word becomes zero when it executes its program or ends (clone(2)).
+const FLAGS: c_int = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::CLONE_CHILD_CLEARTID | BY_LIBC;
+/// Where the child's calls go through the C library it uses our `errno`, so that we have to sleep meanwhile.
+const BY_LIBC: c_int = if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) { 0 } else { libc::CLONE_VFORK };
 
 /// `CLONE_INTO_CGROUP`, which libc declares too narrow.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// `CLONE_CLEAR_SIGHAND`, for clone3 alone: no handler of ours in the child. What is ignored stays so.
 const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
-/// The child's stack: one at a time, as its maker sleeps while it is in use.
+/// The child's stack, for one at a time.
 pub(super) struct Stack {
     lowest: *mut c_void,
 }
@@ -70,49 +75,115 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no child uses it, since its maker would be asleep.
+        // SAFETY: the mapping is ours, and no child uses it: whoever has one keeps its spawner until it has left.
         unsafe { libc::munmap(self.lowest, GUARD + STACK) };
     }
 }
 
-/// Makes a child that carries out `plan`; returns when it has executed its program or ended.
-/// All signals of this thread must be blocked.
-pub(super) fn start(stack: &Stack, plan: &mut Plan, cgroup: Option<RawFd>, clone3: bool) -> io::Result<Spawned> {
-    let mut pidfd: RawFd = -1;
-    let plan: *mut c_void = ptr::from_mut(plan).cast();
-    let pid = if clone3 {
-        by_clone3(stack, plan, cgroup, &mut pidfd)?
-    } else {
-        // SAFETY: as in `by_clone3`; glibc's wrapper calls `child::enter` on the given stack.
-        let pid = unsafe { libc::clone(enter_by_clone, stack.end(), FLAGS, plan, ptr::from_mut(&mut pidfd)) };
-        if pid < 0 {
-            return Err(io::Error::last_os_error());
+/// A child's plan and what tells whether it still uses that; both are its own until then.
+pub(super) struct Running {
+    plan: NonNull<Plan>,
+    /// The kernel sets it to zero, and wakes whoever waits for that.
+    flag: NonNull<AtomicU32>,
+}
+
+// SAFETY: both belong to this value alone once the child has left, and are not touched before; what the plan
+// points to lives in its spec, whichever thread holds that.
+unsafe impl Send for Running {}
+
+impl Running {
+    /// Makes a child that carries out `plan`. All signals of this thread must be blocked; stack and spec must be
+    /// left alone until [`Running::end`].
+    pub(super) fn start(stack: &Stack, plan: Plan, cgroup: Option<RawFd>, clone3: bool) -> io::Result<(Spawned, Self)> {
+        let running = Self { plan: leak(plan), flag: leak(AtomicU32::new(1)) };
+        match running.clone(stack, cgroup, clone3) {
+            Ok(spawned) => Ok((spawned, running)),
+            Err(error) => {
+                // There is no child that would use anything.
+                running.flag().store(0, Ordering::Relaxed);
+                Err(error)
+            }
         }
-        c_long::from(pid)
-    };
-    // SAFETY: the kernel has made this descriptor for us in this very call.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Spawned { pid: pid.unsigned_abs().try_into().unwrap_or(u32::MAX), pidfd })
+    }
+
+    fn clone(&self, stack: &Stack, cgroup: Option<RawFd>, clone3: bool) -> io::Result<Spawned> {
+        let mut pidfd: RawFd = -1;
+        let (plan, flag) = (self.plan.as_ptr().cast::<c_void>(), self.flag.as_ptr());
+        let pid = if clone3 {
+            by_clone3(stack, plan, flag, cgroup, &mut pidfd)?
+        } else {
+            let (told, no_tls) = (ptr::from_mut(&mut pidfd), ptr::null_mut::<c_void>());
+            // SAFETY: as in `by_clone3`; glibc's wrapper calls `child::enter` on the given stack.
+            let pid = unsafe { libc::clone(enter_by_clone, stack.end(), FLAGS, plan, told, no_tls, flag) };
+            if pid < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            c_long::from(pid)
+        };
+        // SAFETY: the kernel has made this descriptor for us in this very call.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Spawned { pid: pid.unsigned_abs().try_into().unwrap_or(u32::MAX), pidfd })
+    }
+
+    /// Waits until the child has executed its program or ended; what it said before that.
+    pub(super) fn end(self) -> Option<Failure> {
+        self.wait(None);
+        // SAFETY: the child has left, and nobody else knows the plan.
+        unsafe { self.plan.as_ref() }.failure
+    }
+
+    /// No longer than so, where that is said.
+    pub(super) fn wait(&self, at_most: Option<Duration>) {
+        while !self.is_over() && raw::wait_while(self.flag(), 1, at_most) {}
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.flag().load(Ordering::Acquire) == 0
+    }
+
+    fn flag(&self) -> &AtomicU32 {
+        // SAFETY: it lives as long as we do, and only atomic writes are made to it.
+        unsafe { self.flag.as_ref() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.wait(None);
+        // SAFETY: both came from boxes, and the child, which was told of them, has left.
+        drop(unsafe { (Box::from_raw(self.plan.as_ptr()), Box::from_raw(self.flag.as_ptr())) });
+    }
+}
+
+fn leak<T>(value: T) -> NonNull<T> {
+    NonNull::from(Box::leak(Box::new(value)))
 }
 
 extern "C" fn enter_by_clone(plan: *mut c_void) -> c_int {
     child::enter(plan)
 }
 
-fn by_clone3(stack: &Stack, plan: *mut c_void, cgroup: Option<RawFd>, pidfd: &mut RawFd) -> io::Result<c_long> {
+fn by_clone3(
+    stack: &Stack,
+    plan: *mut c_void,
+    flag: *mut AtomicU32,
+    cgroup: Option<RawFd>,
+    pidfd: &mut RawFd,
+) -> io::Result<c_long> {
     // SAFETY: plain integers, for all of which zero is good.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(FLAGS.unsigned_abs()) | CLEAR_SIGHAND;
     args.pidfd = ptr::from_mut(pidfd).addr() as u64;
+    args.child_tid = flag.addr() as u64;
     args.stack = stack.start().addr() as u64;
     args.stack_size = STACK as u64;
     if let Some(folder) = cgroup {
         args.flags |= INTO_CGROUP;
         args.cgroup = u64::from(folder.unsigned_abs());
     }
-    // SAFETY: the stack is mapped, aligned and used by nobody else; the plan outlives the child's use
-    // of it, since we sleep until then (CLONE_VFORK); `child::enter` neither returns nor unwinds,
-    // allocates nothing and calls the kernel only.
+    // SAFETY: the stack is mapped, aligned and used by nobody else; plan and flag outlive the child's use of
+    // them, since `Running` frees them only then; `child::enter` neither returns nor unwinds, allocates nothing
+    // and calls the kernel only.
     let pid = unsafe { clone3(&raw mut args, plan) };
     if pid < 0 { Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EINVAL))) } else { Ok(pid) }
 }

@@ -1,14 +1,17 @@
 //! System calls as the kernel has them, for the child and for those around its birth. They allocate
-//! nothing and go past the C library, which would act on all threads (setxid) or keep signals back.
-//! `errno` is the sleeping parent's, which reads it afresh after each call of its own.
+//! nothing and go past the C library, which would act on all threads (setxid), keep signals back, or
+//! write `errno`, which is the parent's.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_long, c_uint},
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     ptr,
+    sync::atomic::AtomicU32,
     time::Duration,
 };
+
+use crate::os::call::call;
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("32-bit Linux has other calls for 32-bit uids");
@@ -22,11 +25,7 @@ const SET_SIZE: usize = 8;
 pub(in crate::os) struct Errno(pub c_int);
 
 fn checked(result: c_long) -> Result<c_long, Errno> {
-    if result >= 0 {
-        return Ok(result);
-    }
-    // SAFETY: errno's place is always valid.
-    Err(Errno(unsafe { *libc::__errno_location() }))
+    if result >= 0 { Ok(result) } else { Err(Errno(c_int::try_from(-result).unwrap_or(libc::EINVAL))) }
 }
 
 fn descriptor(result: c_long) -> RawFd {
@@ -36,26 +35,26 @@ fn descriptor(result: c_long) -> RawFd {
 pub(super) fn exit(status: c_int) -> ! {
     loop {
         // SAFETY: takes no pointer; runs no handler of the shared memory.
-        unsafe { libc::syscall(libc::SYS_exit_group, status) };
+        unsafe { call!(SYS_exit_group, status) };
     }
 }
 
 pub(super) fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Result<(), Errno> {
     // SAFETY: takes no pointer; the child's own descriptors are owned by nothing in its program.
-    checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+    checked(unsafe { call!(SYS_close_range, first, last, flags) }).map(drop)
 }
 
 /// A copy numbered above `number`, closed at exec.
 pub(super) fn dup_above(fd: RawFd, number: RawFd) -> Result<RawFd, Errno> {
     // SAFETY: takes no pointer.
-    let copy = unsafe { libc::syscall(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, number.saturating_add(1)) };
+    let copy = unsafe { call!(SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, number.saturating_add(1)) };
     checked(copy).map(descriptor)
 }
 
 /// A copy under `number` that stays open over exec.
 pub(super) fn dup2(fd: RawFd, number: RawFd) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    checked(unsafe { libc::syscall(libc::SYS_dup3, fd, number, 0) }).map(drop)
+    checked(unsafe { call!(SYS_dup3, fd, number, 0) }).map(drop)
 }
 
 /// In the parent: makes `slot`, which must be ours, another descriptor for `fd`.
@@ -66,26 +65,26 @@ pub(super) fn dup3(fd: RawFd, slot: RawFd) -> io::Result<()> {
 
 pub(super) fn write(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
     // SAFETY: the buffer is valid for its length.
-    let written = checked(unsafe { libc::syscall(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) })?;
+    let written = checked(unsafe { call!(SYS_write, fd, bytes.as_ptr(), bytes.len()) })?;
     if usize::try_from(written) == Ok(bytes.len()) { Ok(()) } else { Err(Errno(libc::EIO)) }
 }
 
 pub(super) fn write_at_start(fd: RawFd, bytes: &[u8]) -> Result<(), Errno> {
     // SAFETY: the buffer is valid for its length.
-    let written = checked(unsafe { libc::syscall(libc::SYS_pwrite64, fd, bytes.as_ptr(), bytes.len(), 0) })?;
+    let written = checked(unsafe { call!(SYS_pwrite64, fd, bytes.as_ptr(), bytes.len(), 0) })?;
     if usize::try_from(written) == Ok(bytes.len()) { Ok(()) } else { Err(Errno(libc::EIO)) }
 }
 
 fn open(path: &CStr, flags: c_int) -> Result<RawFd, Errno> {
     let flags = flags | libc::O_CLOEXEC;
     // SAFETY: the path is null-terminated.
-    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0) };
+    let fd = unsafe { call!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0) };
     checked(fd).map(descriptor)
 }
 
 fn close(fd: RawFd) {
     // SAFETY: takes no pointer; the callers have just opened it.
-    unsafe { libc::syscall(libc::SYS_close, fd) };
+    unsafe { call!(SYS_close, fd) };
 }
 
 pub(super) fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
@@ -99,7 +98,7 @@ pub(super) fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
 pub(super) fn clock_ticks() -> Result<u64, Errno> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the time is valid for writing.
-    checked(unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_BOOTTIME, ptr::from_mut(&mut time)) })?;
+    checked(unsafe { call!(SYS_clock_gettime, libc::CLOCK_BOOTTIME, ptr::from_mut(&mut time)) })?;
     Ok(time.tv_sec.unsigned_abs() * 100 + time.tv_nsec.unsigned_abs() / 10_000_000)
 }
 
@@ -110,64 +109,64 @@ pub(super) fn wait_for_hangup(pipe: RawFd, at_most: Duration) {
     let mut left = libc::timespec { tv_sec: 0, tv_nsec: at_most.subsec_nanos().into() };
     let (no_mask, place) = (ptr::null::<u64>(), ptr::from_mut(&mut watched));
     // SAFETY: one descriptor's entry and a time, both valid for writing; no mask is given.
-    unsafe { libc::syscall(libc::SYS_ppoll, place, 1, ptr::from_mut(&mut left), no_mask, SET_SIZE) };
+    unsafe { call!(SYS_ppoll, place, 1, ptr::from_mut(&mut left), no_mask, SET_SIZE) };
 }
 
 pub(super) fn setsid() -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    checked(unsafe { libc::syscall(libc::SYS_setsid) }).map(drop)
+    checked(unsafe { call!(SYS_setsid) }).map(drop)
 }
 
 pub(super) fn getpid() -> libc::pid_t {
     // SAFETY: takes no pointer. (The C library might remember the parent's.)
-    descriptor(unsafe { libc::syscall(libc::SYS_getpid) })
+    descriptor(unsafe { call!(SYS_getpid) })
 }
 
 pub(super) fn getppid() -> libc::pid_t {
     // SAFETY: takes no pointer.
-    descriptor(unsafe { libc::syscall(libc::SYS_getppid) })
+    descriptor(unsafe { call!(SYS_getppid) })
 }
 
 pub(super) fn set_nice(nice: c_int) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    checked(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) }).map(drop)
+    checked(unsafe { call!(SYS_setpriority, libc::PRIO_PROCESS, 0, nice) }).map(drop)
 }
 
 pub(super) fn set_limit(resource: c_uint, limit: &libc::rlimit64) -> Result<(), Errno> {
     let nothing = ptr::null_mut::<libc::rlimit64>();
     // SAFETY: the limit is valid, and the old one is not asked for.
-    checked(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, ptr::from_ref(limit), nothing) }).map(drop)
+    checked(unsafe { call!(SYS_prlimit64, 0, resource, ptr::from_ref(limit), nothing) }).map(drop)
 }
 
 pub(super) fn setgroups(groups: &[libc::gid_t]) -> Result<(), Errno> {
     // SAFETY: the list is valid for its length.
-    checked(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+    checked(unsafe { call!(SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
 }
 
 pub(super) fn setresgid(gid: libc::gid_t) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+    checked(unsafe { call!(SYS_setresgid, gid, gid, gid) }).map(drop)
 }
 
 pub(super) fn setresuid(uid: libc::uid_t) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
-    checked(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+    checked(unsafe { call!(SYS_setresuid, uid, uid, uid) }).map(drop)
 }
 
 pub(super) fn umask(mask: libc::mode_t) {
     // SAFETY: takes no pointer; cannot fail.
-    unsafe { libc::syscall(libc::SYS_umask, mask) };
+    unsafe { call!(SYS_umask, mask) };
 }
 
 pub(super) fn chdir(path: &CStr) -> Result<(), Errno> {
     // SAFETY: the path is null-terminated.
-    checked(unsafe { libc::syscall(libc::SYS_chdir, path.as_ptr()) }).map(drop)
+    checked(unsafe { call!(SYS_chdir, path.as_ptr()) }).map(drop)
 }
 
 /// For operations with one number.
 pub(super) fn prctl(operation: c_int, argument: c_int) -> Result<(), Errno> {
     // SAFETY: the operations used here take numbers, no pointers.
-    checked(unsafe { libc::syscall(libc::SYS_prctl, operation, c_long::from(argument), 0, 0, 0) }).map(drop)
+    checked(unsafe { call!(SYS_prctl, operation, c_long::from(argument), 0, 0, 0) }).map(drop)
 }
 
 /// Nobody can be given a capability by exec that is not in the bounding set. Only root may shrink it;
@@ -193,11 +192,11 @@ pub(in crate::os) fn set_capabilities(set: u64) -> Result<(), Errno> {
     let [low, high] = [set & 0xFFFF_FFFF, set >> 32].map(|half| half as u32);
     let sets = [low, low, low, high, high, high];
     // SAFETY: version 3 takes a header of two words and two sets of three words; it may write to the header.
-    checked(unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) })?;
+    checked(unsafe { call!(SYS_capset, header.as_mut_ptr(), sets.as_ptr()) })?;
     // What was ambient before and is inheritable no more went with that.
     for capability in (0..=63).filter(|capability: &c_long| set & (1 << *capability) != 0) {
         // SAFETY: takes no pointer.
-        checked(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, RAISE, capability, 0, 0) })?;
+        checked(unsafe { call!(SYS_prctl, libc::PR_CAP_AMBIENT, RAISE, capability, 0, 0) })?;
     }
     Ok(())
 }
@@ -211,7 +210,7 @@ pub(super) fn default_disposition(signal: c_int) {
     const DEFAULT: KernelAction = KernelAction([0; 4]);
     let (new, nothing) = (ptr::from_ref(&DEFAULT), ptr::null_mut::<KernelAction>());
     // SAFETY: the action is valid, and the old one is not asked for. KILL and STOP are refused, rightly.
-    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, nothing, SET_SIZE) };
+    unsafe { call!(SYS_rt_sigaction, signal, new, nothing, SET_SIZE) };
 }
 
 /// In the parent: is the signal ignored, as stays so over exec?
@@ -219,7 +218,7 @@ pub(super) fn is_ignored(signal: c_int) -> bool {
     let mut action = KernelAction([0; 4]);
     let (nothing, old) = (ptr::null::<KernelAction>(), ptr::from_mut(&mut action));
     // SAFETY: no new action is set, and the old one fits.
-    let asked = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, nothing, old, SET_SIZE) };
+    let asked = unsafe { call!(SYS_rt_sigaction, signal, nothing, old, SET_SIZE) };
     // The handler is the first word wherever restorer and mask stand.
     asked == 0 && action.0[0] == libc::SIG_IGN as u64
 }
@@ -228,15 +227,7 @@ pub(super) fn is_ignored(signal: c_int) -> bool {
 pub(super) fn block_signals() -> u64 {
     let (all, mut before) = (u64::MAX, 0u64);
     // SAFETY: both sets have the size given.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            ptr::from_ref(&all),
-            ptr::from_mut(&mut before),
-            SET_SIZE,
-        )
-    };
+    unsafe { call!(SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&all), ptr::from_mut(&mut before), SET_SIZE,) };
     before
 }
 
@@ -244,7 +235,7 @@ pub(super) fn set_mask(mask: u64) {
     let nothing = ptr::null_mut::<u64>();
     // SAFETY: the set has the size given, and the old one is not asked for.
     unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&mask), nothing, SET_SIZE);
+        call!(SYS_rt_sigprocmask, libc::SIG_SETMASK, ptr::from_ref(&mask), nothing, SET_SIZE);
     }
 }
 
@@ -255,9 +246,22 @@ pub(super) fn execve(
     envp: &[*const c_char],
 ) -> Result<std::convert::Infallible, Errno> {
     // SAFETY: `Plan::new` took the pointers from texts that live until we are gone, and ended the lists with null.
-    unsafe { libc::syscall(libc::SYS_execve, program, argv.as_ptr(), envp.as_ptr()) };
-    // SAFETY: errno's place is always valid.
-    Err(Errno(unsafe { *libc::__errno_location() }))
+    let failed = unsafe { call!(SYS_execve, program, argv.as_ptr(), envp.as_ptr()) };
+    Err(checked(failed).err().unwrap_or(Errno(libc::EINVAL)))
+}
+
+/// In the parent: waits until the kernel has set this to zero for a child that leaves our memory, and has told whoever
+/// waits for it (`CLONE_CHILD_CLEARTID`, clone(2)), or something else has happened; false when the time is over.
+pub(super) fn wait_while(flag: &AtomicU32, value: u32, at_most: Option<Duration>) -> bool {
+    let time = at_most.map(|time| libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: the word is valid and aligned, and the time too where one is given. The kernel wakes those only that
+    // share the word with other processes, hence no FUTEX_PRIVATE_FLAG.
+    let waited = unsafe { call!(SYS_futex, flag.as_ptr(), libc::FUTEX_WAIT, value, time) };
+    waited != -c_long::from(libc::ETIMEDOUT)
 }
 
 /// In the parent: waits for a child that ended before exec; false when it did execute its program.

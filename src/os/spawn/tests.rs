@@ -26,6 +26,15 @@ use crate::os::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+impl Spawner {
+    /// Returns when it has executed its program.
+    pub fn spawn(&mut self, spec: &SpawnSpec) -> Result<Spawned, SpawnError> {
+        let result = self.make(spec)?.end(spec);
+        self.rest();
+        result
+    }
+}
+
 fn shell(script: &str) -> SpawnSpec {
     let text = |t: &str| CString::new(t).unwrap();
     let mut spec = SpawnSpec::new(text("/bin/sh"), vec![text("sh"), text("-c"), text(script)]);
@@ -298,15 +307,24 @@ fn descriptors_come_under_their_numbers() {
 }
 
 #[test]
-fn there_is_a_rest_once_a_program_was_executed() {
-    let rests = std::cell::Cell::new(0);
-    let rest = || rests.set(rests.get() + 1);
-    let mut spawner = Spawner::new().unwrap();
-    let missing = SpawnSpec { program: c"/no/such/program".into(), ..shell("") };
-    assert!(spawner.spawn_and_rest(&missing, rest).is_err());
-    assert_eq!(rests.get(), 0);
-    wait(&spawner.spawn_and_rest(&shell(""), rest).unwrap());
-    assert_eq!(rests.get(), 1);
+fn whoever_makes_a_child_goes_on_meanwhile() {
+    alone("os::spawn::tests::whoever_makes_a_child_goes_on_meanwhile", || {
+        let mut spawner = Spawner::new().unwrap();
+        for n in 0..50 {
+            let (read, write) = std::io::pipe().unwrap();
+            let order = SpawnSpec { gate: Some(Arc::new(read.into())), directory: "/no/such".into(), ..shell("") };
+            let underway = spawner.begin(order);
+            drop(write);
+            // The child fails at another error meanwhile.
+            for _ in 0..n {
+                assert_eq!(File::open("/dev/null/x").unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
+            }
+            let (back, result) = underway.wait();
+            spawner = back;
+            assert_eq!(result.unwrap_err().errno.raw_os_error(), Some(libc::ENOENT));
+        }
+        drop(spawner.begin(shell("exit 3")));
+    });
 }
 
 #[test]
