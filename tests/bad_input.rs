@@ -73,12 +73,12 @@ fn a_start_that_cannot_be_has_the_place_of_its_field() {
 #[test]
 fn without_descriptors_left_only_the_app_without_fails() {
     let mut server = Server::new(&many(60));
-    server.start_as(&["prlimit", "--nofile=200:200"]);
+    server.start_as(&["prlimit", "--nofile=260:260"]);
     let (ready, failed) = settled(&server, 60);
     assert!(ready.len() >= 10 && failed.len() >= 10, "{ready:?} {failed:?}");
     for (app, reason) in &failed {
         assert!(
-            reason.contains("descriptors") && reason.contains("LimitNOFILE") && reason.contains("200"),
+            reason.contains("descriptors") && reason.contains("LimitNOFILE") && reason.contains("260"),
             "{app}: {reason}"
         );
         assert!(reason.contains("supervisor.ron:"), "{app}: {reason}");
