@@ -10,7 +10,7 @@ use rustix::{
 use crate::domain::model::Exit;
 
 /// Reaps a child that has ended, ours or that of a dead child that was handed to us; `None` when all that are
-/// left live. Never blocks. An end may be told before `Spawner::spawn` has returned its pid.
+/// left live. Never blocks. An end may be told before `Underway::wait` has returned its pid.
 pub fn next() -> Option<(u32, Exit)> {
     ended(|| wait(WaitOptions::NOHANG))
 }
