@@ -188,27 +188,19 @@ impl Spawning {
 
     /// Answered by [`Event::Spawned`] with this token.
     pub fn spawn(&mut self, token: u64, spec: SpawnSpec) {
-        let mut order = Order::Start(Box::new(spec));
+        let mut own = None;
         if self.open == 0 {
             self.moved = Instant::now();
-            order = self.begin(order);
+            // What hangs on a thread is made by the one that lives as long as the process.
+            own = self.own.take_if(|_| !spec.die_with_parent);
         }
+        let order = match own {
+            Some(own) => Order::Await(Box::new(own.begin(spec))),
+            None => Order::Start(Box::new(spec)),
+        };
         self.open += 1;
-        let mut orders = self.queue.lock();
-        orders.waiting.push_back((token, order));
-        drop(orders);
+        self.queue.lock().waiting.push_back((token, order));
         self.queue.more.notify_one();
-    }
-
-    /// Makes it now, where we can.
-    fn begin(&mut self, order: Order) -> Order {
-        if !order.is_free() {
-            return order;
-        }
-        match (order, self.own.take()) {
-            (Order::Start(spec), Some(own)) => Order::Await(Box::new(own.begin(*spec))),
-            (order, _) => order,
-        }
     }
 
     /// An order was answered, with what was lent for it.
