@@ -20,16 +20,14 @@ struct Mark {
 
 impl Supervisor {
     pub fn before(&self, plan: &Plan) -> Before {
-        let mark = |name: AppName, old: &AppName| {
+        let mark = |name: AppName| {
+            let old = plan.was(&name).unwrap_or(&name);
             let (app, shell) = (self.apps.get(old)?, self.shells.get(old)?);
             let of = |copy: &Copy| (copy.number(), (copy.instance().attempt(), copy.instance().failures()));
-            Some((name, Mark { rolled: shell.rolled.0, copies: app.copies().iter().map(of).collect() }))
+            let copies = app.copies().iter().map(of).collect();
+            Some((name, Mark { rolled: shell.rolled.0, copies }))
         };
-        let known = |name: AppName| {
-            let old = plan.renamed.iter().find(|(_, new)| *new == name).map_or(&name, |(old, _)| old).clone();
-            mark(name, &old)
-        };
-        Before(touched(plan).into_iter().filter_map(known).collect())
+        Before(touched(plan).into_iter().filter_map(mark).collect())
     }
 
     /// What is so once it has come to its end.
@@ -111,12 +109,10 @@ impl Supervisor {
     }
 }
 
-/// The apps that a reload is about.
+/// The apps that a reload is about, those that it removes too.
 fn touched(plan: &Plan) -> Vec<AppName> {
-    let changed = plan.restarted.iter().chain(&plan.applied).map(|(name, _)| name);
-    let mut names: Vec<_> =
-        plan.removed.iter().chain(&plan.added).chain(plan.renamed.iter().map(|(_, new)| new)).chain(changed).collect();
+    let mut names: Vec<_> = plan.removed.iter().chain(plan.apps()).cloned().collect();
     names.sort();
     names.dedup();
-    names.into_iter().cloned().collect()
+    names
 }

@@ -157,16 +157,9 @@ pub fn prepare(mut settings: Settings, plan: Plan, old: &Config, maker: &Maker) 
     }
     let moved = move_renamed(&maker.layout, &plan, &settings.config)?;
     let mut config = (*settings.config).clone();
-    let named = plan
-        .added
-        .iter()
-        .chain(plan.renamed.iter().map(|(_, name)| name))
-        .chain(plan.restarted.iter().map(|(name, _)| name))
-        .chain(plan.applied.iter().map(|(name, _)| name));
-    for name in named {
+    for name in plan.apps() {
         let Some(app) = config.apps.get_mut(name).filter(|_| !kits.contains_key(name)) else { continue };
-        let was = plan.renamed.iter().find(|(_, now)| now == name).and_then(|(was, _)| old.apps.get(was));
-        let new = match was {
+        let new = match plan.was(name).and_then(|was| old.apps.get(was)) {
             Some(was) => renamed_app(maker, app, was),
             None => new_app(maker, app),
         };

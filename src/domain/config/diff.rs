@@ -41,6 +41,19 @@ impl Plan {
         *self == Self::default()
     }
 
+    /// The apps of the new config that it is about; one may come several times.
+    pub fn apps(&self) -> impl Iterator<Item = &AppName> {
+        let renamed = self.renamed.iter().map(|(_, new)| new);
+        let changed = self.restarted.iter().chain(&self.applied).map(|(name, _)| name);
+        self.added.iter().chain(renamed).chain(changed)
+    }
+
+    /// The other name that an app of the new config runs by.
+    #[must_use]
+    pub fn was(&self, name: &AppName) -> Option<&AppName> {
+        self.renamed.iter().find(|(_, new)| new == name).map(|(old, _)| old)
+    }
+
     /// Has an app started anew for this reason too.
     pub fn restart(&mut self, name: &AppName, why: &'static str) {
         if let Some((_, fields)) = self.restarted.iter_mut().find(|(app, _)| app == name) {
