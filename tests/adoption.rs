@@ -25,7 +25,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use server::{LIMIT, Server, processes};
+use server::{LIMIT, Server, free_address, processes};
 
 const HELD: &str = include_str!("support/apps/held.py");
 
@@ -396,7 +396,7 @@ fn the_file_of_a_socket_goes_whose_address_changed_meanwhile() {
 
 #[test]
 fn a_socket_that_the_app_has_closed_is_bound_anew() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = free_address();
     let mut server = Server::with_apps(&format!(
         r#""a": (command: "exec 3<&-; exec sleep 1000", ready: Immediate, sockets: {{"http": "{port}"}})"#
     ))

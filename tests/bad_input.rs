@@ -16,7 +16,7 @@ use std::{
 
 use nix::unistd::geteuid;
 use serde_json::Value;
-use server::{Server, text};
+use server::{Server, free_address, text};
 
 /// Why an app does not run.
 fn reason(app: &Value) -> String {
@@ -280,16 +280,9 @@ fn what_cannot_be_made_for_more_copies_stops_none_that_runs() {
     assert_eq!(server.main_pid("a"), pid);
 }
 
-/// An address of this machine that no other test is given by the kernel.
-fn own_address() -> std::net::SocketAddr {
-    let [.., high, low] = std::process::id().to_be_bytes();
-    let taken = std::net::TcpListener::bind((std::net::Ipv4Addr::new(127, 88, high, low), 0)).unwrap();
-    taken.local_addr().unwrap()
-}
-
 #[test]
 fn an_address_that_cannot_be_had_at_the_start_stops_no_app_and_is_had_once_it_is_free() {
-    let (address, nowhere) = (own_address(), "192.0.2.1:9988");
+    let (address, nowhere) = (free_address(), "192.0.2.1:9988");
     let taken = std::net::TcpListener::bind(address).unwrap();
     let server = Server::new(&format!(
         r#"(state_dir: "@DIR@/state", http: [

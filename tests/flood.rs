@@ -10,7 +10,7 @@ mod server;
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
@@ -20,7 +20,7 @@ use std::{
 
 use http::Answer;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use server::{Repo, SECRET, Server, sign, unique};
+use server::{Repo, SECRET, Server, free_address, sign, unique};
 
 /// Two that run, of which one is deployed.
 const APPS: &str = r#""site": (command: ["sleep", "1000"], ready: Immediate,
@@ -204,7 +204,7 @@ struct Nginx(Child, SocketAddr);
 
 impl Nginx {
     fn before(world: &World) -> Self {
-        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let at = free_address();
         let work = world.server.path().join("nginx");
         fs::create_dir(&work).unwrap();
         fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).unwrap();
