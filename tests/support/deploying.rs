@@ -90,6 +90,13 @@ impl Gate {
         (Self::at(info.join("attributes")), mirror)
     }
 
+    /// Another one in its place, for whoever comes from now on: who stands at the old one may do so for a
+    /// moment after it was let go, and is not to be taken for who comes next.
+    pub fn anew(self) -> Self {
+        fs::remove_file(&self.path).unwrap();
+        Self::at(self.path)
+    }
+
     /// There is no gate any more.
     pub fn remove(self) {
         fs::remove_file(self.path).unwrap();
