@@ -89,7 +89,9 @@ fn a_failed_step_is_shown_with_its_last_lines() {
 #[test]
 fn a_step_that_takes_too_long_goes_with_its_whole_tree() {
     let (server, repo) =
-        live_world("", "build: [(run: \"if [ -e slow ]; then sh slow $DIR/slow-step; fi\", timeout: \"1s\")]");
+        live_world("", "build: [(run: \"if [ -e slow ]; then sh slow $DIR/slow-step; fi\", timeout: \"10m\")]");
+    server.edit_config("timeout: \"10m\"", "timeout: \"1s\"");
+    server.ok(&["reload"]);
     let before = Untouched::of(&server);
     // A child, one in a session of its own, and all of them deaf.
     let slow = "trap '' TERM INT HUP\n(sh -c 'trap \"\" TERM; sleep 60; :' $1) &\n\
@@ -115,7 +117,8 @@ fn the_limit_of_a_deploy_holds_for_its_fetch_too() {
     let path = server.path().join("repo");
     server.edit_config(&format!("repo: \"{}\"", path.display()), &format!("repo: \"{}\"", forge.url("repo")));
     start_live(&mut server);
-    limit(&server, "10m", "1500ms");
+    // Long enough for git to come there at all.
+    limit(&server, "10m", "4s");
     let before = Untouched::of(&server);
     forge.close();
     repo.commit(&[("VERSION", "2")], "second");
@@ -136,7 +139,7 @@ fn the_limit_of_a_deploy_holds_for_its_fetch_too() {
     assert_eq!(processes(&format!(":{}/", forge.port)), [] as [i32; 0], "nothing of the fetch is left");
     before.still(&server);
     forge.open();
-    limit(&server, "1500ms", "10m");
+    limit(&server, "4s", "10m");
     assert_eq!(server.deliver("site", &repo)["state"], "live");
 }
 
@@ -271,6 +274,9 @@ fn what_a_step_leaves_behind_is_ended() {
 #[test]
 fn a_trial_that_fails_is_taken_back() {
     let (server, repo) = live_world("restart: (first: \"10ms\"),", "");
+    // Its shell may take longer than a moment to come to its end.
+    server.edit_config("settle: \"20ms\"", "settle: \"1h\"");
+    server.ok(&["reload"]);
     let before = Untouched::of(&server);
     repo.commit(&[("app.sh", "exit 7\n")], "crashes");
     let deploy = server.deliver("site", &repo);
