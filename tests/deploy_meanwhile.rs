@@ -11,6 +11,7 @@ mod server;
 use std::{
     fs,
     net::TcpListener,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -389,6 +390,7 @@ fn a_shutdown_just_as_a_deploy_begins_ends_and_the_deploy_goes_on_later() {
         let end = Instant::now() + Duration::from_secs(60);
         while !server.log().contains(&begun) {
             assert!(Instant::now() < end, "never: {begun}\n{}", server.log());
+            thread::yield_now();
         }
         assert!(server.stop().success());
         server.start();
@@ -403,13 +405,13 @@ fn a_shutdown_waits_for_no_remote_that_is_asked_meanwhile() {
     let mut server = Server::with_apps(&format!(
         r#""site": (command: ["/bin/sleep", "1000"], deploy: (repo: "git://{}/site.git", on: [Push(branch: "*")],
              secret: File("@DIR@/secret"))),
-           "slow": (command: "trap 'cat @DIR@/gate; exit 0' TERM; while :; do sleep 0.1; done", ready: Immediate,
+           "slow": (command: "trap 'cat @DIR@/gate; exit 0' TERM; echo slow; while :; do sleep 0.1; done", ready: Immediate,
              stop: (timeout: "5m"))"#,
         silent.local_addr().unwrap()
     ));
     let gate = Gate::new(&server, "gate");
     server.start();
-    server.wait_state("slow", "ready");
+    server.until("it hears the signal", |s| s.ok(&["logs", "slow"]).contains("slow").then_some(()));
     server.signal(Signal::SIGTERM);
     let held = gate.reached();
     let asked = server.fails(1, &["deploy", "site", "--rev", "main", "--dry-run", "--timeout", "60s"]);

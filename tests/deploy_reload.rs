@@ -114,7 +114,10 @@ fn who_ends_instead_is_started_in_the_release_before() {
 fn a_command_tells_it_as_the_app() {
     let exec = "ready: Immediate, instances: 2, reload: Exec([\"/bin/sh\", \"@DIR@/tell.sh\"]),";
     let (server, repo) = client(exec, "1 well");
-    let tell = "echo \"$EVERHOOK_INSTANCE $(cat VERSION) $EVERHOOK_APP\" >&2; kill -HUP $MAINPID; test -e good";
+    // It ends once the app has taken the release: after the end of one that fails the link leads back, and who
+    // only then looks takes that one.
+    let tell = "echo \"$EVERHOOK_INSTANCE $(cat VERSION) $EVERHOOK_APP\" >&2; before=$(wc -l < $TAKEN)\n\
+        kill -HUP $MAINPID; until [ $(wc -l < $TAKEN) -gt $before ]; do sleep 0.01; done; test -e good\n";
     fs::write(server.path().join("tell.sh"), tell).unwrap();
     let server = live(server);
     let pids = |s: &Server| s.app("site")["instances"].as_array().unwrap().iter().map(|i| i["pid"].clone()).collect();
@@ -219,6 +222,7 @@ fn what_is_left_of_apps_that_are_gone_is_pruned_once_it_was_shown() {
     server.wait_state("twin", "ready");
     repo.commit(&[("app.sh", deaf)], "hears nothing");
     assert_eq!(server.deliver("site", &repo)["state"], "live");
+    server.until("it hears nothing", |s| s.ok(&["logs", "site"]).contains("up").then_some(()));
     assert!(server.ok(&["prune", "-y"]).contains("nothing is left"));
 
     // As long as it runs it is somebody's.
