@@ -90,7 +90,7 @@ fn a_wrong_line_is_2() {
 fn a_wait_ends_at_6_when_time_is_up() {
     let server = server();
     server.fails(6, &["wait", "web", "--for", "stopped", "--timeout", "200ms"]);
-    server.ok(&["wait", "web", "--for", "ready", "--timeout", "200ms"]);
+    server.ok(&["wait", "web", "--for", "ready", "--timeout", "60s"]);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn local_gives_others_a_role() {
 
 #[test]
 fn every_state_can_be_waited_for() {
-    let deaf = "trap : TERM; while :; do sleep 1000 & wait; done";
+    let deaf = "trap : TERM; echo deaf; while :; do sleep 1000 & wait; done";
     let server = Server::with_apps(&format!(
         r#""runs": (command: ["sleep", "1000"], ready: Immediate),
            "ends": (command: ["true"], ready: Immediate, restart: (policy: OnFailure)),
@@ -192,7 +192,7 @@ fn every_state_can_be_waited_for() {
            "files": (deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], secret: File("@DIR@/secret")))"#
     ));
     let server = server.started();
-    let wait = |app: &str, state: &str| server.ok(&["wait", app, "--for", state, "--timeout", "30s"]);
+    let wait = |app: &str, state: &str| server.ok(&["wait", app, "--for", state, "--timeout", "60s"]);
     for (app, state) in [
         ("runs", "ready"),
         ("ends", "done"),
@@ -206,6 +206,9 @@ fn every_state_can_be_waited_for() {
         ("files", "waiting"),
     ] {
         wait(app, state);
+    }
+    for app in ["leaves", "serves"] {
+        server.until("it is deaf", |s| s.ok(&["logs", app]).contains("deaf").then_some(()));
     }
     let mut waiting = std::process::Command::new(env!("CARGO_BIN_EXE_everhook"));
     waiting.args(["wait", "files", "--for", "deployed", "--config"]).arg(server.config());

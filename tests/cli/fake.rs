@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -94,7 +94,11 @@ pub fn open(stream: UnixStream) -> Channel {
 }
 
 pub fn wait(channel: &Channel, events: PollFlags) {
-    poll(&mut [PollFd::new(channel.as_fd(), events)], PollTimeout::NONE).unwrap();
+    match poll(&mut [PollFd::new(channel.as_fd(), events)], PollTimeout::NONE) {
+        // A machine that was put to sleep meanwhile; whoever waits looks again.
+        Ok(_) | Err(nix::Error::EINTR) => {}
+        Err(e) => panic!("{e}"),
+    }
 }
 
 pub fn receive<T: serde::de::DeserializeOwned>(channel: &mut Channel) -> Option<T> {
@@ -158,8 +162,12 @@ pub fn on_terminal(mut command: Command, typed: &str) -> (i32, String) {
     master.write_all(typed.as_bytes()).unwrap();
     let (mut shown, mut buffer) = (Vec::new(), [0; 4096]);
     // EIO is how the kernel says that nobody holds the other end any more.
-    while let Ok(n @ 1..) = master.read(&mut buffer) {
-        shown.extend_from_slice(&buffer[..n]);
+    loop {
+        match master.read(&mut buffer) {
+            Ok(n @ 1..) => shown.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            _ => break,
+        }
     }
     (child.wait().unwrap().code().unwrap(), String::from_utf8(shown).unwrap())
 }
