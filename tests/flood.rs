@@ -13,7 +13,10 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        mpsc::{RecvTimeoutError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -123,9 +126,11 @@ impl World {
     }
 }
 
-/// Lets this process have this many connections; how many it may have.
-fn room_for(connections: usize) -> usize {
+/// Lets this process have this many connections; how many it may have, and nobody else as many meanwhile.
+fn room_for(connections: usize) -> (usize, MutexGuard<'static, ()>) {
     const OTHERS: usize = 200;
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = u64::try_from(connections + OTHERS).unwrap();
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(wanted.min(hard)), hard);
@@ -134,7 +139,7 @@ fn room_for(connections: usize) -> usize {
     if most < connections {
         println!("RLIMIT_NOFILE leaves room for {most} connections");
     }
-    most
+    (most, alone)
 }
 
 #[test]
@@ -277,7 +282,7 @@ fn slow_connections_hurt_nobody() {
     const HEAD: &[u8] = b"POST /hooks/site HTTP/1.1\r\nHost: test\r\nX-GitHub-Event: push\r\nX-Pad: ";
     const BODY: &[u8] = b"POST /hooks/site HTTP/1.1\r\nHost: test\r\nContent-Length: 60000\r\n\r\n{";
     let world = World::new();
-    let count = room_for(4000);
+    let (count, _alone) = room_for(4000);
     let (held, lost) = world.deliver_during(|| {
         let mut slow: Vec<TcpStream> = (0..count).map(|_| TcpStream::connect(world.at).unwrap()).collect();
         for (number, stream) in slow.iter_mut().enumerate() {
@@ -301,7 +306,7 @@ fn slow_connections_hurt_nobody() {
 #[test]
 fn ten_thousand_idle_connections_hurt_nobody() {
     let world = World::new();
-    let count = room_for(10_000);
+    let (count, _alone) = room_for(10_000);
     let begun = Instant::now();
     let idle = world.deliver_during(|| {
         let mut idle = Vec::with_capacity(count);
