@@ -327,10 +327,16 @@ fn what_the_build_did_to_tracked_files_is_its_own_and_taken_back() {
 #[test]
 fn what_comes_to_nothing_leaves_the_tree_as_it_was() {
     let build = "cp VERSION out; ! grep -q broken VERSION";
-    let (server, repo, person) = live_tree(
+    let (mut server, repo, person) = tree_world(
         "restart: (first: \"10ms\"),",
         &format!("check: [\"! grep -q unchecked VERSION\"], build: [\"{build}\", \"true\"]"),
     );
+    // By what it says: by time alone one that is about to exit may be ready before.
+    server.edit_config("After(\"20ms\")", "Fd(fd: 3)");
+    let app = format!("echo >&3\n{APP}");
+    repo.commit(&[("app.sh", &app)], "says when it is ready");
+    person.clones(&repo);
+    start_live(&mut server);
     let (first, pid) = (server.deploy_end(1), server.main_pid("site"));
     let inode = |name: &str| fs::metadata(person.tree.join(name)).unwrap().ino();
     let untouched = inode("VERSION");
@@ -366,7 +372,7 @@ fn what_comes_to_nothing_leaves_the_tree_as_it_was() {
     });
     assert_eq!(starts_of_bad.count(), 1, "the old release was started in its own files only");
 
-    repo.commit(&[("VERSION", "4"), ("app.sh", APP)], "the cure");
+    repo.commit(&[("VERSION", "4"), ("app.sh", &app)], "the cure");
     assert_there(&server, &person, &server.deliver("site", &repo));
     assert_eq!((version(&server), person.reads("out")), ("4".into(), "4".into()));
 }
@@ -586,6 +592,7 @@ fn a_mirror_that_rots_before_the_tree_has_the_commit_is_fetched_anew() {
     let deploy = server.deploy_end(id);
     assert_there(&server, &person, &deploy);
     assert_eq!(person.reads("VERSION"), "2");
-    let log = server.ok(&["logs", "--deploy", &id.to_string(), "-n", "1000"]);
-    assert!(log.contains("fetching it anew"), "{log}");
+    server.until("the log tells of it", |s| {
+        s.ok(&["logs", "--deploy", &id.to_string(), "-n", "1000"]).contains("fetching it anew").then_some(())
+    });
 }

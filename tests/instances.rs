@@ -90,8 +90,8 @@ fn each_copy_has_its_number_output_and_hold() {
 #[test]
 fn a_restart_goes_one_by_one_and_stops_at_the_first_that_fails() {
     let server = Server::with_apps(
-        r#""blog": (command: "test ! -e @DIR@/broken-{instance} && exec sleep 1000; echo broken here; exit 7", instances: 3,
-             ready: After("100ms"), restart: (first: "10m", max: "10m"))"#,
+        r#""blog": (command: "test -e @DIR@/broken-{instance} || { echo >&3; exec sleep 1000; }; echo broken here; exit 7",
+             instances: 3, ready: Fd(fd: 3), restart: (first: "10m", max: "10m"))"#,
     )
     .started();
     server.wait_state("blog", "ready");
@@ -118,8 +118,8 @@ fn a_restart_goes_one_by_one_and_stops_at_the_first_that_fails() {
 #[test]
 fn a_restart_waits_for_those_too_that_had_failed_or_were_stopped() {
     let server = Server::with_apps(
-        r#""blog": (command: "test -e @DIR@/cured && exec sleep 1000; exit 7", instances: 3, ready: After("100ms"),
-             restart: (give_up: (restarts: 0, within: "1m")))"#,
+        r#""blog": (command: "test -e @DIR@/cured && { echo >&3; exec sleep 1000; }; exit 7", instances: 3,
+             ready: Fd(fd: 3), restart: (give_up: (restarts: 0, within: "1m")))"#,
     )
     .started();
     server.until("all have failed", |s| (states(s) == ["failed"; 3]).then_some(()));
@@ -167,9 +167,13 @@ fn a_reload_starts_and_stops_the_difference_alone() {
 #[test]
 fn a_release_that_fails_in_one_copy_goes_live_in_none() {
     let (mut server, repo) = world("instances: 2,", "");
+    // By what it says: by time alone one that is about to exit may be ready before.
+    server.edit_config("After(\"20ms\")", "Fd(fd: 3)");
+    let good = format!("echo >&3\n{}", deploying::APP);
+    repo.commit(&[("app.sh", &good)], "says when it is ready");
     start_live(&mut server);
-    let bad = "test $EVERHOOK_INSTANCE = site.2 && exit 3\nexec tail -f \"$DIR/held\"\n";
-    repo.commit(&[("app.sh", bad), ("VERSION", "2")], "bad in the second copy");
+    let bad = format!("test $EVERHOOK_INSTANCE = site.2 && exit 3\n{good}");
+    repo.commit(&[("app.sh", &bad), ("VERSION", "2")], "bad in the second copy");
     let deploy = server.deliver("site", &repo);
     assert_eq!(deploy["state"], "rolled_back", "{deploy}");
     assert!(deploy["reason"].as_str().unwrap().contains("site.2"), "{deploy}");
@@ -180,6 +184,6 @@ fn a_release_that_fails_in_one_copy_goes_live_in_none() {
         "{app}"
     );
 
-    repo.commit(&[("app.sh", deploying::APP), ("VERSION", "3")], "good");
+    repo.commit(&[("app.sh", &good), ("VERSION", "3")], "good");
     assert_eq!(server.deliver("site", &repo)["state"], "live");
 }
