@@ -6,7 +6,13 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use server::Server;
 
@@ -25,6 +31,16 @@ fn write(server: &Server, name: &str, text: &str) {
     fs::write(server.path().join("apps").join(name), text).unwrap();
 }
 
+/// By another process: a file that this one writes may be inherited by a child that a test beside this
+/// one starts, and is then too busy to be executed.
+fn write_program(path: &Path, text: &str) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
+}
+
 #[test]
 fn included_apps_run_and_a_file_more_is_a_reload_away() {
     let server = server(&[
@@ -32,10 +48,8 @@ fn included_apps_run_and_a_file_more_is_a_reload_away() {
         ("ignored.txt", "no config"),
         (".hidden.ron", "no config"),
         ("env", "WHERE=here\n"),
-        ("run", "#!/bin/sh\npwd >said\necho $WHERE >>said\nexec sleep 1000\n"),
     ]);
-    let run = server.path().join("apps/run");
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&server.path().join("apps/run"), "#!/bin/sh\npwd >said\necho $WHERE >>said\nexec sleep 1000\n");
     let server = server.started();
     server.wait_state("blog", "ready");
     let folder = server.path().join("apps");
