@@ -7,9 +7,14 @@ mod http;
 #[path = "support/server.rs"]
 mod server;
 
-use std::{fs, path::PathBuf, process::Command, time::Instant};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use server::{LIMIT, Server, processes, text, unique};
+use server::{Server, processes, text, unique};
 
 /// Says what the files `say.0`, `say.1`, … of its folder hold, as they come; `exit N` ends it. Its
 /// environment goes into the file `env`.
@@ -111,13 +116,16 @@ fn it_is_ready_when_it_says_so_and_its_status_is_shown() {
 
 #[test]
 fn why_it_fails_is_told_and_what_takes_long_can_ask_for_time() {
-    let mut a = Speaker::new(r#"ready: Notify(within: "2s"), restart: (policy: Never), stop: (timeout: "100ms")"#);
+    // As long as python may take to begin on a busy machine.
+    let within = Duration::from_secs(8);
+    let mut a = Speaker::new(r#"ready: Notify(within: "8s"), restart: (policy: Never), stop: (timeout: "100ms")"#);
     a.say("EXTEND_TIMEOUT_USEC=600000000");
     a.say("EXTEND_TIMEOUT_USEC=1");
     let begun = Instant::now();
-    while begun.elapsed().as_millis() < 2200 {
+    while begun.elapsed() < within {
         a.say("STATUS=still");
     }
+    a.wait_status("still");
     assert_eq!(a.server.app("a")["state"], "starting", "{}", a.server.instance("a"));
     a.say("READY=1");
     a.server.wait_state("a", "ready");
@@ -136,21 +144,21 @@ fn why_it_fails_is_told_and_what_takes_long_can_ask_for_time() {
 #[test]
 fn silence_ends_in_a_restart() {
     let mut a = Speaker::new(
-        r#"ready: Notify, restart: (first: "10ms"), live: (probe: Watchdog, every: "1s", failures: 2), env: {"KEPT": "1"}"#,
+        r#"ready: Notify, restart: (first: "10ms"), live: (probe: Watchdog, every: "3s", failures: 2), env: {"KEPT": "1"}"#,
     );
-    assert_eq!(a.env("WATCHDOG_USEC").unwrap(), "1000000");
+    assert_eq!(a.env("WATCHDOG_USEC").unwrap(), "3000000");
     assert_eq!(a.env("WATCHDOG_PID"), a.env("PID"));
     assert_eq!(a.env("KEPT").unwrap(), "1");
     a.say("READY=1");
     a.server.wait_state("a", "ready");
     let first = a.server.main_pid("a");
     let begun = Instant::now();
-    while begun.elapsed().as_millis() < 2500 {
+    while begun.elapsed() < Duration::from_secs(7) {
         a.say("WATCHDOG=1");
     }
     assert_eq!(a.server.main_pid("a"), first, "what is heard of is well");
     let second = a.server.wait_new_pid("a", first);
-    assert!(causes(&a.server, "stopping")[0].contains("no WATCHDOG=1 within 2s"));
+    assert!(causes(&a.server, "stopping")[0].contains("no WATCHDOG=1 within 6s"));
     // It changes its mind: never again, then asks for it at once.
     a.say("READY=1\nWATCHDOG_USEC=600000000");
     a.server.wait_state("a", "ready");
@@ -237,8 +245,9 @@ fn a_main_process_that_is_nobodys_child_of_ours_is_seen_to_end() {
 fn a_stop_reaches_the_main_process_that_was_named() {
     let (server, pid) = forked("time.sleep(1000)");
     server.ok(&["stop", "a", "-y"]);
-    assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
     assert_eq!(server.app("a")["state"], "stopped");
+    // Its parent may not have heard of its end before its own.
+    server.until("it is gone", |_| (!PathBuf::from(format!("/proc/{pid}")).exists()).then_some(()));
 }
 
 #[test]
@@ -280,13 +289,11 @@ fn systemd_notify_speaks_though_it_is_gone_and_its_barrier_opens() {
         r#""a": (ready: Notify(within: "1m"), command: "systemd-notify --ready --status='by a helper' && touch @DIR@/through; exec sleep 1000"),
            "once": (ready: Notify, restart: (policy: OnFailure), command: "systemd-notify --ready --no-block; exit 0")"#,
     );
-    let begun = Instant::now();
     let server = server.started();
     server.wait_state("a", "ready");
     assert_eq!(server.instance("a")["status"], "by a helper");
-    server.until("the barrier is open", |s| s.path().join("through").exists().then_some(()));
     // systemd-notify itself gives up after five seconds, as a failure.
-    assert!(begun.elapsed() < LIMIT);
+    server.until("the barrier is open", |s| s.path().join("through").exists().then_some(()));
     server.wait_state("once", "done");
     let events = server.events();
     let states: Vec<_> = events
