@@ -82,18 +82,22 @@ fn kill_logger(server: &Server) {
 fn a_follower_goes_on_when_the_logger_is_killed() {
     let server = Server::with_apps(
         r#""a": (ready: Immediate, restart: (policy: Never), logs: (rotate: "20KiB", keep: 99),
-        command: "while [ ! -e go ]; do sleep 0.05; done; i=0; while [ $i -lt 6000 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) -gt 0 ] || sleep 0.01; done")"#,
+        command: "while [ ! -e go ]; do echo waiting; sleep 0.05; done; i=0; while [ $i -lt 6000 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) -gt 0 ] || sleep 0.01; done")"#,
     )
     .started();
     // Shells of other apps may write meanwhile: what is told stands in order, whole and once.
     let follower = Follower::new(&server, &["a", "-f", "-n", "0"]);
-    let grep = Follower::new(&server, &["a", "-f", "-n", "0", "--grep", "00$"]);
+    let grep = Follower::new(&server, &["a", "-f", "-n", "0", "--grep", "00$|waiting"]);
+    for client in [&follower, &grep] {
+        assert_eq!(client.next(), "waiting", "it follows");
+    }
     kill_logger(&server);
     std::fs::write(server.path().join("go"), "").unwrap();
+    let next = |client: &Follower| std::iter::repeat_with(|| client.next()).find(|line| line != "waiting").unwrap();
     for i in 1..=6000 {
-        assert_eq!(follower.next(), format!("line {i}"));
+        assert_eq!(next(&follower), format!("line {i}"));
         if i % 100 == 0 {
-            assert_eq!(grep.next(), format!("line {i}"));
+            assert_eq!(next(&grep), format!("line {i}"));
         }
         if i % 1500 == 700 {
             kill_logger(&server);
@@ -136,11 +140,18 @@ fn lines_of_many_apps_are_whole_and_have_their_instance() {
 #[test]
 fn lines_are_found_by_time_and_by_what_is_in_them() {
     let server = Server::with_apps(
-        r#""a": (logs: (format: Json), command: "echo early bird; sleep 3; echo late worm; echo \"late \\\"bird\\\"\" >&2; exec sleep 1000"),
+        r#""a": (logs: (format: Json), command: "echo early bird; until test -e late; do sleep 0.05; done; echo late worm; echo \"late \\\"bird\\\"\" >&2; exec sleep 1000"),
         "b": (logs: (stamp: Rfc3339), command: "echo a bee; exec sleep 1000")"#,
     )
     .started();
-    server.until("all was said", |s| s.ok(&["logs", "a"]).contains("late \"bird\"").then_some(()));
+    let says = |app: &str, words: &str| {
+        server.until(words, |s| s.ok(&["logs", app]).contains(words).then_some(()));
+    };
+    // What is captured by now has an earlier time.
+    says("a", "early bird");
+    fs::write(server.path().join("late"), "").unwrap();
+    says("a", "late \"bird\"");
+    says("b", "a bee");
     let found = |args: &[&str]| -> Vec<Value> {
         let lines = server.ok(&[args, &["--json"]].concat());
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
