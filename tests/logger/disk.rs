@@ -109,7 +109,9 @@ fn the_supervisor_hears_of_a_full_disk() {
     let mut logger = room.start();
     logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 3));
     write_numbered(&fifo.write, 100_000);
-    let FromLogger::Dropping { source, reason, .. } = logger.hear() else { panic!("another message") };
+    // Before, it may ask for a larger pipe, where it may not have one by itself.
+    let told = std::iter::repeat_with(|| logger.hear()).find(|told| !matches!(told, FromLogger::Crowded { .. }));
+    let Some(FromLogger::Dropping { source, reason, .. }) = told else { panic!("another message: {told:?}") };
     assert_eq!((source.as_str(), reason.as_deref()), ("blog.1", Some("disk full")));
     logger.terminate();
     drop(small);

@@ -1,11 +1,6 @@
 //! Lines with their time before them and as JSON objects, and lines of every kind.
 
-use std::{
-    fs,
-    io::Write,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, io::Write, os::unix::fs::MetadataExt};
 
 use everhook::{
     domain::{
@@ -16,7 +11,7 @@ use everhook::{
     os::memfd,
 };
 
-use crate::room::{Fifo, Room, files, line, text, wait_for, write_numbered};
+use crate::room::{Room, files, kill_while_it_writes, line, text};
 
 /// Everything that a reader gets of a log in this form.
 fn all(logger: &mut crate::room::Logger, room: &Room, form: Form) -> Vec<LogLine> {
@@ -115,24 +110,9 @@ fn kills_cut_no_line_in_two_in_any_form() {
         let room = Room::new();
         let log = room.log("out");
         let sink = || room.sink("out", 64 << 10, 10_000).with(|how| how.form = form);
-        let Fifo { read, write } = room.fifo();
-        let fifo = Fifo { read, write: write.try_clone().unwrap() };
-        let count = 100_000;
-        let writer = thread::spawn(move || write_numbered(&write, count));
-        let size = || fs::metadata(&log).map_or(0, |meta| meta.len());
-        let mut kills = 0u32;
-        while !writer.is_finished() {
-            let mut logger = room.start();
-            logger.open(&fifo, Stream::Out, sink());
-            let before = size();
-            wait_for(|| size() != before || writer.is_finished());
-            for _ in 0..(kills * 7919) % 40_000 {
-                std::hint::spin_loop();
-            }
-            logger.kill();
-            kills += 1;
-        }
-        writer.join().unwrap();
+        let (fifo, count) = (room.fifo(), 100_000);
+        let current = || fs::metadata(&log).map_or((0, 0), |meta| (meta.ino(), meta.len()));
+        let kills = kill_while_it_writes(&room, &fifo, count, &sink, &current);
         let mut logger = room.start();
         logger.open(&fifo, Stream::Out, sink());
         assert_eq!(logger.tail(&log, 1).unwrap(), [format!("line {count}")]);
@@ -178,11 +158,10 @@ fn following_shows_unfinished_lines_of_every_form() {
         logger.open(&fifo, Stream::Out, room.sink("out", 1 << 20, 1).with(|how| how.form = form));
         let wish = LogWish { follow: true, n: Some(0), ..LogWish::default() };
         let mut client = logger.serve_form(&room, form, wish);
-        let begun = Instant::now();
         fifo.write.write_all(b"\r1%").unwrap();
         let first = line(&mut client).unwrap();
         assert_eq!(first.line, "\r1%");
-        assert!(first.at.is_some() && begun.elapsed() < Duration::from_secs(3));
+        assert!(first.at.is_some());
         fifo.write.write_all(b"\r2%\nnext\n").unwrap();
         let second = line(&mut client).unwrap();
         assert_eq!((second.line.as_str(), second.at), ("\r2%", first.at));

@@ -10,7 +10,7 @@ mod room;
 use std::{
     fs::{self, OpenOptions},
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     thread,
     time::Duration,
@@ -18,7 +18,7 @@ use std::{
 
 use everhook::domain::api::{FromLogger, RefusalKind, Sink, Stream, ToLogger};
 use nix::{libc::O_NONBLOCK, sys::stat::Mode, unistd::mkfifo};
-use room::{Fifo, Room, assert_numbered, files, wait_for, write_numbered};
+use room::{Room, assert_numbered, files, kill_while_it_writes, wait_for, write_numbered};
 
 #[test]
 fn lines_arrive() {
@@ -71,24 +71,9 @@ fn survive_kills(count: u32, rotate: u64, compress: bool) -> (u32, usize) {
     let room = Room::new();
     let log = room.log("out");
     let sink = || room.sink("out", rotate, 10_000).with(|how| how.compress = compress);
-    let Fifo { read, write } = room.fifo();
-    let fifo = Fifo { read, write: write.try_clone().unwrap() };
-    let writer = thread::spawn(move || write_numbered(&write, count));
-    let mut kills = 0;
-    let current = || fs::metadata(&log).map_or(0, |m| std::os::unix::fs::MetadataExt::ino(&m) ^ m.len());
-    while !writer.is_finished() {
-        let mut logger = room.start();
-        logger.open(&fifo, Stream::Out, sink());
-        // Long enough to have begun, then anywhere in what follows.
-        let before = current();
-        wait_for(|| current() != before || writer.is_finished());
-        for _ in 0..(kills * 7919) % 40_000 {
-            std::hint::spin_loop();
-        }
-        logger.kill();
-        kills += 1;
-    }
-    writer.join().unwrap();
+    let fifo = room.fifo();
+    let current = || fs::metadata(&log).map_or((0, 0), |meta| (meta.ino(), meta.len()));
+    let kills = kill_while_it_writes(&room, &fifo, count, &sink, &current);
     let mut logger = room.start();
     logger.open(&fifo, Stream::Out, sink());
     assert_eq!(logger.tail(&log, 1).unwrap(), [format!("line {count}")]);

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Write},
+    ops::RangeInclusive,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -12,6 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -218,7 +220,8 @@ impl Drop for Logger {
 
 fn wait(fd: &impl AsFd, flags: PollFlags) {
     let timeout = PollTimeout::try_from(DEADLINE).unwrap();
-    assert_ne!(poll(&mut [PollFd::new(fd.as_fd(), flags)], timeout).unwrap(), 0, "nothing came in time");
+    // Whoever asks for it looks again, also where this was interrupted.
+    assert_ne!(poll(&mut [PollFd::new(fd.as_fd(), flags)], timeout), Ok(0), "nothing came in time");
 }
 
 pub fn wait_for(mut what: impl FnMut() -> bool) {
@@ -288,15 +291,57 @@ pub fn text(file: &Path) -> String {
 }
 
 /// `line 1` to `line <count>`, in writes of 8 KiB.
-pub fn write_numbered(mut to: &File, count: u32) {
-    let mut text = String::new();
-    for i in 1..=count {
+pub fn write_numbered(to: &File, count: u32) {
+    write_lines(to, 1..=count);
+}
+
+fn write_lines(mut to: &File, numbers: RangeInclusive<u32>) {
+    let (mut text, last) = (String::new(), *numbers.end());
+    for i in numbers {
         text.push_str(&format!("line {i}\n"));
-        if text.len() > 8000 || i == count {
+        if text.len() > 8000 || i == last {
             to.write_all(text.as_bytes()).unwrap();
             text.clear();
         }
     }
+}
+
+/// Has `line 1` to `line <count>` written, and kills the logger again and again meanwhile; how often.
+///
+/// `current`: what changes with the log. The lines come in parts, a further one with each of the first kills: however
+/// late this side looks, so often it finds a logger that has just begun.
+pub fn kill_while_it_writes<T: PartialEq>(
+    room: &Room,
+    fifo: &Fifo,
+    count: u32,
+    sink: &impl Fn() -> Sink,
+    current: &impl Fn() -> T,
+) -> u32 {
+    const PARTS: u32 = 20;
+    let write = fifo.write.try_clone().unwrap();
+    let (more, parts) = mpsc::channel();
+    let writer = thread::spawn(move || {
+        for part in parts.into_iter().take(PARTS as usize) {
+            write_lines(&write, count / PARTS * part + 1..=count / PARTS * (part + 1));
+        }
+    });
+    let mut kills = 0;
+    while !writer.is_finished() {
+        let before = current();
+        // Nobody hears it once all were written.
+        let _ = more.send(kills);
+        let mut logger = room.start();
+        logger.open(fifo, Stream::Out, sink());
+        // Long enough to have begun, then anywhere in what follows.
+        wait_for(|| current() != before || writer.is_finished());
+        for _ in 0..(kills * 7919) % 40_000 {
+            std::hint::spin_loop();
+        }
+        logger.kill();
+        kills += 1;
+    }
+    writer.join().unwrap();
+    kills
 }
 
 /// All files together hold `line 1` to `line <count>`, each once, in order, whole in one file.
