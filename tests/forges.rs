@@ -367,7 +367,8 @@ fn what_is_kept_of_a_delivery_holds_no_secret() {
         fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path()).filter(|p| p.is_file()).collect();
     assert!(files.iter().any(|path| path.ends_with("everhook.db")));
     for path in files {
-        let bytes = fs::read(&path).unwrap();
+        // What is written under another name first may have its own by now.
+        let bytes = fs::read(&path).unwrap_or_default();
         assert!(!bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "{}", path.display());
     }
     // It can be judged anew all the same.

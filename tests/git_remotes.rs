@@ -91,9 +91,11 @@ fn a_deploy_key_and_a_pinned_host_are_all_it_takes() {
     repo.commit(&[("VERSION", "2")], "second");
     let id = push(&server, &repo);
     let fetch = gate.reached();
-    let folders: Vec<_> =
-        fs::read_dir(server.path().join("state/run/keys")).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(folders.len(), 1);
+    // That of the first fetch is put away meanwhile.
+    let folders = server.until("one fetch has a key", |s| {
+        let folders = fs::read_dir(s.path().join("state/run/keys")).unwrap().map(|e| e.unwrap().path());
+        Some(folders.collect::<Vec<_>>()).filter(|folders| folders.len() == 1)
+    });
     for name in ["key", "hosts"] {
         let facts = fs::metadata(folders[0].join(name)).unwrap();
         assert_eq!(facts.mode() & 0o777, 0o600, "{name}");
@@ -114,7 +116,8 @@ fn a_deploy_key_and_a_pinned_host_are_all_it_takes() {
     assert_eq!(deploy["state"], "live", "{deploy}");
     assert_eq!(version(&server), "2");
     server.until("the key is gone", |s| (keys_left(s) == 0).then_some(()));
-    assert_eq!(processes(&folders[0].display().to_string()), [] as [i32; 0], "no ssh is left behind");
+    let folder = folders[0].display().to_string();
+    server.until("no ssh is left behind", |_| processes(&folder).is_empty().then_some(()));
 }
 
 fn gate_path(server: &Server) -> PathBuf {
@@ -197,10 +200,12 @@ fn a_host_that_says_nothing_leaves_no_ssh_behind() {
     let deploy = server.deploy_end(1);
     assert_eq!((&deploy["state"], &deploy["step"]), (&"failed".into(), &"fetch".into()), "{deploy}");
     assert!(deploy["reason"].as_str().unwrap().contains("timed out"), "{deploy}");
-    drop(silent);
-    assert_eq!(processes(&format!("127.0.0.1:{port}")), [] as [i32; 0]);
-    assert_eq!(processes(&format!("-p\0{port}")), [] as [i32; 0]);
+    for words in [format!("127.0.0.1:{port}"), format!("-p\0{port}")] {
+        server.until("no ssh is left behind", |_| processes(&words).is_empty().then_some(()));
+    }
     server.until("the key is gone", |s| (keys_left(s) == 0).then_some(()));
+    // Until here the port was nobody else's, whose ssh would have been found.
+    drop(silent);
 }
 
 /// No file but the secret itself holds the token, in any form.
@@ -253,7 +258,7 @@ fn smart_http_needs_a_token_only_where_the_server_does() {
     server.ok(&["reload"]);
     refused_at_fetch(&server, &["does not take `https_token`"]);
     assert_unseen(&server, &token);
-    assert_eq!(keys_left(&server), 0);
+    server.until("the token is gone", |s| (keys_left(s) == 0).then_some(()));
 }
 
 /// Puts a witness in the place of git, of ssh and of what git starts, in a mount namespace of the
@@ -413,20 +418,26 @@ fn two_hundred_deploys_leave_a_small_mirror_and_no_git() {
     }
     let mirrors = server.path().join("state/mirrors");
     let marker = mirrors.display().to_string();
-    server.until("nothing works in it any more", |_| processes(&marker).is_empty().then_some(()));
-    let mut all = Vec::new();
-    files(&mirrors, &mut all);
-    let halves: Vec<_> = all.iter().filter(|path| path.display().to_string().contains("tmp_")).collect();
-    assert!(halves.is_empty(), "{halves:?}");
-    let taken: u64 = all.iter().map(|path| fs::metadata(path).unwrap().blocks() * 512).sum();
-    assert!(taken < 3 << 20, "{taken} bytes in {} files after {DEPLOYS} deploys", all.len());
+    // The last deploy's housekeeping may not have begun yet, and has halves of its own.
+    server.until("the mirror is small, and nothing works in it or was left half done", |_| {
+        let (workers, mut all) = (processes(&marker), Vec::new());
+        files(&mirrors, &mut all);
+        let halves: Vec<_> = all.iter().filter(|path| path.display().to_string().contains("tmp_")).collect();
+        let taken: u64 = all.iter().filter_map(|path| fs::metadata(path).ok()).map(|facts| facts.blocks() * 512).sum();
+        let is_so = workers.is_empty() && halves.is_empty() && taken < 3 << 20;
+        if !is_so {
+            println!("{workers:?} {halves:?} {taken} bytes in {} files after {DEPLOYS} deploys", all.len());
+        }
+        is_so.then_some(())
+    });
     server.until("old releases are gone", |s| (releases(s, "site").len() == 2).then_some(()));
 }
 
+/// What is there; some of it may go meanwhile.
 fn files(folder: &Path, all: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() { files(&entry.path(), all) } else { all.push(entry.path()) }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder { files(&entry.path(), all) } else { all.push(entry.path()) }
     }
 }
 
