@@ -223,7 +223,9 @@ fn who_grows_over_memory_restart_is_restarted_in_order() {
     server.wait_state("a", "ready");
     let (old, other) = (server.main_pid("a"), server.main_pid("b"));
     server.wait_new_pid("a", old);
-    assert_eq!(fs::read_to_string(server.path().join("said")).unwrap(), "bye", "it had time to leave");
+    // The next one grows as well, and may have left too by now.
+    let said = fs::read_to_string(server.path().join("said")).unwrap();
+    assert!(said.starts_with("bye"), "it had time to leave: {said:?}");
     let why =
         |e: &serde_json::Value| e["cause"].as_str().is_some_and(|c| c.contains("more than memory_restart: 60MiB"));
     assert!(server.events().iter().any(|e| e["app"] == "a" && why(e)));
@@ -262,9 +264,8 @@ fn a_group_that_somebody_has_removed_is_made_again() {
     let name = own.lines().find_map(|line| line.rsplit('/').next().filter(|name| name.starts_with("everhook-")));
     let Some(name) = name else { return println!("left out, as there are no cgroups") };
     server.ok(&["stop", "a"]);
-    for group in groups(name) {
-        fs::remove_dir(group).unwrap();
-    }
+    // Whoever was the last in it may still be leaving.
+    server.until("it is removed", |_| groups(name).iter().all(|group| fs::remove_dir(group).is_ok()).then_some(()));
     server.ok(&["start", "a"]);
     server.wait_state("a", "ready");
     assert_eq!(server.app("a")["instances"][0]["restarts"], 0, "nothing has failed");

@@ -27,7 +27,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve
 fn site(port: u16) -> String {
     format!(
         r#""site": (command: ["python3", "app.py"], port: {port},
-          ready: Http(url: "http://127.0.0.1:{port}/", within: "5s"),
+          ready: Http(url: "http://127.0.0.1:{port}/", within: "15s"),
           deploy: (repo: "@DIR@/repo", on: [Push(branch: "main")], secret: File("@DIR@/secret"),
             check: ["! grep -q broken VERSION"], build: ["echo built by $EVERHOOK_APP > BUILT"], settle: "200ms"))"#
     )
