@@ -260,6 +260,8 @@ fn from_the_switch_on_a_reload_lets_it_finish() {
     server.edit_config("settle: \"20ms\"", "settle: \"30ms\"");
     server.ok(&["reload"]);
     assert_eq!(deploys(&server)[0]["state"], "verifying");
+    // Who takes too long is asked anew.
+    gate.open();
     drop(held);
     let deploy = server.deploy_end(id);
     assert_eq!(deploy["state"], "live", "{deploy}");

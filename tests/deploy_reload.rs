@@ -71,19 +71,19 @@ fn who_notifies_is_waited_for_and_goes_back_when_it_says_nothing() {
     assert_eq!(runs_in(&server), first, "its folder is the one that it was started in");
     assert_eq!(releases(&server, "site").len(), 2, "which stays as long as it runs");
 
-    server.edit_config("ready: Notify", "ready: Notify(within: \"1s\")");
+    server.edit_config("ready: Notify", "ready: Notify(within: \"3s\")");
     server.ok(&["reload"]);
     for (version, missing) in [("3 says_nothing", "RELOADING=1"), ("4 says_old", "RELOADING=1")] {
         let deploy = deliver(&server, &repo, version);
         let reason = deploy["reason"].as_str().unwrap();
         assert_eq!(deploy["state"], "rolled_back", "{deploy}");
-        assert!(reason.contains(&format!("did not say {missing} within 1s")), "{reason}");
+        assert!(reason.contains(&format!("did not say {missing} within 3s")), "{reason}");
         assert_eq!(server.app("site")["release"], second["release"]);
         server.until("the link leads back", |s| (current(s, "VERSION") == "2 well").then_some(()));
         // On a busy machine it may have taken too long again, and be started anew.
         server.wait_state("site", "ready");
     }
-    server.edit_config("ready: Notify(within: \"1s\")", "ready: Notify");
+    server.edit_config("ready: Notify(within: \"3s\")", "ready: Notify");
     server.ok(&["reload"]);
 
     server.ok(&["restart", "site"]);
