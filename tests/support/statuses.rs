@@ -60,6 +60,8 @@ struct State {
     faults: Vec<String>,
     /// Requests in a bad mood.
     turned_away: usize,
+    /// Those of them that came before the mood was set, or before a test had last what it waited for.
+    past: usize,
 }
 
 struct Shared {
@@ -99,7 +101,7 @@ impl Statuses {
     fn start(kind: Kind, project: &'static str, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = State { mood: Mood::Well, told: Vec::new(), faults: Vec::new(), turned_away: 0 };
+        let state = State { mood: Mood::Well, told: Vec::new(), faults: Vec::new(), turned_away: 0, past: 0 };
         let shared = Arc::new(Shared { kind, project, state: Mutex::new(state), changed: Condvar::new() });
         let house = Arc::clone(&shared);
         thread::spawn(move || {
@@ -120,7 +122,8 @@ impl Statuses {
     }
 
     pub fn set(&self, mood: Mood) {
-        self.shared.state.lock().unwrap().mood = mood;
+        let mut state = self.shared.state.lock().unwrap();
+        (state.mood, state.past) = (mood, state.turned_away);
     }
 
     /// Waits until `look` finds something in what it was told.
@@ -130,6 +133,7 @@ impl Statuses {
         loop {
             assert_eq!(state.faults, [] as [String; 0], "it was told what no forge takes");
             if let Some(found) = look(&state.told) {
+                state.past = state.turned_away;
                 return found;
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -146,16 +150,17 @@ impl Statuses {
         })
     }
 
-    /// Waits until so many more requests came in a bad mood.
+    /// Waits until so many requests came in a bad mood, since it was set or since something was waited for here.
     pub fn turns_away(&self, more: usize) {
         let mut state = self.shared.state.lock().unwrap();
-        let want = state.turned_away + more;
+        let want = state.past + more;
         let end = Instant::now() + LIMIT;
         while state.turned_away < want {
             let left = end.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "nobody comes");
             state = self.shared.changed.wait_timeout(state, left).unwrap().0;
         }
+        state.past = state.turned_away;
     }
 
     /// The words about this commit, oldest first.
