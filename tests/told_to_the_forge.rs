@@ -350,6 +350,8 @@ fn an_app_that_is_renamed_takes_its_letters_along() {
     world.api.set(Mood::Says(500, "", String::new()));
     let (id, commit) = world.push(&[("VERSION", "2")]);
     world.server.deploy_end(id);
+    // All that came meanwhile, and then one more: after it nothing is on its way for a while.
+    world.api.turns_away(1);
     world.api.turns_away(1);
     world.server.edit_config("\"site\": (", "\"blog\": (was: \"site\", ");
     world.server.ok(&["reload"]);
