@@ -276,6 +276,8 @@ mod tests {
         fs::remove_file(second_name(&path)).unwrap();
         remove_left(&path, id);
         assert!(path.exists(), "it is served, and nothing tells that it is ours");
+        // A child that a test beside this one starts may have it still when we have not.
+        nix::sys::socket::shutdown(held.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
         drop(held);
         remove_left(&path, id);
         assert!(!path.exists());

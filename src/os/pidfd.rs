@@ -190,7 +190,7 @@ mod tests {
         assert!(!has_ended(&fd));
         assert!(!wait_ended(&fd, Duration::from_millis(1)));
         signal(&fd, Signal::TERM).unwrap();
-        assert!(wait_ended(&fd, Duration::from_secs(10)));
+        assert!(wait_ended(&fd, Duration::from_secs(20)));
         assert_eq!(child.wait().unwrap().signal(), Some(15));
         assert!(has_ended(&fd));
         assert_eq!(signal(&fd, Signal::TERM).unwrap_err().raw_os_error(), Some(libc::ESRCH));

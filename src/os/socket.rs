@@ -127,8 +127,11 @@ mod tests {
     use std::{
         io::{Read, Write},
         net::TcpStream,
+        os::fd::AsFd,
         process::Command,
     };
+
+    use nix::poll::{PollFd, PollFlags, poll};
 
     use super::*;
     use crate::os::alone::alone;
@@ -141,6 +144,9 @@ mod tests {
             assert_eq!(listen_tcp(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
             let client = TcpStream::connect(address).unwrap();
             let listener = TcpListener::from(socket);
+            // The client may be through a moment before the last of its packets is heard here.
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, 20_000u16).unwrap(), 1);
             let (served, _) = listener.accept().unwrap();
             assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
             // The server closes first, so that the port is left in TIME_WAIT.

@@ -109,7 +109,7 @@ fn the_program_waits_at_the_gate() {
     assert!(!early || begun.elapsed() >= super::child::GATE, "not before it is open");
     drop(write);
     if !early {
-        hear.recv_timeout(Duration::from_secs(10)).unwrap();
+        hear.recv_timeout(PATIENCE).unwrap();
     }
     wait(&waiter.join().unwrap());
 }

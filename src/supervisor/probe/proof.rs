@@ -269,7 +269,8 @@ for status in (b"200", b"200" if new == "good" else b"500"):
         if new == "hang" and pids: time.sleep(1000)
         serve(status)
     pids.append(pid)
-    time.sleep(0.05)
+    # Until it waits.
+    while open("/proc/%d/stat" % pid).read().rpartition(")")[2].split()[0] != "S": time.sleep(0.001)
 print(pids[0], pids[1], s.getsockname()[1] if where == "tcp" else 0, flush=True)
 for p in pids: os.waitpid(p, 0)
 "#;
@@ -327,13 +328,21 @@ for p in pids: os.waitpid(p, 0)
     #[test]
     fn a_hung_or_failing_one_beside_a_good_one_is_never_taken_for_ready() {
         let hung = Pair::new(None, "accept", "hang");
-        let why = hung.prove(hung.pids[1], 10).unwrap_err();
-        assert!(why.contains("only other instances"), "{why}");
-        assert_eq!(hung.prove(hung.pids[0], 1), Ok(1), "the old one is what it was");
-        let failing = Pair::new(None, "accept", "fail");
-        let rounds: Vec<_> = (0..10).map(|missed| failing.round(failing.pids[1], missed)).collect();
+        let rounds: Vec<_> = (0..10).map(|missed| hung.round(hung.pids[1], missed)).collect();
         assert!(!rounds.iter().any(|round| matches!(round, Answer::Yes)));
-        assert!(rounds.iter().any(|round| matches!(round, Answer::No(why) if why.contains("answered 500"))));
+        assert!(
+            rounds.iter().any(|round| matches!(round, Answer::Others(why) if why.contains("only other instances")))
+        );
+        // On a busy machine a round may be over before anybody accepts.
+        assert!(hung.prove(hung.pids[0], 10).is_ok(), "the old one is what it was");
+        let failing = Pair::new(None, "accept", "fail");
+        let mut rounds: Vec<_> = (0..10).map(|missed| failing.round(failing.pids[1], missed)).collect();
+        let failed = |round: &Answer| matches!(round, Answer::No(why) if why.contains("answered 500"));
+        while !rounds.iter().any(failed) && rounds.len() < 100 {
+            rounds.push(failing.round(failing.pids[1], rounds.len()));
+        }
+        assert!(!rounds.iter().any(|round| matches!(round, Answer::Yes)));
+        assert!(rounds.iter().any(failed));
     }
 
     #[test]
