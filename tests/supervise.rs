@@ -39,7 +39,7 @@ fn said(server: &Server) -> Vec<String> {
 #[test]
 fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
     let server = Server::with_apps(
-        r#""bad": (command: "echo >>runs; echo last words $(wc -l <runs); exit 3", ready: After("500ms"),
+        r#""bad": (command: "echo >>runs; echo last words $(wc -l <runs); exit 3", ready: Fd(fd: 3),
              restart: (first: "20ms", factor: 3.0, jitter: 0.0, give_up: (restarts: 4, within: "5m"))),
            "good": (command: ["sleep", "1000"], ready: Immediate)"#,
     )
@@ -66,7 +66,7 @@ fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
     assert!(server.instance("bad")["reason"].as_str().unwrap().ends_with("its last words: last words 5"));
 
     fs::write(server.path().join("mended"), "").unwrap();
-    server.edit_config("; exit 3", "; test -e @DIR@/mended && exec sleep 1000; exit 3");
+    server.edit_config("; exit 3", "; test -e @DIR@/mended && echo >&3 && exec sleep 1000; exit 3");
     server.ok(&["reload"]);
     server.wait_state("bad", "ready");
     fs::remove_file(server.path().join("mended")).unwrap();
@@ -83,7 +83,7 @@ fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
 #[test]
 fn a_start_that_fails_says_why_at_the_first_exit() {
     let server = Server::with_apps(
-        r#""a": (command: "echo no database >&2; exit 4", enabled: true, restart: (first: "10s")),
+        r#""a": (command: "echo no database >&2; exit 4", enabled: true, ready: Fd(fd: 3), restart: (first: "10m")),
            "late": (command: ["sleep", "1000"], ready: Tcp(addr: "127.0.0.1:1", within: "300ms"), restart: (first: "10s"))"#,
     )
     .started();
@@ -189,11 +189,11 @@ fn a_stop_holds_until_somebody_starts_it() {
 #[test]
 fn who_waits_for_a_stop_hears_that_it_was_started_again() {
     let server = Server::with_apps(
-        r#""deaf": (command: ["/bin/sh", "-c", "trap '' TERM; while ! [ -e @DIR@/go ]; do sleep 0.02; done"],
+        r#""deaf": (command: ["/bin/sh", "-c", "trap '' TERM; echo up >> @DIR@/said; while ! [ -e @DIR@/go ]; do sleep 0.02; done"],
             ready: Immediate, stop: (timeout: "1h"))"#,
     )
     .started();
-    server.wait_state("deaf", "ready");
+    server.until("it is deaf", |s| (said(s) == ["up"]).then_some(()));
     let stops = server.client(&["stop", "deaf"]).stderr(Stdio::piped()).spawn().unwrap();
     server.wait_state("deaf", "stopping");
     server.ok(&["start", "deaf", "--no-wait"]);
@@ -210,7 +210,7 @@ fn a_second_stop_kills() {
         r#""stubborn": (command: "trap '' TERM; echo up; while :; do sleep 1000; done", stop: (timeout: "1h"))"#,
     )
     .started();
-    server.wait_state("stubborn", "ready");
+    server.until("it hears nothing", |s| s.ok(&["logs", "stubborn"]).contains("up").then_some(()));
     server.ok(&["stop", "stubborn", "--no-wait"]);
     let app = server.wait_state("stubborn", "stopping");
     assert!(app["instances"][0]["pid"].is_i64(), "{app}");
@@ -441,7 +441,7 @@ sys.stdin.read()";
 #[test]
 fn who_ends_just_after_it_was_ready_is_given_up_too() {
     let server = Server::with_apps(
-        r#""a": (command: "echo run >> @DIR@/said; sleep 0.3; exit 1", ready: After("10ms"),
+        r#""a": (command: "echo run >> @DIR@/said; sleep 1; exit 1", ready: After("10ms"),
              restart: (first: "10ms", give_up: (restarts: 2, within: "5m")))"#,
     )
     .started();
