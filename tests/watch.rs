@@ -8,6 +8,7 @@ mod server;
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use server::Server;
 
@@ -37,7 +38,9 @@ fn settle(server: &Server) {
         std::thread::sleep(Duration::from_millis(50));
         (s.instance("a")["pid"].as_i64() != Some(pid.into())).then_some(())
     });
+    let last = quiet(server);
     fs::remove_file(&probe).unwrap();
+    server.wait_new_pid("a", last);
     quiet(server);
 }
 
@@ -49,7 +52,7 @@ fn quiet(server: &Server) -> i32 {
         if pid.is_null() || pid != last.0 {
             last = (pid, std::time::Instant::now());
         }
-        (last.1.elapsed() > Duration::from_millis(500)).then_some(())
+        (last.1.elapsed() > Duration::from_secs(1)).then_some(())
     });
     server.main_pid("a")
 }
@@ -68,7 +71,11 @@ fn note(server: &Server, what: &str) -> Option<String> {
 /// Does this; the app must be restarted by it, and only once.
 fn restarts(server: &Server, what: &str, act: impl FnOnce(PathBuf)) {
     let (pid, before) = (server.main_pid("a"), causes(server).len());
+    // What takes several steps is one change, however long others keep this one from the next step: everhook
+    // hears of all of them together.
+    server.signal(Signal::SIGSTOP);
     act(server.path().join("src"));
+    server.signal(Signal::SIGCONT);
     server.until(what, |s| s.instance("a")["pid"].as_i64().filter(|new| *new != i64::from(pid)));
     quiet(server);
     let causes = causes(server);
@@ -158,7 +165,9 @@ fn what_is_stopped_stays_so_and_a_failed_app_is_tried_again() {
     server.edit_config("ready: Immediate", "ready: Immediate, restart: (policy: Never)");
     server.ok(&["reload"]);
     let broken = server.path().join("src/broken");
-    fs::write(&broken, "").unwrap();
+    // At one stroke: it would be tried once more for a second one.
+    fs::write(server.path().join("draft"), "").unwrap();
+    fs::rename(server.path().join("draft"), &broken).unwrap();
     server.wait_state("a", "failed");
     quiet_failed(&server);
     fs::remove_file(&broken).unwrap();
