@@ -238,10 +238,11 @@ const KEEP_ONE: &str = "layout: Releases(keep: 1), check: [\"! grep -q broken VE
 #[test]
 fn a_release_stays_as_long_as_an_instance_drains_in_it() {
     let app = "sleep 1000 & trap 'cat \"$DIR/gate\"; echo \"still $(cat VERSION)\"; kill $!; exit 0' TERM\n\
-        tail -f \"$DIR/held\" & wait\n";
+        echo up\ntail -f \"$DIR/held\" & wait\n";
     let (mut server, repo) = world("replace: StartFirst, stop: (timeout: \"2s\", drain: \"10m\"),", KEEP_ONE);
     repo.commit(&[("app.sh", app)], "reads its files when it ends");
     start_live(&mut server);
+    server.until("it hears a signal", |s| s.ok(&["logs", "site"]).contains("up").then_some(()));
     let gate = Gate::new(&server, "gate");
     let second = pushed_out(&server, &repo);
     let held = gate.reached();

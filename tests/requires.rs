@@ -27,6 +27,14 @@ fn said(server: &Server) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// Waits until these have spoken, and hear a signal from then on.
+fn begun(server: &Server, names: &[&str]) {
+    server.until("they have begun", |s| {
+        let said = said(s);
+        names.iter().all(|name| said.contains(&format!("start {name}"))).then_some(())
+    });
+}
+
 #[test]
 fn it_stops_and_starts_again_with_what_it_requires() {
     let config = [app("web", "requires: [\"db\"],"), app("db", ""), app("other", "after: [\"db\"],")].concat();
@@ -48,11 +56,12 @@ fn it_stops_and_starts_again_with_what_it_requires() {
     let waiting = server.wait_state("web", "waiting");
     assert_eq!(waiting["instances"][0]["reason"], "requires db, which is not up");
     assert!(server.fails(1, &["start", "web"]).contains("web requires db, which is stopped"));
+    fs::write(server.path().join("said"), "").unwrap();
     server.ok(&["start", "db"]);
     server.wait_state("web", "ready");
     assert_ne!(server.main_pid("web"), web);
 
-    fs::write(server.path().join("said"), "").unwrap();
+    begun(&server, &["db", "web"]);
     assert!(server.stop().success());
     let order = said(&server);
     let place = |name: &str| order.iter().position(|line| line == &format!("end {name}"));
@@ -73,6 +82,7 @@ fn who_requires_what_nobody_starts_says_so_and_holds_nobody_up() {
     ];
     let server = Server::with_apps(&config.concat()).started();
     server.wait_state("late", "ready");
+    server.wait_state("bad", "failed");
     for name in ["needs-bad", "needs-off", "needs-both"] {
         assert_eq!(server.app(name)["state"], "waiting");
     }
@@ -86,7 +96,7 @@ fn who_requires_what_nobody_starts_says_so_and_holds_nobody_up() {
 fn whoever_is_stopped_together_with_what_it_requires_has_its_time() {
     let server = Server::with_apps(&[app("web", "requires: [\"db\"],"), app("db", "")].concat()).started();
     server.wait_state("web", "ready");
-    server.until("web has begun", |s| said(s).contains(&"start web".to_owned()).then_some(()));
+    begun(&server, &["db", "web"]);
     server.ok(&["stop", "--all"]);
     assert!(said(&server).contains(&"end web".to_owned()), "{:?}", said(&server));
     assert!(said(&server).contains(&"end db".to_owned()), "{:?}", said(&server));

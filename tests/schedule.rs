@@ -53,7 +53,8 @@ fn a_scheduled_app_runs_at_its_times_and_rests_between_them() {
     // By hand it runs at once, and a reload runs nothing.
     assert_eq!(runs(&server, "later"), 0);
     server.ok(&["start", "later"]);
-    assert_eq!((runs(&server, "later"), server.app("later")["state"].as_str()), (1, Some("done")));
+    server.wait_state("later", "done");
+    assert_eq!(runs(&server, "later"), 1);
     server.edit_config(
         "command: [\"true\"], schedule: (cron: \"0 3",
         "command: [\"sleep\", \"0\"], schedule: (cron: \"5 3",
@@ -126,6 +127,6 @@ fn a_scheduled_app_with_a_repository_is_not_run_by_its_deploys() {
     assert!(live["instances"][0]["next_start_at"].is_string(), "{live}");
     assert_eq!(runs(&server, "job"), 0);
     server.ok(&["start", "job"]);
-    assert_eq!(server.app("job")["state"], "done");
+    server.wait_state("job", "done");
     fs::remove_dir_all(&repo.path).unwrap();
 }

@@ -105,6 +105,11 @@ fn leak(server: &Server, shown: impl Fn(&str) -> bool) -> String {
     planted.map(|(name, secret)| format!("{name}: {secret}\n")).collect()
 }
 
+/// `None` where it is gone.
+fn there<T>(read: std::io::Result<T>) -> Option<T> {
+    read.map_or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { None } else { panic!("{e}") }, Some)
+}
+
 fn run(folder: &Path, program: &str, args: &[&str]) {
     let done = Command::new(program).args(args).current_dir(folder).output().unwrap();
     assert!(done.status.success(), "{program}: {}", text(&done));
@@ -192,7 +197,9 @@ impl World {
 
     /// Searches every file of a folder but what belongs to apps.
     fn search_files(&self, folder: &Path, found: &mut Vec<String>) {
-        for entry in fs::read_dir(folder).unwrap() {
+        // What is at work meanwhile, such as git, makes files and removes them.
+        let Some(entries) = there(fs::read_dir(folder)) else { return };
+        for entry in entries {
             let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
             let name = path.file_name().unwrap().to_str().unwrap();
             let theirs = ["releases", "cache", "site", "crash"].contains(&name);
@@ -200,7 +207,8 @@ impl World {
                 self.search_files(&path, found);
             } else if kind.is_file() {
                 let before = found.len();
-                self.search(path.to_str().unwrap(), &fs::read(&path).unwrap(), found);
+                let Some(text) = there(fs::read(&path)) else { continue };
+                self.search(path.to_str().unwrap(), &text, found);
                 if name == "logger.buffer" {
                     // Here the output of apps passes, and stays theirs.
                     let theirs = found.split_off(before);

@@ -38,6 +38,19 @@ fn openssl(folder: &Path, args: &[&str]) -> Output {
 /// A certificate for this machine and its key, in two files of a folder; the new one takes the old one's place
 /// as a tool that renews it does.
 fn renew(folder: &Path, dates: &[&str]) {
+    make(folder, dates);
+    for name in ["cert", "key"] {
+        put(folder, name);
+    }
+}
+
+/// In the old one's place.
+fn put(folder: &Path, name: &str) {
+    fs::rename(folder.join(format!("{name}.new")), folder.join(format!("{name}.pem"))).unwrap();
+}
+
+/// Both under names that nobody reads.
+fn make(folder: &Path, dates: &[&str]) {
     fs::create_dir_all(folder).unwrap();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let subject = ["req", "-x509", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"];
@@ -45,9 +58,6 @@ fn renew(folder: &Path, dates: &[&str]) {
     let kind = ["-addext", "basicConstraints=critical,CA:FALSE", "-out", "cert.new"];
     let made = openssl(folder, &[&subject[..], &key, &kind, dates].concat());
     assert!(made.status.success(), "{}", text(&made));
-    for name in ["cert", "key"] {
-        fs::rename(folder.join(format!("{name}.new")), folder.join(format!("{name}.pem"))).unwrap();
-    }
 }
 
 const LONG: &[&str] = &["-days", "90"];
@@ -180,9 +190,8 @@ fn a_new_certificate_counts_for_new_connections() {
     server.until("it is told", |server| (told(server, "certificate_renewed") == 1).then_some(()));
 
     // One that does not fit is told, and the one before is kept.
-    fs::copy(folder.join("key.pem"), folder.join("old.pem")).unwrap();
-    renew(&folder, LONG);
-    fs::rename(folder.join("old.pem"), folder.join("key.pem")).unwrap();
+    make(&folder, LONG);
+    put(&folder, "cert");
     let wrong = server.fails(1, &["reload"]);
     let key = format!("the key {} is not the key of this certificate", folder.join("key.pem").display());
     let place = format!("({}:2:", server.config().display());
@@ -300,7 +309,9 @@ fn no_request_is_lost_while_certificates_are_exchanged() {
     let server = server().started();
     let at = server.address("hooks");
     let url = format!("https://{at}/healthz");
-    let load = Command::new("wrk").args(["-t1", "-c16", "-d8s", &url]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut load = Command::new("wrk");
+    load.args(["-t1", "-c16", "-d8s", "--timeout", "30s", &url]);
+    let load = load.stdout(Stdio::piped()).spawn().unwrap();
     let folder = server.path().join("tls");
     for _ in 0..15 {
         let before = fs::read(folder.join("cert.pem")).unwrap();
@@ -387,7 +398,7 @@ fn the_end_of_a_certificate_is_told_in_time_and_when_it_has_come() {
     assert!(expired.contains("tls/cert.pem expired at 2"), "{expired}");
     let named = |name: &str| server.events().iter().filter(|event| event["to"] == name).count();
     assert_eq!((named("certificate_due"), named("certificate_expired")), (1, 1));
-    assert!(server.log().contains(&due) && server.log().contains(&expired), "{}", server.log());
+    server.until("the log has both", |s| (s.log().contains(&due) && s.log().contains(&expired)).then_some(()));
 }
 
 /// An address of this machine that is not its own loopback's: whoever comes from there is a stranger.

@@ -263,12 +263,16 @@ fn an_end_that_panics_ends_all_the_same() {
             "bad": (command: "until test -e @DIR@/go; do sleep 0.02; done; exit 3", ready: Immediate, on_failed: Shutdown,
                 restart: (give_up: (restarts: 0, within: "5m")))"#;
         let mut server = Server::with_apps(&format!("{}, {apps}", counting()));
-        let slow = "n=0; trap 'n=$((n + 1)); if [ $n = 2 ]; then exit 0; fi' TERM\nwhile :; do sleep 0.02; done\n";
+        let slow =
+            "n=0; trap 'n=$((n + 1)); if [ $n = 2 ]; then exit 0; fi' TERM\necho up\nwhile :; do sleep 0.02; done\n";
         fs::write(server.path().join("slow.sh"), slow).unwrap();
         fs::write(server.path().join("count.sh"), COUNTS).unwrap();
         server.start_as(&["env", "EVERHOOK_PANIC_ON_QUIT=loop"]);
         for app in ["a", "slow", "bad"] {
             server.wait_state(app, "ready");
+        }
+        for (app, said) in [("a", "line 1"), ("slow", "up")] {
+            server.until("it has begun", |s| s.ok(&["logs", app]).contains(said).then_some(()));
         }
         if asked {
             server.signal(Signal::SIGTERM);

@@ -43,7 +43,7 @@ const SMALL: &str = r#"(echo: false, apps: {
 
 /// Says what it sees on the console, lines of `VM`, a key and a value.
 const TEST: &str = r#"exec > /dev/console 2>&1
-until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 100 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
+until_so() { n=0; until eval "$1"; do n=$((n + 1)); [ $n -lt 600 ] || { echo "VM never $1"; return; }; sleep 0.1; done; }
 echo "VM mounts $(awk '{ print $2 "=" $3 }' /proc/mounts | tr '\n' ' ')"
 echo "VM ctrl-alt-del $(cat /proc/sys/kernel/ctrl-alt-del)"
 group=$(echo /sys/fs/cgroup/*-limited.1)

@@ -231,8 +231,13 @@ fn paths_are_judged_on_what_is_not_live() {
     repo.git(&["branch", "-M", "main"]);
     repo.git(&["reflog", "expire", "--expire=now", "--all"]);
     repo.git(&["gc", "-q", "--prune=now"]);
-    fs::remove_dir_all(server.path().join("state/mirrors")).unwrap();
-    fs::create_dir(server.path().join("state/mirrors")).unwrap();
+    let mirrors = server.path().join("state/mirrors");
+    server.until("the mirrors are gone", |_| {
+        // Git may be at work in one.
+        let _ = fs::remove_dir_all(&mirrors);
+        (!mirrors.exists()).then_some(())
+    });
+    fs::create_dir(&mirrors).unwrap();
     live(&server, push(&server, &repo), &anew);
 
     // A person means what they say.
