@@ -37,19 +37,20 @@ def answer(connection):
 
 
 listening = [s for s in sockets.values() if s.type == socket.SOCK_STREAM]
-for s in listening:
-    s.setblocking(False)
 udp = [s for s in sockets.values() if s.type == socket.SOCK_DGRAM]
+# Another process may have the same sockets, and take first what both of them see.
+for s in listening + udp:
+    s.setblocking(False)
 while True:
     ready = select.select([stop_read, *listening, *udp], [], [])[0]
     if stop_read in ready:
         break
     for s in ready:
-        if s in udp:
-            _, sender = s.recvfrom(100)
-            s.sendto(version.encode(), sender)
-            continue
         try:
+            if s in udp:
+                _, sender = s.recvfrom(100)
+                s.sendto(version.encode(), sender)
+                continue
             connection = s.accept()[0]
         except BlockingIOError:
             continue
