@@ -3,24 +3,26 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    future::Future,
+    future::{Future, poll_fn},
     io,
+    marker::PhantomData,
     os::fd::OwnedFd,
     rc::Rc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::answer::Problem;
 use crate::{
     domain::api::{Answer, Said, Saying},
-    os::{channel::Channel, watched::Watched},
+    os::{
+        channel::{Channel, Frame},
+        watched::Watched,
+    },
 };
 
 /// Something that comes back over a channel.
@@ -54,19 +56,22 @@ impl Reply for Said {
 /// What follows a message in its frame, one behind the other.
 pub(super) type Following = [Bytes; 2];
 
-struct Question<Q> {
-    message: Q,
-    body: Following,
-    fd: Option<OwnedFd>,
-}
+type Waiting<R> = RefCell<HashMap<u64, oneshot::Sender<R>>>;
 
-type Waiting<R> = Rc<RefCell<HashMap<u64, oneshot::Sender<R>>>>;
+/// What the asking end and whoever moves the frames have in common.
+struct Shared<R> {
+    /// `None`: the supervisor is gone.
+    channel: RefCell<Option<Watched>>,
+    waiting: Waiting<R>,
+    /// Of whoever moves the frames, while it does not know of all that is queued.
+    carrier: Cell<Option<Waker>>,
+}
 
 /// The asking end.
 pub(super) struct Link<Q, R> {
-    outbox: mpsc::UnboundedSender<Question<Q>>,
-    waiting: Waiting<R>,
+    shared: Rc<Shared<R>>,
     next_ticket: Cell<u64>,
+    asks: PhantomData<fn(Q)>,
 }
 
 /// A ticket that nobody waits for any more is forgotten.
@@ -87,11 +92,11 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     /// # Errors
     /// When the descriptor cannot be watched.
     pub(super) fn new(socket: OwnedFd) -> io::Result<(Self, impl Future<Output = ()>)> {
-        let channel = Watched::new(Channel::new(socket))?;
-        let (outbox, questions) = mpsc::unbounded_channel();
-        let waiting = Waiting::default();
-        let carry = carry(channel, questions, Rc::clone(&waiting));
-        Ok((Self { outbox, waiting, next_ticket: Cell::new(1) }, carry))
+        let channel = RefCell::new(Some(Watched::new(Channel::new(socket))?));
+        let shared = Rc::new(Shared { channel, waiting: RefCell::default(), carrier: Cell::default() });
+        let carried = Rc::clone(&shared);
+        let carry = poll_fn(move |cx| carried.poll(cx));
+        Ok((Self { shared, next_ticket: Cell::new(1), asks: PhantomData }, carry))
     }
 
     /// Asks what is answered on the socket that goes along.
@@ -101,8 +106,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     pub(super) fn tell(&self, question: impl FnOnce(u64) -> Q, socket: OwnedFd) -> Result<(), Problem> {
         let ticket = self.next_ticket.get();
         self.next_ticket.set(ticket + 1);
-        let question = Question { message: question(ticket), body: Following::default(), fd: Some(socket) };
-        self.outbox.send(question).map_err(|_| gone())
+        self.shared.send(&question(ticket), &Following::default(), Some(socket))
     }
 
     /// Asks and waits for the answer, `limit` at most.
@@ -116,11 +120,12 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
         fd: Option<OwnedFd>,
         limit: Duration,
     ) -> Result<R, Problem> {
-        let ticket = Ticket { number: self.next_ticket.get(), waiting: &self.waiting };
+        let ticket = Ticket { number: self.next_ticket.get(), waiting: &self.shared.waiting };
         self.next_ticket.set(ticket.number + 1);
         let (sender, receiver) = oneshot::channel();
-        self.waiting.borrow_mut().insert(ticket.number, sender);
-        self.outbox.send(Question { message: question(ticket.number), body, fd }).map_err(|_| gone())?;
+        self.shared.waiting.borrow_mut().insert(ticket.number, sender);
+        self.shared.send(&question(ticket.number), &body, fd)?;
+        drop(body);
         match timeout(limit, receiver).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(gone()),
@@ -133,43 +138,52 @@ fn gone() -> Problem {
     Problem::unavailable("the supervisor is not there; it will be back soon")
 }
 
-async fn carry<Q: Serialize, R: Reply>(
-    mut channel: Watched,
-    mut questions: mpsc::UnboundedReceiver<Question<Q>>,
-    waiting: Waiting<R>,
-) {
-    while pass(&mut channel, &mut questions, &waiting).await.is_ok() {}
-    // Whoever waits learns it now; whoever asks later, by the closed outbox.
-    questions.close();
-    waiting.borrow_mut().clear();
-}
-
-/// Frames out, or one in.
-async fn pass<Q: Serialize, R: Reply>(
-    channel: &mut Watched,
-    questions: &mut mpsc::UnboundedReceiver<Question<Q>>,
-    waiting: &Waiting<R>,
-) -> io::Result<()> {
-    tokio::select! {
-        question = questions.recv() => {
-            let mut next = Some(question.ok_or(io::ErrorKind::BrokenPipe)?);
-            // All that are there travel together; what fills a message does not wait for the rest.
-            while let Some(Question { message, body, fd }) = next {
-                channel.queue_pieces(&message, &[&body[0], &body[1]], fd);
-                if channel.is_full() {
-                    channel.flush()?;
-                }
-                next = questions.try_recv().ok();
-            }
+impl<R: Reply> Shared<R> {
+    /// Queues a question. All that come in one go travel together, but what fills a message does not wait for the
+    /// rest: the supervisor works at it meanwhile.
+    fn send(&self, question: &impl Serialize, body: &Following, fd: Option<OwnedFd>) -> Result<(), Problem> {
+        let mut channel = self.channel.borrow_mut();
+        let channel = channel.as_mut().ok_or_else(gone)?;
+        channel.queue_pieces(question, &[&body[0], &body[1]], fd);
+        if channel.is_full() {
+            // That it failed is found by whoever moves the frames.
+            let _ = channel.flush();
         }
-        frame = channel.next() => {
-            let reply: R = frame?.message()?;
-            let asker = reply.is_last().then(|| waiting.borrow_mut().remove(&reply.ticket())).flatten();
-            if let Some(asker) = asker {
-                // Whoever asked may have gone meanwhile.
-                let _ = asker.send(reply);
-            }
+        if let Some(carrier) = self.carrier.take() {
+            carrier.wake();
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Moves frames until the channel is gone.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let next = self.channel.borrow_mut().as_mut().map(|channel| channel.poll_next(cx));
+            let handed_out = match next {
+                Some(Poll::Ready(frame)) => frame.and_then(|frame| self.hand_out(&frame)),
+                Some(Poll::Pending) => {
+                    self.carrier.set(Some(cx.waker().clone()));
+                    return Poll::Pending;
+                }
+                None => break,
+            };
+            if handed_out.is_err() {
+                break;
+            }
+        }
+        // Whoever waits learns it now; whoever asks later, by the channel that is not there.
+        self.channel.replace(None);
+        self.waiting.take();
+        Poll::Ready(())
+    }
+
+    fn hand_out(&self, frame: &Frame) -> io::Result<()> {
+        let reply: R = frame.message()?;
+        let asker = reply.is_last().then(|| self.waiting.borrow_mut().remove(&reply.ticket())).flatten();
+        if let Some(asker) = asker {
+            // Whoever asked may have gone meanwhile.
+            let _ = asker.send(reply);
+        }
+        Ok(())
+    }
 }

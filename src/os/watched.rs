@@ -2,8 +2,10 @@
 
 use std::{
     fs::File,
+    future::poll_fn,
     io,
     os::{fd::OwnedFd, unix::fs::FileExt},
+    task::{Context, Poll, ready},
 };
 
 use nix::sys::{
@@ -11,7 +13,7 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 use serde::Serialize;
-use tokio::io::{Interest, Ready, unix::AsyncFd};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::channel::{Channel, Frame};
 
@@ -71,29 +73,36 @@ impl Watched {
     /// # Errors
     /// As [`Channel::receive`] and [`Channel::flush`]; the channel is of no use then.
     pub async fn next(&mut self) -> io::Result<Frame> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Watched::next`], for the one task that is woken when there is more.
+    ///
+    /// # Errors
+    /// As [`Watched::next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Frame>> {
         loop {
             if let Some(frame) = self.0.get_mut().buffered()? {
-                return Ok(frame);
+                return Poll::Ready(Ok(frame));
             }
-            let writing = self.0.get_ref().wants_write();
-            let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            let mut guard = self.0.ready_mut(interest).await?;
-            if guard.ready().is_writable() && !guard.get_inner_mut().flush()? {
-                guard.clear_ready_matching(Ready::WRITABLE);
+            while self.0.get_ref().wants_write() {
+                let Poll::Ready(guard) = self.0.poll_write_ready_mut(cx) else { break };
+                let mut guard = guard?;
+                if !guard.get_inner_mut().flush()? {
+                    guard.clear_ready();
+                }
             }
-            if !guard.ready().is_readable() {
-                continue;
-            }
+            let mut guard = ready!(self.0.poll_read_ready_mut(cx))?;
             let received = guard.get_inner_mut().receive();
             // Told with this very guard: what comes after the read makes the socket ready anew.
             let drained = guard.get_inner_mut().is_drained();
             match received {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready_matching(Ready::READABLE),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 other => {
                     if drained {
-                        guard.clear_ready_matching(Ready::READABLE);
+                        guard.clear_ready();
                     }
-                    return other;
+                    return Poll::Ready(other);
                 }
             }
         }
