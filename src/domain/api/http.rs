@@ -9,9 +9,9 @@ use crate::domain::model::{AppName, DeliveryId, DeployId, ReleaseId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
-pub enum Heard {
+pub enum Heard<'a> {
     Accepted { delivery: DeliveryId, deploys: Vec<DeployOf> },
-    Skipped { delivery: DeliveryId, skipped: String },
+    Skipped { delivery: DeliveryId, skipped: &'a str },
     Duplicate { delivery: DeliveryId, duplicate_of: Option<DeliveryId> },
     Pong { pong: bool },
 }

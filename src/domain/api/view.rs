@@ -430,22 +430,72 @@ pub struct LogLine {
 
 /// The wire's spelling of a state, for tables and events.
 macro_rules! spelled {
-    ($($kind:ty),*) => {$(
+    ($kind:ident: $($variant:ident = $word:literal),*) => {
+        impl $kind {
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
         impl std::fmt::Display for $kind {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                // A unit variant always serializes to a string.
-                match serde_json::to_value(self) {
-                    Ok(serde_json::Value::String(text)) => f.write_str(&text),
-                    _ => f.write_str("?"),
-                }
+                f.write_str(self.word())
             }
         }
         impl std::str::FromStr for $kind {
             type Err = String;
             fn from_str(text: &str) -> Result<Self, String> {
-                serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| format!("{text:?} is no state"))
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(format!("{text:?} is no state")),
+                }
             }
         }
-    )*};
+        #[cfg(test)]
+        impl tests::Spelled for $kind {
+            const ALL: &[(Self, &str)] = &[$((Self::$variant, $word)),*];
+        }
+    };
 }
-spelled!(InstanceState, DeployState, StepState, DeliveryState, EventKind);
+spelled!(InstanceState: Stopped = "stopped", Waiting = "waiting", Starting = "starting", Ready = "ready",
+    Stopping = "stopping", Backoff = "backoff", Failed = "failed", Done = "done", Draining = "draining",
+    Deployed = "deployed");
+spelled!(DeployState: Accepted = "accepted", Queued = "queued", AwaitingApproval = "awaiting_approval",
+    Fetching = "fetching", Checking = "checking", Building = "building", Switching = "switching",
+    Verifying = "verifying", Live = "live", Failed = "failed", RolledBack = "rolled_back",
+    Superseded = "superseded", Cancelled = "cancelled", Skipped = "skipped");
+spelled!(StepState: Running = "running", Done = "done", Failed = "failed", TimedOut = "timed_out",
+    Cancelled = "cancelled");
+spelled!(DeliveryState: Accepted = "accepted", Skipped = "skipped", Duplicate = "duplicate", Refused = "refused");
+spelled!(EventKind: Instance = "instance", App = "app", Deploy = "deploy", Delivery = "delivery",
+    Listener = "listener", Logger = "logger", Reload = "reload", Supervisor = "supervisor");
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::*;
+
+    pub(super) trait Spelled: Sized + 'static {
+        const ALL: &[(Self, &str)];
+    }
+
+    fn is_the_wires<T: Spelled + Serialize + Debug + PartialEq + std::str::FromStr<Err = String>>() {
+        for (state, word) in T::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), *word);
+            assert_eq!(word.parse().as_ref(), Ok(state));
+        }
+        assert!("elsewhere".parse::<T>().is_err());
+    }
+
+    #[test]
+    fn what_is_shown_is_spelled_as_on_the_wire() {
+        is_the_wires::<InstanceState>();
+        is_the_wires::<DeployState>();
+        is_the_wires::<StepState>();
+        is_the_wires::<DeliveryState>();
+        is_the_wires::<EventKind>();
+    }
+}

@@ -353,11 +353,11 @@ fn post(store: &Connection, mut told: Vec<Told>, known: Known<'_>) -> rusqlite::
 fn note(store: &Connection, passed: &Passed, heeded: bool) -> rusqlite::Result<Vec<Told>> {
     deliveries::append(store, passed.id, &passed.row)?;
     let mut told = Vec::new();
-    for event in &passed.events {
+    for event in passed.events() {
         if heeded {
-            told.push(Told::Event(journal::append_event(store, event)?));
+            told.push(Told::Event(journal::append_event(store, &event)?));
         } else {
-            journal::insert_event(store, event)?;
+            journal::insert_event(store, &event)?;
         }
     }
     Ok(told)
@@ -365,9 +365,10 @@ fn note(store: &Connection, passed: &Passed, heeded: bool) -> rusqlite::Result<V
 
 /// These apps got rows.
 fn touch(touched: &mut BTreeSet<Option<AppName>>, passed: &Passed) {
-    for app in passed.events.iter().map(|event| &event.app) {
-        if !touched.contains(app) {
-            touched.insert(app.clone());
+    for app in passed.apps() {
+        let app = app.cloned();
+        if !touched.contains(&app) {
+            touched.insert(app);
         }
     }
 }

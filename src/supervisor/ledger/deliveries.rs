@@ -15,7 +15,7 @@ pub(super) struct NewDelivery {
     pub at: At,
     /// As the path names it, else the one app that it is about.
     pub app: Option<String>,
-    pub dialect: Option<String>,
+    pub dialect: Option<&'static str>,
     pub event: Option<String>,
     pub ref_name: Option<String>,
     pub commit: Option<CommitId>,
@@ -46,7 +46,7 @@ pub(super) fn append(connection: &Connection, id: DeliveryId, new: &NewDelivery)
         new.commit.as_ref().map(CommitId::as_str),
         new.sender,
         new.address,
-        new.state.to_string(),
+        new.state.word(),
         new.reason,
         new.duplicate_of,
     ])?;

@@ -21,7 +21,7 @@ pub(super) fn insert_event(connection: &Connection, new: &NewEvent) -> rusqlite:
         new.at.0,
         new.app.as_ref().map(AppName::as_str),
         new.instance.as_ref().map(ToString::to_string),
-        new.kind.to_string(),
+        new.kind.word(),
         new.from,
         new.to,
         new.cause,

@@ -25,7 +25,7 @@ use super::{
     store::{self, Fault, Opened, StoreError},
     tokens,
     waiting::{Extent, Waiting},
-    webhook::{self, Incoming, Proven, Reading, unavailable},
+    webhook::{self, Incoming, Passing, Proven, Reading, unavailable},
     write::{Known, Write},
 };
 use crate::domain::{
@@ -273,14 +273,18 @@ impl State {
                 Reading::Proven(proven) => {
                     // While the store takes nothing, nobody is told that it will.
                     let number = self.last_delivery.filter(|_| self.trouble.is_none()).map(|last| last + 1);
-                    match number.and_then(|number| webhook::pass(&proven, snapshot, number)) {
-                        Some((answer, one_passed)) => {
+                    let passing = match number {
+                        Some(number) => webhook::pass(proven, snapshot, number),
+                        None => Passing::Kept(proven),
+                    };
+                    match passing {
+                        Passing::Passed(answer, one_passed) => {
                             self.hooks.answer(one.listener, &answer);
                             self.last_delivery = number;
                             self.inbox.heard().count(one_passed.row.state, one_passed.unmatched);
                             passed.push(one_passed);
                         }
-                        None => kept.push(proven),
+                        Passing::Kept(proven) => kept.push(proven),
                     }
                 }
             }

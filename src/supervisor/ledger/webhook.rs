@@ -113,7 +113,7 @@ pub(super) fn read<'a>(incoming: &'a Incoming, snapshot: &'a Snapshot) -> Readin
         let head = dialect.map(|dialect| hook::head(dialect, headers));
         let row = NewDelivery {
             sender_id: head.as_ref().and_then(|head| head.sender_id.clone()),
-            dialect: dialect.map(|dialect| dialect.name().to_owned()),
+            dialect: dialect.map(Dialect::name),
             event: head.map(|head| head.event),
             state: DeliveryState::Refused,
             reason: Some(reason),
@@ -177,13 +177,37 @@ enum Fruitless {
     Duplicate(Option<DeliveryId>, String),
 }
 
-/// A proven delivery of which nothing comes, whatever the store knows: written with the next commit.
+/// A proven delivery of which nothing comes. Where that is so whatever the store knows, it is written with the next
+/// commit: its texts are moved here, as making new ones of each costs as much as its proof.
 pub(super) struct Passed {
     pub id: DeliveryId,
     pub row: NewDelivery,
-    pub events: Vec<NewEvent>,
+    /// What it says, in the words of its events.
+    said: String,
     /// No app deploys its repository.
     pub unmatched: bool,
+}
+
+impl Passed {
+    /// The apps that it concerns, `None` for none.
+    pub(super) fn apps(&self) -> impl Iterator<Item = Option<&AppName>> {
+        let none = self.row.apps.is_empty().then_some(None);
+        self.row.apps.iter().map(Some).chain(none)
+    }
+
+    /// What is told of it.
+    pub(super) fn events(&self) -> impl Iterator<Item = NewEvent> {
+        let NewDelivery { at, dialect, state, reason, .. } = &self.row;
+        let words = (self.id, dialect.unwrap_or_default(), *state);
+        self.apps().map(move |app| event(*at, app, words, &self.said, reason.as_deref()))
+    }
+}
+
+/// What the config alone says of a proven delivery.
+pub(super) enum Passing<'a> {
+    Passed(Answer, Passed),
+    /// The store has to be asked.
+    Kept(Proven<'a>),
 }
 
 /// What the config says of a delivery.
@@ -205,23 +229,32 @@ fn fate<'a>(proven: &'a Proven<'_>, snapshot: &Snapshot) -> Fate<'a> {
     }
 }
 
-/// The answer where the config alone says that nothing comes of a delivery, which gets this number. `None`: the
-/// store has to be asked.
-pub(super) fn pass(proven: &Proven<'_>, snapshot: &Snapshot, id: DeliveryId) -> Option<(Answer, Passed)> {
-    let (apps, what) = match fate(proven, snapshot) {
-        Fate::Fruitless(what) => (Vec::new(), what),
+/// Answers where the config alone says that nothing comes of a delivery, which gets this number.
+pub(super) fn pass<'a>(proven: Proven<'a>, snapshot: &Snapshot, id: DeliveryId) -> Passing<'a> {
+    match unasked(&proven, snapshot) {
+        Some((about, what)) => {
+            let apps = concerned(&proven, about);
+            let Proven { incoming, dialect, parsed, .. } = proven;
+            let (answer, passed) = fruitless(incoming, &dialect, parsed, apps, what, id);
+            Passing::Passed(answer, passed)
+        }
+        None => Passing::Kept(proven),
+    }
+}
+
+/// Why nothing comes of it whatever the store knows, and the apps that it is about.
+fn unasked(proven: &Proven<'_>, snapshot: &Snapshot) -> Option<(Vec<AppName>, Fruitless)> {
+    match fate(proven, snapshot) {
+        Fate::Fruitless(what) => Some((Vec::new(), what)),
         Fate::Judged(changes, apps) => {
             let pairs = changes.iter().flat_map(|change| apps.iter().map(move |app| (app, change)));
             let unasked = pairs.map(|(app, change)| judge(app, change, || Err(())).map(|judged| ((), judged)));
             match outcome(unasked.collect::<Result<_, ()>>().ok()?) {
-                Outcome::Skipped(reason) => (names(&apps), Fruitless::Skipped(reason)),
-                _ => return None,
+                Outcome::Skipped(reason) => Some((names(&apps), Fruitless::Skipped(reason))),
+                _ => None,
             }
         }
-    };
-    let (row, apps) = fruitless_row(proven, &apps, &what);
-    let (answer, events) = fruitless_words(proven, id, &apps, &what);
-    Some((answer, Passed { id, row, events, unmatched: what.is_unmatched() }))
+    }
 }
 
 /// Records a proven delivery and queues its deploys, inside the transaction that is open.
@@ -230,7 +263,7 @@ pub(super) fn pass(proven: &Proven<'_>, snapshot: &Snapshot, id: DeliveryId) -> 
 /// Of the store.
 pub(super) fn keep(connection: &Connection, proven: &Proven<'_>, known: Known<'_>) -> rusqlite::Result<Kept> {
     match fate(proven, known.snapshot) {
-        Fate::Fruitless(what) => fruitless(connection, proven, &[], &what, known.next_delivery()),
+        Fate::Fruitless(what) => keep_fruitless(connection, proven, Vec::new(), what, known.next_delivery()),
         Fate::Judged(changes, apps) => judge_changes(connection, proven, changes, &apps, known, None),
     }
 }
@@ -260,15 +293,15 @@ pub(super) fn judge_changes(
     }
     let (names, id) = (names(apps), known.next_delivery());
     match outcome(judged) {
-        Outcome::Accepted(accepted) => accept(connection, proven, &names, &accepted, id),
-        Outcome::Skipped(reason) => fruitless(connection, proven, &names, &Fruitless::Skipped(reason), id),
+        Outcome::Accepted(accepted) => accept(connection, proven, names, &accepted, id),
+        Outcome::Skipped(reason) => keep_fruitless(connection, proven, names, Fruitless::Skipped(reason), id),
         Outcome::Duplicate(of) => {
             let reason = match (of, changes) {
                 (Some(of), _) => format!("repeats delivery {of}"),
                 (None, [Change { after: Some(commit), .. }]) => format!("commit {} is live", commit.short()),
                 (None, _) => "repeats an earlier one".to_owned(),
             };
-            fruitless(connection, proven, &names, &Fruitless::Duplicate(of, reason), id)
+            keep_fruitless(connection, proven, names, Fruitless::Duplicate(of, reason), id)
         }
     }
 }
@@ -276,13 +309,15 @@ pub(super) fn judge_changes(
 fn accept(
     connection: &Connection,
     proven: &Proven<'_>,
-    about: &[AppName],
+    about: Vec<AppName>,
     accepted: &[(&Change, &AppName)],
     id: DeliveryId,
 ) -> rusqlite::Result<Kept> {
-    let at = proven.incoming.at;
-    let shown = accepted.first().map(|(change, _)| *change);
-    deliveries::append(connection, id, &row(proven, shown, DeliveryState::Accepted, None, None, about))?;
+    let Proven { incoming, dialect, parsed, .. } = proven;
+    let at = incoming.at;
+    let shown = accepted.first().map(|(change, _)| (*change).clone());
+    let row = row(incoming, dialect, parsed.clone(), shown, about);
+    deliveries::append(connection, id, &NewDelivery { state: DeliveryState::Accepted, ..row })?;
     deliveries::keep_body(connection, id, &without_secrets(&proven.body, &proven.apps))?;
     let mut queued = Vec::with_capacity(accepted.len());
     let mut events = Vec::with_capacity(accepted.len());
@@ -296,72 +331,62 @@ fn accept(
         };
         deploys::append(connection, &mut deploy, None)?;
         queued.push(deploy);
-        events.push(event(proven, Some(change), id, Some(app), DeliveryState::Accepted, None));
+        events.push(event(at, Some(app), (id, dialect.name(), DeliveryState::Accepted), &said(change), None));
     }
     let deploys = queued.iter().map(|deploy| DeployOf { app: deploy.app.clone(), id: deploy.id }).collect();
-    let answer = success(proven, 202, &Heard::Accepted { delivery: id, deploys });
+    let answer = success(incoming, 202, &Heard::Accepted { delivery: id, deploys });
     let told = vec![Told::Accepted { deploys: queued }];
     Ok(Kept { id, answer, told, events, state: DeliveryState::Accepted, unmatched: false })
 }
 
-fn fruitless(
+fn keep_fruitless(
     connection: &Connection,
     proven: &Proven<'_>,
-    about: &[AppName],
-    what: &Fruitless,
+    about: Vec<AppName>,
+    what: Fruitless,
     id: DeliveryId,
 ) -> rusqlite::Result<Kept> {
-    let (row, apps) = fruitless_row(proven, about, what);
-    deliveries::append(connection, id, &row)?;
-    let (answer, events) = fruitless_words(proven, id, &apps, what);
-    Ok(Kept { id, answer, told: Vec::new(), events, state: what.state(), unmatched: what.is_unmatched() })
+    let Proven { incoming, dialect, parsed, .. } = proven;
+    let (answer, passed) = fruitless(incoming, dialect, parsed.clone(), concerned(proven, about), what, id);
+    deliveries::append(connection, id, &passed.row)?;
+    let (state, unmatched, events) = (passed.row.state, passed.unmatched, passed.events().collect());
+    Ok(Kept { id, answer, told: Vec::new(), events, state, unmatched })
 }
 
-impl Fruitless {
-    fn reason(&self) -> &str {
-        match self {
-            Self::Pong => "ping",
-            Self::Unmatched(reason) | Self::Skipped(reason) | Self::Duplicate(_, reason) => reason,
-        }
-    }
-
-    fn is_unmatched(&self) -> bool {
-        matches!(self, Self::Unmatched(_))
-    }
-
-    fn state(&self) -> DeliveryState {
-        if let Self::Duplicate(..) = self { DeliveryState::Duplicate } else { DeliveryState::Skipped }
-    }
-}
-
-/// The row, and the apps that it concerns.
-fn fruitless_row(proven: &Proven<'_>, about: &[AppName], what: &Fruitless) -> (NewDelivery, Vec<AppName>) {
-    // What has no repository yet, or is no push, concerns the app that the path names.
+/// What has no repository yet, or is no push, concerns the app that the path names.
+fn concerned(proven: &Proven<'_>, about: Vec<AppName>) -> Vec<AppName> {
     let named = if proven.incoming.raw.app.is_some() { proven.apps.first() } else { None };
-    let apps: Vec<AppName> =
-        if about.is_empty() { named.iter().map(|app| app.name.clone()).collect() } else { about.to_vec() };
-    let of = if let Fruitless::Duplicate(of, _) = what { *of } else { None };
-    (row(proven, shown(proven), what.state(), Some(what.reason().to_owned()), of, &apps), apps)
+    if about.is_empty() { named.iter().map(|app| app.name.clone()).collect() } else { about }
 }
 
-/// What is answered, and what is told of it.
-fn fruitless_words(proven: &Proven<'_>, id: DeliveryId, apps: &[AppName], what: &Fruitless) -> (Answer, Vec<NewEvent>) {
-    let event = |app| event(proven, shown(proven), id, app, what.state(), Some(what.reason()));
-    let events = if apps.is_empty() { vec![event(None)] } else { apps.iter().map(|app| event(Some(app))).collect() };
-    let body = match what {
+/// What is answered, recorded and told of a delivery that deploys nothing.
+fn fruitless(
+    incoming: &Incoming,
+    dialect: &Dialect,
+    mut parsed: Parsed,
+    apps: Vec<AppName>,
+    what: Fruitless,
+    id: DeliveryId,
+) -> (Answer, Passed) {
+    let body = match &what {
         Fruitless::Pong => Heard::Pong { pong: true },
-        Fruitless::Unmatched(_) => {
-            Heard::Skipped { delivery: id, skipped: "no app deploys this repository".to_owned() }
-        }
-        Fruitless::Skipped(reason) => Heard::Skipped { delivery: id, skipped: reason.clone() },
+        Fruitless::Unmatched(_) => Heard::Skipped { delivery: id, skipped: "no app deploys this repository" },
+        Fruitless::Skipped(reason) => Heard::Skipped { delivery: id, skipped: reason },
         Fruitless::Duplicate(of, _) => Heard::Duplicate { delivery: id, duplicate_of: *of },
     };
-    (success(proven, 200, &body), events)
-}
-
-/// The change that stands for all.
-fn shown<'a>(proven: &'a Proven<'_>) -> Option<&'a Change> {
-    if let Kind::Changes(changes) = &proven.parsed.kind { changes.first() } else { None }
+    let answer = success(incoming, 200, &body);
+    let unmatched = matches!(what, Fruitless::Unmatched(_));
+    let (state, reason, duplicate_of) = match what {
+        Fruitless::Pong => (DeliveryState::Skipped, "ping".to_owned(), None),
+        Fruitless::Unmatched(reason) | Fruitless::Skipped(reason) => (DeliveryState::Skipped, reason, None),
+        Fruitless::Duplicate(of, reason) => (DeliveryState::Duplicate, reason, of),
+    };
+    // The change that stands for all.
+    let change = if let Kind::Changes(changes) = &mut parsed.kind { changes.drain(..).next() } else { None };
+    let said = change.as_ref().map_or_else(|| format!("event {:?}", parsed.event), said);
+    let row = row(incoming, dialect, parsed, change, apps);
+    let row = NewDelivery { state, reason: Some(reason), duplicate_of, ..row };
+    (answer, Passed { id, row, said, unmatched })
 }
 
 /// A shorter secret may stand in a body by chance: only where it is a whole text is it meant.
@@ -383,23 +408,21 @@ fn without_secrets<'a>(body: &'a [u8], apps: &[&App]) -> Cow<'a, [u8]> {
 }
 
 fn event(
-    proven: &Proven<'_>,
-    change: Option<&Change>,
-    id: DeliveryId,
+    at: At,
     app: Option<&AppName>,
-    state: DeliveryState,
+    (id, dialect, state): (DeliveryId, &str, DeliveryState),
+    said: &str,
     reason: Option<&str>,
 ) -> NewEvent {
-    let what = change.map_or_else(|| format!("event {:?}", proven.parsed.event), said);
     NewEvent {
-        at: proven.incoming.at,
+        at,
         app: app.cloned(),
         instance: None,
         kind: EventKind::Delivery,
         from: None,
         to: Some(state.to_string()),
-        cause: Some(reason.map_or_else(|| what.clone(), str::to_owned)),
-        detail: Some(format!("delivery {id} of {}: {what}", proven.dialect.name())),
+        cause: Some(reason.unwrap_or(said).to_owned()),
+        detail: Some(format!("delivery {id} of {dialect}: {said}")),
     }
 }
 
@@ -414,28 +437,26 @@ fn said(change: &Change) -> String {
     }
 }
 
+/// What is known of a proven delivery before it is judged.
 fn row(
-    proven: &Proven<'_>,
-    change: Option<&Change>,
-    state: DeliveryState,
-    reason: Option<String>,
-    duplicate_of: Option<DeliveryId>,
-    apps: &[AppName],
+    incoming: &Incoming,
+    dialect: &Dialect,
+    parsed: Parsed,
+    change: Option<Change>,
+    apps: Vec<AppName>,
 ) -> NewDelivery {
-    let blank = blank(proven.incoming);
-    let only = if let [only] = apps { Some(only.to_string()) } else { None };
+    let blank = blank(incoming);
+    let only = || if let [only] = &apps[..] { Some(only.to_string()) } else { None };
+    let (ref_name, commit) = change.map(|change| (change.ref_name, change.after)).unzip();
     NewDelivery {
-        sender_id: proven.parsed.sender_id.clone(),
-        app: blank.app.or(only),
-        dialect: Some(proven.dialect.name().to_owned()),
-        event: Some(proven.parsed.event.clone()),
-        ref_name: change.map(|change| change.ref_name.clone()),
-        commit: change.and_then(|change| change.after.clone()),
-        sender: proven.parsed.sender.clone(),
-        state,
-        reason,
-        duplicate_of,
-        apps: apps.to_vec(),
+        sender_id: parsed.sender_id,
+        app: blank.app.or_else(only),
+        dialect: Some(dialect.name()),
+        event: Some(parsed.event),
+        ref_name,
+        commit: commit.flatten(),
+        sender: parsed.sender,
+        apps,
         ..blank
     }
 }
@@ -459,8 +480,8 @@ fn blank(incoming: &Incoming) -> NewDelivery {
     }
 }
 
-fn success(proven: &Proven<'_>, status: u16, body: &Heard) -> Answer {
-    Answer { ticket: proven.incoming.raw.ticket, status, body: rows::json(body), retry_after: None }
+fn success(incoming: &Incoming, status: u16, body: &Heard<'_>) -> Answer {
+    Answer { ticket: incoming.raw.ticket, status, body: rows::json(body), retry_after: None }
 }
 
 fn problem(ticket: u64, status: u16, title: &str, detail: &str, retry_after: Option<u32>) -> Answer {
