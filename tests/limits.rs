@@ -98,6 +98,8 @@ fn root_gives_groups_capabilities_and_priority() {
     let pid = server.main_pid("a");
     assert_eq!(status_of(pid, "Groups"), format!("{games} 4321"), "these alone");
     assert_eq!((nice_of(pid), oom_score_of(pid)), (-5, score));
+    let [supervisor, test] = [server.pid(), std::process::id()].map(|pid| oom_score_of(i32::try_from(pid).unwrap()));
+    assert_eq!(supervisor, test, "it is that of the app alone");
     assert_eq!(limit_of(pid, "Max open files"), ("5000".into(), "5000".into()));
     assert_eq!(limit_of(pid, "Max core file size"), ("1048576".into(), "1048576".into()));
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {

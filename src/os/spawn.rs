@@ -227,7 +227,7 @@ impl Spawner {
     }
 
     /// Starts a process, and does not wait until it has executed its program, which may take as long as a file
-    /// system likes.
+    /// system likes; unless it [`Spawner::waits_for`] that.
     ///
     /// The reaper may see the end of a child before [`Underway::wait`] has returned its pid. Of a child that never
     /// executed its program the reaper sees nothing.
@@ -257,7 +257,9 @@ impl Spawner {
         let slots: Vec<RawFd> = self.slots.iter().map(AsRawFd::as_raw_fd).collect();
         let mut plan = Plan::new(spec, &slots, by_hand.len(), &self.machine).map_err(preparing)?;
         plan.ignored = self.clone3.then(|| self.ignored.clone());
-        plan.oom_score_adj.take_if(|(wanted, _)| self.inherited_score().is_some_and(|score| score == *wanted));
+        if !self.waits_for(spec) {
+            plan.oom_score_adj = None;
+        }
 
         self.filled = filled.len();
         let started = fill(&slots, &filled).and_then(|()| self.start(birthplace, plan));
@@ -286,11 +288,14 @@ impl Spawner {
         }
     }
 
-    /// Ours, as somebody may have changed it; most children are to have the same, and to write it takes longer.
-    fn inherited_score(&self) -> Option<String> {
+    /// Does `begin` wait for the child? Only of one whose `oom_score_adj` is to be another than ours, which somebody
+    /// may have changed.
+    #[must_use]
+    pub fn waits_for(&self, spec: &SpawnSpec) -> bool {
         let mut text = [0; 16];
-        let length = self.oom_score_adj.read_at(&mut text, 0).ok()?;
-        Some(String::from_utf8_lossy(&text[..length]).trim_end().to_owned())
+        let length = self.oom_score_adj.read_at(&mut text, 0).unwrap_or(0);
+        std::str::from_utf8(&text[..length]).ok().and_then(|text| text.trim_end().parse().ok())
+            != Some(spec.oom_score_adj.value)
     }
 
     fn start(&self, birthplace: Option<BorrowedFd<'_>>, plan: Plan) -> io::Result<Begun> {

@@ -191,8 +191,8 @@ impl Spawning {
         let mut own = None;
         if self.open == 0 {
             self.moved = Instant::now();
-            // What hangs on a thread is made by the one that lives as long as the process.
-            own = self.own.take_if(|_| !spec.die_with_parent);
+            // What hangs on a thread is made by the one that lives as long as the process, and we wait for nobody.
+            own = self.own.take_if(|own| !spec.die_with_parent && !own.waits_for(&spec));
         }
         let order = match own {
             Some(own) => Order::Await(Box::new(own.begin(spec))),

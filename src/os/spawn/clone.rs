@@ -25,6 +25,12 @@ const FLAGS: c_int = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | li
 /// Where the child's calls go through the C library it uses our `errno`, so that we have to sleep meanwhile.
 const BY_LIBC: c_int = if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) { 0 } else { libc::CLONE_VFORK };
 
+/// What a child writes into its `oom_score_adj` the kernel writes into those of all that it shares its memory with,
+/// us among them, unless somebody sleeps until it has its own.
+fn flags(plan: &Plan) -> c_int {
+    if plan.oom_score_adj.is_some() { FLAGS | libc::CLONE_VFORK } else { FLAGS }
+}
+
 /// `CLONE_INTO_CGROUP`, which libc declares too narrow.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// `CLONE_CLEAR_SIGHAND`, for clone3 alone: no handler of ours in the child. What is ignored stays so.
@@ -95,8 +101,9 @@ impl Running {
     /// Makes a child that carries out `plan`. All signals of this thread must be blocked; stack and spec must be
     /// left alone until [`Running::end`].
     pub(super) fn start(stack: &Stack, plan: Plan, cgroup: Option<RawFd>, clone3: bool) -> io::Result<(Spawned, Self)> {
+        let flags = flags(&plan);
         let running = Self { plan: leak(plan), flag: leak(AtomicU32::new(1)) };
-        match running.clone(stack, cgroup, clone3) {
+        match running.clone(stack, flags, cgroup, clone3) {
             Ok(spawned) => Ok((spawned, running)),
             Err(error) => {
                 // There is no child that would use anything.
@@ -106,15 +113,15 @@ impl Running {
         }
     }
 
-    fn clone(&self, stack: &Stack, cgroup: Option<RawFd>, clone3: bool) -> io::Result<Spawned> {
+    fn clone(&self, stack: &Stack, flags: c_int, cgroup: Option<RawFd>, clone3: bool) -> io::Result<Spawned> {
         let mut pidfd: RawFd = -1;
         let (plan, flag) = (self.plan.as_ptr().cast::<c_void>(), self.flag.as_ptr());
         let pid = if clone3 {
-            by_clone3(stack, plan, flag, cgroup, &mut pidfd)?
+            by_clone3(stack, flags, (plan, flag), cgroup, &mut pidfd)?
         } else {
             let (told, no_tls) = (ptr::from_mut(&mut pidfd), ptr::null_mut::<c_void>());
             // SAFETY: as in `by_clone3`; glibc's wrapper calls `child::enter` on the given stack.
-            let pid = unsafe { libc::clone(enter_by_clone, stack.end(), FLAGS, plan, told, no_tls, flag) };
+            let pid = unsafe { libc::clone(enter_by_clone, stack.end(), flags, plan, told, no_tls, flag) };
             if pid < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -165,14 +172,14 @@ extern "C" fn enter_by_clone(plan: *mut c_void) -> c_int {
 
 fn by_clone3(
     stack: &Stack,
-    plan: *mut c_void,
-    flag: *mut AtomicU32,
+    flags: c_int,
+    (plan, flag): (*mut c_void, *mut AtomicU32),
     cgroup: Option<RawFd>,
     pidfd: &mut RawFd,
 ) -> io::Result<c_long> {
     // SAFETY: plain integers, for all of which zero is good.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(FLAGS.unsigned_abs()) | CLEAR_SIGHAND;
+    args.flags = u64::from(flags.unsigned_abs()) | CLEAR_SIGHAND;
     args.pidfd = ptr::from_mut(pidfd).addr() as u64;
     args.child_tid = flag.addr() as u64;
     args.stack = stack.start().addr() as u64;

@@ -190,6 +190,29 @@ fn it_leads_a_session_with_the_limits_it_was_given() {
 }
 
 #[test]
+fn a_score_is_that_of_one_child_alone() {
+    let score = || fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let ours = score();
+    let other = (ours.trim_end().parse::<i32>().unwrap() + 77).min(1000);
+    let (gate, opens) = std::io::pipe().unwrap();
+    let written = tempfile::tempfile().unwrap();
+    let mut waits = shell("cat /proc/self/oom_score_adj");
+    waits.gate = Some(Arc::new(gate.into()));
+    waits.oom_score_adj = Tuning::exactly(ours.trim_end().parse().unwrap());
+    waits.fds.extend([(null(), 0), (file(written.try_clone().unwrap()), 1)]);
+    let first = Spawner::new().unwrap();
+    assert!(!first.waits_for(&waits));
+    let underway = first.begin(waits);
+    let mut scored = shell("cat /proc/self/oom_score_adj");
+    scored.oom_score_adj = Tuning::exactly(other);
+    assert_eq!(output(&mut Spawner::new().unwrap(), scored), format!("{other}\n"));
+    assert_eq!(score(), ours);
+    drop(opens);
+    wait(&underway.wait().1.unwrap());
+    assert_eq!(text_of(&written), ours);
+}
+
+#[test]
 fn what_may_not_be_lowered_stays() {
     alone_as_nobody("os::spawn::tests::what_may_not_be_lowered_stays", || {
         fs::write("/proc/self/oom_score_adj", "500").unwrap();
