@@ -123,6 +123,9 @@ fn github_hears_of_a_push_from_its_turn_to_its_end() {
     let failed = world.api.until_last(&bad, "failure");
     assert!(failed.description.ends_with("failed: `the check` exited with 1"), "{failed:?}");
     fs::remove_file(world.repo.path.join("BAD")).unwrap();
+    // However late it ends, it is not taken for well.
+    world.server.edit_config("settle: \"20ms\"", "settle: \"1h\"");
+    world.server.ok(&["reload"]);
     let (id, broken) = world.push(&[("app.sh", "exit 3")]);
     world.api.until_last(&broken, "error");
     assert_eq!(deploy(&world.server, id)["state"], "rolled_back");
