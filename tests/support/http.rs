@@ -31,7 +31,7 @@ impl Answer {
     }
 }
 
-/// A connection; no step on it takes longer than 20 s.
+/// A connection; no step on it takes longer than a minute.
 pub struct Client {
     stream: TcpStream,
     read: Vec<u8>,

@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Mutex,
-        mpsc::{Receiver, channel},
+        mpsc::{Receiver, RecvTimeoutError, channel},
     },
     thread,
     time::{Duration, Instant},
@@ -236,9 +236,13 @@ impl Server {
                 return found;
             }
             assert!(Instant::now() < end, "never: {what}\n{}\n{}", self.log(), text(&self.cli(&["status"])));
-            if let Some((_, events)) = &self.events {
-                // Not everything is an event: look again soon even if none comes.
-                let _ = events.lock().unwrap().recv_timeout(Duration::from_millis(50));
+            // Not everything is an event: look again soon even if none comes.
+            let soon = Duration::from_millis(50);
+            let follows = |events: &Mutex<Receiver<_>>| {
+                events.lock().unwrap().recv_timeout(soon) != Err(RecvTimeoutError::Disconnected)
+            };
+            if !self.events.as_ref().is_some_and(|(_, events)| follows(events)) {
+                thread::sleep(soon);
             }
         }
     }
