@@ -24,11 +24,11 @@ use crate::{domain::deploy::accept::Snapshot, os::threads};
 
 /// What nothing comes of is committed after this: it is in the store within a second.
 const WAIT: Duration = Duration::from_millis(500);
-/// Its rows are put into the transaction, ahead of the commit, as soon as there are so many: all in one go would
-/// keep a processor for many milliseconds from those that answer.
-const MANY: usize = 256;
+/// Its rows are put into the transaction as soon as there are so many, however soon the commit is due: they wait in
+/// memory. With fewer at a time it stands more often in the way of those that answer.
+const MANY: usize = 2048;
 /// The ledger's thread helps where so much of it waits.
-const MOST: usize = 32 * MANY;
+const MOST: usize = 4 * MANY;
 
 /// What both threads have in their hands, one after the other.
 #[derive(Default)]
