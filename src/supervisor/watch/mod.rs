@@ -5,7 +5,7 @@ mod folder;
 mod thread;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::mpsc,
@@ -42,6 +42,9 @@ pub enum Report {
     Trouble { whose: Whose, trouble: Option<String> },
 }
 
+/// Files that are remembered as written by an app itself.
+const MOST_OWN: usize = 64;
+
 /// The apps that are watched.
 #[derive(Default)]
 pub struct Watches {
@@ -55,8 +58,9 @@ struct Watched {
     watch: Watch,
     guard: Guard,
     trouble: Option<String>,
-    /// That it writes there itself was told.
-    told_own: bool,
+    /// What it has been seen to write itself, and so has no meaning: its log, say, of which the last line may be told
+    /// when the process that wrote it is gone.
+    own: BTreeSet<PathBuf>,
 }
 
 impl Supervisor {
@@ -76,7 +80,7 @@ impl Supervisor {
         for (app, watch) in apps {
             let same = old.remove(&app).filter(|watched| watched.watch == watch);
             wanted.push(Wanted { whose: Whose::App(app.clone()), watch: watch.clone() });
-            let fresh = || Watched { watch, guard: Guard::default(), trouble: None, told_own: false };
+            let fresh = || Watched { watch, guard: Guard::default(), trouble: None, own: BTreeSet::new() };
             self.watches.apps.insert(app, same.unwrap_or_else(fresh));
         }
         wanted.extend(certificates.clone().map(|watch| Wanted { whose: Whose::Certificates, watch }));
@@ -129,17 +133,11 @@ impl Supervisor {
 
     fn watched_changed(&mut self, app: &AppName, paths: &[PathBuf]) {
         let heeds = self.apps.get(app).is_some_and(|app| app.heeds_changes());
-        let Some(first) = paths.first().filter(|_| heeds && !self.is_ending()) else { return };
-        let own = self.is_own_work(app, paths);
-        let Some(watched) = self.watches.apps.get_mut(app) else { return };
-        if own {
-            if !std::mem::replace(&mut watched.told_own, true) {
-                let told = format!("it writes {} itself, which does not count; add it to `ignore`", first.display());
-                warn!(%app, "{told}");
-                self.note_app(app, "watch_own", told);
-            }
+        if !heeds || self.is_ending() {
             return;
         }
+        let Some(first) = self.others_work(app, paths) else { return };
+        let Some(watched) = self.watches.apps.get_mut(app) else { return };
         match watched.guard.changed(first, std::time::Instant::now()) {
             Verdict::Restart => {
                 self.feed(app, service::Event::Changed { cause: format!("watch: {}", first.display()) });
@@ -153,13 +151,29 @@ impl Supervisor {
         }
     }
 
-    /// Has the app all of this open for writing? Its own log, say, which tells nothing new.
-    fn is_own_work(&self, app: &AppName, paths: &[PathBuf]) -> bool {
-        let Some(app) = self.apps.get(app) else { return false };
-        let seats = self.active_seats(app);
+    /// The first of these that the app does not write itself. What it has open for writing it does, and that is told
+    /// once.
+    fn others_work<'a>(&mut self, app: &AppName, paths: &'a [PathBuf]) -> Option<&'a PathBuf> {
+        let known = &self.watches.apps.get(app)?.own;
+        let new: Vec<&PathBuf> = paths.iter().filter(|path| !known.contains(*path)).collect();
+        if new.is_empty() {
+            return None;
+        }
+        let seats = self.active_seats(self.apps.get(app)?);
         let pids: Vec<u32> = seats.iter().flat_map(|seat| self.tree(seat)).map(|member| member.pid).collect();
         let written = open_files::written_by(&pids);
-        paths.iter().all(|path| written.contains(path))
+        let (own, others): (Vec<_>, Vec<_>) = new.into_iter().partition(|path| written.contains(*path));
+        let known = &mut self.watches.apps.get_mut(app)?.own;
+        let told = own.first().filter(|_| known.is_empty());
+        let told =
+            told.map(|own| format!("it writes {} itself, which does not count; add it to `ignore`", own.display()));
+        let room = MOST_OWN.saturating_sub(known.len());
+        known.extend(own.into_iter().take(room).cloned());
+        if let Some(told) = told {
+            warn!(%app, "{told}");
+            self.note_app(app, "watch_own", told);
+        }
+        others.first().copied()
     }
 
     /// Somebody looks after the app: its watch counts again.
