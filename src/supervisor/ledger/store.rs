@@ -164,7 +164,7 @@ fn configure(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
          PRAGMA journal_mode = WAL;
          PRAGMA synchronous = NORMAL;
          PRAGMA wal_autocheckpoint = 4000;
-         PRAGMA cache_size = -1024;
+         PRAGMA cache_size = -512;
          PRAGMA foreign_keys = ON;
          PRAGMA trusted_schema = OFF;
          PRAGMA temp_store = MEMORY;",
