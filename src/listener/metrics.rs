@@ -167,7 +167,7 @@ impl Page {
         });
         pen.gauges(("everhook_app_up", "The app is ready, done or deployed", None), up)?;
         let states = apps.iter().flat_map(|one| {
-            InstanceState::ALL.map(|state| {
+            InstanceState::ALL.iter().map(|&state| {
                 ([("app", one.name.to_string()), ("state", state.to_string())], u64::from(one.state == state))
             })
         });
@@ -184,7 +184,7 @@ impl Page {
         let up = all().map(|(id, view)| (id, u64::from(view.state == InstanceState::Ready)));
         pen.gauges(("everhook_instance_up", "The instance is ready", None), up)?;
         let states = all().flat_map(|([app, instance], view)| {
-            InstanceState::ALL.into_iter().filter(|state| *state != InstanceState::Deployed).map(move |state| {
+            InstanceState::ALL.iter().filter(|state| **state != InstanceState::Deployed).map(move |&state| {
                 ([app.clone(), instance.clone(), ("state", state.to_string())], u64::from(view.state == state))
             })
         });

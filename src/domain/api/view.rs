@@ -70,21 +70,6 @@ pub enum InstanceState {
     Deployed,
 }
 
-impl InstanceState {
-    pub const ALL: [Self; 10] = [
-        Self::Stopped,
-        Self::Waiting,
-        Self::Starting,
-        Self::Ready,
-        Self::Stopping,
-        Self::Backoff,
-        Self::Failed,
-        Self::Done,
-        Self::Draining,
-        Self::Deployed,
-    ];
-}
-
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AppView {
@@ -432,6 +417,8 @@ pub struct LogLine {
 macro_rules! spelled {
     ($kind:ident: $($variant:ident = $word:literal),*) => {
         impl $kind {
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
             #[must_use]
             pub const fn word(self) -> &'static str {
                 match self {
@@ -453,10 +440,6 @@ macro_rules! spelled {
                 }
             }
         }
-        #[cfg(test)]
-        impl tests::Spelled for $kind {
-            const ALL: &[(Self, &str)] = &[$((Self::$variant, $word)),*];
-        }
     };
 }
 spelled!(InstanceState: Stopped = "stopped", Waiting = "waiting", Starting = "starting", Ready = "ready",
@@ -474,28 +457,20 @@ spelled!(EventKind: Instance = "instance", App = "app", Deploy = "deploy", Deliv
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Debug;
-
     use super::*;
 
-    pub(super) trait Spelled: Sized + 'static {
-        const ALL: &[(Self, &str)];
-    }
-
-    fn is_the_wires<T: Spelled + Serialize + Debug + PartialEq + std::str::FromStr<Err = String>>() {
-        for (state, word) in T::ALL {
-            assert_eq!(serde_json::to_value(state).unwrap(), *word);
-            assert_eq!(word.parse().as_ref(), Ok(state));
-        }
-        assert!("elsewhere".parse::<T>().is_err());
+    macro_rules! are_the_wires {
+        ($($kind:ident),*) => {$(
+            for state in $kind::ALL {
+                assert_eq!(serde_json::to_value(state).unwrap(), state.word());
+                assert_eq!(state.word().parse().as_ref(), Ok(state));
+            }
+            assert!("elsewhere".parse::<$kind>().is_err());
+        )*};
     }
 
     #[test]
     fn what_is_shown_is_spelled_as_on_the_wire() {
-        is_the_wires::<InstanceState>();
-        is_the_wires::<DeployState>();
-        is_the_wires::<StepState>();
-        is_the_wires::<DeliveryState>();
-        is_the_wires::<EventKind>();
+        are_the_wires!(InstanceState, DeployState, StepState, DeliveryState, EventKind);
     }
 }

@@ -365,12 +365,7 @@ fn note(store: &Connection, passed: &Passed, heeded: bool) -> rusqlite::Result<V
 
 /// These apps got rows.
 fn touch(touched: &mut BTreeSet<Option<AppName>>, passed: &Passed) {
-    for app in passed.apps() {
-        let app = app.cloned();
-        if !touched.contains(&app) {
-            touched.insert(app);
-        }
-    }
+    touched.extend(passed.apps().map(Option::<&_>::cloned));
 }
 
 /// Does one command's work, with care so that all of it or nothing is in the transaction. `None`: SQLite
