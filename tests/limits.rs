@@ -9,6 +9,7 @@ mod server;
 use std::fs;
 
 use nix::unistd::geteuid;
+use serde_json::Value;
 use server::Server;
 
 /// A line of `/proc/<pid>/status`.
@@ -192,6 +193,23 @@ fn whole_trees_are_limited_and_out_of_memory_is_told_as_that() {
     let cpu = ["cpu.max", "cpu.cfs_quota_us"].into_iter().find_map(|name| in_a_group(new, name));
     assert!(cpu.is_none_or(|cpu| cpu == "-1" || cpu.starts_with("max")));
     assert_eq!(in_a_group(new, "pids.max").as_deref(), Some("78"));
+}
+
+#[test]
+fn a_workers_end_for_memory_is_told_while_its_main_process_goes_on() {
+    let server = Server::with_apps(&format!(
+        r#""a": (ready: Immediate, command: ["sh", "-c", "python3 -c \"{EATS}\"; exec sleep 1000"], limits: (memory: "64MiB"))"#
+    ));
+    if !are_held(&server) {
+        return;
+    }
+    let server = server.started();
+    let told = server.until("it is told", |s| {
+        s.events().into_iter().find(|e| e["cause"].as_str().is_some_and(|c| c.contains("out of memory")))
+    });
+    assert_eq!((&told["instance"], &told["detail"]), (&"a.1".into(), &"oom".into()));
+    let a = server.instance("a");
+    assert_eq!((&a["state"], &a["restarts"], &a["last_exit"]), (&"ready".into(), &0.into(), &Value::Null));
 }
 
 #[test]

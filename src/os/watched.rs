@@ -3,12 +3,13 @@
 use std::{
     fs::File,
     future::poll_fn,
-    io,
+    io::{self, Read},
     os::{fd::OwnedFd, unix::fs::FileExt},
     task::{Context, Poll, ready},
 };
 
 use nix::sys::{
+    eventfd::EventFd,
     signal::{SigHandler, SigSet, Signal, signal},
     signalfd::{SfdFlags, SignalFd},
 };
@@ -109,19 +110,34 @@ impl Watched {
     }
 }
 
-/// A file of the kernel's that becomes urgent when what it says may have changed, such as
-/// `memory.events` of a cgroup.
-#[derive(Debug)]
-pub struct Urgent(AsyncFd<File>);
+/// A file of the kernel's that says when something may have changed: by becoming urgent, such as
+/// `memory.events` of a cgroup, or by a count, as an eventfd does.
+pub struct Urgent {
+    file: AsyncFd<File>,
+    by: Interest,
+}
 
 impl Urgent {
     /// # Errors
     /// Outside of a runtime, and when the file cannot be watched.
     pub fn new(file: OwnedFd) -> io::Result<Self> {
+        Self::told_by(file, Interest::PRIORITY)
+    }
+
+    /// One that counts.
+    ///
+    /// # Errors
+    /// Outside of a runtime, and when it cannot be watched.
+    pub fn counted(count: EventFd) -> io::Result<Self> {
+        Self::told_by(count.into(), Interest::READABLE)
+    }
+
+    fn told_by(file: OwnedFd, by: Interest) -> io::Result<Self> {
         let file = File::from(file);
-        look(&file)?;
+        look(&file, by)?;
         // SAFETY: the file owns its open descriptor, and nothing replaces or closes it while it is watched.
-        unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map(Self).map_err(|e| e.into_parts().1)
+        let file = unsafe { AsyncFd::register_with_interest(file, by) }.map_err(|e| e.into_parts().1)?;
+        Ok(Self { file, by })
     }
 
     /// Waits until it says something new.
@@ -129,8 +145,8 @@ impl Urgent {
     /// # Errors
     /// When it is gone.
     pub async fn changed(&self) -> io::Result<()> {
-        self.0.ready(Interest::PRIORITY).await?.clear_ready();
-        look(self.0.get_ref())
+        self.file.ready(self.by).await?.clear_ready();
+        look(self.file.get_ref(), self.by)
     }
 }
 
@@ -173,9 +189,15 @@ impl Ends {
     }
 }
 
-/// What has been read is not urgent any more.
-fn look(file: &File) -> io::Result<()> {
-    file.read_at(&mut [0; 512], 0).map(drop)
+/// What has been read is not urgent any more, and a count is nought again.
+fn look(mut file: &File, by: Interest) -> io::Result<()> {
+    if by.is_priority() {
+        return file.read_at(&mut [0; 512], 0).map(drop);
+    }
+    match file.read(&mut [0; 8]) {
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Limits of trees while they run: set before each start, out of memory told as that, the main
 //! process apart from its workers, and `memory_restart`.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::task::AbortHandle;
 use tracing::warn;
@@ -104,9 +104,9 @@ impl Supervisor {
         let events = self.events.clone();
         if let Some(seat) = self.seat_mut(id)
             && seat.memory.watch.is_none()
-            && let Some(fd) = seat.kit.cgroup.as_ref().and_then(|group| group.kill_events())
+            && let Some(told) = seat.kit.cgroup.as_ref().and_then(|group| group.kill_events())
         {
-            seat.memory.watch = Some(tokio::spawn(watch(fd, id.clone(), events)).abort_handle());
+            seat.memory.watch = Some(tokio::spawn(watch(told, id.clone(), events)).abort_handle());
         }
     }
 
@@ -242,9 +242,8 @@ impl SeatShell {
 }
 
 /// Tells each time that the kernel says so.
-async fn watch(fd: OwnedFd, id: SeatId, events: Events) {
-    let Ok(file) = Urgent::new(fd) else { return };
-    while file.changed().await.is_ok() {
+async fn watch(told: Urgent, id: SeatId, events: Events) {
+    while told.changed().await.is_ok() {
         let id = id.clone();
         if events.send(Event::Then(Box::new(move |supervisor| supervisor.memory_ran_out(&id)))).is_err() {
             return;

@@ -5,11 +5,12 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{Access, Mode, OFlags, access, openat};
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     place::{self, Root, Version},
     read, write,
 };
+use crate::os::watched::Urgent;
 
 /// `cpu.max` counts time in periods of this many microseconds.
 const PERIOD: f64 = 100_000.0;
@@ -280,12 +282,21 @@ impl Group<'_> {
         limited.kills_before = self.kills_ever(limited).unwrap_or(0);
     }
 
-    /// Becomes urgent when the kernel may have killed somebody; of version 2 alone.
-    pub(super) fn kill_events(&self, limited: &Limited) -> Option<OwnedFd> {
+    /// Says when the kernel may have killed somebody.
+    pub(super) fn kill_events(&self, limited: &Limited) -> Option<Urgent> {
         limited.wanted?.memory?;
         let (folder, version) = self.of(limited, Kind::Memory);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        (version == Version::Two).then(|| openat(folder, "memory.events", flags, Mode::empty()).ok()).flatten()
+        let open =
+            |file: &str| openat(folder, file, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        if version == Version::Two {
+            return Urgent::new(open("memory.events").ok()?).ok();
+        }
+        // It is told to an eventfd just before, as `cgroup-v1/memory.rst` has it.
+        let count = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok()?;
+        let control = open("memory.oom_control").ok()?;
+        let pair = format!("{} {}", count.as_fd().as_raw_fd(), control.as_raw_fd());
+        write(folder, "cgroup.event_control", &pair).ok()?;
+        Urgent::counted(count).ok()
     }
 }
 

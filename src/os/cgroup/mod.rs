@@ -29,7 +29,7 @@ use self::{
     place::{LEAF, Place, Root, Version},
 };
 
-use super::pidfd;
+use super::{pidfd, watched::Urgent};
 use crate::domain::model::Signal;
 
 /// No app nests deeper; the kernel's own default has no limit.
@@ -212,10 +212,10 @@ impl Cgroup {
         self.limited(|limited| self.group().kills(limited))
     }
 
-    /// Becomes urgent, as [`Cgroup::events`] does, when [`Cgroup::kills`] may have changed. `None`
+    /// Says when [`Cgroup::kills`] may have changed, to the runtime that this is called in. `None`
     /// where memory is not limited or the kernel does not tell.
     #[must_use]
-    pub fn kill_events(&self) -> Option<OwnedFd> {
+    pub fn kill_events(&self) -> Option<Urgent> {
         self.limited(|limited| self.group().kill_events(limited))
     }
 
