@@ -109,6 +109,25 @@ fn a_stop_that_hurts_others_needs_a_yes() {
 }
 
 #[test]
+fn all_are_those_that_can_run() {
+    let server = Server::with_apps(
+        r#""site": (deploy: (repo: "@DIR@/none")),
+           "off": (command: ["sleep", "1000"], enabled: false),
+           "web": (command: ["sleep", "1000"], ready: Immediate)"#,
+    )
+    .started();
+    server.wait_state("web", "ready");
+    let old = server.main_pid("web");
+    for (verb, state) in [("restart", "ready"), ("stop", "stopped"), ("start", "ready")] {
+        server.ok(&[verb, "--all"]);
+        assert_eq!(server.app("web")["state"], state, "{verb}");
+    }
+    assert_ne!(server.main_pid("web"), old);
+    assert!(server.fails(1, &["restart", "site"]).contains("no command"));
+    server.fails(1, &["start", "off"]);
+}
+
+#[test]
 fn what_does_not_come_up_is_1() {
     let server =
         Server::with_apps(r#""lame": (command: "echo last words >&2; exit 3", ready: After("10s"))"#).started();

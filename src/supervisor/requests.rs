@@ -182,10 +182,18 @@ impl Supervisor {
             Request::Status { apps } if apps.is_empty() => Ok(all()),
             Request::Logs(logs) if logs.deploy.is_some() => Ok(Vec::new()),
             Request::Logs(logs) if logs.apps.is_empty() => Ok(all()),
-            Request::Status { apps }
-            | Request::Start { apps }
-            | Request::Stop { apps, .. }
-            | Request::Restart { apps } => self.resolve(apps, who),
+            Request::Status { apps } => self.resolve(apps, who),
+            Request::Start { apps } | Request::Stop { apps, .. } | Request::Restart { apps } => {
+                let mut found = self.resolve(apps, who)?;
+                if apps.contains(&Target::All) {
+                    let is_meant = |app: &service::App| match request {
+                        Request::Stop { .. } => app.spec().command.is_some(),
+                        _ => app.spec().command.is_some() && app.spec().enabled,
+                    };
+                    found.retain(|chosen| self.apps.get(&chosen.app).is_some_and(|app| is_meant(app)));
+                }
+                Ok(found)
+            }
             Request::Logs(logs) => self.resolve(&logs.apps, who),
             Request::Signal { app, .. } | Request::WaitFor { app, .. } | Request::Exec { app, .. } => {
                 self.resolve(std::slice::from_ref(app), who)
@@ -396,6 +404,9 @@ impl Supervisor {
     }
 
     fn must_have_command(&self, apps: &[AppName], verb: &str) -> Result<(), Refusal> {
+        if apps.is_empty() {
+            return Err(Refusal::new(RefusalKind::Failed, format!("there is no app to {verb}")));
+        }
         let lacks = |name: &&AppName| self.apps.get(name).is_some_and(|app| app.spec().command.is_none());
         let without: Vec<&AppName> = apps.iter().filter(lacks).collect();
         if without.is_empty() {
