@@ -81,6 +81,25 @@ fn a_crash_loop_slows_down_gives_up_and_can_be_revived() {
 }
 
 #[test]
+fn who_has_failed_for_a_while_says_when_it_is_tried_again() {
+    let server = Server::with_apps(
+        r#""later": (command: "exit 3", restart: (first: "10ms", give_up: (restarts: 1, within: "5m"), retry_after: "1h")),
+           "soon": (command: "echo >>runs; exit 3", restart: (first: "10ms", give_up: (restarts: 1, within: "5m"), retry_after: "100ms")),
+           "never": (command: "exit 3", restart: (policy: Never))"#,
+    )
+    .started();
+    for (app, is_told) in [("later", true), ("never", false)] {
+        server.wait_state(app, "failed");
+        assert_eq!(server.instance(app)["next_start_at"].is_string(), is_told, "{app}");
+        assert_eq!(server.ok(&["status", app]).contains("next start in"), is_told, "{app}");
+    }
+    server.until("it was tried again, twice", |s| {
+        let runs = fs::read_to_string(s.path().join("runs")).unwrap_or_default();
+        (runs.lines().count() >= 5).then_some(())
+    });
+}
+
+#[test]
 fn a_start_that_fails_says_why_at_the_first_exit() {
     let server = Server::with_apps(
         r#""a": (command: "echo no database >&2; exit 4", enabled: true, ready: Fd(fd: 3), restart: (first: "10m")),

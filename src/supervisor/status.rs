@@ -199,7 +199,7 @@ fn why_undeployed(app: &App) -> Option<String> {
 }
 
 fn starting_again_at(instance: &Instance) -> Option<At> {
-    let State::Backoff { until } = instance.state() else { return None };
+    let (State::Backoff { until } | State::Failed { retry: Some(until) }) = instance.state() else { return None };
     let now = crate::os::clock::now();
     let wait = i64::try_from(until.saturating_duration_since(now.mono).as_millis()).unwrap_or(0);
     Some(At(now.wall.0 + wait))
