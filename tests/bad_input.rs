@@ -71,6 +71,44 @@ fn a_start_that_cannot_be_has_the_place_of_its_field() {
 }
 
 #[test]
+fn what_an_apps_user_cannot_enter_is_told_before_it_starts_and_once_it_is_open_by_a_reload() {
+    if !geteuid().is_root() {
+        return println!("left out: only root runs apps as others");
+    }
+    let server = Server::new(
+        r#"(state_dir: "@DIR@/state", apps: {
+"good": (command: ["sleep", "1000"], ready: Immediate),
+"folder": (command: ["sleep", "1000"], directory: "@DIR@/closed/folder", user: "60999", ready: Immediate),
+"file": (command: ["@DIR@/closed/file"], user: "60999", ready: Immediate),
+"no-folder": (command: ["sleep", "1000"], directory: "@DIR@/closed/file"),
+})"#,
+    );
+    let closed = server.path().join("closed");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    fs::create_dir_all(closed.join("folder")).unwrap();
+    fs::write(closed.join("file"), "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    mode(&closed.join("file"), 0o755);
+    mode(&closed, 0o700);
+    let denied = format!("Permission denied for uid 60999 at {} (", closed.display());
+    let wanted = [("folder", 3, denied.as_str()), ("file", 4, denied.as_str()), ("no-folder", 5, "is a file (")];
+    let told = server.fails(1, &["check"]);
+    let server = server.started();
+    server.wait_state("good", "ready");
+    for (app, line, what) in wanted {
+        let reason = reason(&server.wait_state(app, "failed"));
+        assert!(reason.contains(what) && reason.contains(&format!("supervisor.ron:{line}:")), "{app}: {reason}");
+        assert!(told.contains(&format!("{app}: cannot run: {reason}")), "{told}");
+        assert_eq!(server.instance(app)["restarts"], 0, "{app}");
+    }
+    mode(&closed, 0o755);
+    assert!(server.fails(1, &["start", "folder"]).contains("once that is mended, `everhook reload` starts it"));
+    server.ok(&["reload"]);
+    for app in ["folder", "file"] {
+        server.wait_state(app, "ready");
+    }
+}
+
+#[test]
 fn without_descriptors_left_only_the_app_without_fails() {
     let mut server = Server::new(&many(60));
     server.start_as(&["prlimit", "--nofile=260:260"]);

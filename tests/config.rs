@@ -36,8 +36,15 @@ fn group(text: &str) -> Option<Group> {
     user(text).map(|account| Group { name: account.name, gid: account.gid })
 }
 
-fn is_directory(path: &Path) -> bool {
-    !path.to_string_lossy().contains("missing")
+fn is_directory(path: &Path) -> Option<bool> {
+    let path = path.to_string_lossy();
+    (!path.contains("missing")).then(|| !path.ends_with(".txt"))
+}
+
+/// What is called so is closed to all but root.
+fn closed(path: &Path, uid: u32, _: u32, _: &[u32]) -> Option<PathBuf> {
+    let step = path.ancestors().find(|step| step.ends_with("closed"))?;
+    (uid != 0).then(|| step.to_owned())
 }
 
 fn is_program(program: &str) -> bool {
@@ -79,7 +86,7 @@ fn loaded(text: &str) -> Result<config::Loaded, config::Faults> {
         // A fixed rule, so that the machine's database makes no difference.
         Some(_) => TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").ok(),
     };
-    let facts = Facts { uid, user, group, is_directory, is_program, can_limit, matching, zone };
+    let facts = Facts { uid, user, group, is_directory, closed, is_program, can_limit, matching, zone };
     let places = Places { state_home: "/home/www/.local/state/everhook".into() };
     config::load(text, Path::new("/etc/everhook/supervisor.ron"), &places, &facts)
 }

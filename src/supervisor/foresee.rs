@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 use super::launch;
 use crate::{
     domain::config::{self, Command},
-    os::{
-        access::{self, Who},
-        users,
-    },
+    os::users,
 };
 
 /// A sentence with the place of the field. `env_file`: what it says now.
@@ -18,26 +15,16 @@ pub fn fault(app: &config::App, env_file: &[(String, String)]) -> Option<String>
     // What a release brings is not there yet.
     let directory = app.directory.as_deref().filter(|_| app.deploy.is_none() && app.enabled)?;
     let command = app.command.as_ref()?;
-    let who = Who { uid: app.run_as.uid, gid: app.run_as.gid, groups: &app.run_as.groups };
-    let closed = |what: String, path: &Path| {
-        let step = access::denied(path, who)?;
-        let user = app.run_as.name.clone().unwrap_or_else(|| format!("uid {}", who.uid));
-        Some(format!("{what}: Permission denied for {user} at {}", step.display()))
-    };
-    if !directory.is_dir() {
-        return Some(app.fault("directory", &format!("directory {} does not exist", directory.display())));
-    }
-    if let Some(why) = closed(format!("directory {}", directory.display()), directory) {
+    let facts = users::facts();
+    if let Some(why) = config::keeps_out(directory, &app.run_as, &facts) {
         return Some(app.fault("directory", &why));
     }
     let program = program(app, command, directory, env_file)?;
-    let named = format!("program {:?}", program.display());
     if users::find_program(&program.to_string_lossy()).is_none() {
-        return Some(app.fault("command", &format!("{named} does not exist or cannot be executed")));
+        let what = format!("program {:?} does not exist or cannot be executed", program.display());
+        return Some(app.fault("command", &what));
     }
-    // With capabilities it may, whatever the modes say.
-    let why = closed(named, &program).filter(|_| app.limits.capabilities.is_none())?;
-    Some(app.fault("command", &why))
+    Some(app.fault("command", &config::keeps_from_executing(&program, app, &facts)?))
 }
 
 /// The file that is executed, where the config alone says which one that is.

@@ -137,6 +137,9 @@ impl Supervisor {
                     State::Stopping(_) if let Some(why) = self.unkillable(&id.app, id.number) => {
                         Some(Err(format!("{name}: {why}")))
                     }
+                    State::Failed { .. } if app.spec().problem.is_some() => {
+                        Some(Err(format!("{}; once that is mended, `everhook reload` starts it", reason())))
+                    }
                     State::Failed { .. } | State::Stopped => Some(Err(reason())),
                     State::Waiting => {
                         let why = self.in_vain(&id.app).or_else(|| order::lacking_for_good(app.spec(), &self.apps));

@@ -13,7 +13,7 @@ use super::{
     Severity, Stop, StopStage, deploy, identity, judge::Judge, limits, numbered, order, probe, raw, schedule, shell,
     socket, steps, watch,
 };
-use crate::domain::model::{AppName, Signal};
+use crate::domain::model::{AppName, Facts, Signal};
 
 /// Of `logs.age`.
 const SHORTEST_AGE: Duration = Duration::from_secs(1);
@@ -341,23 +341,52 @@ impl Entry<'_> {
     }
 }
 
-/// A working directory or program that is not there. What a release brings, or an app in `after` may
+/// Why a user cannot work in this directory.
+#[must_use]
+pub fn keeps_out(directory: &Path, user: &Identity, facts: &Facts) -> Option<String> {
+    let what = format!("directory {}", directory.display());
+    match (facts.is_directory)(directory) {
+        None => Some(format!("{what} does not exist")),
+        Some(false) => Some(format!("{what} is a file")),
+        Some(true) => denied(&what, directory, user, facts),
+    }
+}
+
+/// Why the app's user cannot execute this file, though it is there.
+#[must_use]
+pub fn keeps_from_executing(program: &Path, app: &App, facts: &Facts) -> Option<String> {
+    // With capabilities it may, whatever the modes say.
+    let sure = app.limits.capabilities.is_none();
+    sure.then(|| denied(&format!("program {:?}", program.display()), program, &app.run_as, facts)).flatten()
+}
+
+fn denied(what: &str, path: &Path, user: &Identity, facts: &Facts) -> Option<String> {
+    let step = (facts.closed)(path, user.uid, user.gid, &user.groups)?;
+    let name = user.name.clone().unwrap_or_else(|| format!("uid {}", user.uid));
+    Some(format!("{what}: Permission denied for {name} at {}", step.display()))
+}
+
+/// A working directory or program that is not there, or closed to its user. What a release brings, or an app in `after` may
 /// yet make, is not missed.
 fn missing(judge: &Judge<'_>, app: &App, program: Option<&str>) -> Option<(&'static str, String)> {
     if app.deploy.is_some() || app.comes_after().next().is_some() {
         return None;
     }
     let directory = app.directory.as_deref()?;
-    if !(judge.facts.is_directory)(directory) {
-        return Some(("directory", format!("directory {} does not exist", directory.display())));
+    if let Some(why) = keeps_out(directory, &app.run_as, judge.facts) {
+        return Some(("directory", why));
     }
     let program = program?;
     let absolute = program.starts_with('/');
     // Relative to a directory of its own, or looked for in a PATH of its own.
     let elsewhere = if program.contains('/') { !absolute } else { app.env.contains_key("PATH") };
     let unknown = elsewhere || program.starts_with('~') || !absolute && !app.env_file.is_empty();
-    if unknown || program == "everhook" || (judge.facts.is_program)(program) {
+    if unknown || program == "everhook" {
         return None;
+    }
+    if (judge.facts.is_program)(program) {
+        let why = keeps_from_executing(Path::new(program), app, judge.facts).filter(|_| absolute);
+        return why.map(|why| ("command", why));
     }
     let found = if absolute { "does not exist or cannot be executed" } else { "is not in PATH" };
     Some(("command", format!("program \"{program}\" {found}")))

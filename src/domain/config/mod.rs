@@ -35,6 +35,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 pub use access::deploy_key;
+pub use app::{keeps_from_executing, keeps_out};
 pub use describe::describe;
 pub use dialect::{Dialect, Encoding, Generic, Hash, Pointer, Shown};
 pub use diff::{Plan, definition, diff, is_changed};
@@ -124,7 +125,8 @@ mod tests {
             uid,
             user: account,
             group,
-            is_directory: |_| true,
+            is_directory: |_| Some(true),
+            closed: |_, _, _, _| None,
             is_program: |_| true,
             can_limit: |_| Ok(()),
             matching: |_| Ok(Vec::new()),

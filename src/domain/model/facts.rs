@@ -34,7 +34,10 @@ pub struct Facts {
     pub user: fn(&str) -> Option<Account>,
     /// Looks up a group by name or number.
     pub group: fn(&str) -> Option<Group>,
-    pub is_directory: fn(&Path) -> bool,
+    /// Is this a directory? `None`: nothing is there.
+    pub is_directory: fn(&Path) -> Option<bool>,
+    /// What surely keeps a user with this uid, gid and groups from entering a directory, or from executing a file.
+    pub closed: fn(&Path, u32, u32, &[u32]) -> Option<PathBuf>,
     /// Does this program exist and may it be executed (a name is looked for in the fixed PATH)?
     pub is_program: fn(&str) -> bool,
     /// Can a tree's `memory`, `cpu` or `tasks` be limited here; else why not.
