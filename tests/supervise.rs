@@ -339,6 +339,10 @@ fn run_that_cannot_start_says_why() {
     assert!(said.contains(&server.pid().to_string()), "{said}");
     server.ok(&["status"]);
 
+    let beyond = Server::new("(state_dir: \"@DIR@/supervisor.ron/state\")");
+    let said = beyond.fails(1, &["run"]);
+    assert!(said.contains("supervisor.ron/state: Not a directory") && said.contains("another state_dir"), "{said}");
+
     if geteuid().is_root() {
         let foreign = Server::with_apps("");
         let state = foreign.path().join("state");

@@ -87,8 +87,8 @@ pub fn run(path: &Path) -> Result<(), String> {
     let _ = crate::os::limits::raise_files();
     let settings = settings::read(path)?;
     let layout = Layout { state: settings.config.state_dir.clone(), run: settings.config.run_dir.clone() };
-    own(&layout.state, uid)?;
-    own(&layout.run, uid)?;
+    own(&layout.state, "state_dir", uid)?;
+    own(&layout.run, "run_dir", uid)?;
     let _locks = layout.locks().map(|path| take_lock(&path)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let root = uid == 0;
     let (cgroups, no_cgroup) = match cgroup::find_base() {
@@ -492,15 +492,15 @@ fn program() -> PathBuf {
     name.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from)
 }
 
-/// The folder must be ours, and others must be able to go through it.
-fn own(path: &Path, uid: u32) -> Result<(), String> {
-    let named = |e: std::io::Error| format!("{}: {e}", path.display());
+/// The folder must be ours, and others must be able to go through it. `field`: of the config.
+fn own(path: &Path, field: &str, uid: u32) -> Result<(), String> {
+    let named = |e: std::io::Error| format!("{}: {e}; name another {field}", path.display());
     let made = !path.exists();
     fs::create_dir_all(path).map_err(named)?;
     let facts = fs::metadata(path).map_err(named)?;
     if facts.uid() != uid {
         return Err(format!(
-            "{} belongs to uid {}, and uid {uid} runs everhook; chown it, or name another state_dir",
+            "{} belongs to uid {}, and uid {uid} runs everhook; chown it, or name another {field}",
             path.display(),
             facts.uid()
         ));
@@ -516,7 +516,7 @@ fn own(path: &Path, uid: u32) -> Result<(), String> {
         if mode & 0o001 == 0 {
             return Err(format!(
                 "the apps' users cannot enter {} (mode {:o}), so {} is of no use to them; chmod o+x {0}, or name \
-                 another state_dir",
+                 another {field}",
                 folder.display(),
                 mode & 0o7777,
                 path.display()
