@@ -287,6 +287,27 @@ fn a_rotated_file_is_the_one_that_was_written() {
     assert!(text == whole && text.len() > 32 << 10, "{} bytes", text.len());
 }
 
+/// As logrotate does it: who has moved a file away says so, and what comes next is in a new one.
+#[test]
+fn a_file_that_was_moved_away_is_left_at_usr1() {
+    let counts = "n=0; while :; do echo $n; n=$((n + 1)); sleep 0.02; done";
+    let server = Server::with_apps(&format!("\"a\": (command: \"{counts}\", ready: Immediate)")).started();
+    let path = server.path().join("state/logs/a/a.1.out.log");
+    let moved = path.with_extension("moved");
+    let content = |path: &std::path::Path| fs::read_to_string(path).unwrap_or_default();
+    server.until("the first line is there", |_| content(&path).ends_with('\n').then_some(()));
+    let before = fs::metadata(&path).unwrap();
+    fs::rename(&path, &moved).unwrap();
+    server.signal(Signal::SIGUSR1);
+    server.until("there is a new file", |_| content(&path).ends_with('\n').then_some(()));
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
+    server.ok(&["stop", "a"]);
+    let all = [&moved, &path].map(|path| content(path)).concat();
+    let whole: String = (0..all.lines().count()).map(|n| format!("{n}\n")).collect();
+    assert_eq!(all, whole);
+}
+
 /// A bar that moves by carriage returns is seen before its line ends.
 #[test]
 fn progress_without_a_newline_is_shown() {

@@ -52,6 +52,27 @@ fn it_reaps_orphans_and_ends_in_order() {
     assert!(said(&server).contains("bye"));
 }
 
+/// Ctrl-alt-del, a failing power supply, and by which systemd's and Podman's containers are halted and switched off.
+#[test]
+fn whatever_an_init_is_told_ends_it_in_order() {
+    if !geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    // SIGRTMIN is 34, since the C library keeps two for itself.
+    for signal in ["INT", "PWR", "37", "38"] {
+        let mut server = Server::with_apps(
+            r#""a": (command: "trap 'echo bye > @DIR@/said; exit 0' TERM; echo >&3; while :; do sleep 1000 & wait; done", ready: Fd(fd: 3))"#,
+        );
+        server.start_as(&PREFIX);
+        server.wait_state("a", "ready");
+        let one = children(server.pid())[0].to_string();
+        assert!(Command::new("kill").args(["-s", signal, &one]).status().unwrap().success(), "{signal}");
+        assert!(server.ended().success(), "{signal}: {}", server.log());
+        assert_eq!(fs::read_to_string(server.path().join("said")).unwrap(), "bye\n", "{signal}");
+    }
+}
+
 /// The kernel drops what an init neither blocks nor handles.
 #[test]
 fn who_asks_for_the_end_while_it_begins_is_heard() {
