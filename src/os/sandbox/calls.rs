@@ -172,6 +172,9 @@ const LOGGER: &[c_long] = &[
     libc::SYS_unlink,
 ];
 
+/// The bits of a socket's type that are no flags (SOCK_TYPE_MASK of linux/net.h).
+const SOCKET_TYPE: u64 = 0xf;
+
 /// Forbids every other call to this thread and those that it starts. False where this machine has no seccomp.
 ///
 /// # Errors
@@ -200,9 +203,8 @@ fn rules(calls: Calls) -> Result<Rules, seccompiler::BackendError> {
         Calls::Courier => &[COMMON, LOGGER, COURIER],
     };
     let mut rules: Rules = more.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
-    let when = |argument, length, operation, value| {
-        SeccompRule::new(vec![SeccompCondition::new(argument, length, operation, value)?])
-    };
+    let is = |argument, length, operation, value| SeccompCondition::new(argument, length, operation, value);
+    let when = |argument, length, operation, value| SeccompRule::new(vec![is(argument, length, operation, value)?]);
     let bits = |bits: i32| u64::from(bits.unsigned_abs());
     // Nothing that was written becomes a program.
     let not_exec = SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC));
@@ -211,9 +213,10 @@ fn rules(calls: Calls) -> Result<Rules, seccompiler::BackendError> {
         // libc maps libraries to look names up.
         rules.insert(call, if calls.connect() { Vec::new() } else { vec![rule] });
     }
-    // A pair is connected to itself.
-    let unix = when(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, bits(libc::AF_UNIX))?;
-    rules.insert(libc::SYS_socketpair, vec![unix]);
+    // A pair of streams is connected to itself for good; one of datagrams sends to any path it is told.
+    let unix = is(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, bits(libc::AF_UNIX))?;
+    let stream = is(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(SOCKET_TYPE), bits(libc::SOCK_STREAM))?;
+    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![unix, stream])?]);
     // abort(3): to oneself.
     let own = when(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(std::process::id()))?;
     rules.insert(libc::SYS_tgkill, vec![own]);

@@ -83,7 +83,7 @@ mod tests {
     use std::{
         fs::{self, File},
         net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
-        os::unix::net::{UnixListener, UnixStream},
+        os::unix::net::{UnixDatagram, UnixListener, UnixStream},
         process::Command,
         thread,
     };
@@ -108,9 +108,15 @@ mod tests {
             ("listen by TCP", TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).is_ok()),
             ("send by UDP", UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).is_ok()),
             ("connect by a path", UnixStream::connect(unix).is_ok()),
+            ("send to a path", sends(&unix.with_extension("datagrams"))),
             ("trace a neighbour", traces(neighbour)),
             ("signal a neighbour", kill(neighbour, Signal::SIGCONT).is_ok()),
         ]
+    }
+
+    /// By one of a pair of sockets, which needs no other one.
+    fn sends(unix: &Path) -> bool {
+        UnixDatagram::pair().is_ok_and(|(one, _other)| one.send_to(b"x", unix).is_ok())
     }
 
     fn traces(neighbour: Pid) -> bool {
@@ -124,6 +130,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let unix = folder.path().join("socket");
             let _bound = UnixListener::bind(&unix).unwrap();
+            let _told = UnixDatagram::bind(unix.with_extension("datagrams")).unwrap();
             let door = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let at = door.local_addr().unwrap();
             let mut children = [0, 1].map(|_| Command::new("sleep").arg("1000").spawn().unwrap());
