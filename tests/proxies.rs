@@ -85,3 +85,19 @@ fn who_is_not_allowed_is_not_answered() {
     let token = [("authorization", "Bearer boss"), ("x-forwarded-for", "192.0.2.7")];
     assert_eq!(http::request(at, "GET", "/api/v1/status", &token, b"").status, 200);
 }
+
+/// A stranger adds a header that its proxy passes on, or the proxy hides whom it asks for: neither is the proxy.
+#[test]
+fn whoever_is_not_named_for_sure_has_no_right_of_the_proxy() {
+    let (_server, repo, at) = server(r#"trusted_proxies: ["127.0.0.1"], allow: ["127.0.0.1", "192.0.2.0/24"]"#);
+    let asked = |headers: &[(&str, &str)]| push(at, &repo, headers).status;
+    assert_eq!(asked(&[]), 200, "the proxy itself is one of them");
+    assert_eq!(asked(&[("x-forwarded-for", "192.0.2.7")]), 200);
+    for plain in ["203.0.113.5", "unknown", "", "192.0.2.7, unknown"] {
+        assert_eq!(asked(&[("x-forwarded-for", plain)]), 403, "{plain}");
+    }
+    for named in ["for=192.0.2.7", "for=127.0.0.1", "for=_hidden", "proto=https", "x"] {
+        assert_eq!(asked(&[("x-forwarded-for", "203.0.113.5"), ("forwarded", named)]), 403, "{named}");
+    }
+    assert_eq!(asked(&[("forwarded", "for=_hidden")]), 403);
+}

@@ -165,9 +165,14 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
 
 impl Desk for House {
     async fn answer(&self, request: Request<Incoming>, guest: &Guest) -> Response<Content> {
-        let from = self.client(request.headers(), guest.address());
-        if self.allow.as_ref().is_some_and(|allow| !is_among(from, allow)) {
-            let detail = format!("nothing is answered to {from}: `allow` of this listener names others");
+        let client = self.client(request.headers(), guest.address());
+        // Whom its proxies do not tell apart shares the proxy's address, and no right of it.
+        let from = client.unwrap_or_else(|| guest.address());
+        if self.allow.as_ref().is_some_and(|allow| client.is_none_or(|client| !is_among(client, allow))) {
+            let detail = match client {
+                Some(_) => format!("nothing is answered to {from}: `allow` of this listener names others"),
+                None => "nothing is answered: `allow` names who is, and the proxies do not say for sure who asks".into(),
+            };
             return Problem::new(StatusCode::FORBIDDEN, detail).hang_up().into();
         }
         let route = Route::find(request.uri().path());
@@ -185,8 +190,8 @@ fn is_refusal(status: StatusCode) -> bool {
 }
 
 impl House {
-    /// Who asks, where a proxy may stand between.
-    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+    /// Who asks, where a proxy may stand between; `None` where one does and does not say so for sure.
+    fn client(&self, headers: &HeaderMap, peer: IpAddr) -> Option<IpAddr> {
         // A header that is no text ends what can be believed, as an address that is none.
         let values = |name: HeaderName| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
         client(peer, values(HeaderName::from_static("x-forwarded-for")), values(FORWARDED), &self.trusted)

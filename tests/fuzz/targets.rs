@@ -275,6 +275,6 @@ fn proxies(bytes: &[u8]) {
     let (peer, stranger) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
     let trusted = ["127.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
     let found = |peer| client(peer, plain.lines(), forwarded.lines(), &trusted);
-    assert_eq!(found(stranger), stranger);
-    assert_eq!(found(peer), found(peer).to_canonical());
+    assert_eq!(found(stranger), Some(stranger));
+    assert!(found(peer).is_none_or(|found| found == found.to_canonical()));
 }
