@@ -49,7 +49,7 @@ fn names(list: &Value) -> Vec<&str> {
 #[test]
 fn a_token_opens_what_it_was_made_for_until_it_is_revoked() {
     let mut server = server();
-    let token = create(&server, &["ci", "--role", "operator", "--app", "blog"]);
+    let token = create(&server, &["ci", "--role", "Operator", "--app", "blog"]);
     assert_eq!(names(&call(&server, &token, "GET", "status").json()["apps"]), ["blog"]);
     assert_eq!(call(&server, &token, "POST", "apps/blog/restart?wait=30s").status, 200);
     assert_eq!(call(&server, &token, "POST", "apps/blog/deploy").status, 403);

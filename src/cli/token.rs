@@ -32,7 +32,7 @@ enum Verb {
         /// For the audit: whose it is, or what for
         name: String,
         /// viewer, operator, deployer or admin
-        #[arg(long, value_parser = role())]
+        #[arg(long, value_parser = role(), ignore_case = true)]
         role: Role,
         /// For this app alone; may be repeated
         #[arg(long = "app", value_name = "APP")]
@@ -52,7 +52,7 @@ enum Verb {
 }
 
 fn role() -> impl TypedValueParser<Value = Role> {
-    PossibleValuesParser::new(["viewer", "operator", "deployer", "admin"]).map(|word| match word.as_str() {
+    PossibleValuesParser::new(["viewer", "operator", "deployer", "admin"]).map(|word| match word.to_ascii_lowercase().as_str() {
         "viewer" => Role::Viewer,
         "operator" => Role::Operator,
         "deployer" => Role::Deployer,

@@ -14,7 +14,7 @@ use std::{
 use hyper::{
     Request, Response, StatusCode, Version,
     body::{Body, Bytes, Incoming},
-    header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
+    header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING},
     server::conn::http1,
     service::service_fn,
 };
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    answer::{Content, json_text},
+    answer::{Content, Problem, json_text},
     guests::{Guest, Guests},
     peeked::{self, Peeked},
     tls::Tls,
@@ -279,7 +279,10 @@ where
             let (ends, goes) = wish(&request);
             // Whoever is in front may have taken a length for its end (RFC 9112 section 6.1).
             let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            let mut response = desk.answer(request, &guest).await;
+            let mut response = match has_its_host(&request) {
+                true => desk.answer(request, &guest).await,
+                false => Problem::bad_request("a request has one Host header").hang_up().into(),
+            };
             if chunked {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -348,6 +351,11 @@ async fn until<F: Future + Unpin>(connection: &mut F, enough: impl Fn() -> bool)
         Poll::Pending => Poll::Pending,
     })
     .await
+}
+
+/// One that names none or two may be another one's for whoever is in front (RFC 9112 section 3.2).
+fn has_its_host(request: &Request<Incoming>) -> bool {
+    request.version() != Version::HTTP_11 || request.headers().get_all(HOST).iter().count() == 1
 }
 
 /// Does the peer want the connection to end with this answer, and may it go on for sure?
