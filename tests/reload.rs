@@ -237,27 +237,25 @@ fn a_reload_during_another_starts_from_what_that_one_applied() {
     let server = server();
     let before = pids(&server);
     let good = fs::read_to_string(server.config()).unwrap();
-    // The first reload waits in the middle for its env_file.
-    let env_file = server.path().join("one.env");
-    fs::remove_file(&env_file).unwrap();
-    assert!(Command::new("mkfifo").arg(&env_file).status().unwrap().success());
-    server.edit_config("\"one\"", "\"extra\": (command: [\"sleep\", \"1009\"], ready: Immediate), \"one\"");
+    // The first reload waits in the middle for what its config says.
+    let more = good.replace("\"one\"", "\"extra\": (command: [\"sleep\", \"1009\"], ready: Immediate), \"one\"");
+    fs::write(server.path().join("more"), more).unwrap();
+    fs::remove_file(server.config()).unwrap();
+    assert!(Command::new("mkfifo").arg(server.config()).status().unwrap().success());
     server.signal(Signal::SIGHUP);
-    // By another process, whose end of it no child that a test beside this one starts has too: the second
-    // reload must find nobody there.
-    let writes = "exec 3>one.env; echo reached; read go; echo GREETING=hello >&3";
     let mut first = Command::new("sh");
-    first.args(["-c", writes]).current_dir(server.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut first = first.spawn().unwrap();
+    let writes = "exec 3>\"$1\"; echo reached; read go; cat more >&3";
+    first.args(["-c", writes, "sh"]).arg(server.config()).current_dir(server.path());
+    let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     BufReader::new(first.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    fs::remove_file(server.config()).unwrap();
     server.write_config(&good);
     server.signal(Signal::SIGHUP);
     // Answered after the signal was heard.
     server.events();
     first.stdin.take().unwrap().write_all(b"go\n").unwrap();
     assert!(first.wait().unwrap().success());
-    server.until("the end of the first", |s| (reloads(s) == 1).then_some(()));
-    fs::write(&env_file, "GREETING=hello\n").unwrap();
+    server.until("the end of the second", |s| (reloads(s) == 2).then_some(()));
     server.until("as before", |s| (pids(s) == before).then_some(()));
     assert_eq!(server.status()["supervisor"]["config_differs"], false);
 }

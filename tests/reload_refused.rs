@@ -8,9 +8,16 @@ mod reloading;
 #[path = "support/server.rs"]
 mod server;
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::{PermissionsExt, chown, symlink},
+};
 
-use nix::unistd::geteuid;
+use nix::{
+    sys::stat::Mode,
+    unistd::{geteuid, mkfifo},
+};
 use reloading::*;
 use serde_json::json;
 use server::{Server, free_address};
@@ -59,6 +66,10 @@ fn what_is_certain_to_fail_is_refused_and_touches_nobody() {
     fs::write(server.path().join("text"), "no program\n").unwrap();
     fs::create_dir(server.path().join("closed")).unwrap();
     fs::set_permissions(server.path().join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+    let home = server.path().join("home");
+    fs::create_dir(&home).unwrap();
+    mkfifo(&home.join("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
+    symlink("../one.env", home.join("link")).unwrap();
     let no_user = if geteuid().is_root() { "\"nobody-of-that-name\"" } else { "12345" };
     let folder = |name: &str| format!(r#"directory: "{}/{name}""#, server.path().display());
     let mut cases = vec![
@@ -66,12 +77,18 @@ fn what_is_certain_to_fail_is_refused_and_touches_nobody() {
         ("\"sleep\", \"1002\"".to_owned(), "\"./text\"".to_owned(), "text"),
         ("env: {".to_owned(), format!("user: {no_user}, env: {{"), "user"),
         ("env: {".to_owned(), "env_file: \"no-such-file\", env: {".to_owned(), "no-such-file"),
+        // Nobody waits for somebody to write into it.
+        ("env: {".to_owned(), "env_file: \"home/fifo\", env: {".to_owned(), "fifo is no regular file"),
         ("env: {".to_owned(), format!("{}, env: {{", folder("nowhere")), "nowhere"),
         ("env: {".to_owned(), "schedule: \"61 * * * *\", env: {".to_owned(), "61"),
     ];
     if geteuid().is_root() {
         let closed = format!("user: \"60999\", {}, env: {{", folder("closed"));
         cases.push(("env: {".to_owned(), closed, "closed: Permission denied for uid 60999"));
+        // Who runs an app does not have root read to it what it may not read itself.
+        chown(&home, Some(60_999), None).unwrap();
+        let linked = "user: \"60999\", env_file: \"home/link\", env: {".to_owned();
+        cases.push(("env: {".to_owned(), linked, "a link that others than root could have made"));
     }
     for (from, to, what) in &cases {
         // What else is in the file is not applied either.

@@ -1,6 +1,5 @@
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,7 +17,7 @@ use crate::{
         config::{Config, Loaded, SecretRef, Tls, deploy_key, describe, env_file},
         model::{BadPair, Secret},
     },
-    os::{clock, files, pair_files, secret_file, users},
+    os::{app_file, clock, files, pair_files, secret_file, users},
 };
 
 /// What is wrong in the config, with place and fix; delays and warnings
@@ -94,14 +93,14 @@ fn certificate(tls: &Tls) -> Result<Option<String>, String> {
 
 /// May whoever asks not look at it, unlike a supervisor perhaps?
 fn is_closed(path: &Path) -> bool {
-    fs::File::open(path).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+    files::open_regular(path).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// An app does not run without what its `env_file` says.
 fn look_at_env_files(config: &mut Config) {
     for app in config.apps.values_mut() {
         let read = |path: &&PathBuf| {
-            let text = fs::read_to_string(path).map_err(|e| e.to_string());
+            let text = app_file::read(path, &[app.run_as.uid, app.work_as.uid]).map_err(|e| e.to_string());
             text.and_then(|text| env_file(&text)).map_err(|error| format!("env_file {}: {error}", path.display())).err()
         };
         let fault = app.env_file.iter().filter(|path| !is_closed(path)).find_map(|path| read(&path));

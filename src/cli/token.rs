@@ -52,11 +52,13 @@ enum Verb {
 }
 
 fn role() -> impl TypedValueParser<Value = Role> {
-    PossibleValuesParser::new(["viewer", "operator", "deployer", "admin"]).map(|word| match word.to_ascii_lowercase().as_str() {
-        "viewer" => Role::Viewer,
-        "operator" => Role::Operator,
-        "deployer" => Role::Deployer,
-        _ => Role::Admin,
+    PossibleValuesParser::new(["viewer", "operator", "deployer", "admin"]).map(|word| {
+        match word.to_ascii_lowercase().as_str() {
+            "viewer" => Role::Viewer,
+            "operator" => Role::Operator,
+            "deployer" => Role::Deployer,
+            _ => Role::Admin,
+        }
     })
 }
 

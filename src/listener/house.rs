@@ -171,7 +171,9 @@ impl Desk for House {
         if self.allow.as_ref().is_some_and(|allow| client.is_none_or(|client| !is_among(client, allow))) {
             let detail = match client {
                 Some(_) => format!("nothing is answered to {from}: `allow` of this listener names others"),
-                None => "nothing is answered: `allow` names who is, and the proxies do not say for sure who asks".into(),
+                None => {
+                    "nothing is answered: `allow` names who is, and the proxies do not say for sure who asks".into()
+                }
             };
             return Problem::new(StatusCode::FORBIDDEN, detail).hang_up().into();
         }

@@ -169,7 +169,20 @@ fn sync_folder(of: &Path) -> io::Result<()> {
 /// `FilesystemLoop` (`ELOOP`) for a symbolic link, `InvalidInput` for anything else that is no regular file.
 pub fn open_nofollow(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    regular(OpenOptions::new().read(true).custom_flags(flags).open(path)?, path)
+}
+
+/// The same, through links.
+///
+/// # Errors
+/// `InvalidInput` for what is no regular file, and as `open(2)` says.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    regular(OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?, path)
+}
+
+/// # Errors
+/// `InvalidInput` for what is no regular file.
+pub fn regular(file: File, path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() {
         return Ok(file);
     }

@@ -6,6 +6,7 @@ pub mod accepted;
 pub mod access;
 #[cfg(test)]
 mod alone;
+pub mod app_file;
 pub mod beneath;
 mod call;
 pub mod capture;

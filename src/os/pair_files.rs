@@ -1,8 +1,8 @@
 //! A certificate and its key, out of their files: DESIGN.md section 9.
 
-use std::{fs, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
-use super::secret_file;
+use super::{files, secret_file};
 use crate::domain::model::{At, BadPair, Pair, Secret};
 
 /// No chain is longer, in bytes.
@@ -18,7 +18,7 @@ pub fn read(cert: &Path, key: &Path, now: At) -> Result<Pair, BadPair> {
         BadPair::Key(what) => BadPair::Key(format!("the key {} {what}", key.display())),
     };
     let mut chain = Vec::new();
-    let opened = fs::File::open(cert).and_then(|file| file.take(LONGEST).read_to_end(&mut chain));
+    let opened = files::open_regular(cert).and_then(|file| file.take(LONGEST).read_to_end(&mut chain));
     opened.map_err(|error| named(BadPair::Chain(format!("cannot be read: {error}"))))?;
     let secret = Secret::new(secret_file::read_linked(key, &[]).map_err(BadPair::Key)?);
     let pair = Pair::read(&chain, secret.expose()).map_err(named)?;

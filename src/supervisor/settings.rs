@@ -16,11 +16,11 @@ use super::{
 };
 use crate::{
     domain::{
-        config::{self, Config, Finding, Places, SecretRef},
+        config::{self, App, Config, Finding, Places, SecretRef},
         deploy::accept,
         model::{AppName, Secret, Veil},
     },
-    os::{files, users},
+    os::{app_file, files, users},
 };
 
 /// A config and all that belongs to it.
@@ -62,8 +62,17 @@ impl Settings {
 pub struct Text {
     main: Digest,
     included: Vec<(PathBuf, Digest)>,
-    /// `None` where one could not be read.
-    env: Vec<(PathBuf, Option<Digest>)>,
+    env: Vec<EnvText>,
+}
+
+/// What an `env_file` said to the apps of these users; `None` where it could not be read.
+type EnvText = ((PathBuf, Owners), Option<Digest>);
+
+/// An app's users.
+type Owners = [u32; 2];
+
+fn owners(app: &App) -> Owners {
+    [app.run_as.uid, app.work_as.uid]
 }
 
 /// The variables of apps.
@@ -94,8 +103,9 @@ impl Text {
         found.dedup();
         // What is no file may have nothing to say before somebody writes it.
         let is_file = |path: &Path| fs::metadata(path).map_or(true, |facts| facts.is_file());
-        let env_differs =
-            |(path, known): &(PathBuf, _)| is_file(path) && fs::read_to_string(path).ok().map(digest) != *known;
+        let env_differs = |((path, owners), known): &EnvText| {
+            is_file(path) && app_file::read(path, owners).ok().map(digest) != *known
+        };
         fs::read(&config.path).map_or(true, |now| digest(now) != self.main)
             || digests(found) != self.included
             || self.env.iter().any(env_differs)
@@ -130,7 +140,7 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     }
     let mut config = loaded.config;
     let (env_files, env) = read_env_files(&mut config);
-    let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
+    let owners: Vec<u32> = config.apps.values().flat_map(|app| owners(app)).collect();
     let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
     let mut unusable = Unusable::default();
     let tokens = tokens(&config, &secrets, &mut unusable);
@@ -152,13 +162,13 @@ pub fn read(path: &Path) -> Result<Settings, String> {
 }
 
 /// What they say to whom, and each with what stands for its text.
-fn read_env_files(config: &mut Config) -> (EnvFiles, Vec<(PathBuf, Option<Digest>)>) {
+fn read_env_files(config: &mut Config) -> (EnvFiles, Vec<EnvText>) {
     let (mut read, mut texts) = (EnvFiles::new(), BTreeMap::new());
     for (name, app) in &mut config.apps {
         let mut variables = Vec::new();
         for path in app.env_file.clone() {
-            let text = fs::read_to_string(&path);
-            texts.insert(path.clone(), text.as_ref().ok().map(digest));
+            let text = app_file::read(&path, &owners(app));
+            texts.insert((path.clone(), owners(app)), text.as_ref().ok().map(digest));
             let parsed = text.map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
             match parsed {
                 Ok(more) => variables.extend(more),
