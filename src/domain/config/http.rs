@@ -109,7 +109,11 @@ fn network(text: &str) -> Result<IpNet, String> {
     if network.addr() != network.network() {
         return Err(format!("{text:?} is an address within a network; did you mean \"{}\"?", network.trunc()));
     }
-    Ok(network)
+    let plain = match (network, network.addr().to_canonical()) {
+        (IpNet::V6(mapped), IpAddr::V4(v4)) => mapped.prefix_len().checked_sub(96).map(|prefix| (v4, prefix)),
+        _ => None,
+    };
+    Ok(plain.and_then(|(v4, prefix)| IpNet::new(v4.into(), prefix).ok()).unwrap_or(network))
 }
 
 #[cfg(test)]
@@ -122,6 +126,8 @@ mod tests {
         assert_eq!(shown("10.1.2.3").as_deref(), Ok("10.1.2.3/32"));
         assert_eq!(shown("::ffff:10.1.2.3").as_deref(), Ok("10.1.2.3/32"));
         assert_eq!(shown("2001:db8::/32").as_deref(), Ok("2001:db8::/32"));
+        assert_eq!(shown("::ffff:10.0.0.0/104").as_deref(), Ok("10.0.0.0/8"));
+        assert_eq!(shown("::ffff:0:0/96").as_deref(), Ok("0.0.0.0/0"));
         assert!(shown("10.1.2.3/8").unwrap_err().contains("did you mean \"10.0.0.0/8\"?"));
         for bad in ["", "localhost", "10.0.0.0/33", "10.0.0", "*"] {
             assert!(shown(bad).is_err(), "{bad}");
