@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Requests under way at a time. Each may hold about 32 KiB of hyper's, and a small body.
-const TURNS: usize = 512;
+pub(super) const TURNS: usize = 512;
 /// Connections at a time from one IPv4 address or IPv6 /64; more are told so and closed. Loopback and trusted
 /// proxies are exempt, as each stands for the whole world.
 const FROM_ONE: u32 = 64;

@@ -135,7 +135,7 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
     if served.api {
         let (link, carry) = Link::new(channel()?)?;
         carriers.spawn_local(carry);
-        house.people = Some(People { link });
+        house.people = Some(People::new(link));
     }
     if served.metrics {
         let (link, carry) = Link::new(channel()?)?;

@@ -12,7 +12,10 @@ use hyper::{
 };
 use serde::Serialize;
 use tokio::{
-    sync::mpsc::{self, error::TrySendError},
+    sync::{
+        OwnedSemaphorePermit,
+        mpsc::{self, error::TrySendError},
+    },
     task::spawn_local,
     time::{Instant, sleep_until, timeout},
 };
@@ -72,10 +75,11 @@ impl People {
             let ids = events.iter().map(|event| event.id);
             return Ok(paged(found(request.headers(), &events), request.uri().path(), query, ids));
         }
+        let place = self.lasting()?;
         let (channel, first) = self.open(token, from, question).await?;
         let Saying::Done(Reply::Events(past)) = said(&first)? else { return Err(strange()) };
         let (pieces, body) = mpsc::channel(WAITING);
-        spawn_local(until_gone(pieces.clone(), tell_events(channel, past, pieces)));
+        spawn_local(until_gone(Some(place), pieces.clone(), tell_events(channel, past, pieces)));
         Ok(event_stream(body))
     }
 
@@ -105,16 +109,17 @@ impl People {
             deploy: None,
             resume: if follow { last_event_id(request.headers()).map(marks).unwrap_or_default() } else { Vec::new() },
         });
+        let place = follow.then(|| self.lasting()).transpose()?;
         let (channel, first) = self.open(token, from, question).await?;
         if let LogFrame::Said(Said { what: Saying::Refused(refusal), .. }) = first.message().map_err(|_| strange())? {
             return Err(refused(refusal));
         }
         let (pieces, body) = mpsc::channel(WAITING);
         if follow {
-            spawn_local(until_gone(pieces.clone(), tell_logs(channel, first, pieces)));
+            spawn_local(until_gone(place, pieces.clone(), tell_logs(channel, first, pieces)));
             return Ok(event_stream(body));
         }
-        spawn_local(until_gone(pieces.clone(), list_logs(channel, first, pieces)));
+        spawn_local(until_gone(place, pieces.clone(), list_logs(channel, first, pieces)));
         Ok(answer(StatusCode::OK, "application/json", Content::Stream(body)))
     }
 
@@ -227,8 +232,12 @@ async fn next(channel: &mut Watched, end: Instant) -> Option<Option<Frame>> {
     }
 }
 
-/// Tells until the client is gone.
-async fn until_gone(pieces: mpsc::Sender<Piece>, telling: impl Future<Output = ()>) {
+/// Tells until the client is gone, and keeps its place so long.
+async fn until_gone(
+    _place: Option<OwnedSemaphorePermit>,
+    pieces: mpsc::Sender<Piece>,
+    telling: impl Future<Output = ()>,
+) {
     tokio::select! {
         () = telling => {}
         () = pieces.closed() => {}
