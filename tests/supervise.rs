@@ -193,8 +193,9 @@ fn a_stop_holds_until_somebody_starts_it() {
         }
         server.start();
         server.wait_state("b", "ready");
+        server.wait_state("a", "stopped");
         let a = server.instance("a");
-        assert_eq!((&a["state"], &a["pid"]), (&"stopped".into(), &Value::Null), "{a}");
+        assert_eq!(a["pid"], Value::Null, "{a}");
         assert!(a["reason"].as_str().unwrap().contains("stopped"), "it says who: {a}");
     }
     server.ok(&["start", "a"]);
@@ -236,6 +237,27 @@ fn a_second_stop_kills() {
     server.ok(&["stop", "stubborn"]);
     let end = &server.instance("stubborn")["last_exit"];
     assert_eq!((&end["code"], &end["signal"]), (&Value::Null, &9.into()), "{end}");
+}
+
+#[test]
+fn a_shutdown_kills_what_still_runs_when_its_time_is_over() {
+    let deaf = "trap '' TERM; echo >&3; while :; do sleep 1000 & wait; done";
+    let mut server = Server::new(&format!(
+        r#"(state_dir: "@DIR@/state", shutdown: (timeout: "500ms"), apps: {{
+"deaf": (command: "{deaf}", ready: Fd(fd: 3), stop: (timeout: "10m")),
+"behind": (command: "{deaf}", ready: Fd(fd: 3), requires: ["deaf"], stop: (timeout: "20m")),
+"quick": (command: ["sleep", "1000"], ready: Immediate),
+}})"#
+    ));
+    let told = text(&server.cli(&["check"]));
+    assert!(told.contains(":3:") && told.contains("app \"behind\" may take 20m to stop"), "{told}");
+    assert!(!told.contains("\"quick\""), "{told}");
+    server.start();
+    server.wait_state("behind", "ready");
+    let mains = ["deaf", "behind"].map(|app| server.main_pid(app));
+    assert!(server.stop().success());
+    assert!(server.log().contains("the time of a shutdown is over"), "{}", server.log());
+    assert!(mains.iter().all(|pid| kill(Pid::from_raw(*pid), None).is_err()), "nothing is left");
 }
 
 #[test]

@@ -54,6 +54,7 @@ impl Supervisor {
             self.ending = Some(Ending::Apps);
             self.deploy_event(deploy::Event::Shutdown);
             self.end_dispensable();
+            self.later(self.config.shutdown, Supervisor::cut_short);
         }
         if again || now {
             self.hurry.store(true, Ordering::Relaxed);
@@ -63,6 +64,16 @@ impl Supervisor {
             }
         }
         self.go_on_ending();
+    }
+
+    /// The time of `shutdown` is over: what still runs is killed.
+    fn cut_short(&mut self) {
+        if self.apps.values().any(|app| app.is_active()) || !self.begun {
+            let why = "the time of a shutdown is over; what still runs is killed";
+            warn!("{why}");
+            self.note(EventKind::Supervisor, None, "shutdown_is_late", Some(why.to_owned()));
+            self.shut_down("shutdown: timeout", true);
+        }
     }
 
     /// Does what the end needs next, if anything ends at all.

@@ -211,6 +211,7 @@ fn other(old: &Config, new: &Config) -> Vec<&'static str> {
         ("local", old.local != new.local),
         ("log", old.log != new.log),
         ("echo", old.echo != new.echo),
+        ("shutdown", old.shutdown != new.shutdown),
         ("deploys", old.deploys != new.deploys),
     ])
 }

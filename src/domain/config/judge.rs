@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use super::{
-    Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, access, app,
+    App, Config, Deploys, Finding, Log, LogFormat, Place, Places, Role, SecretRef, Serve, Severity, Token, access, app,
     deploy,
     finding::Mark,
     http, identity,
@@ -14,7 +16,7 @@ use super::{
     parse::{meant, of},
     probe, raw,
 };
-use crate::domain::model::{Account, AppName, Facts};
+use crate::domain::model::{Account, AppName, Facts, show_span};
 
 /// Collects findings; knows the texts, and what the machine says.
 pub struct Judge<'a> {
@@ -188,6 +190,8 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
     probe::notify_paths(judge, &run_dir, &apps);
     deploy::trees(judge, &state_dir, &apps);
     access::nameless(judge, fetch_as.as_deref(), &apps);
+    let shutdown = raw.shutdown.timeout.map_or(Duration::from_secs(30), |span| span.0);
+    cut_short(judge, raw, shutdown, &apps);
     Config {
         path: judge.files[0].source.path.to_owned(),
         include: Vec::new(),
@@ -197,6 +201,7 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
         local: local(judge, &raw.local),
         log: log(judge, &raw.log),
         echo: raw.echo,
+        shutdown,
         deploys: Deploys {
             parallel: parallel(judge, raw.deploys.parallel),
             fetch_as,
@@ -204,6 +209,23 @@ pub fn config(judge: &mut Judge<'_>, raw: &raw::Root, places: &Places) -> Config
         },
         apps,
         http,
+    }
+}
+
+/// Who may take longer to stop than a shutdown waits for, though the config has thought of how long that is.
+fn cut_short(judge: &mut Judge<'_>, raw: &raw::Root, shutdown: Duration, apps: &BTreeMap<AppName, Arc<App>>) {
+    let is_said = |name: &AppName| {
+        raw.defaults.stop.is_some() || raw.apps.get(name.as_str()).is_some_and(|app| app.stop.is_some())
+    };
+    for (name, app) in apps.iter().filter(|(_, app)| app.command.is_some() && app.stop.timeout() > shutdown) {
+        if is_said(name) {
+            let message = format!(
+                "app \"{name}\" may take {} to stop, and a shutdown kills what still runs after {}: see `shutdown`",
+                show_span(app.stop.timeout()),
+                show_span(shutdown)
+            );
+            judge.warn(&["apps", name.as_str(), "stop"], message);
+        }
     }
 }
 

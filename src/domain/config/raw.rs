@@ -20,6 +20,7 @@ pub struct Root {
     pub local: BTreeMap<String, Role>,
     pub log: Log,
     pub echo: Option<bool>,
+    pub shutdown: Shutdown,
     pub deploys: Deploys,
     pub defaults: App,
     pub apps: BTreeMap<String, App>,
@@ -72,6 +73,12 @@ pub struct Log {
     pub level: Option<String>,
     pub format: Option<LogFormat>,
     pub keep: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    pub timeout: Option<Span>,
 }
 
 #[derive(Debug, Default, Deserialize)]

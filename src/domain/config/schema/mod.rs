@@ -12,6 +12,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -38,6 +39,8 @@ pub struct Config {
     pub log: Log,
     /// App output on everhook's own stdout; `None`: on a terminal and as PID 1.
     pub echo: Option<bool>,
+    /// What still runs so long after a shutdown has begun is killed.
+    pub shutdown: Duration,
     pub deploys: Deploys,
     /// Shared with whoever runs them.
     pub apps: BTreeMap<AppName, Arc<App>>,
