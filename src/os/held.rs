@@ -124,6 +124,10 @@ pub fn unix(path: &Path, mode: u32, owner: Option<(u32, u32)>, backlog: i32) -> 
 pub fn dress(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<FileId> {
     let file: File = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     let facts = file.metadata()?;
+    if !facts.file_type().is_socket() {
+        // Whose folder it is may have put something else there since it was bound.
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is no socket", path.display())));
+    }
     let held = format!("/proc/self/fd/{}", file.as_raw_fd());
     if let Some((uid, gid)) = owner {
         chown(&held, Some(uid), Some(gid))?;
@@ -264,6 +268,16 @@ mod tests {
         remove(&path, id);
         assert!(!put_back(&path, id));
         unix(&path, 0o600, None, 8).unwrap();
+    }
+
+    #[test]
+    fn only_a_socket_gets_its_mode_and_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        fs::write(&path, "private").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(dress(&path, 0o666, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
