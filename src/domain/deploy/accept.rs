@@ -41,6 +41,8 @@ pub struct Snapshot {
     apps: Vec<App>,
     /// The distinct secrets of all apps, each with the dialect it is for; at most [`MOST_SECRETS`].
     secrets: Vec<(Option<Dialect>, Secret)>,
+    /// There are more.
+    untried: bool,
 }
 
 /// A sender that proved itself.
@@ -62,6 +64,11 @@ pub enum Unproven {
     Unrecognised,
     #[error("no secret fits")]
     NoneFits,
+    #[error(
+        "none of {MOST_SECRETS} secrets fits, and more are not tried where no app is named: have the webhook call \
+         /hooks/<app>"
+    )]
+    NoneOfThose,
 }
 
 /// A proven delivery whose repository is no app's.
@@ -83,15 +90,18 @@ impl Snapshot {
     #[must_use]
     pub fn new(apps: Vec<App>) -> Self {
         let mut secrets: Vec<(Option<Dialect>, Secret)> = Vec::new();
+        let mut untried = false;
         for (app, secret) in apps.iter().flat_map(|app| app.secrets.iter().map(move |secret| (app, secret))) {
+            if secrets.iter().any(|(dialect, known)| (dialect, known) == (&app.dialect, secret)) {
+                continue;
+            }
             if secrets.len() == MOST_SECRETS {
+                untried = true;
                 break;
             }
-            if !secrets.iter().any(|(dialect, known)| (dialect, known) == (&app.dialect, secret)) {
-                secrets.push((app.dialect.clone(), secret.clone()));
-            }
+            secrets.push((app.dialect.clone(), secret.clone()));
         }
-        Self { apps, secrets }
+        Self { apps, secrets, untried }
     }
 
     /// The app of this name.
@@ -152,7 +162,8 @@ impl Snapshot {
             }
             why = Unproven::NoneFits;
         }
-        Err(if recognised.is_some() { Unproven::NoneFits } else { why })
+        let why = if recognised.is_some() { Unproven::NoneFits } else { why };
+        Err(if self.untried && why == Unproven::NoneFits { Unproven::NoneOfThose } else { why })
     }
 
     /// The apps among `proven` that the delivery is about. With a name in the path it is that app,
