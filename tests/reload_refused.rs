@@ -11,7 +11,7 @@ mod server;
 use std::{
     fs,
     net::TcpListener,
-    os::unix::fs::{PermissionsExt, chown, symlink},
+    os::unix::fs::{PermissionsExt, lchown, symlink},
 };
 
 use nix::{
@@ -86,9 +86,11 @@ fn what_is_certain_to_fail_is_refused_and_touches_nobody() {
         let closed = format!("user: \"60999\", {}, env: {{", folder("closed"));
         cases.push(("env: {".to_owned(), closed, "closed: Permission denied for uid 60999"));
         // Who runs an app does not have root read to it what it may not read itself.
-        chown(&home, Some(60_999), None).unwrap();
+        for path in [home.clone(), home.join("link")] {
+            lchown(path, Some(60_999), None).unwrap();
+        }
         let linked = "user: \"60999\", env_file: \"home/link\", env: {".to_owned();
-        cases.push(("env: {".to_owned(), linked, "a link that others than root could have made"));
+        cases.push(("env: {".to_owned(), linked, "a link of another user leads to it"));
     }
     for (from, to, what) in &cases {
         // What else is in the file is not applied either.

@@ -2,6 +2,7 @@
 //! of file, of which somebody would wait for ever, or a link to what that user may not read itself.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
@@ -18,10 +19,10 @@ use super::files;
 /// No such file is longer, in bytes.
 const LONGEST: u64 = 1024 * 1024;
 /// Links on the way, as the kernel counts them.
-const MOST_LINKS: u32 = 40;
+const MOST_LINKS: usize = 40;
 
-/// Its text. A link is followed where nobody but root and we could have put it, or where it leads to a file of one of
-/// `owners`, who are the app's own.
+/// Its text. A link is followed where it is root's or ours, or of whoever owns the file that it leads to, or where
+/// that file belongs to one of `owners`, who are the app's own.
 ///
 /// # Errors
 /// As the file system says; `InvalidInput` for what is no file or too long, `PermissionDenied` for a link of others.
@@ -36,33 +37,25 @@ pub fn read(path: &Path, owners: &[u32]) -> io::Result<String> {
 }
 
 fn open(path: &Path, owners: &[u32]) -> io::Result<File> {
-    match vouched(path) {
-        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-            let file = files::open_regular(path)?;
-            if owners.contains(&file.metadata()?.uid()) {
-                return Ok(file);
-            }
-            let why = "a link that others than root could have made leads there, to what is not the app's own: name \
-                       the file itself";
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
-        }
-        other => other,
-    }
-}
-
-/// `ELOOP`: there is a link that nobody vouches for.
-fn vouched(path: &Path) -> io::Result<File> {
+    let (found, makers) = without_links(path)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // What was a folder a moment ago may be a link now.
-    let resolve = ResolveFlags::NO_SYMLINKS;
-    files::regular(openat2(CWD, &without_links(path)?, flags, Mode::empty(), resolve)?.into(), path)
+    // What was none a moment ago may be a link now.
+    let file = openat2(CWD, &found, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let file = files::regular(file.into(), path)?;
+    let owner = file.metadata()?.uid();
+    let vouches = |maker: &u32| *maker == 0 || *maker == owner || *maker == nix::unistd::geteuid().as_raw();
+    if owners.contains(&owner) || makers.iter().all(vouches) {
+        return Ok(file);
+    }
+    let why = format!("a link of another user leads to it, which is uid {owner}'s: name the file itself");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
-/// The path with its links followed, all of which root or we have made.
-fn without_links(path: &Path) -> io::Result<PathBuf> {
+/// The path with its links followed, and whose these are: a link is of whoever made it.
+fn without_links(path: &Path) -> io::Result<(PathBuf, Vec<u32>)> {
     let path = std::path::absolute(path)?;
-    let mut todo: Vec<_> = path.components().rev().map(|part| part.as_os_str().to_owned()).collect();
-    let (mut found, mut links) = (PathBuf::from("/"), 0);
+    let mut todo = parts_last_first(&path);
+    let (mut found, mut makers) = (PathBuf::from("/"), Vec::new());
     while let Some(part) = todo.pop() {
         match Path::new(&part).components().next() {
             Some(Component::Normal(name)) => found.push(name),
@@ -77,35 +70,27 @@ fn without_links(path: &Path) -> io::Result<PathBuf> {
             _ => continue,
         }
         let facts = fs::symlink_metadata(&found)?;
-        if !facts.is_symlink() {
-            continue;
+        if facts.is_symlink() {
+            if makers.len() == MOST_LINKS {
+                return Err(Errno::LOOP.into());
+            }
+            makers.push(facts.uid());
+            let target = fs::read_link(&found)?;
+            found.pop();
+            todo.extend(parts_last_first(&target));
         }
-        let folder = found.parent().unwrap_or(Path::new("/"));
-        links += 1;
-        if links > MOST_LINKS || !is_ours(facts.uid()) || !is_closed(folder)? {
-            return Err(Errno::LOOP.into());
-        }
-        let target = fs::read_link(&found)?;
-        found.pop();
-        todo.extend(target.components().rev().map(|part| part.as_os_str().to_owned()));
     }
-    Ok(found)
+    Ok((found, makers))
 }
 
-fn is_ours(uid: u32) -> bool {
-    uid == 0 || uid == nix::unistd::geteuid().as_raw()
-}
-
-/// Does nobody but root and us rename what is in this folder?
-fn is_closed(folder: &Path) -> io::Result<bool> {
-    let facts = fs::metadata(folder)?;
-    Ok(is_ours(facts.uid()) && (facts.mode() & 0o022 == 0 || facts.mode() & 0o1000 != 0))
+fn parts_last_first(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
-        os::unix::fs::{chown, symlink},
+        os::unix::fs::{lchown, symlink},
         time::Duration,
     };
 
@@ -143,35 +128,35 @@ mod tests {
             return eprintln!("left out: another user needs root");
         }
         let (folder, home, secret) = world();
-        let (link, own) = (home.join("link"), home.join("own"));
+        let (link, own, by_folder, ours) =
+            (home.join("link"), home.join("own"), home.join("folder"), folder.path().join("ours"));
         fs::write(&own, "A=own\n").unwrap();
-        chown(&own, Some(APP), None).unwrap();
-        let by_folder = home.join("folder");
-        symlink(folder.path(), &by_folder).unwrap();
-        for path in [&home, &own] {
-            chown(path, Some(APP), None).unwrap();
-        }
-        let denied = |path: &Path| {
-            assert_eq!(read(path, &[APP]).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{}", path.display());
-        };
         symlink(&secret, &link).unwrap();
-        denied(&link);
-        std::os::unix::fs::lchown(&link, Some(APP), None).unwrap();
-        denied(&link);
-        denied(&by_folder.join("secret"));
-        // Also behind one of ours.
-        let ours = folder.path().join("ours");
+        symlink(folder.path(), &by_folder).unwrap();
         symlink("home/link", &ours).unwrap();
-        denied(&ours);
+        let all = [&link, &by_folder.join("secret"), &ours];
+        for path in all {
+            assert_eq!(read(path, &[APP]).unwrap(), "A=secret\n", "root has made it");
+        }
+        for path in [&home, &own, &link, &by_folder] {
+            lchown(path, Some(APP), None).unwrap();
+        }
+        for path in all {
+            assert_eq!(read(path, &[APP]).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{}", path.display());
+        }
+        lchown(&secret, Some(APP + 1), None).unwrap();
+        lchown(&link, Some(APP + 1), None).unwrap();
+        assert_eq!(read(&link, &[APP]).unwrap(), "A=secret\n", "of whoever has the file");
         fs::remove_file(&link).unwrap();
         symlink("own", &link).unwrap();
+        lchown(&link, Some(APP), None).unwrap();
         for path in [&link, &ours, &own] {
             assert_eq!(read(path, &[APP]).unwrap(), "A=own\n");
         }
     }
 
     #[test]
-    fn links_that_only_we_could_make_are_followed() {
+    fn links_are_followed_as_the_kernel_does() {
         let (folder, home, secret) = world();
         symlink("../secret", home.join("link")).unwrap();
         symlink("home", folder.path().join("folder")).unwrap();

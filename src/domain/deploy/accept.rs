@@ -60,7 +60,7 @@ pub enum Unproven {
     NoSuchApp,
     #[error("the app has no secret")]
     NoSecret,
-    #[error("no header tells whose webhook it is: say it in the config (`dialect`)")]
+    #[error("no header tells for sure whose webhook it is: say it in the config (`dialect`)")]
     Unrecognised,
     #[error("no secret fits")]
     NoneFits,
