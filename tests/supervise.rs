@@ -239,6 +239,44 @@ fn a_second_stop_kills() {
     assert_eq!((&end["code"], &end["signal"]), (&Value::Null, &9.into()), "{end}");
 }
 
+/// It leaves when its file is there, and is deaf to everything else; the command of `stop` makes it.
+#[test]
+fn a_command_asks_it_to_leave() {
+    let waits = "rm -f @DIR@/$EVERHOOK_APP.end; trap '' TERM; echo >&3; while ! test -e @DIR@/$EVERHOOK_APP.end; do sleep 0.02; done; exit 0";
+    let hears = "trap 'echo heard > @DIR@/heard; exit 0' TERM; echo >&3; while :; do sleep 0.02; done";
+    let server = Server::with_apps(&format!(
+        r#""asked": (command: "{waits}", ready: Fd(fd: 3),
+             stop: (command: "echo asked $EVERHOOK_APP $MAINPID; > @DIR@/asked.end; while :; do sleep 1000; done", timeout: "10m")),
+           "refused": (command: "{hears}", ready: Fd(fd: 3), stop: (command: "exit 3", timeout: "10m")),
+           "missing": (command: ["sleep", "1000"], ready: Immediate, stop: (command: ["@DIR@/none"], timeout: "10m")),
+           "slow": (command: "{waits}", ready: Fd(fd: 3), stop: (command: "echo asked twice >> @DIR@/slow.said", timeout: "100ms"))"#
+    ));
+    let told = server.ok(&["check"]);
+    assert!(told.contains("stops by `exit 3`, after 10m SIGTERM, after 10m SIGKILL"), "{told}");
+    let mut server = server.started();
+    let apps = ["asked", "refused", "missing", "slow"];
+    apps.iter().for_each(|app| drop(server.wait_state(app, "ready")));
+    let pid = server.main_pid("asked");
+    server.ok(&["stop", "--all"]);
+    let exit = |app: &str| server.instance(app)["last_exit"].clone();
+    assert_eq!(exit("asked")["code"], 0, "the command that runs on holds nothing up");
+    assert!(server.ok(&["logs", "asked"]).contains(&format!("asked asked {pid}")), "its output is the app's");
+    assert!(server.path().join("heard").exists(), "the signal comes when the command fails");
+    assert_eq!(exit("missing")["signal"], 15);
+    assert_eq!(exit("slow")["signal"], 9, "the signal, and KILL, come in their time");
+    assert_eq!(fs::read_to_string(server.path().join("slow.said")).unwrap(), "asked twice\n");
+    let causes: Vec<_> = server.events().iter().filter_map(|e| e["cause"].as_str().map(str::to_owned)).collect();
+    assert!(causes.iter().any(|cause| cause.contains("its stop command exited with 3")), "{causes:?}");
+
+    // A restart asks as well, and so does the end of everhook.
+    server.ok(&["start", "asked"]);
+    let pid = server.main_pid("asked");
+    server.ok(&["restart", "asked"]);
+    server.wait_new_pid("asked", pid);
+    assert!(server.stop().success());
+    assert!(!server.log().contains("the time of a shutdown is over"), "{}", server.log());
+}
+
 #[test]
 fn a_shutdown_kills_what_still_runs_when_its_time_is_over() {
     let deaf = "trap '' TERM; echo >&3; while :; do sleep 1000 & wait; done";

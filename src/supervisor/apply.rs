@@ -164,6 +164,7 @@ impl Supervisor {
             Action::StopProbe => self.stop_probe(id),
             Action::Reload { turn } => self.reload_instance(id, turn),
             Action::StopReload => self.stop_reload(id),
+            Action::Ask { turn } => self.ask_to_leave(id, turn),
             Action::Watch { attempt } => self.begin_watch(id, attempt),
             Action::Crashed => self.expect_words(id),
             Action::Progress(progress) => self.note_progress(id, progress),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Supervisor, jobs::JobId, launch, live, seats::SeatId};
+use super::{Supervisor, event::Event, jobs::JobId, launch, live, seats::SeatId};
 use crate::{
     domain::{
         config::{Command, Reload},
@@ -50,10 +50,12 @@ impl Supervisor {
             let result = match (linked, how) {
                 (Err(error), _) => Err(error),
                 (Ok(()), Some(Reload::Signal(signal))) => supervisor.tell_by_signal(&seat, signal),
-                (Ok(()), Some(Reload::Exec(command))) => match supervisor.tell_by_command(&seat, turn, &command) {
-                    Ok(()) => return supervisor.switched(&seat.app),
-                    Err(error) => Err(format!("its reload command cannot be run: {error}")),
-                },
+                (Ok(()), Some(Reload::Exec(command))) => {
+                    match supervisor.tell_by_command(&seat, turn, &command, "reload") {
+                        Ok(()) => return supervisor.switched(&seat.app),
+                        Err(error) => Err(error),
+                    }
+                }
                 (Ok(()), Some(Reload::Restart) | None) => Err("its `reload` is another one in the config now".into()),
             };
             supervisor.switched(&seat.app);
@@ -69,26 +71,54 @@ impl Supervisor {
         Ok(at)
     }
 
-    fn tell_by_command(&mut self, id: &SeatId, turn: u64, command: &Command) -> Result<(), String> {
+    /// Has the command of `stop` ask the process of a seat to leave.
+    pub fn ask_to_leave(&mut self, id: &SeatId, turn: u64) {
+        let stages = self.apps.get(&id.app).map(|app| Arc::clone(&app.spec().stop));
+        let command = stages.as_ref().and_then(|stop| stop.stages.iter().find_map(|stage| stage.command.as_deref()));
+        let begun = match command {
+            Some(command) => self.tell_by_command(id, turn, command, "stop"),
+            None => Err("its `stop` is another one in the config now".into()),
+        };
+        if let Err(why) = begun {
+            let seat = id.clone();
+            // What asks for it is still being carried out.
+            let _ = self.events.send(Event::Then(Box::new(move |supervisor| {
+                supervisor.tell(&seat, Happening::Told { turn, result: Err(why) });
+            })));
+        }
+    }
+
+    /// `field`: of the config, where the command stands.
+    fn tell_by_command(
+        &mut self,
+        id: &SeatId,
+        turn: u64,
+        command: &Command,
+        field: &'static str,
+    ) -> Result<(), String> {
         let instance = id.instance();
         let (main, out, err) = match self.seat(id) {
             Some(seat) => (seat.main, Arc::clone(&seat.kit.out), Arc::clone(&seat.kit.err)),
             None => (None, Arc::clone(&self.me.null), Arc::clone(&self.me.null)),
         };
         let main = main.ok_or("its main process is gone")?;
-        let name = format!("{instance}.reload-{}", self.ticket());
+        let name = format!("{instance}.{field}-{}", self.ticket());
         let args = launch::arguments(command, instance.number);
-        let mut spec = self.command_spec(&id.app, &instance, &args, &name, &[("MAINPID", main.to_string())])?;
+        let spec = self.command_spec(&id.app, &instance, &args, &name, &[("MAINPID", main.to_string())]);
+        let mut spec = spec.map_err(|error| format!("its {field} command cannot be run: {error}"))?;
         spec.fds = vec![(Arc::clone(&self.me.null), 0), (out, 1), (err, 2)];
         let (at, seat) = (clock::monotonic_micros(), id.clone());
         let job: JobId = self.start_command(&id.app, name, spec, move |supervisor, end| {
             let result = match end.error {
                 None if end.exit.success() => Ok(at),
-                None => Err(format!("its reload command {}", end.exit)),
-                Some(error) => Err(format!("its reload command could not be started: {error}")),
+                None => Err(format!("its {field} command {}", end.exit)),
+                Some(error) => Err(format!("its {field} command could not be started: {error}")),
             };
             supervisor.tell(&seat, Happening::Told { turn, result });
         });
+        if field == "stop" {
+            self.is_needed(job);
+        }
         if let Some(seat) = self.seat_mut(id) {
             seat.reload = Some(job);
         }

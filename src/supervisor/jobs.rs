@@ -267,6 +267,13 @@ impl Supervisor {
         self.files.run(move || drop(keys), |_, ()| ());
     }
 
+    /// A shutdown needs this one.
+    pub fn is_needed(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.dispensable = false;
+        }
+    }
+
     /// Ends every job that no shutdown waits for.
     pub fn end_dispensable(&mut self) {
         let dispensable = self.jobs.iter().filter(|(_, job)| job.dispensable);

@@ -117,7 +117,7 @@ pub struct SeatShell {
     pub definition: u64,
     pub health: probe::Health,
     pub words: words::Words,
-    /// The command that tells it of a release.
+    /// The command that tells it of a release, or asks it to leave.
     pub reload: Option<JobId>,
     /// All of its tree were sent KILL.
     pub killed: bool,

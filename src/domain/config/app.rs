@@ -302,18 +302,28 @@ impl Entry<'_> {
         };
         judge.require(!stages.is_empty(), &self.keys(&["stop"]), "expected at least one signal and its time");
         let stage = |raw: &raw::Stage| StopStage {
+            command: None,
             signal: raw.signal.unwrap_or(Signal::TERM),
             timeout: raw.timeout.map_or(Duration::from_secs(10), |span| span.0),
+        };
+        let first = match &self.raw.stop {
+            Some(raw::Stop::One(one)) => one.command.as_ref().map(|command| {
+                let command = probe::command_line(judge, &self.keys(&["stop", "command"]), Some(command));
+                StopStage { command: Some(command.into()), ..stage(one) }
+            }),
+            None | Some(raw::Stop::List(_)) => None,
         };
         let drain = match &self.raw.stop {
             Some(raw::Stop::One(stage)) => stage.drain,
             None | Some(raw::Stop::List(_)) => None,
         };
-        let listed =
-            matches!(&self.raw.stop, Some(raw::Stop::List(stages)) if stages.iter().any(|s| s.drain.is_some()));
-        judge.require(!listed, &self.keys(&["stop"]), "`drain` is a time of the whole, not of one signal in a list");
+        let in_list =
+            |is: fn(&raw::Stage) -> bool| matches!(&self.raw.stop, Some(raw::Stop::List(list)) if list.iter().any(is));
+        let (drains, asks) = (in_list(|stage| stage.drain.is_some()), in_list(|stage| stage.command.is_some()));
+        judge.require(!drains, &self.keys(&["stop"]), "`drain` is a time of the whole, not of one signal in a list");
+        judge.require(!asks, &self.keys(&["stop"]), "a list is one of signals: `command` stands beside a single one");
         let drain = drain.map_or(Duration::from_secs(30), |span| span.0);
-        Stop { stages: stages.iter().map(stage).collect(), drain }
+        Stop { stages: first.into_iter().chain(stages.iter().map(stage)).collect(), drain }
     }
 
     fn logs(&self, judge: &mut Judge<'_>) -> Logs {

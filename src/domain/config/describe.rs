@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     App, Command, Config, Deploy, Form, Include, Layout, Limits, Live, LiveProbe, Logs, Missed, Policy, Probe, Ready,
-    Reload, Replace, Restart, Schedule, SecretRef, Status, Stop, Track, Trigger, Watch, numbered,
+    Reload, Replace, Restart, Schedule, SecretRef, Status, Stop, StopStage, Track, Trigger, Watch, numbered,
 };
 use crate::domain::model::{At, show_span};
 
@@ -121,7 +121,7 @@ fn app(app: &App, now: At) -> Vec<String> {
     let enabled = if app.enabled { "" } else { ", not started (enabled: false)" };
     let runs = format!("{name}: {command} as {} in {place}{copies}, {}{enabled}", user(app), ready(app));
     let when = app.schedule.as_ref().map(|schedule| format!("{name}: {}", times(schedule, now)));
-    let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop));
+    let ends = format!("{name}: {}; {}", restarts(&app.restart), stop(&app.stop, app.instances));
     let well = app.live.as_ref().map(|how| format!("{name}: {}", live(how, app.instances)));
     let limits = limits(&app.limits).map(|limits| format!("{name}: {limits}"));
     let sockets = sockets(app).map(|sockets| format!("{name}: {sockets}"));
@@ -359,9 +359,13 @@ fn logs(logs: &Logs) -> Option<String> {
     Some(format!("logs {form}, in files of {rotate}{age}, {keep} {kept}"))
 }
 
-fn stop(stop: &Stop) -> String {
+fn stop(stop: &Stop, instances: u32) -> String {
+    let asked = |stage: &StopStage| match &stage.command {
+        Some(command) => shown(command, instances),
+        None => stage.signal.to_string(),
+    };
     let stages: Vec<String> =
-        stop.stages.iter().map(|stage| format!("{}, after {} ", stage.signal, show_span(stage.timeout))).collect();
+        stop.stages.iter().map(|stage| format!("{}, after {} ", asked(stage), show_span(stage.timeout))).collect();
     format!("stops by {}SIGKILL", stages.concat())
 }
 

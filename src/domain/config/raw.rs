@@ -220,6 +220,7 @@ pub enum Stop {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stage {
+    pub command: Option<Words>,
     pub signal: Option<Signal>,
     pub timeout: Option<Span>,
     pub drain: Option<Span>,
@@ -445,6 +446,7 @@ impl App {
             on_failed: self.on_failed.or(d.on_failed),
             stop: match (self.stop, d.stop) {
                 (Some(Stop::One(stage)), Some(Stop::One(default))) => Some(Stop::One(Stage {
+                    command: stage.command.or(default.command),
                     signal: stage.signal.or(default.signal),
                     timeout: stage.timeout.or(default.timeout),
                     drain: stage.drain.or(default.drain),

@@ -57,6 +57,8 @@ pub struct Stopping {
     then: Then,
     /// Another one has taken over: it may finish what it has begun.
     drains: bool,
+    /// The turn of the command that asks it to leave, while that runs.
+    asks: Option<u64>,
 }
 
 /// The main process of a tree that is being ended.
@@ -98,6 +100,10 @@ pub enum Action {
     Spawn,
     /// Send to the main process.
     Signal(Signal),
+    /// Have the command of `stop` ask the main process to leave; answered by `Told` with this turn.
+    Ask {
+        turn: u64,
+    },
     /// The main process is gone: send once to every process left of the tree; answered by `TreeEmpty`.
     SignalTree(Signal),
     /// KILL every process of the tree; answered by `TreeEmpty`.
@@ -111,7 +117,7 @@ pub enum Action {
     Reload {
         turn: u64,
     },
-    /// Nobody waits any more for a command that was to have it do so.
+    /// Nobody waits any more for a command that was to have it do so, or to leave.
     StopReload,
     /// Ask again and again whether it is well; answers carry `attempt`. Ended by `StopProbe`.
     Watch {
@@ -305,7 +311,8 @@ impl Instance {
 
     fn enter(&mut self, state: State, cause: &str, now: Now, out: &mut Vec<Action>) {
         let from = name(&self.state);
-        if self.reloads() {
+        let asks = matches!(&self.state, State::Stopping(stopping) if stopping.asks.is_some());
+        if self.reloads() || asks && !matches!(state, State::Stopping(_)) {
             out.push(Action::StopReload);
         }
         if matches!(state, State::Stopping(_)) {
@@ -399,22 +406,58 @@ impl Instance {
             _ => return,
         };
         out.push(Action::StopProbe);
-        if matches!(main, Main::Alive(_)) {
+        let is_alive = matches!(main, Main::Alive(_));
+        let by_command = app.stop.stages[0].command.is_some();
+        if is_alive && !by_command {
             out.push(Action::Signal(app.stop.stages[0].signal));
         }
         self.reason = Some(cause.into());
-        let stopping = Stopping { main, stage: 0, until: now.mono + time, then: Then::Rest, drains };
+        let stopping = Stopping { main, stage: 0, until: now.mono + time, then: Then::Rest, drains, asks: None };
         self.enter(State::Stopping(stopping.into()), cause, now, out);
+        if is_alive && by_command {
+            self.ask(0, app, out);
+        }
+    }
+
+    /// Has the main process hear that it is to leave, as this stage of `stop` does it.
+    fn ask(&mut self, stage: usize, app: &config::App, out: &mut Vec<Action>) {
+        let stage = &app.stop.stages[stage];
+        let State::Stopping(stopping) = &mut self.state else { return };
+        if stage.command.is_none() {
+            return out.push(Action::Signal(stage.signal));
+        }
+        self.reloads += 1;
+        stopping.asks = Some(self.reloads);
+        out.push(Action::Ask { turn: self.reloads });
+    }
+
+    /// The command of `stop` has ended. Where it has failed nobody waits for what it was to bring about.
+    fn asked(&mut self, turn: u64, result: Result<u64, String>, app: &config::App, now: Now, out: &mut Vec<Action>) {
+        let State::Stopping(stopping) = &mut self.state else { return };
+        if stopping.asks != Some(turn) {
+            return;
+        }
+        stopping.asks = None;
+        let (stage, is_alive) = (stopping.stage, matches!(stopping.main, Main::Alive(_)));
+        if let Err(why) = result
+            && is_alive
+        {
+            self.note(why, out);
+            self.escalate(stage.saturating_add(1), app, now, out);
+        }
     }
 
     /// Goes to a stage of `stop`; beyond the last one: KILL, again and again.
     fn escalate(&mut self, stage: usize, app: &config::App, now: Now, out: &mut Vec<Action>) {
         let State::Stopping(stopping) = &mut self.state else { return };
         stopping.stage = stage;
+        if stopping.asks.take().is_some() {
+            out.push(Action::StopReload);
+        }
         if let Some(next) = app.stop.stages.get(stage) {
             stopping.until = now.mono + next.timeout;
             match stopping.main {
-                Main::Alive(_) => out.push(Action::Signal(next.signal)),
+                Main::Alive(_) => self.ask(stage, app, out),
                 Main::Gone => out.push(Action::SignalTree(next.signal)),
                 Main::Spawning => {}
             }

@@ -77,6 +77,13 @@ fn any_live() -> impl Strategy<Value = Option<Live>> {
     prop::option::of((probe, 1..=2u32).prop_map(live))
 }
 
+/// The same, with a command before its signals.
+pub(super) fn asking(stop: &config::Stop) -> Arc<config::Stop> {
+    let command = config::Command::Shell("leave".into());
+    let first = config::StopStage { command: Some(command.into()), ..stop.stages[0].clone() };
+    Arc::new(config::Stop { stages: [&[first], &stop.stages[..]].concat(), drain: stop.drain })
+}
+
 pub(super) fn any_spec() -> impl Strategy<Value = config::App> {
     let probe = config::Probe::Tcp(config::TcpProbe { addr: "localhost:1".into() });
     let probe = Ready::Probe { probe: probe.into(), within: seconds(4) };
@@ -84,9 +91,12 @@ pub(super) fn any_spec() -> impl Strategy<Value = config::App> {
     let ready = prop_oneof![Just(Ready::Immediate), Just(Ready::After(seconds(1))), Just(probe), Just(notify)];
     let policy = prop_oneof![Just(Policy::Always), Just(Policy::OnFailure), Just(Policy::Never)];
     let reload = prop_oneof![Just(config::Reload::Restart), Just(config::Reload::Signal(Signal::TERM))];
-    let made =
-        |(ready, policy, instances, live, reload)| config::App { instances, live, reload, ..spec(ready, policy) };
-    (ready, policy, 1..=3u32, any_live().prop_map(|live| live.map(Box::new)), reload).prop_map(made)
+    let made = |(ready, policy, instances, live, reload, asks)| {
+        let plain = spec(ready, policy);
+        let stop = if asks { asking(&plain.stop) } else { Arc::clone(&plain.stop) };
+        config::App { instances, live, reload, stop, ..plain }
+    };
+    (ready, policy, 1..=3u32, any_live().prop_map(|live| live.map(Box::new)), reload, any::<bool>()).prop_map(made)
 }
 
 proptest! {

@@ -44,7 +44,7 @@ fn spec(ready: Ready, policy: Policy) -> config::App {
             retry_after: None,
         }),
         stop: Arc::new(Stop {
-            stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(5) }],
+            stages: vec![StopStage { command: None, signal: Signal::TERM, timeout: Duration::from_secs(5) }],
             drain: seconds(30),
         }),
         sockets: BTreeMap::new(),
@@ -110,7 +110,9 @@ impl World {
                 Task::Process(seat, Action::Probe { attempt } | Action::Watch { attempt }) => {
                     self.trees.entry(*seat).or_default().attempt = *attempt;
                 }
-                Task::Process(seat, Action::Reload { turn }) => self.trees.entry(*seat).or_default().turn = *turn,
+                Task::Process(seat, Action::Reload { turn } | Action::Ask { turn }) => {
+                    self.trees.entry(*seat).or_default().turn = *turn;
+                }
                 Task::Gone(number) => {
                     assert!(self.trees.iter().all(|(seat, tree)| seat.number != *number || tree.is_empty()));
                 }
@@ -245,6 +247,45 @@ fn seconds(n: u64) -> Duration {
 fn release(n: i64) -> Release {
     let commit: CommitId = "a".repeat(40).parse().unwrap();
     Release { id: ReleaseId::new(n, &commit), commit, directory: format!("/r/{n}").into() }
+}
+
+/// What is left of a command that nobody waits for any more is ended, and the signal follows in time.
+#[test]
+fn a_command_asks_before_the_signal() {
+    let plain = spec(Ready::Immediate, Policy::Always);
+    let asks = || config::App { stop: law::asking(&plain.stop), ..plain.clone() };
+    let stopping = |ends: &dyn Fn(&mut World)| {
+        let mut world = World::new(asks());
+        world.spawned_in(FIRST, false);
+        world.done.clear();
+        world.feed(Event::Stop { only: None, by: "ann".into() });
+        ends(&mut world);
+        let told = |task: &Task| match task {
+            Task::Process(_, Action::Ask { .. }) => Some("ask"),
+            Task::Process(_, Action::Signal(Signal::TERM)) => Some("signal"),
+            Task::Process(_, Action::SignalTree(Signal::TERM)) => Some("signal all"),
+            Task::Process(_, Action::StopReload) => Some("end the command"),
+            Task::Process(_, Action::Kill) => Some("kill"),
+            _ => None,
+        };
+        world.done.iter().filter_map(told).collect::<Vec<_>>()
+    };
+    let ended = |world: &mut World, result| {
+        let turn = world.tree(FIRST).turn;
+        world.tell(FIRST, Happening::Told { turn, result });
+    };
+    assert_eq!(stopping(&|world| world.exit_in(FIRST, Exit::Code(0))), ["ask", "end the command"]);
+    assert_eq!(stopping(&|world| ended(world, Ok(1))), ["ask"]);
+    assert_eq!(stopping(&|world| ended(world, Err("no".into()))), ["ask", "signal"]);
+    assert_eq!(stopping(&|world| world.pass(seconds(5))), ["ask", "end the command", "signal"]);
+    let late = stopping(&|world| {
+        world.pass(seconds(5));
+        ended(world, Err("killed".into()));
+        world.pass(seconds(5));
+    });
+    assert_eq!(late, ["ask", "end the command", "signal", "kill"]);
+    let again = stopping(&|world| world.feed(Event::Stop { only: None, by: "ann".into() }));
+    assert_eq!(again, ["ask", "end the command", "kill"]);
 }
 
 #[test]

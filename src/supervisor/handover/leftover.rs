@@ -67,7 +67,11 @@ pub(super) fn leftover(
         let seat = Seat { number: bears.number, second: name.ends_with(SECOND) };
         (SeatId { app: app.name.clone(), seat }, bears)
     });
-    let stages = app.filter(|_| !name.ends_with(".job")).map(|app| app.stop.stages.clone());
+    // No command is run for what an earlier supervisor has left.
+    let stages = app.filter(|_| !name.ends_with(".job")).map(|app| {
+        let signals = app.stop.stages.iter().filter(|stage| stage.command.is_none());
+        signals.cloned().collect::<Vec<_>>()
+    });
     let group = format!("{}-{name}", layout.cgroup());
     Leftover {
         seat,
@@ -76,7 +80,7 @@ pub(super) fn leftover(
         name,
         cgroup: cgroups.and_then(|base| base.make(&group).ok()).map(Arc::new),
         outputs: Vec::new(),
-        stages: stages.unwrap_or_else(|| vec![StopStage { signal: Signal::TERM, timeout: TIMEOUT }]),
+        stages: stages.unwrap_or_else(|| vec![StopStage { command: None, signal: Signal::TERM, timeout: TIMEOUT }]),
         stage: 0,
         next: Instant::now(),
     }
@@ -179,7 +183,7 @@ impl Leftover {
     fn escalate(&mut self, now: Instant) {
         let stage = self.stages.get(self.stage).cloned();
         self.stage += 1;
-        let Some(StopStage { signal, timeout }) = stage else {
+        let Some(StopStage { signal, timeout, .. }) = stage else {
             warn!(name = %self.name, "does not end; it is killed");
             if let Some((_, fd)) = &self.main {
                 let _ = pidfd::signal(fd, Signal::KILL);

@@ -254,6 +254,9 @@ impl fmt::Display for SocketAddress {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopStage {
+    /// Asks the main process to leave, run as the app; `None`: the signal does. Boxed, as few have one.
+    pub command: Option<Box<Command>>,
+    /// What is left of the tree without its main process hears it in any case.
     pub signal: Signal,
     pub timeout: Duration,
 }

@@ -39,7 +39,7 @@ pub(super) fn app(name: &str, check: &[&str], after: &[&str]) -> Arc<App> {
             retry_after: None,
         }),
         stop: Arc::new(Stop {
-            stages: vec![StopStage { signal: Signal::TERM, timeout: Duration::from_secs(10) }],
+            stages: vec![StopStage { command: None, signal: Signal::TERM, timeout: Duration::from_secs(10) }],
             drain: Duration::ZERO,
         }),
         sockets: BTreeMap::new(),

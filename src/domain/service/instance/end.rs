@@ -62,10 +62,13 @@ impl Instance {
     ) {
         let until = now.mono + app.stop.stages[0].timeout;
         self.reason = Some(reason.into());
-        let stopping = Stopping { main, stage: 0, until, then, drains: false };
+        let stopping = Stopping { main, stage: 0, until, then, drains: false, asks: None };
         self.enter(State::Stopping(stopping.into()), reason, now, out);
-        let signal = app.stop.stages[0].signal;
-        out.push(if main == Main::Gone { Action::SignalTree(signal) } else { Action::Signal(signal) });
+        if main == Main::Gone {
+            out.push(Action::SignalTree(app.stop.stages[0].signal));
+        } else {
+            self.ask(0, app, out);
+        }
     }
 
     /// Nothing of the tree lives any more.

@@ -266,7 +266,14 @@ impl Instance {
         let reason = "it said that it stops";
         self.reason = Some(reason.into());
         self.enter(
-            State::Stopping(Box::new(Stopping { main: Main::Alive(pid), stage: 0, until, then, drains: false })),
+            State::Stopping(Box::new(Stopping {
+                main: Main::Alive(pid),
+                stage: 0,
+                until,
+                then,
+                drains: false,
+                asks: None,
+            })),
             reason,
             now,
             out,

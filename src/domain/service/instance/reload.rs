@@ -71,6 +71,10 @@ impl Instance {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Option<Note> {
+        if matches!(self.state, State::Stopping(_)) {
+            self.asked(turn, result, app, now, out);
+            return None;
+        }
         let says_reloading = self.says_reloading();
         let State::Ready { reload: Some(reload), .. } = &mut self.state else { return None };
         if (reload.turn, reload.stage) != (turn, Stage::Telling) {
