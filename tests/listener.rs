@@ -211,6 +211,20 @@ fn a_body_over_the_limit_is_told_so_while_it_still_comes() {
     assert!(listener.is_silent());
 }
 
+/// A connection that is reset takes an answer with it that was not read yet.
+#[test]
+fn what_is_no_request_is_told_so_while_it_still_comes() {
+    let mut listener = Listener::start("hooks");
+    let long = format!("POST /hooks HTTP/1.1\r\nHost: test\r\nX: {}", "x".repeat(200 * 1024));
+    for (bytes, status) in [(long, 431), (format!("POST /hooks\r\n\r\n{}", "x".repeat(200 * 1024)), 400)] {
+        let mut client = Client::connect(listener.address);
+        assert!(client.send(bytes.as_bytes()));
+        assert_eq!(client.status(), Some(status));
+        assert_eq!(client.rest(), "closed");
+    }
+    assert!(listener.is_silent());
+}
+
 #[test]
 fn large_bodies_share_their_room_and_small_ones_need_none() {
     let mut listener = Listener::start("hooks");

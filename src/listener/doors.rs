@@ -336,6 +336,8 @@ where
     match outcome {
         Some(Ok(())) if resting && !closing => Some(Rest::Silent(stream, joined(parts.read_buf, unread))),
         Some(Ok(())) => Some(Rest::Done(stream)),
+        // hyper has told what is wrong with it.
+        Some(Err(error)) if error.is_parse() => Some(Rest::Done(stream)),
         None if matches!(after.get(), After::Unasked | After::Open) => {
             stream.write_all(&leaving()).await.ok().map(|()| Rest::Done(stream))
         }

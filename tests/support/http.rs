@@ -100,9 +100,10 @@ impl Client {
         !self.read.is_empty() || self.more()
     }
 
-    /// Reads until the peer closes.
-    pub fn rest(&mut self) {
+    /// Reads until the peer closes; how that ended.
+    pub fn rest(&mut self) -> &str {
         while self.more() {}
+        &self.end
     }
 
     /// Reads an answer's head.
