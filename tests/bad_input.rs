@@ -59,7 +59,7 @@ fn a_start_that_cannot_be_has_the_place_of_its_field() {
     fs::set_permissions(server.path().join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
     let server = server.started();
     server.wait_state("good", "ready");
-    let mut wanted = vec![("program", 3, "no-such-program"), ("text", 4, "run")];
+    let mut wanted = vec![("program", 3, "no-such-program"), ("text", 4, "run\", whose interpreter is missing: ")];
     if geteuid().is_root() {
         wanted.push(("closed", 5, "Permission denied"));
     }

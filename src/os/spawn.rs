@@ -11,12 +11,15 @@ pub(super) mod raw;
 mod tests;
 
 use std::{
-    ffi::{CString, c_char, c_int},
+    ffi::{CString, OsStr, c_char, c_int},
     fs::File,
     io,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::{ffi::OsStringExt, fs::FileExt},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::FileExt,
+        },
     },
     path::PathBuf,
     ptr,
@@ -379,7 +382,7 @@ fn executed(spawned: Spawned, failure: Option<Failure>, spec: &SpawnSpec) -> Res
                 Step::Groups | Step::Gid | Step::Uid => Part::Credentials,
                 _ => Part::Other,
             };
-            SpawnError { step: name_of(step, spec), part, errno: io::Error::from_raw_os_error(errno) }
+            SpawnError { step: name_of(step, spec, errno), part, errno: io::Error::from_raw_os_error(errno) }
         }
         None => SpawnError {
             step: format!("executing {:?}", spec.program),
@@ -389,7 +392,7 @@ fn executed(spawned: Spawned, failure: Option<Failure>, spec: &SpawnSpec) -> Res
     })
 }
 
-fn name_of(step: Step, spec: &SpawnSpec) -> String {
+fn name_of(step: Step, spec: &SpawnSpec, errno: i32) -> String {
     let who =
         |what: &str, id: fn(&Credentials) -> u32| format!("setting {what} {}", spec.credentials.as_ref().map_or(0, id));
     match step {
@@ -407,7 +410,16 @@ fn name_of(step: Step, spec: &SpawnSpec) -> String {
         Step::NoNewPrivileges => "setting no_new_privs".into(),
         Step::DeathSignal => "tying its life to ours".into(),
         Step::Record => "writing its run record".into(),
-        Step::Execute => format!("executing {:?}", spec.program),
+        Step::Execute => {
+            let file = spec.directory.join(OsStr::from_bytes(spec.program.as_bytes()));
+            // The kernel names the error alone, which is not the program's then.
+            let more = match errno {
+                libc::ENOENT if file.exists() => ", whose interpreter is missing",
+                libc::ENOEXEC => ", which is no program and has no line `#!`",
+                _ => "",
+            };
+            format!("executing {:?}{more}", spec.program)
+        }
     }
 }
 

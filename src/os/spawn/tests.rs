@@ -416,7 +416,17 @@ fn a_failure_names_its_step_and_leaves_nothing() {
         fs::write(&script, "no first line").unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
         let program = CString::new(script.to_str().unwrap()).unwrap();
-        cases.push((SpawnSpec { program, ..shell("") }, format!("executing {script:?}"), libc::ENOEXEC));
+        cases.push((
+            SpawnSpec { program, ..shell("") },
+            format!("executing {script:?}, which is no program and has no line `#!`"),
+            libc::ENOEXEC,
+        ));
+        let other = closed.path().join("other");
+        fs::write(&other, "#!/no/such/interpreter\n").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o700)).unwrap();
+        let program = CString::new(other.to_str().unwrap()).unwrap();
+        let step = format!("executing {other:?}, whose interpreter is missing");
+        cases.push((SpawnSpec { program, ..shell("") }, step, libc::ENOENT));
         let descriptors = fs::read_dir("/proc/self/fd").unwrap().count();
         for clone3 in [true, false] {
             spawner.clone3 = clone3;
