@@ -303,9 +303,11 @@ fn a_file_that_was_moved_away_is_left_at_usr1() {
     let after = fs::metadata(&path).unwrap();
     assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
     server.ok(&["stop", "a"]);
-    let all = [&moved, &path].map(|path| content(path)).concat();
-    let whole: String = (0..all.lines().count()).map(|n| format!("{n}\n")).collect();
-    assert_eq!(all, whole);
+    server.until("every line is in one of both", |_| {
+        let all = [&moved, &path].map(|path| content(path)).concat();
+        let whole: String = (0..all.lines().count()).map(|n| format!("{n}\n")).collect();
+        (all == whole).then_some(())
+    });
 }
 
 /// A bar that moves by carriage returns is seen before its line ends.
