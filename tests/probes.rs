@@ -140,7 +140,7 @@ fn a_command_decides_and_is_ended_with_its_tree() {
     server.wait_state("a", "ready");
     server.wait_state("hangs", "failed");
     let why = reason(&server, "hangs");
-    assert!(why.contains("not ready within 500ms"), "{why}");
+    assert!(why.contains("not ready within 500ms: its probe has not come to an answer"), "{why}");
     server.until("nothing of the command is left", |_| processes(&format!("sleep 7{mark}")).is_empty().then_some(()));
     server.wait_state("missing", "failed");
     assert!(reason(&server, "missing").contains("no-such-program"), "{}", reason(&server, "missing"));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{backoff::Backoff, survivor::Survivor};
 use crate::domain::{
-    config,
+    config::{self, Ready},
     model::{At, Exit, Now, Progress, Signal, show_span},
 };
 
@@ -519,8 +519,8 @@ impl Instance {
             State::Starting { pid: Some(pid), .. } => match app.ready.within() {
                 None => return Some(self.ready(app, now, out)),
                 Some(within) => {
-                    let seen = self.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-                    let reason = format!("not ready within {}{seen}", show_span(within));
+                    let seen = self.reason.as_deref().map_or_else(|| unheard(&app.ready), str::to_owned);
+                    let reason = format!("not ready within {}: {seen}", show_span(within));
                     let end = End { exit: None, ready_for: None, reason: reason.clone() };
                     let main = Main::Alive(*pid);
                     out.push(Action::StopProbe);
@@ -546,6 +546,15 @@ impl Instance {
             _ => {}
         }
         None
+    }
+}
+
+/// What it lacks that never was ready, where nothing else was seen of it.
+fn unheard(ready: &Ready) -> String {
+    match ready {
+        Ready::Notify { .. } => "it did not say READY=1".to_owned(),
+        Ready::Fd { number, .. } => format!("it wrote no newline to descriptor {number}"),
+        _ => "its probe has not come to an answer".to_owned(),
     }
 }
 

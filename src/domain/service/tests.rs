@@ -427,7 +427,7 @@ fn time_is_given_and_never_taken() {
     world.pass(seconds(4));
     assert!(matches!(world.state(), State::Starting { .. }));
     world.pass(seconds(1));
-    assert!(world.app.worst().reason().unwrap().contains("not ready within"));
+    assert!(world.app.worst().reason().unwrap().ends_with(": it did not say READY=1"));
     world.say(FIRST, "EXTEND_TIMEOUT_USEC=20000000");
     world.pass(seconds(19));
     assert_eq!(world.last(), Some(&Action::Signal(Signal::TERM)));
