@@ -53,6 +53,7 @@ impl Logger {
     pub fn heed_marks(&mut self) {
         while let Some(mark) = self.marks.as_ref().and_then(Notes::take) {
             let ToLogger::Mark { source, at } = mark else { continue };
+            self.begun = true;
             if !self.note(&source, at) {
                 // That it is to be captured, or called so, is still to be heard.
                 self.unplaced.insert(source, at);

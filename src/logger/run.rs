@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// A pass in which nobody gave this many bytes is followed by [`PAUSE`]: many small writes then cost one
-/// pass. In ms; a flood fills a pipe within a pause, so it is never slowed down.
+/// pass. In ms; a flood fills a pipe within a pause, so it is never slowed down by this one.
 const BUSY: usize = 32 * 1024;
 /// So many bytes does one source give in a row at most while it gives that much; nobody waits long for it.
 const IN_A_ROW: usize = 256 * 1024;
@@ -55,6 +55,9 @@ const IN_A_ROW: usize = 256 * 1024;
 const FULL: usize = 60 * 1024;
 const OFTEN: u8 = 16;
 const PAUSE: u8 = 5;
+/// A flood waits for so long where a run begins, in ms: what is being started goes first. Whoever floods soon waits
+/// for us, and leaves the processors too.
+const FIRST_STEPS: u8 = 2;
 /// Readers and stdout have this long to take what is left at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -87,6 +90,8 @@ pub(super) struct Logger {
     /// Where runs are marked, and the last mark of each that is captured under no such name yet.
     pub marks: Option<Notes>,
     pub unplaced: HashMap<String, At>,
+    /// A run has begun in this pass.
+    pub begun: bool,
     signals: SignalFd,
     pub capture: Capture,
     pub aside: Aside,
@@ -141,6 +146,7 @@ impl Logger {
             channel: Some(Channel::new(channel)),
             marks: None,
             unplaced: HashMap::new(),
+            begun: false,
             signals,
             capture,
             aside,
@@ -188,11 +194,14 @@ impl Logger {
             if self.expiry.is_some_and(|at| at <= Instant::now()) {
                 self.rotate_expired();
             }
-            if most >= BUSY {
+            let begun = std::mem::take(&mut self.begun);
+            if most >= BUSY && begun {
+                self.pause(FIRST_STEPS);
+            } else if most >= BUSY {
                 // Whoever has waited longer than we have run goes on now, and not at the kernel's next look.
                 thread::yield_now();
             } else if most > 0 && !self.more && !self.finished {
-                self.pause();
+                self.pause(PAUSE);
             }
         }
         self.finish();
@@ -200,12 +209,12 @@ impl Logger {
     }
 
     /// Lets small writes gather; whoever asks something is not kept waiting.
-    fn pause(&self) {
+    fn pause(&self, most: u8) {
         let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
         let channel = self.channel.as_ref().map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN));
         let mut watched: Vec<PollFd> = [signals].into_iter().chain(channel).collect();
         // Interrupted or not, what comes next is the same.
-        let _ = poll(&mut watched, PAUSE);
+        let _ = poll(&mut watched, most);
     }
 
     fn timeout(&self) -> EpollTimeout {
@@ -276,7 +285,7 @@ impl Logger {
             let n = self.take(token, held);
             most = most.max(n);
             total += n;
-            if n < BUSY {
+            if n < BUSY || self.begun {
                 break;
             }
             self.widen(token, n);
