@@ -8,6 +8,7 @@ use super::{
     deliveries::{self, NewDelivery},
     journal, keep, outbox,
     say::{NewEvent, Told},
+    sparing::Sparing,
     store::{self, Fault},
     waiting::{Extent, Waiting},
     webhook::{self, Passed, Proven},
@@ -18,9 +19,6 @@ use crate::domain::{
     model::{AppName, DeliveryId},
 };
 
-/// So many rows of deliveries are put into the transaction at once: whoever has an accepted one, or the processor,
-/// waits for no more.
-const NOTED_AT_ONCE: usize = 16;
 /// What is noted is committed when there is so much of it: a commit, and the removal of as many old rows with it, keeps
 /// a processor for as long as it takes.
 const NOTED: usize = 512;
@@ -96,19 +94,32 @@ pub(super) struct Books {
 /// Deliveries that are answered and not in the store yet.
 pub(super) struct Answered {
     passed: Vec<Passed>,
-    /// The first of them are in a transaction that is open, and this is to be told of them after its commit.
-    noted: (usize, Vec<Told>),
+    noted: Open,
+    /// Of what is committed.
+    sparing: Sparing,
     refused: VecDeque<Refused>,
     /// What was written since rows were pruned.
     touched: BTreeSet<Option<AppName>>,
     written: u32,
 }
 
+/// What is in a transaction that is open.
+#[derive(Default)]
+struct Open {
+    /// So many of the first ones.
+    rows: usize,
+    /// To be told of them after its commit.
+    told: Vec<Told>,
+    /// With them, once it has begun.
+    sparing: Option<Sparing>,
+}
+
 impl Default for Answered {
     fn default() -> Self {
         Self {
             passed: Vec::new(),
-            noted: (0, Vec::new()),
+            noted: Open::default(),
+            sparing: Sparing::default(),
             refused: VecDeque::new(),
             touched: BTreeSet::new(),
             written: PRUNE_EVERY,
@@ -132,10 +143,13 @@ impl Answered {
     /// # Errors
     /// Of the store; then nothing is noted any more.
     pub(super) fn note_some(&mut self, store: &Connection, heeded: bool) -> rusqlite::Result<Noted> {
-        let end = self.passed.len().min(self.noted.0 + NOTED_AT_ONCE);
+        let end = self.passed.len().min(self.noted.rows + deliveries::AT_ONCE);
         let noted = begin(store).and_then(|()| {
-            for passed in &self.passed[self.noted.0..end] {
-                self.noted.1.extend(note(store, passed, heeded)?);
+            let sparing = self.noted.sparing.get_or_insert_with(|| self.sparing.clone());
+            let some = &self.passed[self.noted.rows..end];
+            deliveries::append_all(store, some.iter().map(|passed| (passed.id, &passed.row)))?;
+            for passed in some {
+                self.noted.told.extend(tell_of(store, passed, heeded, sparing)?);
                 touch(&mut self.touched, passed);
             }
             Ok(())
@@ -143,7 +157,7 @@ impl Answered {
         if noted.is_err() {
             self.take_back(store);
         } else {
-            self.noted.0 = end;
+            self.noted.rows = end;
         }
         noted.map(|()| match end {
             end if end >= NOTED => Noted::Many,
@@ -165,7 +179,7 @@ impl Answered {
 
     /// The store was closed.
     pub(super) fn forget_noted(&mut self) {
-        self.noted = (0, Vec::new());
+        self.noted = Open::default();
     }
 
     /// Writes it in one transaction. On an error nothing of it was written.
@@ -222,13 +236,14 @@ impl Answered {
     ) -> rusqlite::Result<Done> {
         let Contents { incoming, extent, known, heeded } = contents;
         let mut done = Done::default();
-        done.tell(std::mem::take(&mut self.noted.1));
+        done.tell(std::mem::take(&mut self.noted.told));
+        let sparing = self.noted.sparing.get_or_insert_with(|| self.sparing.clone());
         if extent.is_everything() {
-            for passed in &self.passed[self.noted.0..] {
-                done.tell(guarded(store, care, || note(store, passed, heeded))?.unwrap_or_default());
+            for passed in &self.passed[self.noted.rows..] {
+                done.tell(guarded(store, care, || note(store, passed, heeded, sparing))?.unwrap_or_default());
                 touch(&mut done.touched, passed);
             }
-            self.noted.0 = self.passed.len();
+            self.noted.rows = self.passed.len();
             for write in &waiting.writes {
                 if let Some(told) = guarded(store, care, || post(store, write.put(store, known)?, known))? {
                     done.touched.insert(write.touched());
@@ -255,6 +270,11 @@ impl Answered {
                 },
             );
             done.answers.push((proven.incoming.listener, answer));
+        }
+        if extent.has_all_answered() {
+            for event in sparing.rest(known.now) {
+                done.told.extend(tell(store, &event, heeded)?);
+            }
         }
         if extent != Extent::Deliveries {
             self.fill_in_passing(store, waiting, &done, contents, care)?;
@@ -305,10 +325,11 @@ impl Answered {
 
     /// After a commit.
     fn finish(&mut self, done: &mut Done, waiting: &mut Waiting, extent: Extent) {
-        let mut rows = self.noted.0 + done.answers.len();
-        self.passed.drain(..self.noted.0);
+        let Open { rows, sparing, .. } = std::mem::take(&mut self.noted);
+        self.passed.drain(..rows);
         self.passed.shrink_to(FEW);
-        self.forget_noted();
+        self.sparing = sparing.filter(|_| !extent.has_all_answered()).unwrap_or_default();
+        let mut rows = rows + done.answers.len();
         if extent != Extent::Deliveries {
             rows += self.refused.len();
             self.refused.clear();
@@ -349,18 +370,27 @@ fn post(store: &Connection, mut told: Vec<Told>, known: Known<'_>) -> rusqlite::
     Ok(told)
 }
 
-/// Writes what was answered already; tells of it where that is heeded.
-fn note(store: &Connection, passed: &Passed, heeded: bool) -> rusqlite::Result<Vec<Told>> {
+/// Writes what was answered already.
+fn note(store: &Connection, passed: &Passed, heeded: bool, sparing: &mut Sparing) -> rusqlite::Result<Vec<Told>> {
     deliveries::append(store, passed.id, &passed.row)?;
+    tell_of(store, passed, heeded, sparing)
+}
+
+/// Writes the events of what was answered already.
+fn tell_of(store: &Connection, passed: &Passed, heeded: bool, sparing: &mut Sparing) -> rusqlite::Result<Vec<Told>> {
     let mut told = Vec::new();
-    for event in passed.events() {
-        if heeded {
-            told.push(Told::Event(journal::append_event(store, &event)?));
-        } else {
-            journal::insert_event(store, &event)?;
-        }
+    for app in passed.apps().filter(|app| sparing.tells(*app)) {
+        told.extend(tell(store, &passed.event(app), heeded)?);
     }
     Ok(told)
+}
+
+/// Writes an event; tells of it where that is heeded.
+fn tell(store: &Connection, event: &NewEvent, heeded: bool) -> rusqlite::Result<Option<Told>> {
+    if heeded {
+        return journal::append_event(store, event).map(|event| Some(Told::Event(event)));
+    }
+    journal::insert_event(store, event).map(|()| None)
 }
 
 /// These apps got rows.

@@ -171,7 +171,7 @@ impl Desk {
                 Due::Rows => self.take_rows(answered),
                 Due::Everything => self.empty_tray(answered),
             }
-            match answered.note_some(store, inbox.is_heeded())? {
+            let extent = match answered.note_some(store, inbox.is_heeded())? {
                 Noted::Some => {
                     drop(books);
                     // Whoever answers, and was put behind us on this processor, would wait for the next tick.
@@ -179,17 +179,18 @@ impl Desk {
                     continue;
                 }
                 Noted::All if due == Due::Rows => return Ok(()),
-                Noted::All | Noted::Many => {}
-            }
+                Noted::All => Extent::Answered,
+                Noted::Many => Extent::Noted,
+            };
             let (snapshot, live, telling) = (Snapshot::default(), BTreeMap::new(), BTreeSet::new());
             let (now, last_delivery) = (now(), &Cell::default());
             let known = Known { snapshot: &snapshot, live: &live, telling: &telling, now, last_delivery };
             let heeded = inbox.is_heeded();
-            let contents = Contents { incoming: &[], extent: Extent::Answered, known, heeded };
+            let contents = Contents { incoming: &[], extent, known, heeded };
             let done = answered.transact(store, &mut Waiting::default(), contents)?;
             inbox.committed();
             disk.put_told(done.told, tell);
-            if answered.is_empty() {
+            if answered.is_empty() && (due == Due::Rows || extent == Extent::Answered) {
                 return Ok(());
             }
         }

@@ -1,6 +1,8 @@
 //! Rows of deliveries.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::sync::LazyLock;
+
+use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 
 use super::rows::{filter, moment, some_word, word};
 use crate::domain::{
@@ -28,31 +30,75 @@ pub(super) struct NewDelivery {
     pub apps: Vec<AppName>,
 }
 
+/// So many rows are put in by one statement where there are as many: to begin and end one costs more than a row.
+pub(super) const AT_ONCE: usize = 16;
+const COLUMNS: usize = 13;
+
+/// Puts so many rows into a table of so many columns.
+fn statement(table: &str, columns: usize, rows: usize) -> String {
+    let row = format!("({})", vec!["?"; columns].join(", "));
+    format!("INSERT INTO {table} VALUES {}", vec![row; rows].join(", "))
+}
+
+/// One statement for one row, one for as many as go in at once.
+fn statements(table: &str, columns: usize) -> [String; 2] {
+    [1, AT_ONCE].map(|rows| statement(table, columns, rows))
+}
+
+static ROWS: LazyLock<[String; 2]> = LazyLock::new(|| {
+    let columns =
+        "id, sender_id, at, app, dialect, event, ref, \"commit\", sender, address, state, reason, duplicate_of";
+    statements(&format!("deliveries ({columns})"), COLUMNS)
+});
+static ABOUT: LazyLock<[String; 2]> = LazyLock::new(|| statements("delivery_apps (delivery, app)", 2));
+
 pub(super) fn append(connection: &Connection, id: DeliveryId, new: &NewDelivery) -> rusqlite::Result<()> {
-    let mut insert = connection.prepare_cached(
-        "INSERT INTO deliveries
-             (id, sender_id, at, app, dialect, event, ref, \"commit\", sender, address, state, reason, duplicate_of)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-    )?;
-    // By place: looking their names up costs as much as the row.
-    insert.execute(params![
-        id,
-        new.sender_id,
-        new.at.0,
-        new.app,
-        new.dialect,
-        new.event,
-        new.ref_name,
-        new.commit.as_ref().map(CommitId::as_str),
-        new.sender,
-        new.address,
-        new.state.word(),
-        new.reason,
-        new.duplicate_of,
-    ])?;
-    let mut about = connection.prepare_cached("INSERT INTO delivery_apps (delivery, app) VALUES (?1, ?2)")?;
-    for app in &new.apps {
-        about.execute(params![id, app.as_str()])?;
+    append_all(connection, [(id, new)])
+}
+
+/// Appends them in this order.
+pub(super) fn append_all<'a>(
+    connection: &Connection,
+    rows: impl IntoIterator<Item = (DeliveryId, &'a NewDelivery), IntoIter: ExactSizeIterator + Clone>,
+) -> rusqlite::Result<()> {
+    let rows = rows.into_iter();
+    put(connection, &ROWS, rows.clone(), |statement, at, (id, new)| {
+        let place = at * COLUMNS;
+        statement.raw_bind_parameter(place + 1, id)?;
+        statement.raw_bind_parameter(place + 2, new.sender_id.as_deref())?;
+        statement.raw_bind_parameter(place + 3, new.at.0)?;
+        statement.raw_bind_parameter(place + 4, new.app.as_deref())?;
+        statement.raw_bind_parameter(place + 5, new.dialect)?;
+        statement.raw_bind_parameter(place + 6, new.event.as_deref())?;
+        statement.raw_bind_parameter(place + 7, new.ref_name.as_deref())?;
+        statement.raw_bind_parameter(place + 8, new.commit.as_ref().map(CommitId::as_str))?;
+        statement.raw_bind_parameter(place + 9, new.sender.as_deref())?;
+        statement.raw_bind_parameter(place + 10, &*new.address)?;
+        statement.raw_bind_parameter(place + 11, new.state.word())?;
+        statement.raw_bind_parameter(place + 12, new.reason.as_deref())?;
+        statement.raw_bind_parameter(place + 13, new.duplicate_of)
+    })?;
+    let about: Vec<_> = rows.flat_map(|(id, new)| new.apps.iter().map(move |app| (id, app))).collect();
+    put(connection, &ABOUT, about.into_iter(), |statement, at, (id, app)| {
+        statement.raw_bind_parameter(2 * at + 1, id)?;
+        statement.raw_bind_parameter(2 * at + 2, app.as_str())
+    })
+}
+
+/// Puts in as many at once as there are, and the others one by one. `bind` says what stands in the row at a place.
+fn put<T>(
+    connection: &Connection,
+    [one, many]: &[String; 2],
+    mut rows: impl ExactSizeIterator<Item = T>,
+    bind: impl Fn(&mut Statement<'_>, usize, T) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    while rows.len() > 0 {
+        let (sql, count) = if rows.len() >= AT_ONCE { (many, AT_ONCE) } else { (one, 1) };
+        let mut statement = connection.prepare_cached(sql)?;
+        for (at, row) in rows.by_ref().take(count).enumerate() {
+            bind(&mut statement, at, row)?;
+        }
+        statement.raw_execute()?;
     }
     Ok(())
 }

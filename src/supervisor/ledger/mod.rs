@@ -19,6 +19,7 @@ mod queries;
 mod redelivery;
 mod rows;
 mod say;
+mod sparing;
 mod store;
 mod thread;
 mod tokens;

@@ -19,7 +19,9 @@ const FEW: usize = 16;
 /// What a transaction is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// What is answered already.
+    /// Some of what is answered already.
+    Noted,
+    /// All of it.
     Answered,
     /// The deliveries that came.
     Deliveries,
@@ -32,6 +34,11 @@ pub(super) enum Extent {
 impl Extent {
     pub(super) fn is_everything(self) -> bool {
         matches!(self, Self::All | Self::Trial)
+    }
+
+    /// Is nothing of it left that is answered?
+    pub(super) fn has_all_answered(self) -> bool {
+        !matches!(self, Self::Noted | Self::Deliveries)
     }
 }
 

@@ -195,11 +195,11 @@ impl Passed {
         self.row.apps.iter().map(Some).chain(none)
     }
 
-    /// What is told of it.
-    pub(super) fn events(&self) -> impl Iterator<Item = NewEvent> {
+    /// What is told of it to one of these.
+    pub(super) fn event(&self, app: Option<&AppName>) -> NewEvent {
         let NewDelivery { at, dialect, state, reason, .. } = &self.row;
         let words = (self.id, dialect.unwrap_or_default(), *state);
-        self.apps().map(move |app| event(*at, app, words, &self.said, reason.as_deref()))
+        event(*at, app, words, &self.said, reason.as_deref())
     }
 }
 
@@ -349,7 +349,8 @@ fn keep_fruitless(
     let Proven { incoming, dialect, parsed, .. } = proven;
     let (answer, passed) = fruitless(incoming, dialect, parsed.clone(), concerned(proven, about), what, id);
     deliveries::append(connection, id, &passed.row)?;
-    let (state, unmatched, events) = (passed.row.state, passed.unmatched, passed.events().collect());
+    let (state, unmatched, events) =
+        (passed.row.state, passed.unmatched, passed.apps().map(|app| passed.event(app)).collect());
     Ok(Kept { id, answer, told: Vec::new(), events, state, unmatched })
 }
 
