@@ -93,7 +93,7 @@ pub(super) struct Books {
 
 /// Deliveries that are answered and not in the store yet.
 pub(super) struct Answered {
-    passed: Vec<Passed>,
+    passed: VecDeque<Passed>,
     noted: Open,
     /// Of what is committed.
     sparing: Sparing,
@@ -117,7 +117,7 @@ struct Open {
 impl Default for Answered {
     fn default() -> Self {
         Self {
-            passed: Vec::new(),
+            passed: VecDeque::new(),
             noted: Open::default(),
             sparing: Sparing::default(),
             refused: VecDeque::new(),
@@ -133,8 +133,12 @@ impl Answered {
     }
 
     /// Takes more; of too many refused ones the oldest go.
-    pub(super) fn take(&mut self, passed: &mut Vec<Passed>, refused: &mut VecDeque<Refused>) {
-        self.passed.append(passed);
+    pub(super) fn take(&mut self, passed: Vec<Passed>, refused: &mut VecDeque<Refused>) {
+        if self.passed.is_empty() {
+            self.passed = passed.into();
+        } else {
+            self.passed.extend(passed);
+        }
         take_refused(&mut self.refused, refused);
     }
 
@@ -146,8 +150,8 @@ impl Answered {
         let end = self.passed.len().min(self.noted.rows + deliveries::AT_ONCE);
         let noted = begin(store).and_then(|()| {
             let sparing = self.noted.sparing.get_or_insert_with(|| self.sparing.clone());
-            let some = &self.passed[self.noted.rows..end];
-            deliveries::append_all(store, some.iter().map(|passed| (passed.id, &passed.row)))?;
+            let some = self.passed.range(self.noted.rows..end);
+            deliveries::append_all(store, some.clone().map(|passed| (passed.id, &passed.row)))?;
             for passed in some {
                 self.noted.told.extend(tell_of(store, passed, heeded, sparing)?);
                 touch(&mut self.touched, passed);
@@ -239,7 +243,7 @@ impl Answered {
         done.tell(std::mem::take(&mut self.noted.told));
         let sparing = self.noted.sparing.get_or_insert_with(|| self.sparing.clone());
         if extent.is_everything() {
-            for passed in &self.passed[self.noted.rows..] {
+            for passed in self.passed.range(self.noted.rows..) {
                 done.tell(guarded(store, care, || note(store, passed, heeded, sparing))?.unwrap_or_default());
                 touch(&mut done.touched, passed);
             }

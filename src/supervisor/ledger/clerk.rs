@@ -89,15 +89,18 @@ impl Desk {
     /// Puts into the books what was handed over, which is committed next.
     pub(super) fn empty_tray(&self, answered: &mut Answered) {
         let mut tray = lock(&self.tray);
-        let Tray { passed, refused, since, .. } = &mut *tray;
-        answered.take(passed, refused);
-        *since = None;
+        let (passed, mut refused) = (std::mem::take(&mut tray.passed), std::mem::take(&mut tray.refused));
+        tray.since = None;
+        drop(tray);
+        answered.take(passed, &mut refused);
     }
 
     /// The same of what may be committed later.
     fn take_rows(&self, answered: &mut Answered) {
-        let tray = &mut *lock(&self.tray);
-        answered.take(&mut tray.passed, &mut VecDeque::new());
+        // As many come next.
+        let room = Vec::with_capacity(MANY);
+        let passed = std::mem::replace(&mut lock(&self.tray).passed, room);
+        answered.take(passed, &mut VecDeque::new());
     }
 
     /// Is the ledger's thread to write what the clerk does not?
