@@ -273,6 +273,16 @@ fn no_secret_is_written_or_said() {
     );
     let gitlabs = [("x-gitlab-event", "Push Hook"), ("x-gitlab-token", PREVIOUS)];
     assert_eq!(world.post("/hooks/site", &gitlabs, &told), 202);
+    // Whatever a sender, proven or not, may say.
+    let body = format!(
+        r#"{{"object_kind": "push", "ref": "refs/heads/{LITERAL}", "after": "{id}", "user_username": "{BOSS}"}}"#
+    );
+    assert_eq!(world.post("/hooks/site", &gitlabs, &body), 200);
+    let strange = [("x-gitlab-event", FILE_URL), ("x-gitlab-token", PREVIOUS)];
+    assert_eq!(world.post("/hooks/site", &strange, &body), 200);
+    let named = [("x-github-event", BOSS), ("x-github-delivery", FILE_PASSWORD), ("x-hub-signature-256", HTTPS)];
+    assert_eq!(world.post("/hooks/site", &named, &body), 401);
+    world.post(&format!("/hooks/{BOSS}"), &gitlabs, &body);
     world.post("/api/v1/apps/site/restart?wait=30s", &[("authorization", &format!("Bearer {BOSS}"))], "");
     world.post("/api/v1/apps/site/restart", &[("authorization", &format!("Bearer {BOSS}x"))], "");
 

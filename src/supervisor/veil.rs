@@ -13,7 +13,10 @@ use serde_json::value::RawValue;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::{Supervisor, ledger::Command};
-use crate::domain::model::{Secret, Veil};
+use crate::{
+    domain::model::{Secret, Veil},
+    os::wiped::Wiped,
+};
 
 static VEIL: RwLock<Option<Arc<Veil>>> = RwLock::new(None);
 
@@ -43,6 +46,20 @@ pub fn text(words: &str) -> String {
     now().map_or_else(|| words.to_owned(), |veil| veil.text(words).into_owned())
 }
 
+/// Takes secrets out of these. Nearly always there are none, which is seen of all at once: no secret holds a newline.
+pub fn clean_all<'a>(texts: impl IntoIterator<Item = &'a mut String>) {
+    let Some(veil) = now() else { return };
+    let texts: Vec<&mut String> = texts.into_iter().collect();
+    let mut joined = Wiped::default();
+    for text in &texts {
+        joined.extend(text.as_bytes());
+        joined.extend(b"\n");
+    }
+    if veil.hides(&joined) {
+        texts.into_iter().for_each(|text| veil.clean(text));
+    }
+}
+
 /// A message without secrets; `None` where it cannot be written, which plain data always can.
 pub fn message(message: &impl Serialize) -> Option<Box<RawValue>> {
     let mut text = serde_json::to_string(message).ok()?;
@@ -57,7 +74,7 @@ pub fn clean(command: &mut Command) {
     let Some(veil) = now() else { return };
     let texts: Vec<&mut String> = match command {
         Command::Event(event) => [&mut event.cause, &mut event.detail].into_iter().flatten().collect(),
-        Command::Audit(audit) => audit.reason.iter_mut().collect(),
+        Command::Audit(audit) => audit.app.iter_mut().chain(&mut audit.reason).collect(),
         Command::NewDeploy(new) => new.rev.iter_mut().collect(),
         Command::Update { deploy, .. } => {
             let commands = deploy.steps.iter_mut().filter_map(|step| step.command.as_mut());

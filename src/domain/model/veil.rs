@@ -109,6 +109,12 @@ impl Veil {
         clean
     }
 
+    /// Does a text hold one of them?
+    #[must_use]
+    pub fn hides(&self, text: &[u8]) -> bool {
+        self.words.iter().any(|word| memmem::find(text, word.expose()).is_some())
+    }
+
     /// Has a text say nothing of them.
     pub fn clean(&self, text: &mut String) {
         if let Cow::Owned(clean) = self.text(text) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use rusqlite::Connection;
 
 use super::{
+    super::veil,
     deliveries::{self, NewDelivery},
     journal, keep, outbox,
     say::{NewEvent, Told},
@@ -139,6 +140,7 @@ impl Answered {
         } else {
             self.passed.extend(passed);
         }
+        veil::clean_all(refused.iter_mut().flat_map(|(_, row)| row.texts()));
         take_refused(&mut self.refused, refused);
     }
 
@@ -150,6 +152,7 @@ impl Answered {
         let end = self.passed.len().min(self.noted.rows + deliveries::AT_ONCE);
         let noted = begin(store).and_then(|()| {
             let sparing = self.noted.sparing.get_or_insert_with(|| self.sparing.clone());
+            veil::clean_all(self.passed.range_mut(self.noted.rows..end).flat_map(Passed::texts));
             let some = self.passed.range(self.noted.rows..end);
             deliveries::append_all(store, some.clone().map(|passed| (passed.id, &passed.row)))?;
             for passed in some {
@@ -243,6 +246,7 @@ impl Answered {
         done.tell(std::mem::take(&mut self.noted.told));
         let sparing = self.noted.sparing.get_or_insert_with(|| self.sparing.clone());
         if extent.is_everything() {
+            veil::clean_all(self.passed.range_mut(self.noted.rows..).flat_map(Passed::texts));
             for passed in self.passed.range(self.noted.rows..) {
                 done.tell(guarded(store, care, || note(store, passed, heeded, sparing))?.unwrap_or_default());
                 touch(&mut done.touched, passed);

@@ -30,6 +30,14 @@ pub(super) struct NewDelivery {
     pub apps: Vec<AppName>,
 }
 
+impl NewDelivery {
+    /// What the sender wrote, or may have had us write.
+    pub(super) fn texts(&mut self) -> impl Iterator<Item = &mut String> {
+        let Self { sender_id, app, event, ref_name, sender, reason, .. } = self;
+        [sender_id, app, event, ref_name, sender, reason].into_iter().flatten()
+    }
+}
+
 /// So many rows are put in by one statement where there are as many: to begin and end one costs more than a row.
 pub(super) const AT_ONCE: usize = 16;
 const COLUMNS: usize = 13;

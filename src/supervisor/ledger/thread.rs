@@ -15,6 +15,7 @@ use nix::poll::PollTimeout;
 use rusqlite::Connection;
 
 use super::{
+    super::veil,
     Inbox, Tell,
     books::{Books, Contents, Done},
     clerk::Desk,
@@ -262,10 +263,11 @@ impl State {
     /// Answers what needs no store, and returns what does.
     fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> Vec<Proven<'a>> {
         let (mut kept, mut passed, mut refused) = (Vec::new(), Vec::new(), VecDeque::new());
+        let mut answers = Vec::new();
         for one in incoming {
             match webhook::read(one, snapshot) {
                 Reading::Refused { answer, row } => {
-                    self.hooks.answer(one.listener, &answer);
+                    answers.push((one.listener, answer));
                     self.inbox.heard().count(DeliveryState::Refused, false);
                     self.last_delivery = self.last_delivery.map(|last| last + 1);
                     refused.push_back((self.last_delivery, row));
@@ -279,7 +281,7 @@ impl State {
                     };
                     match passing {
                         Passing::Passed(answer, one_passed) => {
-                            self.hooks.answer(one.listener, &answer);
+                            answers.push((one.listener, answer));
                             self.last_delivery = number;
                             self.inbox.heard().count(one_passed.row.state, one_passed.unmatched);
                             passed.push(one_passed);
@@ -290,6 +292,8 @@ impl State {
             }
         }
         // These wait for no commit.
+        veil::clean_all(answers.iter_mut().map(|(_, answer)| &mut answer.body));
+        self.answer(&answers);
         self.send();
         if !passed.is_empty() || !refused.is_empty() {
             self.desk.hand_over(&mut passed, &mut refused);

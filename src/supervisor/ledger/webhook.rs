@@ -195,6 +195,11 @@ impl Passed {
         self.row.apps.iter().map(Some).chain(none)
     }
 
+    /// As [`NewDelivery::texts`].
+    pub(super) fn texts(&mut self) -> impl Iterator<Item = &mut String> {
+        self.row.texts().chain([&mut self.said])
+    }
+
     /// What is told of it to one of these.
     pub(super) fn event(&self, app: Option<&AppName>) -> NewEvent {
         let NewDelivery { at, dialect, state, reason, .. } = &self.row;
@@ -316,7 +321,9 @@ fn accept(
     let Proven { incoming, dialect, parsed, .. } = proven;
     let at = incoming.at;
     let shown = accepted.first().map(|(change, _)| (*change).clone());
-    let row = row(incoming, dialect, parsed.clone(), shown, about);
+    let mut row = row(incoming, dialect, parsed.clone(), shown, about);
+    // Its ref is fetched, and a repeat is known by its id.
+    veil::clean_all([&mut row.app, &mut row.event, &mut row.sender].into_iter().flatten());
     deliveries::append(connection, id, &NewDelivery { state: DeliveryState::Accepted, ..row })?;
     deliveries::keep_body(connection, id, &without_secrets(&proven.body, &proven.apps))?;
     let mut queued = Vec::with_capacity(accepted.len());
@@ -331,7 +338,8 @@ fn accept(
         };
         deploys::append(connection, &mut deploy, None)?;
         queued.push(deploy);
-        events.push(event(at, Some(app), (id, dialect.name(), DeliveryState::Accepted), &said(change), None));
+        let said = veil::text(&said(change));
+        events.push(event(at, Some(app), (id, dialect.name(), DeliveryState::Accepted), &said, None));
     }
     let deploys = queued.iter().map(|deploy| DeployOf { app: deploy.app.clone(), id: deploy.id }).collect();
     let answer = success(incoming, 202, &Heard::Accepted { delivery: id, deploys });
@@ -347,7 +355,8 @@ fn keep_fruitless(
     id: DeliveryId,
 ) -> rusqlite::Result<Kept> {
     let Proven { incoming, dialect, parsed, .. } = proven;
-    let (answer, passed) = fruitless(incoming, dialect, parsed.clone(), concerned(proven, about), what, id);
+    let (mut answer, mut passed) = fruitless(incoming, dialect, parsed.clone(), concerned(proven, about), what, id);
+    veil::clean_all(passed.texts().chain([&mut answer.body]));
     deliveries::append(connection, id, &passed.row)?;
     let (state, unmatched, events) =
         (passed.row.state, passed.unmatched, passed.apps().map(|app| passed.event(app)).collect());
