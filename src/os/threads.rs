@@ -9,6 +9,9 @@ pub const SHORT: Duration = Duration::from_micros(100);
 /// For who has much to do, and nobody waits for it. Longer than the kernel's own, which is 3 ms at most; whoever
 /// yields waits for so long where others would run.
 pub const LONG: Duration = Duration::from_millis(5);
+/// So much nicer has about a third of the weight (sched(7)): enough to go on where all processors are busy, as others
+/// may come to wait for a lock that it has.
+const A_THIRD: i32 = 5;
 
 /// This thread runs with what others leave of the processor.
 pub fn yield_to_others() {
@@ -26,22 +29,23 @@ pub fn run_in_turns_of(turn: Duration, inherited: bool) {
     let _ = set_turn(nanoseconds, flags.unsigned_abs().into());
 }
 
-/// This thread never takes the processor from one that runs because it has something to do again, and runs long at a
-/// stretch where nobody else wants to: for who works all the time for nobody who waits.
+/// This thread never takes the processor from one that runs because it has something to do again, has a third of what
+/// others have where they want it too, and runs long at a stretch where nobody does: for who works all the time for
+/// nobody who waits.
 pub fn run_in_batches() {
     let nanoseconds = u64::try_from(LONG.as_nanos()).unwrap_or(u64::MAX);
     // Refused or not known, the thread is no less right.
-    let _ = set(libc::SCHED_BATCH, nanoseconds, libc::SCHED_FLAG_RESET_ON_FORK.unsigned_abs().into());
+    let _ = set(libc::SCHED_BATCH, nanoseconds, libc::SCHED_FLAG_RESET_ON_FORK.unsigned_abs().into(), A_THIRD);
 }
 
 /// 0 ns: as the kernel likes. Whoever runs by another policy than the usual one, since somebody wanted it so,
 /// keeps that. Neither allocates nor panics: a child calls it before exec.
 pub(super) fn set_turn(nanoseconds: u64, flags: u64) -> bool {
-    set(libc::SCHED_OTHER, nanoseconds, flags)
+    set(libc::SCHED_OTHER, nanoseconds, flags, 0)
 }
 
-/// For whoever runs by the usual policy: this one, in turns of so long.
-fn set(policy: libc::c_int, nanoseconds: u64, flags: u64) -> bool {
+/// For whoever runs by the usual policy: this one, in turns of so long, and so much nicer.
+fn set(policy: libc::c_int, nanoseconds: u64, flags: u64, nicer: i32) -> bool {
     // SAFETY: takes no pointer.
     if unsafe { call!(SYS_sched_getscheduler, 0) } != libc::c_long::from(libc::SCHED_OTHER) {
         return false;
@@ -54,7 +58,7 @@ fn set(policy: libc::c_int, nanoseconds: u64, flags: u64) -> bool {
     attr.sched_runtime = nanoseconds;
     // SAFETY: takes no pointer. The kernel returns 20 less the nice value, so that it is no error number.
     let kept = unsafe { call!(SYS_getpriority, libc::PRIO_PROCESS, 0) };
-    attr.sched_nice = i32::try_from(20i64.wrapping_sub(kept)).unwrap_or(0);
+    attr.sched_nice = i32::try_from(20i64.wrapping_sub(kept)).unwrap_or(0).saturating_add(nicer).min(19);
     // SAFETY: the attributes are valid and say their size; 0 is the calling thread.
     unsafe { call!(SYS_sched_setattr, 0, ptr::from_ref(&attr), 0) == 0 }
 }
