@@ -100,7 +100,7 @@ fn is_closed(path: &Path) -> bool {
 fn look_at_env_files(config: &mut Config) {
     for app in config.apps.values_mut() {
         let read = |path: &&PathBuf| {
-            let text = app_file::read(path, &[app.run_as.uid, app.work_as.uid]).map_err(|e| e.to_string());
+            let text = app_file::read(path, &app.owners()).map_err(|e| e.to_string());
             text.and_then(|text| env_file(&text)).map_err(|error| format!("env_file {}: {error}", path.display())).err()
         };
         let fault = app.env_file.iter().filter(|path| !is_closed(path)).find_map(|path| read(&path));
@@ -122,7 +122,7 @@ fn unguarded(path: &Path, loaded: &Loaded) -> Vec<String> {
 
 /// Secrets without which no supervisor takes the config, as far as whoever asks may look at them.
 fn useless_secrets(config: &Config) -> Vec<String> {
-    let owners: Vec<u32> = config.apps.values().flat_map(|app| [app.run_as.uid, app.work_as.uid]).collect();
+    let owners: Vec<u32> = config.apps.values().flat_map(|app| app.owners()).collect();
     let useless = |secret: &SecretRef| {
         let SecretRef::File(path) = secret else { return None };
         // One in the state folder is made at the start.

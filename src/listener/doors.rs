@@ -279,9 +279,10 @@ where
             let (ends, goes) = wish(&request);
             // Whoever is in front may have taken a length for its end (RFC 9112 section 6.1).
             let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            let mut response = match has_its_host(&request) {
-                true => desk.answer(request, &guest).await,
-                false => Problem::bad_request("a request has one Host header").hang_up().into(),
+            let mut response = if has_its_host(&request) {
+                desk.answer(request, &guest).await
+            } else {
+                Problem::bad_request("a request has one Host header").hang_up().into()
             };
             if chunked {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

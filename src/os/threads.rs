@@ -24,28 +24,26 @@ pub fn yield_to_others() {
 /// it starts.
 pub fn run_in_turns_of(turn: Duration, inherited: bool) {
     let flags = if inherited { 0 } else { libc::SCHED_FLAG_RESET_ON_FORK };
-    let nanoseconds = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
     // Refused or not known, the thread is no less right.
-    let _ = set_turn(nanoseconds, flags.unsigned_abs().into());
+    let _ = set(libc::SCHED_OTHER, turn, flags, 0);
 }
 
 /// This thread never takes the processor from one that runs because it has something to do again, has a third of what
 /// others have where they want it too, and runs long at a stretch where nobody does: for who works all the time for
 /// nobody who waits.
 pub fn run_in_batches() {
-    let nanoseconds = u64::try_from(LONG.as_nanos()).unwrap_or(u64::MAX);
     // Refused or not known, the thread is no less right.
-    let _ = set(libc::SCHED_BATCH, nanoseconds, libc::SCHED_FLAG_RESET_ON_FORK.unsigned_abs().into(), A_THIRD);
+    let _ = set(libc::SCHED_BATCH, LONG, libc::SCHED_FLAG_RESET_ON_FORK, A_THIRD);
 }
 
-/// 0 ns: as the kernel likes. Whoever runs by another policy than the usual one, since somebody wanted it so,
-/// keeps that. Neither allocates nor panics: a child calls it before exec.
-pub(super) fn set_turn(nanoseconds: u64, flags: u64) -> bool {
-    set(libc::SCHED_OTHER, nanoseconds, flags, 0)
+/// Turns as long as the kernel likes. Neither allocates nor panics: a child calls it before exec.
+pub(super) fn run_in_usual_turns() {
+    let _ = set(libc::SCHED_OTHER, Duration::ZERO, 0, 0);
 }
 
-/// For whoever runs by the usual policy: this one, in turns of so long, and so much nicer.
-fn set(policy: libc::c_int, nanoseconds: u64, flags: u64, nicer: i32) -> bool {
+/// For whoever runs by the usual policy: this one, in turns of so long, and so much nicer. Who runs by another,
+/// since somebody wanted it so, keeps that.
+fn set(policy: libc::c_int, turn: Duration, flags: libc::c_int, nicer: i32) -> bool {
     // SAFETY: takes no pointer.
     if unsafe { call!(SYS_sched_getscheduler, 0) } != libc::c_long::from(libc::SCHED_OTHER) {
         return false;
@@ -54,8 +52,8 @@ fn set(policy: libc::c_int, nanoseconds: u64, flags: u64, nicer: i32) -> bool {
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
     attr.size = size_of::<libc::sched_attr>() as u32;
     attr.sched_policy = policy.unsigned_abs();
-    attr.sched_flags = flags;
-    attr.sched_runtime = nanoseconds;
+    attr.sched_flags = flags.unsigned_abs().into();
+    attr.sched_runtime = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
     // SAFETY: takes no pointer. The kernel returns 20 less the nice value, so that it is no error number.
     let kept = unsafe { call!(SYS_getpriority, libc::PRIO_PROCESS, 0) };
     attr.sched_nice = i32::try_from(20i64.wrapping_sub(kept)).unwrap_or(0).saturating_add(nicer).min(19);

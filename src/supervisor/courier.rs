@@ -155,7 +155,7 @@ impl Supervisor {
             let why = "the app has no `status` in the config any more".to_owned();
             return self.outbox_event(Event::Posted { letter: id, outcome: Outcome::Refused { why } });
         };
-        let (owners, reference) = ([app.run_as.uid, app.work_as.uid], status.token.clone());
+        let (owners, reference) = (app.owners(), status.token.clone());
         self.files.run(
             move || secrets::existing(&reference, &owners),
             move |supervisor, token| match token {

@@ -52,7 +52,7 @@ impl Supervisor {
                 (Ok(()), Some(Reload::Signal(signal))) => supervisor.tell_by_signal(&seat, signal),
                 (Ok(()), Some(Reload::Exec(command))) => {
                     match supervisor.tell_by_command(&seat, turn, &command, "reload") {
-                        Ok(()) => return supervisor.switched(&seat.app),
+                        Ok(_) => return supervisor.switched(&seat.app),
                         Err(error) => Err(error),
                     }
                 }
@@ -76,7 +76,8 @@ impl Supervisor {
         let stages = self.apps.get(&id.app).map(|app| Arc::clone(&app.spec().stop));
         let command = stages.as_ref().and_then(|stop| stop.stages.iter().find_map(|stage| stage.command.as_deref()));
         let begun = match command {
-            Some(command) => self.tell_by_command(id, turn, command, "stop"),
+            // A shutdown waits for it.
+            Some(command) => self.tell_by_command(id, turn, command, "stop").map(|job| self.is_needed(job)),
             None => Err("its `stop` is another one in the config now".into()),
         };
         if let Err(why) = begun {
@@ -95,7 +96,7 @@ impl Supervisor {
         turn: u64,
         command: &Command,
         field: &'static str,
-    ) -> Result<(), String> {
+    ) -> Result<JobId, String> {
         let instance = id.instance();
         let (main, out, err) = match self.seat(id) {
             Some(seat) => (seat.main, Arc::clone(&seat.kit.out), Arc::clone(&seat.kit.err)),
@@ -116,13 +117,10 @@ impl Supervisor {
             };
             supervisor.tell(&seat, Happening::Told { turn, result });
         });
-        if field == "stop" {
-            self.is_needed(job);
-        }
         if let Some(seat) = self.seat_mut(id) {
             seat.reload = Some(job);
         }
-        Ok(())
+        Ok(job)
     }
 
     /// Nobody waits any more for the command that is to tell it.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
-        config::{self, App, Config, Finding, Places, SecretRef},
+        config::{self, Config, Finding, Places, SecretRef},
         deploy::accept,
         model::{AppName, Secret, Veil},
     },
@@ -66,14 +66,7 @@ pub struct Text {
 }
 
 /// What an `env_file` said to the apps of these users; `None` where it could not be read.
-type EnvText = ((PathBuf, Owners), Option<Digest>);
-
-/// An app's users.
-type Owners = [u32; 2];
-
-fn owners(app: &App) -> Owners {
-    [app.run_as.uid, app.work_as.uid]
-}
+type EnvText = ((PathBuf, [u32; 2]), Option<Digest>);
 
 /// The variables of apps.
 type EnvFiles = BTreeMap<AppName, Vec<(String, String)>>;
@@ -140,7 +133,7 @@ pub fn read(path: &Path) -> Result<Settings, String> {
     }
     let mut config = loaded.config;
     let (env_files, env) = read_env_files(&mut config);
-    let owners: Vec<u32> = config.apps.values().flat_map(|app| owners(app)).collect();
+    let owners: Vec<u32> = config.apps.values().flat_map(|app| app.owners()).collect();
     let secrets = secrets::read_all(&config.secrets(), &config.state_dir, &owners);
     let mut unusable = Unusable::default();
     let tokens = tokens(&config, &secrets, &mut unusable);
@@ -167,8 +160,8 @@ fn read_env_files(config: &mut Config) -> (EnvFiles, Vec<EnvText>) {
     for (name, app) in &mut config.apps {
         let mut variables = Vec::new();
         for path in app.env_file.clone() {
-            let text = app_file::read(&path, &owners(app));
-            texts.insert((path.clone(), owners(app)), text.as_ref().ok().map(digest));
+            let text = app_file::read(&path, &app.owners());
+            texts.insert((path.clone(), app.owners()), text.as_ref().ok().map(digest));
             let parsed = text.map_err(|e| e.to_string()).and_then(|text| config::env_file(&text));
             match parsed {
                 Ok(more) => variables.extend(more),

@@ -164,7 +164,7 @@ fn live(plan: &mut Plan) -> Result<Infallible, Failure> {
         raw::wait_for_hangup(gate, GATE);
     }
     // The turns are the spawner's until here, so that its child gets to run.
-    threads::set_turn(0, 0);
+    threads::run_in_usual_turns();
     for &(first, last) in &plan.gaps {
         raw::close_range(first, last, 0).at(Step::Descriptors)?;
     }

@@ -134,14 +134,14 @@ impl Answered {
     }
 
     /// Takes more; of too many refused ones the oldest go.
-    pub(super) fn take(&mut self, passed: Vec<Passed>, refused: &mut VecDeque<Refused>) {
+    pub(super) fn take(&mut self, passed: Vec<Passed>, mut refused: VecDeque<Refused>) {
         if self.passed.is_empty() {
             self.passed = passed.into();
         } else {
             self.passed.extend(passed);
         }
         veil::clean_all(refused.iter_mut().flat_map(|(_, row)| row.texts()));
-        take_refused(&mut self.refused, refused);
+        take_refused(&mut self.refused, &mut refused);
     }
 
     /// Writes the rows of a few into a transaction, which it begins.

@@ -89,18 +89,16 @@ impl Desk {
     /// Puts into the books what was handed over, which is committed next.
     pub(super) fn empty_tray(&self, answered: &mut Answered) {
         let mut tray = lock(&self.tray);
-        let (passed, mut refused) = (std::mem::take(&mut tray.passed), std::mem::take(&mut tray.refused));
+        let (passed, refused) = (std::mem::take(&mut tray.passed), std::mem::take(&mut tray.refused));
         tray.since = None;
         drop(tray);
-        answered.take(passed, &mut refused);
+        answered.take(passed, refused);
     }
 
     /// The same of what may be committed later.
     fn take_rows(&self, answered: &mut Answered) {
-        // As many come next.
-        let room = Vec::with_capacity(MANY);
-        let passed = std::mem::replace(&mut lock(&self.tray).passed, room);
-        answered.take(passed, &mut VecDeque::new());
+        let passed = std::mem::take(&mut lock(&self.tray).passed);
+        answered.take(passed, VecDeque::new());
     }
 
     /// Is the ledger's thread to write what the clerk does not?

@@ -92,6 +92,12 @@ impl App {
 }
 
 impl App {
+    /// The uids of its own users, whose its files may be.
+    #[must_use]
+    pub fn owners(&self) -> [u32; 2] {
+        [self.run_as.uid, self.work_as.uid]
+    }
+
     /// Does it speak systemd's protocol, and so need a socket for it?
     #[must_use]
     pub fn notifies(&self) -> bool {
