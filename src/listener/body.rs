@@ -1,12 +1,12 @@
 //! Bodies: read whole under limits of size, time and memory. What is larger than a frame takes goes
 //! into a sealed memfd as it comes, so that it is in memory once.
 
-use std::{fs::File, io, io::Write, os::fd::OwnedFd, time::Duration};
+use std::{fs::File, future::poll_fn, io, io::Write, os::fd::OwnedFd, pin::Pin, task::Poll, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::{
     StatusCode,
-    body::{Bytes, Incoming},
+    body::{Body, Bytes, Frame, Incoming},
 };
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -56,13 +56,40 @@ impl Cellar {
     /// 408, 413, 400 for one that breaks off, 503 when there is no room.
     pub(super) async fn take(
         &self,
-        body: Incoming,
+        mut body: Incoming,
         announced: Option<usize>,
         guest: &Guest,
     ) -> Result<Whole<'_>, Problem> {
+        let small = announced.filter(|bytes| *bytes <= INLINE_BODY);
+        let room = small.and_then(|bytes| Some((bytes, self.small.try_acquire_many(permits(bytes)).ok()?)));
+        let Some((bytes, room)) = room else { return Box::pin(self.wait(body, announced, guest)).await };
+        let there = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx)));
+        let first = if let Poll::Ready(Some(frame)) = there.await { data_of(frame)? } else { Bytes::new() };
+        // Most come with their head.
+        if first.len() == bytes {
+            guest.is_heard();
+            return Ok(Whole { bytes: first, memfd: None, _room: room });
+        }
+        guest.speaks(bytes);
+        Box::pin(self.read_in_time(first, body, announced, room, guest)).await
+    }
+
+    /// The same where it has to wait for room.
+    async fn wait(&self, body: Incoming, announced: Option<usize>, guest: &Guest) -> Result<Whole<'_>, Problem> {
         let room = self.room(announced.unwrap_or(INLINE_BODY), guest).await?;
+        self.read_in_time(Bytes::new(), body, announced, room, guest).await
+    }
+
+    async fn read_in_time<'a>(
+        &'a self,
+        first: Bytes,
+        body: Incoming,
+        announced: Option<usize>,
+        room: SemaphorePermit<'a>,
+        guest: &Guest,
+    ) -> Result<Whole<'a>, Problem> {
         let late = "the body did not come in time";
-        let whole = timeout(TIME, self.read(body, announced, room, guest))
+        let whole = timeout(TIME, self.read(first, body, announced, room, guest))
             .await
             .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, late).hang_up())?;
         guest.is_heard();
@@ -72,8 +99,7 @@ impl Cellar {
     /// All at once, so that two half-read bodies never wait for each other.
     async fn room(&self, bytes: usize, guest: &Guest) -> Result<SemaphorePermit<'_>, Problem> {
         let room = if bytes > INLINE_BODY { &self.large } else { &self.small };
-        let permits = u32::try_from(bytes.min(MAX_BODY)).expect("25 MiB fit");
-        match guest.wait_for(room.acquire_many(permits)).await {
+        match guest.wait_for(room.acquire_many(permits(bytes))).await {
             Some(Ok(room)) => {
                 guest.speaks(bytes);
                 Ok(room)
@@ -84,17 +110,17 @@ impl Cellar {
 
     async fn read<'a>(
         &'a self,
+        first: Bytes,
         mut body: Incoming,
         announced: Option<usize>,
         mut room: SemaphorePermit<'a>,
         guest: &Guest,
     ) -> Result<Whole<'a>, Problem> {
         let mut store = Store::Memory(Vec::new());
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::bad_request("the body broke off").hang_up())?;
-            let Ok(data) = frame.into_data() else { continue };
+        let mut next = Some(first);
+        while let Some(data) = next {
+            // It may come in one piece all the same.
             if announced == Some(data.len()) && data.len() <= INLINE_BODY {
-                // Most come in one piece.
                 return Ok(Whole { bytes: data, memfd: None, _room: room });
             }
             if let Store::Memory(bytes) = &mut store
@@ -111,6 +137,7 @@ impl Cellar {
                 room = self.room(MAX_BODY, guest).await?;
             }
             store.push(&data).map_err(|e| no_memory(&e))?;
+            next = body.frame().await.map(data_of).transpose()?;
         }
         let length = store.len();
         // One in chunks took the most that it may be.
@@ -118,6 +145,16 @@ impl Cellar {
         let (bytes, memfd) = store.seal().map_err(|e| no_memory(&e))?;
         Ok(Whole { bytes: bytes.into(), memfd, _room: room })
     }
+}
+
+/// What a frame brings: a trailer nothing.
+fn data_of(frame: hyper::Result<Frame<Bytes>>) -> Result<Bytes, Problem> {
+    let frame = frame.map_err(|_| Problem::bad_request("the body broke off").hang_up())?;
+    Ok(frame.into_data().unwrap_or_default())
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(MAX_BODY)).expect("25 MiB fit")
 }
 
 fn no_memory(error: &io::Error) -> Problem {

@@ -62,7 +62,8 @@ const BREATH: Duration = Duration::from_millis(100);
 
 /// Who answers behind the doors.
 pub(super) trait Desk {
-    fn answer(&self, request: Request<Incoming>, guest: &Guest) -> impl Future<Output = Response<Content>>;
+    /// Boxed, as it is handed on and on.
+    fn answer(&self, request: Box<Request<Incoming>>, guest: &Guest) -> impl Future<Output = Response<Content>>;
 }
 
 /// Serves until `end` is ready, then closes: nothing new, what is under way within [`GRACE`].
@@ -273,6 +274,7 @@ where
     let stream = Peeked::new(first, stream, waits);
     let service = service_fn(|request: Request<Incoming>| {
         let (desk, guest, after) = (Rc::clone(desk), Rc::clone(guest), Rc::clone(&after));
+        let request = Box::new(request);
         Box::pin(async move {
             after.set(After::Open);
             guest.begins(request.body().is_end_stream());
@@ -399,7 +401,7 @@ mod tests {
     struct Nobody;
 
     impl Desk for Nobody {
-        async fn answer(&self, _: Request<Incoming>, _: &Guest) -> Response<Content> {
+        async fn answer(&self, _: Box<Request<Incoming>>, _: &Guest) -> Response<Content> {
             Response::new(Content::empty())
         }
     }

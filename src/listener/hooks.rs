@@ -31,23 +31,25 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
-    pub(super) async fn deliver(
+    /// What comes of a delivery. Of its head nothing is kept but what goes on.
+    pub(super) fn deliver(
         &self,
         app: Option<String>,
         request: Request<Incoming>,
         from: IpAddr,
         guest: &Guest,
-    ) -> Result<Response<Content>, Problem> {
+    ) -> impl Future<Output = Result<Response<Content>, Problem>> {
         let (head, body) = request.into_parts();
-        refuse_encoding(&head.headers)?;
-        refuse_type(&head.headers, &[JSON, FORM])?;
-        let whole = self.cellar.take(body, announced(&head.headers)?, guest).await?;
-        let lines = forwarded(&head.headers);
-        let (fd, memfd) = whole.memfd.map(|(fd, length)| (Some(fd), Some(length))).unwrap_or_default();
-        let (headers, address) = (lines.len(), from.to_string());
-        let delivery = |ticket| FromHooks::Delivery(RawDelivery { ticket, app, headers, address, memfd });
-        let answer = self.link.ask(delivery, [lines.into(), whole.bytes], fd, LIMIT).await?;
-        Ok(spoken(answer))
+        let head = looked_at(&head.headers);
+        async move {
+            let (announced, lines) = head?;
+            let whole = self.cellar.take(body, announced, guest).await?;
+            let (fd, memfd) = whole.memfd.map(|(fd, length)| (Some(fd), Some(length))).unwrap_or_default();
+            let (headers, address) = (lines.len(), from.to_string());
+            let delivery = |ticket| FromHooks::Delivery(RawDelivery { ticket, app, headers, address, memfd });
+            let answer = self.link.ask(delivery, (lines, whole.bytes), fd, LIMIT).await?;
+            Ok(spoken(answer))
+        }
     }
 
     pub(super) async fn health(&self) -> Result<Response<Content>, Problem> {
@@ -57,6 +59,16 @@ impl Hooks {
             _ => Ok(spoken(answer)),
         }
     }
+}
+
+/// The length that the body announces, and the headers that go on.
+///
+/// # Errors
+/// When there is no use for the body.
+fn looked_at(headers: &HeaderMap) -> Result<(Option<usize>, String), Problem> {
+    refuse_encoding(headers)?;
+    refuse_type(headers, &[JSON, FORM])?;
+    Ok((announced(headers)?, forwarded(headers)))
 }
 
 /// A line each. Names come in lower case from hyper, and values without line ends. One that is no UTF-8 can be none

@@ -164,7 +164,7 @@ pub(super) async fn open(served: Served) -> io::Result<()> {
 }
 
 impl Desk for House {
-    async fn answer(&self, request: Request<Incoming>, guest: &Guest) -> Response<Content> {
+    async fn answer(&self, request: Box<Request<Incoming>>, guest: &Guest) -> Response<Content> {
         let client = self.client(request.headers(), guest.address());
         // Whom its proxies do not tell apart shares the proxy's address, and no right of it.
         let from = client.unwrap_or_else(|| guest.address());
@@ -189,6 +189,10 @@ fn is_refusal(status: StatusCode) -> bool {
     use StatusCode as S;
     [S::UNAUTHORIZED, S::NOT_FOUND, S::METHOD_NOT_ALLOWED, S::LENGTH_REQUIRED, S::PAYLOAD_TOO_LARGE].contains(&status)
         || [S::UNSUPPORTED_MEDIA_TYPE, S::REQUEST_TIMEOUT].contains(&status)
+}
+
+fn not_here() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "nothing is served under this path")
 }
 
 impl House {
@@ -219,11 +223,10 @@ impl House {
     async fn handle(
         &self,
         route: Option<Route>,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         from: IpAddr,
         guest: &Guest,
     ) -> Result<Response<Content>, Problem> {
-        let not_here = || Problem::new(StatusCode::NOT_FOUND, "nothing is served under this path");
         let route = route.ok_or_else(not_here)?;
         let served = match &route {
             Route::Hook(_) => self.hooks.is_some(),
@@ -235,11 +238,19 @@ impl House {
             return Err(not_here());
         }
         only(request.method(), route.methods())?;
+        match (route, &self.hooks) {
+            (Route::Hook(app), Some(hooks)) => hooks.deliver(app, *request, from, guest).await,
+            // Larger, and so not within what every delivery needs.
+            (route, _) => Box::pin(self.show(route, *request, from)).await,
+        }
+    }
+
+    /// Answers whatever is no delivery.
+    async fn show(&self, route: Route, request: Request<Incoming>, from: IpAddr) -> Result<Response<Content>, Problem> {
         if let (Route::Metrics, Some(numbers)) = (&route, &self.numbers) {
             return numbers.show(request.headers(), from).await;
         }
         match (route, &self.hooks, &self.people) {
-            (Route::Hook(app), Some(hooks), _) => hooks.deliver(app, request, from, guest).await,
             (Route::Health, Some(hooks), _) => hooks.health().await,
             (Route::Health, None, Some(people)) => people.health(from).await,
             (Route::Health, None, None) => match &self.numbers {
@@ -247,7 +258,7 @@ impl House {
                 None => Err(not_here()),
             },
             (Route::OpenApi, _, Some(_)) => Ok(found_text(request.headers(), openapi::DOCUMENT.into())),
-            (Route::Hook(_), None, _) | (_, _, None) => Err(not_here()),
+            (Route::Hook(_), ..) | (_, _, None) => Err(not_here()),
             (Route::Change(app, action), _, Some(people)) => people.change(&app, action, request, from).await,
             (Route::Judge(id, sentence), _, Some(people)) => people.judge(&id, sentence, request, from).await,
             (Route::Redeliver(id), _, Some(people)) => people.redeliver(&id, request, from).await,

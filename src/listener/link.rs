@@ -14,7 +14,10 @@ use std::{
 
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep},
+};
 
 use super::answer::Problem;
 use crate::{
@@ -27,6 +30,12 @@ use crate::{
 
 /// Something that comes back over a channel.
 pub(super) trait Reply: DeserializeOwned {
+    /// # Errors
+    /// `InvalidData` when the supervisor sent something else.
+    fn of(frame: &Frame) -> io::Result<Self> {
+        frame.message()
+    }
+
     fn ticket(&self) -> u64;
 
     /// Is nothing more to come for this ticket?
@@ -34,6 +43,11 @@ pub(super) trait Reply: DeserializeOwned {
 }
 
 impl Reply for Answer {
+    fn of(frame: &Frame) -> io::Result<Self> {
+        let body = str::from_utf8(frame.body()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        Ok(Self { body: body.to_owned(), ..frame.message()? })
+    }
+
     fn ticket(&self) -> u64 {
         self.ticket
     }
@@ -54,15 +68,25 @@ impl Reply for Said {
 }
 
 /// What follows a message in its frame, one behind the other.
-pub(super) type Following = [Bytes; 2];
+pub(super) type Following = (String, Bytes);
 
-type Waiting<R> = RefCell<HashMap<u64, oneshot::Sender<R>>>;
+/// How exactly it is looked who has waited for too long: a timer for each question would cost more than its way.
+const EXACTLY: Duration = Duration::from_millis(250);
+
+type Waiting<R> = RefCell<HashMap<u64, Asker<R>>>;
+
+struct Asker<R> {
+    told: oneshot::Sender<R>,
+    until: Instant,
+}
 
 /// What the asking end and whoever moves the frames have in common.
 struct Shared<R> {
     /// `None`: the supervisor is gone.
     channel: RefCell<Option<Watched>>,
     waiting: Waiting<R>,
+    /// Somebody waits where nobody did.
+    begun: Notify,
     /// Of whoever moves the frames, while it does not know of all that is queued.
     carrier: Cell<Option<Waker>>,
 }
@@ -93,9 +117,16 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     /// When the descriptor cannot be watched.
     pub(super) fn new(socket: OwnedFd) -> io::Result<(Self, impl Future<Output = ()>)> {
         let channel = RefCell::new(Some(Watched::new(Channel::new(socket))?));
-        let shared = Rc::new(Shared { channel, waiting: RefCell::default(), carrier: Cell::default() });
+        let (waiting, begun, carrier) = (RefCell::default(), Notify::new(), Cell::default());
+        let shared = Rc::new(Shared { channel, waiting, begun, carrier });
         let carried = Rc::clone(&shared);
-        let carry = poll_fn(move |cx| carried.poll(cx));
+        let carry = async move {
+            tokio::select! {
+                biased;
+                () = poll_fn(|cx| carried.poll(cx)) => {}
+                () = carried.watch_time() => {}
+            }
+        };
         Ok((Self { shared, next_ticket: Cell::new(1), asks: PhantomData }, carry))
     }
 
@@ -106,7 +137,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     pub(super) fn tell(&self, question: impl FnOnce(u64) -> Q, socket: OwnedFd) -> Result<(), Problem> {
         let ticket = self.next_ticket.get();
         self.next_ticket.set(ticket + 1);
-        self.shared.send(&question(ticket), &Following::default(), Some(socket))
+        self.shared.send(&question(ticket), Following::default(), Some(socket))
     }
 
     /// Asks and waits for the answer, `limit` at most.
@@ -122,16 +153,15 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     ) -> Result<R, Problem> {
         let ticket = Ticket { number: self.next_ticket.get(), waiting: &self.shared.waiting };
         self.next_ticket.set(ticket.number + 1);
-        let (sender, receiver) = oneshot::channel();
-        self.shared.waiting.borrow_mut().insert(ticket.number, sender);
-        self.shared.send(&question(ticket.number), &body, fd)?;
-        drop(body);
-        match timeout(limit, receiver).await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(Problem::unavailable("the supervisor did not answer in time")),
-        }
+        let (told, reply) = oneshot::channel();
+        self.shared.wait(ticket.number, Asker { told, until: Instant::now() + limit });
+        self.shared.send(&question(ticket.number), body, fd)?;
+        reply.await.map_err(|_| if self.shared.channel.borrow().is_some() { silent() } else { gone() })
     }
+}
+
+fn silent() -> Problem {
+    Problem::unavailable("the supervisor did not answer in time")
 }
 
 fn gone() -> Problem {
@@ -141,10 +171,10 @@ fn gone() -> Problem {
 impl<R: Reply> Shared<R> {
     /// Queues a question. All that come in one go travel together, but what fills a message does not wait for the
     /// rest: the supervisor works at it meanwhile.
-    fn send(&self, question: &impl Serialize, body: &Following, fd: Option<OwnedFd>) -> Result<(), Problem> {
+    fn send(&self, question: &impl Serialize, body: Following, fd: Option<OwnedFd>) -> Result<(), Problem> {
         let mut channel = self.channel.borrow_mut();
         let channel = channel.as_mut().ok_or_else(gone)?;
-        channel.queue_pieces(question, &[&body[0], &body[1]], fd);
+        channel.queue_with(question, body.0.as_bytes(), body.1, fd);
         if channel.is_full() {
             // That it failed is found by whoever moves the frames.
             let _ = channel.flush();
@@ -178,12 +208,32 @@ impl<R: Reply> Shared<R> {
     }
 
     fn hand_out(&self, frame: &Frame) -> io::Result<()> {
-        let reply: R = frame.message()?;
+        let reply = R::of(frame)?;
         let asker = reply.is_last().then(|| self.waiting.borrow_mut().remove(&reply.ticket())).flatten();
         if let Some(asker) = asker {
             // Whoever asked may have gone meanwhile.
-            let _ = asker.send(reply);
+            let _ = asker.told.send(reply);
         }
         Ok(())
+    }
+
+    fn wait(&self, ticket: u64, asker: Asker<R>) {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.is_empty() {
+            self.begun.notify_one();
+        }
+        waiting.insert(ticket, asker);
+    }
+
+    /// Lets go who has waited for too long, as long as somebody waits.
+    async fn watch_time(&self) {
+        loop {
+            self.begun.notified().await;
+            while !self.waiting.borrow().is_empty() {
+                sleep(EXACTLY).await;
+                let now = Instant::now();
+                self.waiting.borrow_mut().retain(|_, asker| asker.until > now);
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Paths: which of SURFACE.md section 5 is meant. Pure.
 
+use std::borrow::Cow;
+
 use crate::domain::hook::percent_decode;
 
 /// Of what is looked at.
@@ -70,13 +72,19 @@ impl Action {
 
 /// No app's name is longer than 63 characters: one more keeps a longer one wrong.
 const NAME: usize = 64;
+/// No path has more parts.
+const LONGEST: usize = 5;
 
 impl Route {
     /// Slashes at the end and doubled ones make no difference.
     pub(super) fn find(path: &str) -> Option<Self> {
-        let parts: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(plain).collect();
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        Some(match parts[..] {
+        let mut parts = [const { Cow::Borrowed("") }; LONGEST];
+        let mut named = path.split('/').filter(|part| !part.is_empty());
+        let there = parts.iter_mut().zip(named.by_ref()).map(|(part, name)| *part = plain(name)).count();
+        if named.next().is_some() {
+            return None;
+        }
+        Some(match parts.each_ref().map(|part| &**part)[..there] {
             ["hooks" | "deploy"] => Self::Hook(None),
             ["hooks" | "deploy", app] => Self::Hook(Some(app.chars().take(NAME).collect())),
             ["healthz"] => Self::Health,
@@ -108,9 +116,11 @@ impl Route {
 }
 
 /// One part of a path, decoded; as it is where its encoding is broken, which no name is.
-fn plain(part: &str) -> String {
-    percent_decode(part.as_bytes(), false)
-        .map_or_else(|_| part.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+fn plain(part: &str) -> Cow<'_, str> {
+    match percent_decode(part.as_bytes(), false) {
+        Ok(Cow::Owned(bytes)) => String::from_utf8_lossy(&bytes).into_owned().into(),
+        Ok(Cow::Borrowed(_)) | Err(_) => part.into(),
+    }
 }
 
 #[cfg(test)]

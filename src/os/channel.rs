@@ -13,6 +13,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use bytes::Bytes;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
     socketpair, sockopt,
@@ -37,6 +38,8 @@ const FIRST: usize = 4 * 1024;
 const KEPT: usize = 2 * READ;
 /// Buffers of frames that are kept for the next ones, and how large they may be.
 const SPARES: (usize, usize) = (32, 12 * 1024);
+/// What is smaller is copied all the same: a message has a place for each that is not (sendmsg(2) takes 1,024).
+const WORTH_SHARING: usize = 512;
 /// What the kernel holds of a burst, each way.
 const BURST: usize = 1024 * 1024;
 
@@ -70,10 +73,34 @@ impl Frame {
     }
 }
 
+/// What is sent as one message.
+#[derive(Default)]
 struct Outgoing {
     bytes: Wiped,
+    /// What is sent from where it is: each before the byte of `bytes` at this place.
+    shared: Vec<(usize, Bytes)>,
+    /// Of all.
+    length: usize,
     sent: usize,
     fds: Vec<OwnedFd>,
+}
+
+impl Outgoing {
+    /// What was not sent yet, in its order.
+    fn left(&self) -> Vec<IoSlice<'_>> {
+        let mut begin = 0;
+        let mut all = Vec::with_capacity(2 * self.shared.len() + 1);
+        for (place, shared) in &self.shared {
+            all.extend([IoSlice::new(&self.bytes[begin..*place]), IoSlice::new(shared)]);
+            begin = *place;
+        }
+        all.push(IoSlice::new(&self.bytes[begin..]));
+        let mut left = &mut all[..];
+        IoSlice::advance_slices(&mut left, self.sent);
+        let left = left.len();
+        all.drain(..all.len() - left);
+        all
+    }
 }
 
 /// What was received and not taken out yet: one buffer for all reads, as a fresh one would have to be zeroed.
@@ -209,33 +236,46 @@ impl Channel {
     /// # Panics
     /// Never: the messages are plain data, which always serializes.
     pub fn queue(&mut self, message: &impl Serialize, body: &[u8], fds: impl IntoIterator<Item = OwnedFd>) {
-        self.queue_pieces(message, &[body], fds);
+        self.queue_with(message, body, Bytes::new(), fds);
     }
 
-    /// The same, with a body that is in pieces.
+    /// The same, with a body that ends with what is not copied, nor wiped.
     ///
     /// # Panics
     /// As [`Channel::queue`].
-    pub fn queue_pieces(&mut self, message: &impl Serialize, body: &[&[u8]], fds: impl IntoIterator<Item = OwnedFd>) {
+    pub fn queue_with(
+        &mut self,
+        message: &impl Serialize,
+        body: &[u8],
+        shared: Bytes,
+        fds: impl IntoIterator<Item = OwnedFd>,
+    ) {
         let fds: Vec<OwnedFd> = fds.into_iter().take(MAX_FDS).collect();
         // Small frames travel together; one with descriptors begins a message of its own.
-        let joins = |last: &Outgoing| last.fds.is_empty() && last.sent == 0 && last.bytes.len() < READ;
+        let joins = |last: &Outgoing| last.fds.is_empty() && last.sent == 0 && last.length < READ;
         let mut last = match self.outgoing.pop_back() {
             Some(last) if fds.is_empty() && joins(&last) => last,
             other => {
                 self.outgoing.extend(other);
-                Outgoing { bytes: std::mem::take(&mut self.spare), sent: 0, fds }
+                Outgoing { bytes: std::mem::take(&mut self.spare), fds, ..Outgoing::default() }
             }
         };
         let bytes = &mut last.bytes;
         let start = bytes.len();
         bytes.extend(&[0; 8]);
         serde_json::to_writer(&mut *bytes, message).expect("plain data always serializes");
-        let lengths = [bytes.len() - start - 8, body.iter().map(|piece| piece.len()).sum()];
+        let lengths = [bytes.len() - start - 8, body.len() + shared.len()];
         for (place, length) in bytes[start..start + 8].chunks_exact_mut(4).zip(lengths) {
             place.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         }
-        body.iter().for_each(|piece| bytes.extend(piece));
+        bytes.extend(body);
+        if shared.len() < WORTH_SHARING {
+            bytes.extend(&shared);
+            last.length += bytes.len() - start;
+        } else {
+            last.length += bytes.len() - start + shared.len();
+            last.shared.push((bytes.len(), shared));
+        }
         self.outgoing.push_back(last);
     }
 
@@ -248,13 +288,13 @@ impl Channel {
     /// Does a whole message wait to be sent, which nothing joins any more?
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.outgoing.back().is_some_and(|last| last.bytes.len() >= READ)
+        self.outgoing.back().is_some_and(|last| last.length >= READ)
     }
 
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn backlog(&self) -> usize {
-        self.outgoing.iter().map(|o| o.bytes.len() - o.sent).sum()
+        self.outgoing.iter().map(|o| o.length - o.sent).sum()
     }
 
     /// Sends what the socket takes now; `true` when nothing is left.
@@ -263,15 +303,14 @@ impl Channel {
     /// When the peer is gone.
     pub fn flush(&mut self) -> io::Result<bool> {
         while let Some(first) = self.outgoing.front_mut() {
-            let slice = [IoSlice::new(&first.bytes[first.sent..])];
             let raw: Vec<RawFd> = first.fds.iter().map(AsRawFd::as_raw_fd).collect();
             let control = [ControlMessage::ScmRights(&raw)];
             let control = if raw.is_empty() { &control[..0] } else { &control[..] };
-            match sendmsg::<()>(self.socket.as_raw_fd(), &slice, control, MsgFlags::MSG_NOSIGNAL, None) {
+            match sendmsg::<()>(self.socket.as_raw_fd(), &first.left(), control, MsgFlags::MSG_NOSIGNAL, None) {
                 Ok(n) => {
                     first.sent += n;
                     first.fds.clear();
-                    if first.sent == first.bytes.len() {
+                    if first.sent == first.length {
                         let sent = self.outgoing.pop_front().expect("front is there");
                         self.reuse(sent.bytes);
                     }
@@ -447,6 +486,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shared_stands_where_it_belongs_however_little_is_sent_at_a_time() {
+        alone("os::channel::tests::what_is_shared_stands_where_it_belongs_however_little_is_sent_at_a_time", || {
+            let (mut a, mut b) = both();
+            setsockopt(&a.socket, sockopt::SndBuf, &4096).unwrap();
+            let body = |n: usize| -> Vec<u8> { (0..n).map(|i| (i * 7 + n) as u8).collect() };
+            // Some are shared, some copied, and they travel together.
+            let lengths = [0, 1, 600, 511, 512, 40_000, 3, 900_000, 5];
+            for length in lengths {
+                let body = body(length);
+                let (copied, shared) = body.split_at(length / 3);
+                a.queue_with(&length, copied, Bytes::copy_from_slice(shared), None);
+            }
+            let mut left = lengths.iter();
+            let mut next = left.next();
+            while let Some(length) = next {
+                let done = a.flush().unwrap();
+                assert_eq!(done, a.backlog() == 0);
+                match b.receive() {
+                    Ok(frame) => {
+                        assert_eq!((frame.message::<usize>().unwrap(), frame.body()), (*length, &body(*length)[..]));
+                        next = left.next();
+                    }
+                    Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
+        });
+    }
+
+    #[test]
     fn a_read_that_took_everything_is_not_followed_by_another() {
         let (mut a, mut b) = both();
         for round in 0..3 {
@@ -493,7 +561,7 @@ mod tests {
     #[test]
     fn a_peer_that_speaks_something_else_is_refused() {
         let (mut a, mut b) = both();
-        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16].into(), sent: 0, fds: Vec::new() });
+        a.outgoing.push_back(Outgoing { bytes: vec![0xff; 16].into(), length: 16, ..Outgoing::default() });
         a.flush().unwrap();
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use nix::sys::{
     eventfd::EventFd,
     signal::{SigHandler, SigSet, Signal, signal},
@@ -37,9 +38,15 @@ impl Watched {
         self.0.get_mut().queue(message, body, fds);
     }
 
-    /// As [`Channel::queue_pieces`]; `next` sends it.
-    pub fn queue_pieces(&mut self, message: &impl Serialize, body: &[&[u8]], fds: impl IntoIterator<Item = OwnedFd>) {
-        self.0.get_mut().queue_pieces(message, body, fds);
+    /// As [`Channel::queue_with`]; `next` sends it.
+    pub fn queue_with(
+        &mut self,
+        message: &impl Serialize,
+        body: &[u8],
+        shared: Bytes,
+        fds: impl IntoIterator<Item = OwnedFd>,
+    ) {
+        self.0.get_mut().queue_with(message, body, shared, fds);
     }
 
     /// As [`Channel::flush`], at once.

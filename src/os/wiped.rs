@@ -17,6 +17,11 @@ impl Wiped {
     }
 
     #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
+    #[must_use]
     pub fn capacity(&self) -> usize {
         self.0.capacity()
     }

@@ -116,7 +116,7 @@ impl Listener {
 
     pub fn answer(&mut self, ticket: u64, status: u16, body: &str, retry_after: Option<u32>) {
         let answer = Answer { ticket, status, body: body.into(), retry_after };
-        self.channels[0].queue(&answer, &[], None);
+        self.channels[0].queue(&answer, answer.body.as_bytes(), None);
         assert!(self.channels[0].flush().unwrap());
     }
 

@@ -39,7 +39,8 @@ pub struct RawDelivery {
 pub struct Answer {
     pub ticket: u64,
     pub status: u16,
-    /// JSON; `application/problem+json` where the status is 4xx or 5xx. `ok` for health.
+    /// JSON; `application/problem+json` where the status is 4xx or 5xx. `ok` for health. It follows in the frame.
+    #[serde(skip)]
     pub body: String,
     /// Seconds, for the `Retry-After` header.
     pub retry_after: Option<u32>,

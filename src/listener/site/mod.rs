@@ -77,7 +77,7 @@ struct Site {
 }
 
 impl Desk for Site {
-    async fn answer(&self, request: Request<Incoming>, _: &Guest) -> Response<Content> {
+    async fn answer(&self, request: Box<Request<Incoming>>, _: &Guest) -> Response<Content> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are understood here\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));

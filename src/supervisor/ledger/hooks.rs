@@ -19,6 +19,8 @@ use crate::{
 
 /// Messages of a listener that are taken into one round: a group is committed before more is read.
 const MOST_AT_ONCE: usize = 256;
+/// So many come in one go where many come.
+const SOME: usize = 32;
 /// A listener that takes no answers is not read from beyond this many bytes.
 const MOST_UNSENT: usize = 1024 * 1024;
 /// Health questions that may be open at a time.
@@ -102,6 +104,9 @@ impl Hooks {
                 };
                 match frame.message() {
                     Ok(FromHooks::Delivery(raw)) => {
+                        if arrived.deliveries.is_empty() {
+                            arrived.deliveries.reserve(SOME);
+                        }
                         arrived.deliveries.push(Incoming { listener: *listener, at, raw, frame: Some(frame) });
                     }
                     Ok(FromHooks::Health { ticket }) => {
@@ -137,7 +142,7 @@ impl Hooks {
     /// Puts an answer into the queue of its listener, if that is still there; `flush` sends it.
     pub(super) fn answer(&mut self, listener: usize, answer: &Answer) {
         if let Some(channel) = self.channels.get_mut(&listener) {
-            channel.queue(answer, &[], None);
+            channel.queue(answer, answer.body.as_bytes(), None);
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
@@ -152,8 +153,8 @@ impl Desk {
             address: "192.0.2.7".to_owned(),
             memfd: memfd.as_ref().map(|(length, _)| *length),
         };
-        let pieces = [headers.as_bytes(), inline];
-        self.listener.queue_pieces(&FromHooks::Delivery(raw), &pieces, memfd.map(|(_, fd)| fd));
+        let (headers, inline) = (headers.as_bytes(), Bytes::copy_from_slice(inline));
+        self.listener.queue_with(&FromHooks::Delivery(raw), headers, inline, memfd.map(|(_, fd)| fd));
         self.tickets
     }
 
@@ -163,7 +164,10 @@ impl Desk {
         loop {
             self.listener.flush().unwrap();
             match self.listener.receive() {
-                Ok(frame) => return frame.message().unwrap(),
+                Ok(frame) => {
+                    let body = String::from_utf8(frame.body().to_vec()).unwrap();
+                    return Answer { body, ..frame.message().unwrap() };
+                }
                 Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock),
             }
             assert!(Instant::now() < deadline, "no answer came");
