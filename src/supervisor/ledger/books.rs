@@ -25,8 +25,8 @@ use crate::domain::{
 const NOTED: usize = 512;
 /// Rows that there is room for while none waits.
 const FEW: usize = 16;
-/// Rows are pruned after this many commits' worth of new ones.
-const PRUNE_EVERY: u32 = 500;
+/// Rows are pruned when so many were written: what is over its number is counted each time.
+const PRUNE_EVERY: u32 = 4_000;
 
 /// How the writes of a transaction stand to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -335,7 +335,9 @@ impl Answered {
     fn finish(&mut self, done: &mut Done, waiting: &mut Waiting, extent: Extent) {
         let Open { rows, sparing, .. } = std::mem::take(&mut self.noted);
         self.passed.drain(..rows);
-        self.passed.shrink_to(FEW);
+        if self.passed.is_empty() {
+            self.passed.shrink_to(FEW);
+        }
         self.sparing = sparing.filter(|_| !extent.has_all_answered()).unwrap_or_default();
         let mut rows = rows + done.answers.len();
         if extent != Extent::Deliveries {

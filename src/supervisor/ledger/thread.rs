@@ -37,6 +37,8 @@ use crate::domain::{
 
 /// How often a store that takes nothing is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// So many answers do not wait for the rest of a round: whoever gets them has to do meanwhile.
+const READY: usize = 16;
 /// Writes that may wait for a store that takes nothing; then events are dropped and counted.
 const MOST_WAITING: usize = 10_000;
 
@@ -262,9 +264,12 @@ impl State {
 
     /// Answers what needs no store, and returns what does.
     fn hear<'a>(&mut self, incoming: &'a [Incoming], snapshot: &'a Snapshot) -> Vec<Proven<'a>> {
-        let (mut kept, mut passed, mut refused) = (Vec::new(), Vec::new(), VecDeque::new());
-        let mut answers = Vec::new();
+        let (mut kept, mut passed, mut refused) = (Vec::new(), Vec::with_capacity(incoming.len()), VecDeque::new());
+        let mut answers = Vec::with_capacity(incoming.len());
         for one in incoming {
+            if answers.len() == READY {
+                self.answer_now(&mut answers);
+            }
             match webhook::read(one, snapshot) {
                 Reading::Refused { answer, row } => {
                     answers.push((one.listener, answer));
@@ -291,14 +296,19 @@ impl State {
                 }
             }
         }
-        // These wait for no commit.
-        veil::clean_all(answers.iter_mut().map(|(_, answer)| &mut answer.body));
-        self.answer(&answers);
-        self.send();
+        self.answer_now(&mut answers);
         if !passed.is_empty() || !refused.is_empty() {
             self.desk.hand_over(&mut passed, &mut refused);
         }
         kept
+    }
+
+    /// Sends answers that wait for no commit.
+    fn answer_now(&mut self, answers: &mut Vec<(usize, Answer)>) {
+        veil::clean_all(answers.iter_mut().map(|(_, answer)| &mut answer.body));
+        self.answer(answers);
+        answers.clear();
+        self.send();
     }
 
     /// Is it time to write, and what?
