@@ -1,7 +1,7 @@
 //! People's requests: `/api/v1` becomes a question that carries the token, the supervisor's answer
 //! becomes the JSON of SURFACE.md section 4. Who may do what is judged over there.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use http_body_util::{BodyExt, Limited};
 use hyper::{
@@ -11,14 +11,11 @@ use hyper::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
     answer::{Content, Problem, json, json_text, ready_json, reply},
-    guests::TURNS,
+    lasting::Lasting,
     link::{Following, Link},
     request::{JSON, parameter, refuse_encoding, refuse_type, token},
     routes::{Action, Route, Sentence},
@@ -44,25 +41,15 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 /// Rows of a list, unless `?n=` says otherwise, and at most.
 const ROWS: (u32, u32) = (20, 1000);
 
-/// Answers that take as long as they like, streams and those that wait for what was asked for; the other turns are
-/// left for whoever wants an answer at once.
-const LASTING: usize = TURNS / 2;
-
 /// The people channel.
 pub(super) struct People {
     pub link: Link<Ask, Said>,
-    lasting: Arc<Semaphore>,
+    pub lasting: Lasting,
 }
 
 impl People {
     pub(super) fn new(link: Link<Ask, Said>) -> Self {
-        Self { link, lasting: Arc::new(Semaphore::new(LASTING)) }
-    }
-
-    /// A place for an answer that takes long, until it is dropped.
-    pub(super) fn lasting(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let full = |_| Problem::unavailable("too many streams and requests that wait are open here");
-        Arc::clone(&self.lasting).try_acquire_owned().map_err(full)
+        Self { link, lasting: Lasting::default() }
     }
 
     /// Changes an app. 202 when it is begun; with `?wait=`, 200 when it is so.
@@ -187,7 +174,8 @@ impl People {
         wait: Option<Duration>,
         request: api::Request,
     ) -> Result<api::Reply, Problem> {
-        let _place = wait.map(|_| self.lasting()).transpose()?;
+        let waits = wait.and(token.as_deref());
+        let _place = waits.map(|token| self.lasting.take(token)).transpose()?;
         let limit = LIMIT + wait.unwrap_or_default();
         let said = self.link.ask(ask(token, from, wait, request), Following::default(), None, limit).await?;
         match said.what {

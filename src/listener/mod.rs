@@ -13,6 +13,7 @@ mod doors;
 mod guests;
 mod hooks;
 mod house;
+mod lasting;
 mod link;
 mod metrics;
 mod openapi;

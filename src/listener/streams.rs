@@ -12,10 +12,7 @@ use hyper::{
 };
 use serde::Serialize;
 use tokio::{
-    sync::{
-        OwnedSemaphorePermit,
-        mpsc::{self, error::TrySendError},
-    },
+    sync::mpsc::{self, error::TrySendError},
     task::spawn_local,
     time::{Instant, sleep_until, timeout},
 };
@@ -23,6 +20,7 @@ use tokio::{
 use super::{
     answer::{Content, Problem, answer, json_text},
     api::{LIMIT, People, ask, before, found, known, paged, refused, rows, strange},
+    lasting::Place,
     request::{parameter, token},
 };
 use crate::{
@@ -75,7 +73,7 @@ impl People {
             let ids = events.iter().map(|event| event.id);
             return Ok(paged(found(request.headers(), &events), request.uri().path(), query, ids));
         }
-        let place = self.lasting()?;
+        let place = self.lasting.take(&token)?;
         let (channel, first) = self.open(token, from, question).await?;
         let Saying::Done(Reply::Events(past)) = said(&first)? else { return Err(strange()) };
         let (pieces, body) = mpsc::channel(WAITING);
@@ -109,7 +107,7 @@ impl People {
             deploy: None,
             resume: if follow { last_event_id(request.headers()).map(marks).unwrap_or_default() } else { Vec::new() },
         });
-        let place = follow.then(|| self.lasting()).transpose()?;
+        let place = follow.then(|| self.lasting.take(&token)).transpose()?;
         let (channel, first) = self.open(token, from, question).await?;
         if let LogFrame::Said(Said { what: Saying::Refused(refusal), .. }) = first.message().map_err(|_| strange())? {
             return Err(refused(refusal));
@@ -233,11 +231,7 @@ async fn next(channel: &mut Watched, end: Instant) -> Option<Option<Frame>> {
 }
 
 /// Tells until the client is gone, and keeps its place so long.
-async fn until_gone(
-    _place: Option<OwnedSemaphorePermit>,
-    pieces: mpsc::Sender<Piece>,
-    telling: impl Future<Output = ()>,
-) {
+async fn until_gone(_place: Option<Place>, pieces: mpsc::Sender<Piece>, telling: impl Future<Output = ()>) {
     tokio::select! {
         () = telling => {}
         () = pieces.closed() => {}

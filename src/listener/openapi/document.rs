@@ -303,7 +303,7 @@ const PROBLEMS: [(u16, &str, Option<Header>); 11] = [
     (411, "Neither a Content-Length nor chunks.", None),
     (413, "The body is too large.", None),
     (415, "A Content-Encoding, or another type of body.", None),
-    (429, "Too many requests, or unknown tokens, of this address.", Some(RETRY)),
+    (429, "Too many requests, or unknown tokens, of this address, or streams of this token.", Some(RETRY)),
     (503, "The supervisor cannot answer now. Nothing of it was kept.", Some(RETRY)),
 ];
 
