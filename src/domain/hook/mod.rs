@@ -312,8 +312,15 @@ pub struct NotUnderstood(String);
 
 impl From<serde_json::Error> for NotUnderstood {
     fn from(error: serde_json::Error) -> Self {
-        Self(text::line(&format!("the body is not understood: {error}"), 300))
+        Self(text::line(&format!("the body is not understood: {}", in_words_of_json(&error.to_string())), 300))
     }
+}
+
+/// What serde calls by the names that these types have here is an object for whoever sends it.
+fn in_words_of_json(error: &str) -> String {
+    let Some((before, after)) = error.split_once("expected struct ") else { return error.to_owned() };
+    let place = after.find(" at line ").unwrap_or(after.len());
+    format!("{before}expected an object{}", &after[place..])
 }
 
 /// Reads a delivery that has proven itself.
@@ -420,6 +427,19 @@ mod tests {
         assert_eq!(head(&Dialect::GitLab, &gitlab).sender_id.as_deref(), Some("k"));
         let older = headers(&[("x-gitlab-event-uuid", "u")]);
         assert_eq!(head(&Dialect::GitLab, &older).sender_id.as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn who_sends_something_else_is_told_what_is_expected_and_where() {
+        let why = |body: &str| {
+            let head = Head { event: "push".to_owned(), sender_id: None, form: false };
+            parse(&Dialect::GitHub, head, body.as_bytes()).unwrap_err().to_string()
+        };
+        let at = "the body is not understood: invalid";
+        assert_eq!(why("7"), format!("{at} type: integer `7`, expected an object at line 1 column 1"));
+        assert_eq!(why("[]"), format!("{at} length 0, expected an object at line 1 column 2"));
+        let repository = "{\n\"repository\": \"blog\"}";
+        assert_eq!(why(repository), format!("{at} type: string \"blog\", expected an object at line 2 column 20"));
     }
 
     #[test]
