@@ -125,6 +125,7 @@ impl Cellar {
             }
             if let Store::Memory(bytes) = &mut store
                 && bytes.is_empty()
+                && !data.is_empty()
             {
                 bytes.reserve_exact(room.num_permits().min(INLINE_BODY));
             }
