@@ -54,14 +54,13 @@ pub fn clean_all<'a>(texts: impl IntoIterator<Item = &'a mut String>) {
     let Some(veil) = now() else { return };
     let mut all: Vec<&mut String> = Vec::with_capacity(MANY);
     all.extend(texts);
-    let texts = all;
-    let mut joined = Wiped::with_capacity(texts.iter().map(|text| text.len() + 1).sum());
-    for text in &texts {
+    let mut joined = Wiped::with_capacity(all.iter().map(|text| text.len() + 1).sum());
+    for text in &all {
         joined.extend(text.as_bytes());
         joined.extend(b"\n");
     }
     if veil.hides(&joined) {
-        texts.into_iter().for_each(|text| veil.clean(text));
+        all.into_iter().for_each(|text| veil.clean(text));
     }
 }
 
