@@ -50,8 +50,8 @@ fn main() {
     }
     everhook::os::limits::raise_files().unwrap();
     let (server, address) = ours();
-    let floors = [["plain", "bare"], ["plain", "bare"]].into_iter().zip(["all", "one"]);
-    let floors: Vec<_> = floors.flat_map(|(kinds, on)| kinds.map(|kind| Floor::start(kind, on))).collect();
+    let floors = ["all", "one"].into_iter().flat_map(|on| ["plain", "bare"].map(|kind| Floor::start(kind, on)));
+    let floors: Vec<Floor> = floors.collect();
     let load = Load::new(server.path());
     let (mut rates, mut slowest) = ([const { Vec::new() }; 5], [const { Vec::new() }; 5]);
     for _ in 0..TURNS {

@@ -83,7 +83,7 @@ impl People {
             Action::Unfreeze => body(request).await.map(|NoBody {}| api::Request::Unfreeze { app: app.clone() })?,
         };
         let patience = if question.changes() { wait } else { wait.or(Some(LOOK_TIME)) };
-        let reply = self.ask(Some(token), from, patience, question).await?;
+        let reply = self.ask(token, from, patience, question).await?;
         if let api::Reply::Preview(preview) = reply {
             return Ok(json(StatusCode::OK, &preview));
         }
@@ -106,7 +106,7 @@ impl People {
             Sentence::Cancel => ("cancel", api::Request::Cancel { id }),
             Sentence::Approve => ("approve", api::Request::Approve { id }),
         };
-        let (app, deploy) = about(self.ask(Some(token), from, wait, question).await?);
+        let (app, deploy) = about(self.ask(token, from, wait, question).await?);
         Ok(begun(wait, &ChangedView { action, app, deploy }))
     }
 
@@ -120,7 +120,7 @@ impl People {
         let token = token(request.headers())?;
         let id = number(id, "deliveries")?;
         let NoBody {} = body(request).await?;
-        match self.ask(Some(token), from, None, api::Request::Redeliver { id }).await? {
+        match self.ask(token, from, None, api::Request::Redeliver { id }).await? {
             api::Reply::Redelivered(told) => {
                 let status = if told.deploys.is_empty() { StatusCode::OK } else { StatusCode::ACCEPTED };
                 Ok(json(status, &told))
@@ -138,7 +138,7 @@ impl People {
     ) -> Result<Response<Content>, Problem> {
         let token = token(request.headers())?;
         let question = question(route, request.uri().query())?;
-        let reply = self.ask(Some(token), from, None, question).await?;
+        let reply = self.ask(token, from, None, question).await?;
         let (headers, query) = (request.headers(), request.uri().query());
         Ok(match reply {
             api::Reply::Status(status) if matches!(route, Route::App(_)) => {
@@ -169,15 +169,14 @@ impl People {
 
     pub(super) async fn ask(
         &self,
-        token: Option<String>,
+        token: String,
         from: IpAddr,
         wait: Option<Duration>,
         request: api::Request,
     ) -> Result<api::Reply, Problem> {
-        let waits = wait.and(token.as_deref());
-        let _place = waits.map(|token| self.lasting.take(token)).transpose()?;
+        let _place = wait.map(|_| self.lasting.take(&token)).transpose()?;
         let limit = LIMIT + wait.unwrap_or_default();
-        let said = self.link.ask(ask(token, from, wait, request), Following::default(), None, limit).await?;
+        let said = self.link.ask(ask(Some(token), from, wait, request), Following::default(), None, limit).await?;
         match said.what {
             Saying::Done(reply) => Ok(reply),
             Saying::Refused(refusal) => Err(refused(refusal)),

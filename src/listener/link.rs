@@ -160,7 +160,7 @@ impl<Q: Serialize, R: Reply> Link<Q, R> {
     }
 }
 
-fn silent() -> Problem {
+pub(super) fn silent() -> Problem {
     Problem::unavailable("the supervisor did not answer in time")
 }
 

@@ -21,6 +21,7 @@ use super::{
     answer::{Content, Problem, answer, json_text},
     api::{LIMIT, People, ask, before, found, known, paged, refused, rows, strange},
     lasting::Place,
+    link::silent,
     request::{parameter, token},
 };
 use crate::{
@@ -67,7 +68,7 @@ impl People {
             before: before(query)?,
         };
         if !follow {
-            let Reply::Events(events) = self.ask(Some(token), from, None, question).await? else {
+            let Reply::Events(events) = self.ask(token, from, None, question).await? else {
                 return Err(strange());
             };
             let ids = events.iter().map(|event| event.id);
@@ -130,7 +131,7 @@ impl People {
         match timeout(LIMIT, channel.next()).await {
             Ok(Ok(first)) => Ok((channel, first)),
             Ok(Err(_)) => Err(Problem::unavailable("the supervisor broke off")),
-            Err(_) => Err(Problem::unavailable("the supervisor did not answer in time")),
+            Err(_) => Err(silent()),
         }
     }
 }

@@ -268,12 +268,11 @@ impl Channel {
         for (place, length) in bytes[start..start + 8].chunks_exact_mut(4).zip(lengths) {
             place.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         }
+        last.length += 8 + lengths.iter().sum::<usize>();
         bytes.extend(body);
         if shared.len() < WORTH_SHARING {
             bytes.extend(&shared);
-            last.length += bytes.len() - start;
         } else {
-            last.length += bytes.len() - start + shared.len();
             last.shared.push((bytes.len(), shared));
         }
         self.outgoing.push_back(last);

@@ -18,9 +18,6 @@ use crate::{
     os::wiped::Wiped,
 };
 
-/// Texts that there is room for at once.
-const MANY: usize = 128;
-
 static VEIL: RwLock<Option<Arc<Veil>>> = RwLock::new(None);
 
 /// Hides this from now on, and nothing else.
@@ -52,15 +49,14 @@ pub fn text(words: &str) -> String {
 /// Takes secrets out of these. Nearly always there are none, which is seen of all at once: no secret holds a newline.
 pub fn clean_all<'a>(texts: impl IntoIterator<Item = &'a mut String>) {
     let Some(veil) = now() else { return };
-    let mut all: Vec<&mut String> = Vec::with_capacity(MANY);
-    all.extend(texts);
-    let mut joined = Wiped::with_capacity(all.iter().map(|text| text.len() + 1).sum());
-    for text in &all {
+    let texts: Vec<&mut String> = texts.into_iter().collect();
+    let mut joined = Wiped::with_capacity(texts.iter().map(|text| text.len() + 1).sum());
+    for text in &texts {
         joined.extend(text.as_bytes());
         joined.extend(b"\n");
     }
     if veil.hides(&joined) {
-        all.into_iter().for_each(|text| veil.clean(text));
+        texts.into_iter().for_each(|text| veil.clean(text));
     }
 }
 

@@ -61,9 +61,6 @@ fn forge(dialect: &Dialect) -> Result<&'static Forge, &Generic> {
     })
 }
 
-/// Headers that there is room for from the start.
-const FEW: usize = 24;
-
 /// A request's headers: names in lower case, and their values. Read once, as each is asked for by many.
 #[derive(Debug, Clone, Default)]
 pub struct Headers<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
@@ -75,9 +72,7 @@ impl<'a> From<&'a str> for Headers<'a> {
             let (name, value) = line.split_once(':')?;
             Some((name.into(), value.strip_prefix(' ')?.into()))
         };
-        let mut pairs = Vec::with_capacity(FEW);
-        pairs.extend(lines.split_terminator('\n').filter_map(pair));
-        Self(pairs)
+        Self(lines.split_terminator('\n').filter_map(pair).collect())
     }
 }
 

@@ -19,8 +19,6 @@ use crate::{
 
 /// Messages of a listener that are taken into one round: a group is committed before more is read.
 const MOST_AT_ONCE: usize = 256;
-/// So many come in one go where many come.
-const SOME: usize = 32;
 /// A listener that takes no answers is not read from beyond this many bytes.
 const MOST_UNSENT: usize = 1024 * 1024;
 /// Health questions that may be open at a time.
@@ -104,9 +102,6 @@ impl Hooks {
                 };
                 match frame.message() {
                     Ok(FromHooks::Delivery(raw)) => {
-                        if arrived.deliveries.is_empty() {
-                            arrived.deliveries.reserve(SOME);
-                        }
                         arrived.deliveries.push(Incoming { listener: *listener, at, raw, frame: Some(frame) });
                     }
                     Ok(FromHooks::Health { ticket }) => {
